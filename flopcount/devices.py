@@ -1,0 +1,161 @@
+"""Peak rates of accelerators, each with the document that states it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from flopcount.sizes import require_positive_number
+
+DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """A peak dense rate: no peak exists without the document that states it.
+
+    Attributes:
+        flops_per_second: FLOP/s without sparsity, fp32 accumulation for 16-bit products.
+        reference: The vendor's document.
+
+    Raises:
+        TypeError: If the rate is not a number.
+        ValueError: If the rate is not positive or the reference is empty.
+
+    >>> Peak(989.4e12, "NVIDIA H100 datasheet").flops_per_second
+    989400000000000.0
+
+    """
+
+    flops_per_second: float
+    reference: str
+
+    def __post_init__(self) -> None:
+        rate = require_positive_number("flops_per_second", self.flops_per_second)
+        object.__setattr__(self, "flops_per_second", rate)
+        if not isinstance(self.reference, str) or not self.reference.strip():
+            raise ValueError("reference is empty: expected the document that states the peak")
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """An accelerator and its peak rates.
+
+    Attributes:
+        name: As users write it, lower case.
+        peaks: Peak rate by dtype, one of :data:`DTYPES`.
+
+    >>> mine = Device("mine", {"bf16": Peak(1e14, "measured, 8192³ matmul")})
+    >>> mine.peak("bf16").flops_per_second
+    100000000000000.0
+
+    """
+
+    name: str
+    peaks: Mapping[str, Peak]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"name = {self.name!r}: expected a non-empty string")
+        if not isinstance(self.peaks, Mapping) or not all(
+            dtype in DTYPES and isinstance(peak, Peak) for dtype, peak in self.peaks.items()
+        ):
+            raise TypeError(
+                f"peaks = {self.peaks!r}: expected a mapping from {', '.join(DTYPES)} to Peak"
+            )
+
+    def peak(self, dtype: str) -> Peak:
+        """The peak for ``dtype``.
+
+        Raises:
+            ValueError: If the device has none; the known ones are listed.
+
+        """
+        if not isinstance(dtype, str) or dtype not in self.peaks:
+            raise ValueError(
+                f"dtype = {dtype!r}: expected one of {', '.join(self.peaks)} on {self.name}"
+            )
+        return self.peaks[dtype]
+
+
+def _device(name: str, reference: str, **tflops: float) -> Device:
+    peaks = {dtype: Peak(rate * 1e12, reference) for dtype, rate in tflops.items()}
+    return Device(name, peaks)
+
+
+_H100_SXM = dict(fp64=66.9, fp32=66.9, tf32=494.7, bf16=989.4, fp16=989.4, fp8=1978.9)
+_HOPPER = "NVIDIA H100 Tensor Core GPU Architecture whitepaper V1.04, Table 2 (dense)"
+
+DEVICES: dict[str, Device] = {
+    device.name: device
+    for device in (
+        _device("h100", _HOPPER + ", SXM5", **_H100_SXM),
+        _device(
+            "h100-pcie",
+            _HOPPER + ", PCIe",
+            fp64=51.2,
+            fp32=51.2,
+            tf32=378.0,
+            bf16=756.0,
+            fp16=756.0,
+            fp8=1513.0,
+        ),
+        _device(
+            "h200",
+            "NVIDIA H200 datasheet: the compute rates of H100 SXM; digits from " + _HOPPER,
+            **_H100_SXM,
+        ),
+        _device(
+            "a100",
+            "NVIDIA A100 Tensor Core GPU Architecture whitepaper V1.0, Table 1 (dense)",
+            fp64=19.5,
+            fp32=19.5,
+            tf32=156.0,
+            bf16=312.0,
+            fp16=312.0,
+        ),
+        _device("v100", "NVIDIA V100 datasheet, SXM2", fp64=7.8, fp32=15.7, fp16=125.0),
+        _device(
+            "l4",
+            "NVIDIA L4 datasheet, halved where it states sparsity",
+            fp32=30.3,
+            tf32=60.0,
+            bf16=121.0,
+            fp16=121.0,
+            fp8=242.5,
+        ),
+        _device(
+            "l40s",
+            "NVIDIA L40S datasheet (dense)",
+            fp32=91.6,
+            tf32=183.0,
+            bf16=362.05,
+            fp16=362.05,
+            fp8=733.0,
+        ),
+        _device("tpu-v4", "Chowdhery et al. 2022 (arXiv 2204.02311), section 4", bf16=275.0),
+    )
+}
+
+
+def find_device(device: str | Device) -> Device:
+    """The device of that name, or the :class:`Device` itself.
+
+    Raises:
+        TypeError: If ``device`` is neither a string nor a :class:`Device`.
+        ValueError: If the name is unknown: an unknown device is never guessed.
+
+    >>> find_device("h200").peak("bf16").flops_per_second
+    989400000000000.0
+
+    """
+    if isinstance(device, Device):
+        return device
+    if not isinstance(device, str):
+        raise TypeError(f"device = {device!r}: expected a name or a flopcount.Device")
+    if device.lower() not in DEVICES:
+        raise ValueError(
+            f"device = {device!r}: expected one of {', '.join(DEVICES)}; for another one, pass "
+            "flopcount.Device(name, {'bf16': flopcount.Peak(flops_per_second, reference)})"
+        )
+    return DEVICES[device.lower()]

@@ -7,9 +7,37 @@
 149398487040
 """
 
-from flopcount.architectures import Decoder, PerceiverAR
-from flopcount.devices import Device, Peak
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flopcount.architectures import Decoder, PerceiverAR
+    from flopcount.comparison import compare
+    from flopcount.devices import Device, Peak
+    from flopcount.explanation import explain
 
 __version__ = "0.1.0"
 
-__all__ = ["Decoder", "Device", "Peak", "PerceiverAR"]
+__all__ = ["Decoder", "Device", "Peak", "PerceiverAR", "compare", "explain"]
+
+_HOMES = {
+    "Decoder": "architectures",
+    "Device": "devices",
+    "Peak": "devices",
+    "PerceiverAR": "architectures",
+    "compare": "comparison",
+    "explain": "explanation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that importing the package costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flopcount' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"flopcount.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

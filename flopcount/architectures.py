@@ -73,7 +73,9 @@ class Architecture(abc.ABC):
             A :class:`~flopcount.count.ParameterCount`; ``.total`` is N.
 
         >>> import flopcount as fc
-        >>> fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12, num_heads=12).params().total
+        >>> gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12,
+        ...                   num_heads=12)
+        >>> gpt2.params().total
         124439808
 
         """
@@ -438,7 +440,7 @@ class PerceiverAR(Architecture):
 class Decoder(Architecture):
     """A decoder-only transformer; the defaults are GPT-2's, but for the exact GELU.
 
-    Learned positions, pre-LayerNorm, a final norm, an MLP of width w·d, no bias in the output layer.
+    Learned positions, pre-LayerNorm, a final norm, an MLP of width w·d, no output bias.
 
     Attributes:
         vocab_size: V.
@@ -456,7 +458,8 @@ class Decoder(Architecture):
 
     Source: Radford et al. 2019, Language models are unsupervised multitask learners.
 
-    >>> gpt2 = Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12, num_heads=12)
+    >>> gpt2 = Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12,
+    ...                num_heads=12)
     >>> gpt2.flops(level="dense").forward
     291648307200
 
@@ -566,7 +569,7 @@ class Decoder(Architecture):
         return rows
 
     def parameter_rows(self, sizes: Sizes) -> tuple[Parameters, ...]:
-        """Token and position embeddings, layers, final norm, and the output layer where not tied."""
+        """Token and position embeddings, layers, final norm, and an untied output layer."""
         s = sizes
         d = s.num_channels
         rows = (

@@ -121,7 +121,7 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
     >>> gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12,
     ...                   num_heads=12)
     >>> {row.name: round(row.ratio, 3) for row in fc.compare(gpt2).rows}["6n"]
-    0.935
+    0.936
 
     """
     from flopcount.architectures import Architecture

@@ -102,7 +102,7 @@ def article_cross(inputs: Inputs) -> Terms:
 
 
 def article_update_self(inputs: Inputs) -> Terms:
-    """Per token L((8 + 4w)d² + 4dn + 3hn): both products, softmax; no embedding, no output layer."""
+    """Per token L((8 + 4w)d² + 4dn + 3hn): both products and softmax, no output layer."""
     s = inputs.sizes
     n, d = s.num_latents, s.num_channels
     return (
@@ -223,7 +223,7 @@ CONVENTIONS: dict[str, Convention] = {
             "6n",
             "common rule C = 6ND, after Kaplan et al. 2020 (arXiv 2001.08361)",
             "both attention products",
-            "embeddings, norms and biases as if they were matrices",
+            "positions, norms and biases as if they were matrices",
             six_n_self,
         ),
     )

@@ -116,12 +116,12 @@ class Line:
         """The products as executed, one row each; none for a published convention."""
         if self.matmul is None:
             return ()
-        phases: tuple[Phase, ...] = (
-            "forward",
-            *["backward"] * self.backward_products,  # type: ignore[assignment]
-            *["recompute"] * self.recompute_products,
-        )
-        return tuple(self.matmul.row(phase) for phase in phases)
+        times: dict[Phase, int] = {
+            "forward": 1,
+            "backward": self.backward_products,
+            "recompute": self.recompute_products,
+        }
+        return tuple(self.matmul.row(phase) for phase in times for _ in range(times[phase]))
 
 
 def recompute_products(row: Matmul | Elementwise, checkpointing: str | None, training: bool) -> int:
@@ -300,7 +300,7 @@ class Count:
 
     @property
     def per_token(self) -> Any:
-        """:attr:`total` per latent token, exactly: an int, or a fraction where n does not divide."""
+        """:attr:`total` per latent token, exactly: an int, or a fraction where need be."""
         return exact_ratio(self.total, self.tokens)
 
     @property
@@ -338,7 +338,7 @@ class Count:
         return tuple(row for line in self.lines for row in line.rows())
 
     def for_tokens(self, num_tokens: Any) -> Any:
-        """FLOPs of a training run over ``num_tokens`` latent tokens: per_token · num_tokens, exactly.
+        """FLOPs of a training run over ``num_tokens`` latent tokens, exactly.
 
         Args:
             num_tokens: Latent tokens; an integral float such as ``1.3e9`` passes here.
@@ -406,7 +406,7 @@ class Count:
         return flops / rate
 
     def records(self) -> list[dict[str, Any]]:
-        """One dictionary per term: part, layer, term, forward, backward, recompute, total, source."""
+        """One dictionary per term: its names, FLOPs by phase, their total, and the source."""
         return [
             {
                 "part": line.part,
@@ -428,7 +428,8 @@ class Count:
             ImportError: If pandas is not installed.
 
         """
-        return extras.load("pandas", "fit").DataFrame(self.records())
+        frame: pd.DataFrame = extras.load("pandas", "fit").DataFrame(self.records())
+        return frame
 
     def to_dict(self) -> dict[str, Any]:
         """The count as plain data: totals and terms; a part not covered is ``"not covered"``."""
@@ -557,7 +558,8 @@ class ParameterCount:
             ImportError: If pandas is not installed.
 
         """
-        return extras.load("pandas", "fit").DataFrame(self.records())
+        frame: pd.DataFrame = extras.load("pandas", "fit").DataFrame(self.records())
+        return frame
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters as plain data."""

@@ -4,7 +4,7 @@ No publication settles what an element-wise operation costs, so the convention i
 FLOP for every addition, subtraction, multiplication, division, comparison (in a maximum),
 exponential or error function that acts once per element. Work that is done once per row (the square
 root of a LayerNorm, the logarithm of a softmax) or that moves data without arithmetic (gather,
-concatenation, masking, dropout's random numbers) is not counted, and neither is the optimiser's step.
+concatenation, masking, dropout's random numbers) is not counted; neither is the optimiser's step.
 
 Letters as in :mod:`flopcount.layers`; m is the number of prefix positions before dropout.
 """
@@ -79,7 +79,7 @@ def norm(
         backward_cost=12 + shift,
         reason=(
             "forward: sum for μ, subtract, square, sum for σ², times r, times γ, plus β if any; "
-            "backward: x̂ again (2), dγ (2), dβ if any (1), g = dy·γ (1), two sums of g and g·x̂ (3), "
+            "backward: x̂ again (2), dγ (2), dβ if any (1), g = dy·γ (1), sums of g and g·x̂ (3), "
             "r·(g - mean - x̂·mean) (4)"
         ),
         checkpointed=checkpointed,

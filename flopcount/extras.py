@@ -16,12 +16,12 @@ def load(module: str, extra: str) -> Any:
     6.283185307179586
     >>> load("no_such_module", "symbolic")
     Traceback (most recent call last):
-    ImportError: this needs no_such_module, which is not installed: pip install 'flopcount[symbolic]'
+    ImportError: this needs no_such_module, which is missing: pip install 'flopcount[symbolic]'
 
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"this needs {module}, which is not installed: pip install 'flopcount[{extra}]'"
+            f"this needs {module}, which is missing: pip install 'flopcount[{extra}]'"
         ) from error

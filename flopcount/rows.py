@@ -17,7 +17,7 @@ class Row:
     """One matrix product as it is executed, ``batch`` times: FLOPs = 2 · batch · M · N · K.
 
     Attributes:
-        part: ``"self"`` (what a decoder-only model would have) or ``"cross"`` (what the prefix adds).
+        part: ``"self"`` (what a decoder-only model would have) or ``"cross"`` (what a prefix adds).
         layer: The layer, for example ``"hybrid"``.
         term: The product's name within the layer, for example ``"scores"``.
         batch: How many such products there are: sequences, times heads, times layers.

@@ -381,11 +381,11 @@ class Sizes:
     def safe_for(self, formula: Callable[[Sizes], object]) -> Sizes:
         """These sizes in a form on which ``formula`` cannot overflow.
 
-        For int64 arrays, ``formula`` is evaluated once, in Python ints, at the maximum of each size,
-        and the largest number that occurs anywhere on the way is recorded (``Bound``). Sizes are
-        not negative and formulas are sums and products of them, so no element can exceed it. Where
-        it does not fit int64, the sizes become object arrays of Python ints; ints and symbols are
-        exact as they are.
+        For int64 arrays, ``formula`` is evaluated once, in Python ints, at the maximum of each
+        size, and the largest number that occurs anywhere on the way is recorded (``Bound``). Sizes
+        are not negative and formulas are sums and products of them, so no element can exceed it.
+        Where it does not fit int64, the sizes become object arrays of Python ints; ints and symbols
+        are exact as they are.
         """
         if not any(is_array(value) for value in vars(self).values()):
             return self

@@ -1,0 +1,397 @@
+"""One training run: from a configuration to a loss, resumable at any step.
+
+A run owns a folder: ``config.json`` (what was asked), ``environment.json`` (what it ran on),
+``metrics.csv`` (one row per validation) and the checkpoint. The same configuration in the same
+folder continues where the checkpoint stands; on a CPU the result is bit-identical to a run that
+was never interrupted.
+
+FLOPs are ``flopcount``'s at level ``causal``: what the mask admits, forward and backward.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from torch import Tensor, nn
+
+import flopcount
+from models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from models.data import (
+    VOCAB_SIZE,
+    Corpus,
+    CorpusConfig,
+    load_corpus,
+    training_batch,
+    validation_windows,
+)
+from models.perceiver_ar import PerceiverAR
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network's sizes, as both the network and the counter take them."""
+
+    vocab_size: int = VOCAB_SIZE
+    num_latents: int = 512
+    num_prefix: int = 1536
+    num_channels: int = 512
+    num_layers: int = 9
+    num_heads: int = 8
+    widening_factor: int = 4
+    prefix_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained; the defaults are the article's.
+
+    Attributes:
+        batch_size: sequences a step.
+        learning_rate: Adam's, at its peak.
+        final_fraction: of the peak, reached by a cosine at the last step.
+        warmup_steps: linear from 0, but at most a tenth of the run.
+        gradient_clip: largest norm of the gradient.
+
+    """
+
+    batch_size: int = 80
+    learning_rate: float = 2e-4
+    final_fraction: float = 0.1
+    warmup_steps: int = 200
+    gradient_clip: float = 0.5
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run, complete.
+
+    Attributes:
+        model: the network.
+        corpus: the text.
+        recipe: the optimisation.
+        steps: how many.
+        seed: of weights, windows and prefix dropout.
+        validations: how often the validation loss is taken, at equal distances in FLOPs, the last
+            time after the last step.
+        validation_windows: windows of each.
+        checkpoint_steps: a checkpoint after so many steps, besides one at each validation.
+        device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
+        peak: the device's name in ``flopcount devices``, for MFU; without it none is recorded.
+
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+    steps: int = 50_000
+    seed: int = 0
+    validations: int = 20
+    validation_windows: int = 256
+    checkpoint_steps: int = 1000
+    device: str = "auto"
+    peak: str | None = None
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Learning rate of a step, counted from 0.
+
+    With w = min(warmup_steps, steps // 10): peak · (step + 1) / w during the first w steps, then
+    peak · (f + (1 − f) · (1 + cos(π·t)) / 2), f the final fraction and t going from 0 to 1 at the
+    last step.
+
+    Example:
+        >>> recipe = Recipe(learning_rate=1.0, warmup_steps=5)
+        >>> [round(learning_rate(recipe, step, 101), 2) for step in (0, 4, 5, 100)]
+        [0.2, 1.0, 1.0, 0.1]
+    """
+    warmup = min(recipe.warmup_steps, steps // 10)
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return recipe.learning_rate * (recipe.final_fraction + (1 - recipe.final_fraction) * cosine)
+
+
+def count_step(model: ModelConfig, batch_size: int) -> Any:
+    """``flopcount``'s count of one training step, level ``causal``."""
+    return flopcount.PerceiverAR(**dataclasses.asdict(model)).flops(
+        level="causal", batch_size=batch_size
+    )
+
+
+def train(
+    config: TrainConfig, folder: Path, on_step: Callable[[int], None] | None = None
+) -> list[Row]:
+    """Train a run to its end, from its checkpoint where it has one.
+
+    Args:
+        config: the run.
+        folder: its own; made if need be.
+        on_step: called with the number of steps done, after each and at the start.
+
+    Returns:
+        The rows of ``metrics.csv``: step, tokens, flops, learning_rate, train_loss (mean since
+        the row before), validation_loss, seconds (of training alone, from the start),
+        tokens_per_second, and mfu where ``peak`` is given. Losses are nats per token.
+
+    Raises:
+        ValueError: if the folder holds a run of another configuration, the configuration is out
+            of range, or the corpus too short.
+        CheckpointError: if the checkpoint is damaged or the corpus has changed since.
+        DivergedError: if the loss is not finite.
+        RuntimeError: if another process is training in the folder.
+
+    """
+    _check(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", blocking=False):
+            _claim(config, folder)
+            return _Run(config, folder).complete(on_step or (lambda _: None))
+    except filelock.Timeout:
+        raise RuntimeError(f"another process is training in {folder}") from None
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """Read the configuration that a run's folder was made with."""
+    values = json.loads((folder / "config.json").read_text())
+    corpus = values.pop("corpus")
+    return TrainConfig(
+        model=ModelConfig(**values.pop("model")),
+        recipe=Recipe(**values.pop("recipe")),
+        corpus=CorpusConfig(
+            files=tuple(corpus["files"]),
+            validation_files=tuple(corpus["validation_files"]),
+            held_out=corpus["held_out"],
+            cache=Path(corpus["cache"]),
+        ),
+        **values,
+    )
+
+
+def load_model(folder: Path) -> PerceiverAR:
+    """Load the network of a run's last checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged.
+
+    """
+    model = PerceiverAR(**dataclasses.asdict(read_config(folder).model))
+    checkpoint = load_checkpoint(folder)
+    if checkpoint is None:
+        raise CheckpointError(f"{folder} has no checkpoint yet")
+    _restore(model, checkpoint[1])
+    return model.eval()
+
+
+def _check(config: TrainConfig) -> None:
+    at_least_one = {
+        "steps": config.steps,
+        "batch_size": config.recipe.batch_size,
+        "validations": config.validations,
+        "validation_windows": config.validation_windows,
+        "checkpoint_steps": config.checkpoint_steps,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if config.model.vocab_size < VOCAB_SIZE:
+        raise ValueError(
+            f"vocab_size must be at least {VOCAB_SIZE} for bytes, got {config.model.vocab_size}"
+        )
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {config.device!r}")
+
+
+def _claim(config: TrainConfig, folder: Path) -> None:
+    """Write the configuration into a new folder; in an old one it must be the same."""
+    if (folder / "config.json").exists():
+        if read_config(folder) != config:
+            raise ValueError(f"{folder} holds a run of another configuration: see its config.json")
+        return
+    text = json.dumps(dataclasses.asdict(config), indent=2, default=str)
+    write_atomically(folder / "config.json", text.encode())
+
+
+def _restore(model: PerceiverAR, tensors: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+
+
+class _Run:
+    """The state of a run between two steps."""
+
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        device = config.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.corpus: Corpus = load_corpus(config.corpus)
+        sizes = (config.model.num_prefix, config.model.num_latents)
+        self.validation = validation_windows(
+            self.corpus.validation, *sizes, config.validation_windows
+        )
+        self.count = count_step(config.model, config.recipe.batch_size)
+
+        torch.manual_seed(config.seed)
+        self.model = PerceiverAR(**dataclasses.asdict(config.model)).to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
+        self.done = 0
+        self.rows: list[Row] = []
+        self.seconds = 0.0
+        self.loss_sum = torch.zeros((), dtype=torch.float64)  # since the last row
+        if checkpoint := load_checkpoint(folder):
+            self._load(*checkpoint)
+        self._write_environment()
+
+    def complete(self, on_step: Callable[[int], None]) -> list[Row]:
+        config = self.config
+        points = {
+            round(config.steps * point / config.validations)
+            for point in range(1, config.validations + 1)
+        }
+        on_step(self.done)
+        started = time.perf_counter()
+        while self.done < config.steps:
+            self._step()
+            is_point = self.done in points
+            if is_point or self.done % config.checkpoint_steps == 0:
+                if not math.isfinite(self.loss_sum.item()):
+                    raise DivergedError(
+                        f"the loss is {self.loss_sum.item()} within the steps before {self.done}; "
+                        f"a smaller learning rate than {config.recipe.learning_rate} may help"
+                    )
+                self.seconds += time.perf_counter() - started
+                if is_point:
+                    self._add_row()
+                self._save()
+                started = time.perf_counter()
+            on_step(self.done)
+        return self.rows
+
+    def _step(self) -> None:
+        config, recipe = self.config, self.config.recipe
+        inputs, targets = training_batch(
+            self.corpus.train,
+            config.model.num_prefix,
+            config.model.num_latents,
+            recipe.batch_size,
+            config.seed,
+            self.done,
+        )
+        self.optimizer.param_groups[0]["lr"] = learning_rate(recipe, self.done, config.steps)
+        loss = self._loss(inputs, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss_sum = self.loss_sum + loss.detach()
+        self.done += 1
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.model(inputs)
+        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        self.model.eval()
+        inputs, targets = self.validation
+        chunks = zip(inputs.split(64), targets.split(64), strict=True)
+        total = sum(self._loss(*chunk).item() * len(chunk[0]) for chunk in chunks)
+        self.model.train()
+        return total / len(inputs)
+
+    def _add_row(self) -> None:
+        before = self.rows[-1] if self.rows else {"step": 0, "seconds": 0.0}
+        steps, seconds = self.done - before["step"], self.seconds - before["seconds"]
+        tokens_per_step = self.config.recipe.batch_size * self.config.model.num_latents
+        row: Row = {
+            "step": self.done,
+            "tokens": self.done * tokens_per_step,
+            "flops": self.done * self.count.total,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train_loss": self.loss_sum.item() / steps,
+            "validation_loss": self._validation_loss(),
+            "seconds": self.seconds,
+            "tokens_per_second": steps * tokens_per_step / seconds,
+        }
+        if self.config.peak is not None:
+            row["mfu"] = self.count.mfu(seconds=seconds / steps, device=self.config.peak)
+        self.rows.append(row)
+        self.loss_sum = torch.zeros_like(self.loss_sum)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=row, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
+
+    def _save(self) -> None:
+        tensors = {f"model.{name}": value for name, value in self.model.named_parameters()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        tensors["loss_sum"] = self.loss_sum
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
+        state = {"rows": self.rows, "seconds": self.seconds, "corpus": self.corpus.digest}
+        save_checkpoint(self.folder, self.done, tensors, state)
+
+    def _load(self, done: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        if state["corpus"] != self.corpus.digest:
+            raise CheckpointError(
+                f"{self.folder} was trained on another corpus: digest {state['corpus'][:16]}, "
+                f"now {self.corpus.digest[:16]}"
+            )
+        self.done, self.rows, self.seconds = done, state["rows"], state["seconds"]
+        self.loss_sum = tensors["loss_sum"].to(self.device)
+        _restore(self.model, tensors)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                moments.setdefault(int(index), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+
+    def _write_environment(self) -> None:
+        environment = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "flopcount": flopcount.__version__,
+            "machine": platform.machine(),
+            "device": torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else "cpu",
+            "corpus_digest": self.corpus.digest,
+            "train_tokens": len(self.corpus.train),
+            "validation_tokens": len(self.corpus.validation),
+        }
+        write_atomically(
+            self.folder / "environment.json", json.dumps(environment, indent=2).encode()
+        )

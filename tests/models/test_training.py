@@ -1,0 +1,287 @@
+"""One run: the schedule, the metrics, checkpoints, and resuming to the bit."""
+
+import csv
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import filelock
+import pytest
+import torch
+
+import flopcount
+from models.checkpoints import (
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
+from models.data import CorpusConfig
+from models.training import (
+    DivergedError,
+    ModelConfig,
+    Recipe,
+    TrainConfig,
+    learning_rate,
+    load_model,
+    read_config,
+    train,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for index in range(4):
+        (folder / f"{index}.txt").write_text(f"{index} and the quick brown fox; " * 40)
+    return CorpusConfig(files=(str(folder / "*.txt"),), cache=folder / "cache")
+
+
+@pytest.fixture
+def config(corpus):
+    return TrainConfig(
+        model=ModelConfig(
+            num_latents=8,
+            num_prefix=6,
+            num_channels=8,
+            num_layers=2,
+            num_heads=2,
+            prefix_dropout=0.5,
+        ),
+        corpus=corpus,
+        recipe=Recipe(batch_size=3, learning_rate=1e-2),
+        steps=30,
+        validations=3,
+        validation_windows=5,
+        checkpoint_steps=4,
+        device="cpu",
+    )
+
+
+def without_time(rows):
+    return [
+        {name: value for name, value in row.items() if "second" not in name and name != "mfu"}
+        for row in rows
+    ]
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(step):
+    def on_step(done):
+        if done == step:
+            raise StoppedError
+
+    return on_step
+
+
+def test_schedule_warms_up_and_falls_to_a_tenth():
+    recipe = Recipe()
+    # Long run: 200 steps of warm-up, the peak after them, half way the mean of 1 and 0.1.
+    assert learning_rate(recipe, 0, 10_200) == pytest.approx(2e-4 / 200)
+    assert learning_rate(recipe, 199, 10_200) == learning_rate(recipe, 200, 10_200) == 2e-4
+    assert learning_rate(recipe, 200 + 5000, 10_201) == pytest.approx(0.55 * 2e-4)
+    assert learning_rate(recipe, 10_199, 10_200) == pytest.approx(2e-5)
+    # Short run: a tenth of it.
+    assert learning_rate(recipe, 4, 50) == 2e-4
+    assert learning_rate(recipe, 3, 50) == pytest.approx(2e-4 * 4 / 5)
+    assert learning_rate(recipe, 0, 1) == 2e-4
+
+
+def test_rows_count_tokens_and_flops(config, tmp_path):
+    seen = []
+    rows = train(config, tmp_path, seen.append)
+    assert seen == list(range(31))
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    assert [row["tokens"] for row in rows] == [240, 480, 720]
+    counted = flopcount.PerceiverAR(
+        vocab_size=262,
+        num_latents=8,
+        num_prefix=6,
+        num_channels=8,
+        num_layers=2,
+        num_heads=2,
+        prefix_dropout=0.5,
+    ).flops(level="causal")
+    # Ten steps of three sequences between rows.
+    assert [row["flops"] / counted.total for row in rows] == [30, 60, 90]
+    assert rows[-1]["validation_loss"] < rows[0]["validation_loss"] < 5.6
+    with (tmp_path / "metrics.csv").open() as file:
+        written = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    assert written == rows
+    assert "mfu" not in rows[0]
+
+
+def test_mfu_needs_a_named_device(config, tmp_path):
+    (row,) = train(dataclasses.replace(config, validations=1, peak="h100"), tmp_path / "a")
+    achieved = row["flops"] / row["seconds"]
+    assert row["mfu"] == pytest.approx(achieved / 989.4e12, rel=1e-3)
+    with pytest.raises(ValueError, match="nosuch"):
+        train(dataclasses.replace(config, peak="nosuch"), tmp_path / "b")
+
+
+@pytest.mark.parametrize("stops", [[0], [5], [10], [4, 9, 23], [1, 2, 3, 29]])
+def test_resumed_run_is_the_uninterrupted_one_to_the_bit(config, tmp_path, stops):
+    whole = train(config, tmp_path / "whole")
+    for step in stops:
+        with pytest.raises(StoppedError):
+            train(config, tmp_path / "stopped", stop_at(step))
+        torch.rand(7)  # another process would have another generator state
+    resumed = train(config, tmp_path / "stopped")
+    assert without_time(resumed) == without_time(whole)
+    _, expected, _ = load_checkpoint(tmp_path / "whole")
+    _, actual, _ = load_checkpoint(tmp_path / "stopped")
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_resuming_without_the_generator_state_would_be_seen(config, tmp_path, monkeypatch):
+    """The twin: prefix dropout draws, so a forgotten state changes the loss."""
+    whole = train(config, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "stopped", stop_at(10))
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
+    assert without_time(train(config, tmp_path / "stopped")) != without_time(whole)
+
+
+def _train_in_process(config, folder):
+    torch.set_num_threads(1)
+    train(config, folder, lambda _: time.sleep(0.005))
+
+
+def test_killed_process_resumes_to_the_bit(config, tmp_path):
+    whole = train(config, tmp_path / "whole")
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_train_in_process, args=(config, tmp_path / "killed"))
+    process.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "killed" / "checkpoint.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert without_time(train(config, tmp_path / "killed")) == without_time(whole)
+
+
+def test_finished_run_is_not_trained_again(config, tmp_path):
+    rows = train(config, tmp_path)
+    seen = []
+    assert train(config, tmp_path, seen.append) == rows
+    assert seen == [30]
+
+
+def test_configuration_comes_back_from_its_file(config, tmp_path):
+    train(config, tmp_path)
+    assert read_config(tmp_path) == config
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    model = load_model(tmp_path)
+    assert sum(parameter.numel() for parameter in model.parameters()) == (
+        flopcount.PerceiverAR(**dataclasses.asdict(config.model)).params().total
+    )
+
+
+def test_a_folder_holds_one_run(config, tmp_path):
+    train(config, tmp_path)
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
+        train(dataclasses.replace(config, seed=1), tmp_path)
+
+
+def test_a_folder_has_one_process(config, tmp_path):
+    with (
+        filelock.FileLock(tmp_path / ".lock"),
+        pytest.raises(RuntimeError, match="another process is training in"),
+    ):
+        train(config, tmp_path)
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp_path):
+    with pytest.raises(StoppedError):
+        train(config, tmp_path, stop_at(6))
+    step, tensors, state = load_checkpoint(tmp_path)
+    assert step == 4
+    tensors["model.hybrid.mlp.up.weight"].fill_(float("nan"))
+    save_checkpoint(tmp_path, step, tensors, state)
+    with pytest.raises(DivergedError, match="the loss is nan within the steps before 8"):
+        train(config, tmp_path)
+    assert load_checkpoint(tmp_path)[0] == 4
+
+
+def test_changed_corpus_is_refused(config, tmp_path, corpus):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for index in range(2):
+        (folder / f"{index}.txt").write_text(f"number {index} " * 50)
+    config = dataclasses.replace(
+        config, corpus=dataclasses.replace(corpus, files=(str(folder / "*"),))
+    )
+    train(config, tmp_path / "run")
+    (folder / "1.txt").write_text("something else " * 50)
+    with pytest.raises(CheckpointError, match="trained on another corpus"):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state"])
+def test_damaged_checkpoint_is_named(config, tmp_path, damage):
+    with pytest.raises(StoppedError):
+        train(config, tmp_path, stop_at(6))
+    (file,) = tmp_path.glob("step-*.safetensors")
+    content = file.read_bytes()
+    if damage == "truncate":
+        file.write_bytes(content[:-100])
+    elif damage == "flip":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "remove":
+        file.unlink()
+    else:
+        (tmp_path / "checkpoint.json").write_text('{"step": 4')
+    with pytest.raises(CheckpointError, match="remove the folder to train the run again"):
+        train(config, tmp_path)
+
+
+def test_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, {"a": torch.ones(3)}, {"b": 2})
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    for call in range(2):
+        calls = iter([os.fsync] * (2 * call) + [full_disk] * 9)
+        monkeypatch.setattr(os, "fsync", lambda fd, calls=calls: next(calls)(fd))
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(tmp_path, 2, {"a": torch.zeros(3)}, {"b": 3})
+        monkeypatch.undo()
+        step, tensors, state = load_checkpoint(tmp_path)
+        assert (step, state) == (1, {"b": 2})
+        assert torch.equal(tensors["a"], torch.ones(3))
+        assert not list(tmp_path.glob(".*"))
+
+
+def test_written_file_is_whole_or_absent(tmp_path):
+    write_atomically(tmp_path / "file", b"one")
+    with pytest.raises(TypeError):
+        write_atomically(tmp_path / "file", "not bytes")
+    assert (tmp_path / "file").read_bytes() == b"one"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"validations": 0}, "validations must be at least 1, got 0"),
+        ({"device": "tpu"}, "device must be auto, cpu or cuda, got 'tpu'"),
+        ({"recipe": Recipe(batch_size=0)}, "batch_size must be at least 1, got 0"),
+        ({"model": ModelConfig(vocab_size=100)}, "vocab_size must be at least 262 .*, got 100"),
+        ({"model": ModelConfig(num_latents=9999)}, "the corpus must hold a window of .* tokens"),
+    ],
+)
+def test_bad_configurations_are_named(config, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(config, **changes), tmp_path)

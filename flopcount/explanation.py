@@ -50,33 +50,40 @@ class Formula:
 
 
 @dataclasses.dataclass(frozen=True)
+class ElementwiseFormula(Formula):
+    """One element-wise operation: ``expression`` is its number of elements.
+
+    Attributes:
+        forward_cost: FLOPs per element, forward.
+        backward_cost: FLOPs per element, backward.
+    """
+
+    forward_cost: int
+    backward_cost: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Explanation:
     """What :func:`explain` returns; ``print`` shows it as tables.
 
     Attributes:
         title: What was counted, and how.
         matmuls: Forward matmul FLOPs, term by term; the backward pass is twice as many.
-        elementwise: Element-wise FLOPs, forward; empty for a convention.
+        elementwise: Elements and per-element costs of each operation; empty for a convention.
 
     """
 
     title: str
     matmuls: tuple[Formula, ...]
-    elementwise: tuple[Formula, ...]
+    elementwise: tuple[ElementwiseFormula, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The formulas as plain data, each as text and as LaTeX."""
 
-        def records(formulas: tuple[Formula, ...]) -> list[dict[str, str]]:
+        def records(formulas: tuple[Formula, ...]) -> list[dict[str, Any]]:
             return [
-                {
-                    "part": formula.part,
-                    "layer": formula.layer,
-                    "term": formula.term,
-                    "text": formula.text,
-                    "latex": formula.latex,
-                    "source": formula.source,
-                }
+                {name: value for name, value in vars(formula).items() if name != "expression"}
+                | {"text": formula.text, "latex": formula.latex}
                 for formula in formulas
             ]
 
@@ -90,20 +97,39 @@ class Explanation:
     def to_latex(self) -> str:
         """The formulas as one LaTeX ``align*`` environment."""
         lines = [
-            rf"\text{{{formula.layer}, {formula.term} ({formula.part})}} &: {formula.latex} \\"
-            for formula in (*self.matmuls, *self.elementwise)
+            rf"\text{{{f.layer}, {f.term} ({f.part})}} &: {f.latex} \\" for f in self.matmuls
+        ]
+        lines += [
+            rf"\text{{{f.layer}, {f.term} ({f.part}), elements of cost {f.forward_cost} forward "
+            rf"and {f.backward_cost} backward}} &: {f.latex} \\"
+            for f in self.elementwise
         ]
         return "\n".join((r"\begin{align*}", *lines, r"\end{align*}"))
 
     def __str__(self) -> str:
-        def cells(formulas: tuple[Formula, ...]) -> list[list[str]]:
-            return [[f.part, f.layer, f.term, f.text, f.source] for f in formulas]
-
-        columns = ["part", "layer", "term", "forward FLOPs", "source"]
-        blocks = [table(columns, cells(self.matmuls), title=f"{self.title}\n{LEGEND}", width=140)]
+        blocks = [
+            table(
+                ["part", "layer", "term", "forward FLOPs", "source"],
+                [[f.part, f.layer, f.term, f.text, f.source] for f in self.matmuls],
+                title=f"{self.title}\n{LEGEND}",
+                width=140,
+            )
+        ]
         if self.elementwise:
-            title = "Element-wise FLOPs, forward (not part of the matmul total)"
-            blocks.append(table(columns, cells(self.elementwise), title=title, width=140))
+            rows = [
+                [f.part, f.layer, f.term, f.text, f.forward_cost, f.backward_cost]
+                for f in self.elementwise
+            ]
+            reasons = {(f.term, f.source): [f.term, f.source] for f in self.elementwise}
+            blocks += [
+                table(
+                    ["part", "layer", "term", "elements", "forward", "backward"],
+                    rows,
+                    title="Element-wise work (not part of the matmul total): FLOPs per element",
+                    width=140,
+                ),
+                table(["term", "what the cost per element is"], reasons.values(), width=140),
+            ]
         return "\n\n".join(blocks)
 
 
@@ -175,10 +201,18 @@ def _matmuls(count: Count, source: str | None) -> tuple[Formula, ...]:
     )
 
 
-def _elementwise(count: Count) -> tuple[Formula, ...]:
+def _elementwise(count: Count) -> tuple[ElementwiseFormula, ...]:
     if count.elementwise is None:
         return ()
     return tuple(
-        Formula(row.part, row.layer, row.term, row.forward_cost * row.elements, row.reason)
+        ElementwiseFormula(
+            row.part,
+            row.layer,
+            row.term,
+            row.elements,
+            row.reason,
+            row.forward_cost,
+            row.backward_cost,
+        )
         for row in count.elementwise.rows
     )

@@ -280,7 +280,7 @@ def divide(name: str, numerator: Size, divisor_name: str, divisor: Size) -> Size
             import numpy as np
 
             numerator, divisor = np.broadcast_arrays(numerator, divisor)
-            numerator, divisor = numerator[remainder != 0][0], divisor[remainder != 0][0]
+            numerator, divisor = int(numerator[remainder != 0][0]), int(divisor[remainder != 0][0])
         raise ValueError(
             f"{name} = {_shown(numerator)} is not divisible by {divisor_name} = {_shown(divisor)}: "
             f"expected {name} to be a multiple of {divisor_name}"

@@ -1,0 +1,166 @@
+"""Each convention reproduces its own publication's numbers."""
+
+import pytest
+import sympy
+
+import flopcount as fc
+from flopcount.conventions import CONVENTIONS, Inputs, palm_self
+from flopcount.explanation import symbolic_model
+
+SEED = fc.PerceiverAR(
+    vocab_size=32_000, num_latents=512, num_prefix=1536, num_channels=512, num_layers=9,
+    prefix_dropout=0.5,
+)  # fmt: skip
+
+
+def per_token(model, name, part="self_part"):
+    return getattr(model.flops(convention=name), part).per_token
+
+
+def test_article():
+    assert per_token(SEED, "article") == 282_335_232
+    # 3·int(4·512·3 + 0.5·(4·512² + 2·512·512)·3) = 3·2,365,440
+    assert per_token(SEED, "article", "cross_part") == 7_096_320
+
+
+def test_article_update():
+    # 3·9·(24·512² + 4·512·512 + 3·8·512)
+    assert per_token(SEED, "article-update") == 198_512_640
+    # 3·int(0.5·(4·512²·3 + 4·512·1536 + 3·8·1536)) = 3·3,164,160
+    assert per_token(SEED, "article-update", "cross_part") == 9_492_480
+
+
+def test_article_truncates_before_tripling():
+    model = fc.PerceiverAR(
+        vocab_size=1, num_latents=3, num_prefix=1, num_channels=1, num_layers=1, num_heads=1
+    )
+    # (4 + 4 + 2·3)/3 = 4.67 truncates to 4; training 12.
+    assert per_token(model, "article", "cross_part") == 12
+    # (4 + 4·3 + 3·3)/3 = 8.33 truncates to 8; training 24.
+    assert per_token(model, "article-update", "cross_part") == 24
+
+
+def test_article_dropout_is_not_rounded_but_num_kept_is_taken():
+    sizes = dict(
+        vocab_size=1, num_latents=2, num_prefix=3, num_channels=2, num_layers=1, num_heads=1
+    )
+    # (1 - p)·m = 1.5, (4·2·3 + 1.5·(4·4 + 2·2·2))/2 = 30; k = 2: (24 + 2·24)/2 = 36.
+    dropped = fc.PerceiverAR(**sizes, prefix_dropout=0.5)
+    kept = fc.PerceiverAR(**sizes, num_kept=2)
+    assert per_token(dropped, "article", "cross_part") == 3 * 30
+    assert per_token(kept, "article", "cross_part") == 3 * 36
+
+
+# Hoffmann et al. 2022, Table A4: layers, d_model, ffw_size, heads, FLOP ratio (Ours / 6ND).
+TABLE_A4 = [
+    (10, 640, 2560, 10, "1.03"),
+    (20, 1024, 4096, 16, "1.10"),
+    (24, 1280, 5120, 10, "1.08"),
+    (26, 1792, 7168, 14, "1.04"),
+    (28, 2048, 8192, 16, "1.03"),
+    (40, 3584, 14336, 28, "0.99"),
+]
+
+
+@pytest.mark.parametrize(("layers", "width", "hidden", "heads", "ratio"), TABLE_A4)
+def test_chinchilla_table_a4(layers, width, hidden, heads, ratio):
+    model = fc.Decoder(
+        vocab_size=32_000, seq_len=2048, num_channels=width, num_layers=layers, num_heads=heads,
+        widening_factor=hidden // width,
+    )  # fmt: skip
+    # Gopher's parameters: 12d² + 13d per decoder layer, d² + 2d more for relative positions, a
+    # final norm of 2d and the tied embedding.
+    gopher = 32_000 * width + layers * (13 * width**2 + 15 * width) + 2 * width
+    assert f"{per_token(model, 'chinchilla') / (6 * gopher):.2f}" == ratio
+
+
+def test_chinchilla_first_row_has_gophers_parameters():
+    assert 32_000 * 640 + 10 * (13 * 640**2 + 15 * 640) + 2 * 640 == 73_825_280
+
+
+def test_kaplan_table_1():
+    # Per token 2·12Ld² + 2Lnd forward, three times that in training.
+    assert per_token(SEED, "kaplan") == 3 * (2 * 12 * 9 * 512**2 + 2 * 9 * 512 * 512)
+
+
+def test_palm_540b_utilisation():
+    # Appendix B: 540.35B parameters, 118 layers, 48 heads of 256, 2048 tokens, 238.3K tokens/s on
+    # 6144 chips of 275 TFLOP/s: 46.2 % with attention, 45.7 % without.
+    sizes = fc.Decoder(
+        vocab_size=256_000, seq_len=2048, num_channels=48 * 256, num_layers=118, num_heads=48
+    ).sizes()
+    terms = palm_self(Inputs(sizes, 0, 540_350_000_000, 0))
+    without, attention = (3 * flops // 2048 for _, _, flops in terms)
+    rate = 238_300 / (6144 * 275e12)
+    assert f"{without * rate:.1%}" == "45.7%"
+    assert f"{(without + attention) * rate:.1%}" == "46.2%"
+
+
+def test_palm_leaves_positions_out():
+    params = SEED.params()
+    parameters = params.self_part.total - 512 * 512
+    # 6N + 12LhcS
+    assert per_token(SEED, "palm") == 6 * parameters + 12 * 9 * 8 * 64 * 512
+
+
+def test_megatron_equation_3():
+    model, batch = symbolic_model("decoder")
+    s = model.sizes(batch_size=batch)
+    S, h, L, V = s.num_latents, s.num_channels, s.num_layers, s.vocab_size
+    training = model.flops(convention="megatron", batch_size=batch).total.subs(s.widening_factor, 4)
+    # With recomputation the layers cost 4/3: 96BSLh²(1 + S/(6h) + V/(16Lh)).
+    with_recompute = training + training.subs(V, 0) / 3
+    equation_3 = 96 * batch * S * L * h**2 * (1 + S / (6 * h) + V / (16 * L * h))
+    assert sympy.expand(with_recompute - equation_3) == 0
+
+
+def test_six_n():
+    gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12, num_heads=12)
+    assert per_token(gpt2, "6n") == 6 * 124_439_808
+
+
+@pytest.mark.parametrize("name", ["kaplan", "chinchilla", "palm", "megatron", "6n"])
+def test_decoder_conventions_say_nothing_of_a_prefix(name):
+    count = SEED.flops(convention=name)
+    assert count.not_covered == {"cross"}
+    assert count.cross_part.not_covered == {"cross"}
+    assert not count.self_part.not_covered
+    row = next(row for row in fc.compare(SEED).rows if row.name == name)
+    assert (row.cross_part, row.total) == ("not covered", "not covered")
+    proven = SEED.flops().self_part.total
+    assert row.ratio == row.self_ratio == pytest.approx(count.self_part.total / proven)
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_conventions_cover_a_decoder_whole(name):
+    gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12, num_heads=12)
+    count = gpt2.flops(convention=name)
+    assert not count.not_covered
+    assert count.cross_part.total == 0
+    assert count.total == count.self_part.total == 3 * count.forward
+
+
+def test_forward_alone():
+    evaluation = SEED.flops(convention="article", training=False)
+    # k = m: 4·512·3 + (4·512² + 2·512·512)·3 = 4,724,736
+    assert evaluation.cross_part.per_token == 4_724_736
+    assert evaluation.self_part.per_token == 282_335_232 // 3
+
+
+def test_general_widening_factor():
+    wide = fc.PerceiverAR(
+        vocab_size=5, num_latents=3, num_prefix=0, num_channels=4, num_layers=2, num_heads=2,
+        widening_factor=7,
+    )  # fmt: skip
+    layers = 2 * (8 + 4 * 7) * 4**2
+    assert per_token(wide, "article") == 3 * (4 * 4 + layers + 2 * 2 * 4 * 3 + 2 * 4 * 5)
+    assert per_token(wide, "kaplan") == 3 * (layers + 2 * 2 * 3 * 4)
+    assert per_token(wide, "chinchilla") == 3 * (layers + 2 * 4 * 3 * 4 + 2 * 3 * 2 * 3)
+
+
+def test_comparison_prints_every_convention_and_its_reason():
+    text = str(fc.compare(SEED))
+    for convention in CONVENTIONS.values():
+        assert convention.name in text
+        assert convention.leaves_out.split()[0] in text
+    assert "99.19%" in text  # article: 289,431,552 / 291,793,920

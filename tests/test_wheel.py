@@ -1,0 +1,82 @@
+"""The wheel holds the counter alone, and works where nothing else is installed."""
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXTRAS = ("torch", "sympy", "scipy", "pandas", "matplotlib", "triton", "fvcore")
+
+
+def run(*command: str, cwd: Path = ROOT) -> str:
+    """A command's output; its error output is the failure's message."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder))
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def alone(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel))
+    return python
+
+
+def test_the_wheel_holds_only_flopcount(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"flopcount"}
+    assert "flopcount/py.typed" in names
+    assert "flopcount/architectures.py" in names
+
+
+def test_no_extra_is_installed(alone, tmp_path):
+    code = f"import importlib.util as u; print([m for m in {EXTRAS!r} if u.find_spec(m)])"
+    assert run(str(alone), "-c", code, cwd=tmp_path).strip() == "[]"
+
+
+def test_it_counts_arrays_and_prints(alone, tmp_path):
+    code = (
+        "import numpy, flopcount as fc; "
+        "m = fc.Decoder(vocab_size=9, seq_len=numpy.array([3, 5]), num_channels=4, num_layers=1, "
+        "num_heads=2); print(m.flops().total.tolist()); print(fc.compare(m))"
+    )
+    # 3·(24·n·16 + 2·4·n(n + 1)... at n = 3: 24·3·16 + 2·4·3·4 + 2·3·4·9 = 1152 + 96 + 216 = 1464.
+    assert str(3 * 1464) in run(str(alone), "-c", code, cwd=tmp_path)
+
+
+def test_the_command_line_works(alone, tmp_path):
+    flopcount = alone.parent / "flopcount"
+    assert "31421" in run(str(flopcount), "article", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "extra"),
+    [
+        ("import flopcount as fc; fc.explain()", "symbolic"),
+        (
+            "import flopcount as fc; fc.Decoder(vocab_size=9, seq_len=3, num_channels=4, "
+            "num_layers=1, num_heads=2).flops().to_frame()",
+            "fit",
+        ),
+    ],
+)
+def test_a_missing_extra_is_named(alone, tmp_path, code, extra):
+    done = subprocess.run(
+        [alone, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1
+    assert f"pip install 'flopcount[{extra}]'" in done.stderr.splitlines()[-1]

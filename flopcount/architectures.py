@@ -26,6 +26,7 @@ from flopcount.sizes import (
     is_array,
     is_symbolic,
     kept_positions,
+    quoted,
     require_choice,
     require_flag,
     require_fraction,
@@ -59,12 +60,16 @@ class Architecture(abc.ABC):
     def _kept_prefix(self, sizes: Sizes, training: bool) -> Any:
         """(1 - p)·m as conventions use it, not rounded."""
 
-    def _validate(self, minima: dict[str, int]) -> None:
-        values = {}
-        for name, minimum in minima.items():
-            values[name] = require_size(name, getattr(self, name), minimum)
-            object.__setattr__(self, name, values[name])
-        require_same_kind(values)
+    def _store(self, arguments: dict[str, Any]) -> None:
+        """Keep validated arguments in their exact form."""
+        for name, value in require_same_kind(arguments).items():
+            object.__setattr__(self, name, value)
+
+    def _required(self, minima: dict[str, int]) -> dict[str, Size]:
+        return {
+            name: require_size(name, getattr(self, name), minimum)
+            for name, minimum in minima.items()
+        }
 
     def params(self) -> ParameterCount:
         """Parameters, tensor by tensor; tied ones once.
@@ -134,8 +139,8 @@ class Architecture(abc.ABC):
         if convention is not None:
             if level is not None or checkpointing is not None:
                 raise ValueError(
-                    f"convention = {convention!r} with level = {level!r} and checkpointing = "
-                    f"{checkpointing!r}: expected a convention alone"
+                    f"convention = {quoted(convention)} with level = {quoted(level)} and "
+                    f"checkpointing = {quoted(checkpointing)}: expected a convention alone"
                 )
             require_choice("convention", convention, CONVENTIONS)
             return self._convention_count(sizes, convention, training)
@@ -267,24 +272,20 @@ class PerceiverAR(Architecture):
 
     def __post_init__(self) -> None:
         """Validate every argument and bring sizes into their exact form."""
-        minima = dict.fromkeys(
-            ("vocab_size", "num_latents", "num_channels", "num_layers", "num_heads"), 1
+        names = ("vocab_size", "num_latents", "num_channels", "num_layers", "num_heads")
+        arguments = self._required(
+            {**dict.fromkeys(names, 1), "num_prefix": 0, "widening_factor": 1}
         )
-        self._validate({**minima, "num_prefix": 0, "widening_factor": 1})
         dropout = require_fraction("prefix_dropout", self.prefix_dropout)
-        object.__setattr__(self, "prefix_dropout", dropout)
-        names = (*minima, "num_prefix", "widening_factor", "prefix_dropout")
-        arguments = {name: getattr(self, name) for name in names}
+        arguments["prefix_dropout"] = dropout
         if self.num_kept is not None:
+            arguments["num_kept"] = require_size("num_kept", self.num_kept, 0)
             if is_symbolic(dropout) or is_array(dropout) or dropout != 0:
                 raise ValueError(
-                    f"num_kept = {self.num_kept} and prefix_dropout = {dropout}: "
+                    f"num_kept = {quoted(self.num_kept)} and prefix_dropout = {quoted(dropout)}: "
                     "expected one of the two"
                 )
-            kept = require_size("num_kept", self.num_kept, 0)
-            object.__setattr__(self, "num_kept", kept)
-            arguments["num_kept"] = kept
-        require_same_kind(arguments)
+        self._store(arguments)
         if self.num_kept is not None:
             self._check_kept()
         self.sizes()
@@ -297,7 +298,8 @@ class PerceiverAR(Architecture):
             too_many = bool((excess > 0).any()) if is_array(excess) else excess > 0
         if too_many:
             raise ValueError(
-                f"num_kept = {self.num_kept}: expected at most num_prefix = {self.num_prefix}"
+                f"num_kept = {quoted(self.num_kept)}: expected at most "
+                f"num_prefix = {quoted(self.num_prefix)}"
             )
 
     def sizes(self, *, batch_size: Size = 1, training: bool = True) -> Sizes:
@@ -484,7 +486,7 @@ class Decoder(Architecture):
             "num_heads",
             "widening_factor",
         )
-        self._validate(dict.fromkeys(names, 1))
+        self._store(self._required(dict.fromkeys(names, 1)))
         require_flag("bias", self.bias)
         require_flag("tie_embeddings", self.tie_embeddings)
         self.sizes()

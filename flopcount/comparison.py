@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count
-from flopcount.sizes import Size, is_array, is_symbolic
+from flopcount.sizes import Size, is_array, is_symbolic, quoted
 from flopcount.tables import shown, table
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
     from flopcount.architectures import Architecture
 
     if not isinstance(model, Architecture):
-        raise TypeError(f"model = {model!r}: expected a flopcount.PerceiverAR or flopcount.Decoder")
+        raise TypeError(
+            f"model = {quoted(model)}: expected a flopcount.PerceiverAR or flopcount.Decoder"
+        )
     proven = model.flops(training=training)
     descriptions = [
         (proven, "causal", "derived here", "nothing: the proven count", "nothing"),

@@ -17,6 +17,7 @@ from flopcount.sizes import (
     Size,
     is_array,
     is_symbolic,
+    quoted,
     require_positive_number,
     require_size,
 )
@@ -71,7 +72,7 @@ def exact_ratio(numerator: Size, denominator: Size) -> Any:
         if not np.any(numerator % denominator):
             return numerator // denominator
         over, under = np.broadcast_arrays(_as_objects(numerator), _as_objects(denominator))
-        ratios = [exact_ratio(a, b) for a, b in zip(over.flat, under.flat, strict=True)]
+        ratios = [exact_ratio(int(a), int(b)) for a, b in zip(over.flat, under.flat, strict=True)]
         return np.array(ratios, dtype=object).reshape(over.shape)
     ratio = Fraction(numerator, denominator)
     return ratio.numerator if ratio.denominator == 1 else ratio
@@ -402,8 +403,14 @@ class Count:
             raise TypeError("utilisation of a symbolic count: substitute numbers first")
         duration = require_positive_number("seconds", seconds)
         peak = find_device(device).peak(dtype).flops_per_second
-        rate = duration * peak * require_size("num_devices", num_devices)
-        return flops / rate
+        peak_flops = duration * peak * require_size("num_devices", num_devices)
+        try:
+            return flops / peak_flops
+        except OverflowError:
+            raise ValueError(
+                f"total = {quoted(flops)} over {peak_flops} FLOPs at peak: expected a quotient "
+                "that a float can hold"
+            ) from None
 
     def records(self) -> list[dict[str, Any]]:
         """One dictionary per term: its names, FLOPs by phase, their total, and the source."""

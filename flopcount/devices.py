@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from flopcount.sizes import require_positive_number
+from flopcount.sizes import quoted, require_positive_number
 
 DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
 
@@ -56,12 +56,13 @@ class Device:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"name = {self.name!r}: expected a non-empty string")
+            raise TypeError(f"name = {quoted(self.name)}: expected a non-empty string")
         if not isinstance(self.peaks, Mapping) or not all(
             dtype in DTYPES and isinstance(peak, Peak) for dtype, peak in self.peaks.items()
         ):
             raise TypeError(
-                f"peaks = {self.peaks!r}: expected a mapping from {', '.join(DTYPES)} to Peak"
+                f"peaks = {quoted(self.peaks)}: expected a mapping from dtypes "
+                f"({', '.join(DTYPES)}) to Peak"
             )
 
     def peak(self, dtype: str) -> Peak:
@@ -73,7 +74,7 @@ class Device:
         """
         if not isinstance(dtype, str) or dtype not in self.peaks:
             raise ValueError(
-                f"dtype = {dtype!r}: expected one of {', '.join(self.peaks)} on {self.name}"
+                f"dtype = {quoted(dtype)}: expected one of {', '.join(self.peaks)} on {self.name}"
             )
         return self.peaks[dtype]
 
@@ -152,10 +153,10 @@ def find_device(device: str | Device) -> Device:
     if isinstance(device, Device):
         return device
     if not isinstance(device, str):
-        raise TypeError(f"device = {device!r}: expected a name or a flopcount.Device")
+        raise TypeError(f"device = {quoted(device)}: expected a name or a flopcount.Device")
     if device.lower() not in DEVICES:
         raise ValueError(
-            f"device = {device!r}: expected one of {', '.join(DEVICES)}; for another one, pass "
+            f"device = {quoted(device)}: expected one of {', '.join(DEVICES)}; for another, pass "
             "flopcount.Device(name, {'bf16': flopcount.Peak(flops_per_second, reference)})"
         )
     return DEVICES[device.lower()]

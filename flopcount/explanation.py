@@ -96,9 +96,7 @@ class Explanation:
 
     def to_latex(self) -> str:
         """The formulas as one LaTeX ``align*`` environment."""
-        lines = [
-            rf"\text{{{f.layer}, {f.term} ({f.part})}} &: {f.latex} \\" for f in self.matmuls
-        ]
+        lines = [rf"\text{{{f.layer}, {f.term} ({f.part})}} &: {f.latex} \\" for f in self.matmuls]
         lines += [
             rf"\text{{{f.layer}, {f.term} ({f.part}), elements of cost {f.forward_cost} forward "
             rf"and {f.backward_cost} backward}} &: {f.latex} \\"

@@ -31,7 +31,7 @@ def is_symbolic(value: object) -> bool:
     return sympy is not None and isinstance(value, sympy.Basic)
 
 
-def _shown(value: object) -> str:
+def quoted(value: object) -> str:
     """The value as an error quotes it, on one line and of bounded length."""
     if type(value) is int and value.bit_length() > 200:
         sign = "-" if value < 0 else ""
@@ -63,7 +63,7 @@ def require_size(name: str, value: object, minimum: int = 1) -> Size:
     expected = f"expected an integer >= {minimum}"
     if type(value) is int:
         if value < minimum:
-            raise ValueError(f"{name} = {_shown(value)}: {expected}")
+            raise ValueError(f"{name} = {quoted(value)}: {expected}")
         return value
     if is_array(value):
         return _require_array(name, value, minimum)
@@ -73,7 +73,7 @@ def require_size(name: str, value: object, minimum: int = 1) -> Size:
     if numpy is not None and isinstance(value, numpy.integer):
         return require_size(name, int(value), minimum)
     raise TypeError(
-        f"{name} = {_shown(value)} is a {type(value).__name__}: {expected}, "
+        f"{name} = {quoted(value)} is a {type(value).__name__}: {expected}, "
         "a NumPy array of integers or a SymPy expression"
     )
 
@@ -95,7 +95,7 @@ def _require_array(name: str, array: Any, minimum: int) -> Size:
         return require_size(name, int(array[()]), minimum)
     smallest = array.min()
     if smallest < minimum:
-        raise ValueError(f"{name} contains {_shown(int(smallest))}: {expected}")
+        raise ValueError(f"{name} contains {quoted(int(smallest))}: {expected}")
     if int(array.max()) <= INT64_MAX:
         return array.astype(np.int64)
     return array.astype(object)
@@ -104,15 +104,15 @@ def _require_array(name: str, array: Any, minimum: int) -> Size:
 def _require_expression(name: str, expression: Any, minimum: int) -> Size:
     if not hasattr(expression, "is_integer") or expression.is_Boolean:
         raise TypeError(
-            f"{name} = {_shown(expression)} is not a number: expected a SymPy expression for an "
+            f"{name} = {quoted(expression)} is not a number: expected a SymPy expression for an "
             f"integer >= {minimum}"
         )
     if expression.is_Integer:
         return require_size(name, int(expression), minimum)
     if expression.is_integer is False or expression.has(sys.modules["sympy"].Float):
-        raise TypeError(f"{name} = {_shown(expression)}: expected an integer expression")
+        raise TypeError(f"{name} = {quoted(expression)}: expected an integer expression")
     if (expression - minimum).is_negative:
-        raise ValueError(f"{name} = {_shown(expression)}: expected an integer >= {minimum}")
+        raise ValueError(f"{name} = {quoted(expression)}: expected an integer >= {minimum}")
     return expression
 
 
@@ -129,7 +129,7 @@ def require_fraction(name: str, value: object) -> Any:
         if getattr(value, "is_number", False):
             return require_fraction(name, _as_float(name, value, expected))
         if not hasattr(value, "is_real") or value.is_Boolean or value.is_real is False:  # type: ignore[attr-defined]
-            raise TypeError(f"{name} = {_shown(value)}: {expected}")
+            raise TypeError(f"{name} = {quoted(value)}: {expected}")
         return value
     if is_array(value):
         import numpy as np
@@ -147,10 +147,10 @@ def require_fraction(name: str, value: object) -> Any:
     numpy = sys.modules.get("numpy")
     real = (int, float) if numpy is None else (int, float, numpy.integer, numpy.floating)
     if isinstance(value, bool) or not isinstance(value, real):
-        raise TypeError(f"{name} = {_shown(value)} is a {type(value).__name__}: {expected}")
+        raise TypeError(f"{name} = {quoted(value)} is a {type(value).__name__}: {expected}")
     fraction = _as_float(name, value, expected)
     if not 0 <= fraction < 1:
-        raise ValueError(f"{name} = {_shown(value)}: {expected}")
+        raise ValueError(f"{name} = {quoted(value)}: {expected}")
     return fraction
 
 
@@ -158,7 +158,7 @@ def _as_float(name: str, value: Any, expected: str) -> float:
     try:
         return float(value)
     except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{name} = {_shown(value)}: {expected}") from error
+        raise ValueError(f"{name} = {quoted(value)}: {expected}") from error
 
 
 def require_choice(name: str, value: object, known: Iterable[str]) -> str:
@@ -172,10 +172,10 @@ def require_choice(name: str, value: object, known: Iterable[str]) -> str:
     choices = ", ".join(repr(choice) for choice in known)
     if not isinstance(value, str):
         raise TypeError(
-            f"{name} = {_shown(value)} is a {type(value).__name__}: expected one of {choices}"
+            f"{name} = {quoted(value)} is a {type(value).__name__}: expected one of {choices}"
         )
     if value not in known:
-        raise ValueError(f"{name} = {_shown(value)}: expected one of {choices}")
+        raise ValueError(f"{name} = {quoted(value)}: expected one of {choices}")
     return value
 
 
@@ -188,7 +188,7 @@ def require_flag(name: str, value: object) -> bool:
     """
     if not isinstance(value, bool):
         raise TypeError(
-            f"{name} = {_shown(value)} is a {type(value).__name__}: expected True or False"
+            f"{name} = {quoted(value)} is a {type(value).__name__}: expected True or False"
         )
     return value
 
@@ -205,15 +205,19 @@ def require_positive_number(name: str, value: object) -> float:
     real = (int, float) if numpy is None else (int, float, numpy.integer, numpy.floating)
     expected = "expected a positive, finite number"
     if isinstance(value, bool) or not isinstance(value, real):
-        raise TypeError(f"{name} = {_shown(value)} is a {type(value).__name__}: {expected}")
+        raise TypeError(f"{name} = {quoted(value)} is a {type(value).__name__}: {expected}")
     number = _as_float(name, value, expected)
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} = {_shown(value)}: {expected}")
+        raise ValueError(f"{name} = {quoted(value)}: {expected}")
     return number
 
 
-def require_same_kind(arguments: dict[str, Any]) -> None:
+def require_same_kind(arguments: dict[str, Any]) -> dict[str, Any]:
     """Check that arrays among ``arguments`` broadcast, and that none meets a symbol.
+
+    Returns:
+        The arguments, integer arrays as object arrays of Python ints where one of the ints among
+        the arguments does not fit int64.
 
     Raises:
         TypeError: If some arguments are arrays and others symbols.
@@ -222,7 +226,7 @@ def require_same_kind(arguments: dict[str, Any]) -> None:
     """
     arrays = {name: value for name, value in arguments.items() if is_array(value)}
     if not arrays:
-        return
+        return arguments
     symbols = [name for name, value in arguments.items() if is_symbolic(value)]
     if symbols:
         raise TypeError(
@@ -236,6 +240,12 @@ def require_same_kind(arguments: dict[str, Any]) -> None:
     except ValueError:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise ValueError(f"array shapes do not broadcast: {shapes}") from None
+    if all(value <= INT64_MAX for value in arguments.values() if type(value) is int):
+        return arguments
+    return {
+        name: value.astype(object) if name in arrays and value.dtype.kind == "i" else value
+        for name, value in arguments.items()
+    }
 
 
 def halve(even: Size) -> Size:
@@ -282,7 +292,7 @@ def divide(name: str, numerator: Size, divisor_name: str, divisor: Size) -> Size
             numerator, divisor = np.broadcast_arrays(numerator, divisor)
             numerator, divisor = int(numerator[remainder != 0][0]), int(divisor[remainder != 0][0])
         raise ValueError(
-            f"{name} = {_shown(numerator)} is not divisible by {divisor_name} = {_shown(divisor)}: "
+            f"{name} = {quoted(numerator)} is not divisible by {divisor_name} = {quoted(divisor)}: "
             f"expected {name} to be a multiple of {divisor_name}"
         )
     return numerator // divisor
@@ -319,7 +329,7 @@ def kept_positions(num_prefix: Size, prefix_dropout: Any) -> Size:
         dropped = num_prefix + 1
     if dropped > num_prefix:
         raise ValueError(
-            f"num_prefix = {_shown(num_prefix)} is too large for float arithmetic with "
+            f"num_prefix = {quoted(num_prefix)} is too large for float arithmetic with "
             f"prefix_dropout = {prefix_dropout}: give num_kept instead"
         )
     return num_prefix - dropped

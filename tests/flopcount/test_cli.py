@@ -1,0 +1,142 @@
+"""Commands print what their functions return, and refuse bad input in one line."""
+
+import json
+
+import pytest
+
+import flopcount as fc
+from flopcount.cli import COMMANDS, main
+
+PERCEIVER = [
+    "perceiver-ar",
+    "--vocab-size",
+    "262",
+    "--num-latents",
+    "512",
+    "--num-prefix",
+    "3584",
+    "--num-channels",
+    "512",
+    "--num-layers",
+    "9",
+    "--prefix-dropout",
+    "0.5",
+]
+DECODER = [
+    "decoder",
+    "--vocab-size",
+    "262",
+    "--seq-len",
+    "64",
+    "--num-channels",
+    "16",
+    "--num-layers",
+    "2",
+    "--num-heads",
+    "2",
+]
+MODEL = fc.PerceiverAR(
+    vocab_size=262, num_latents=512, num_prefix=3584, num_channels=512, num_layers=9,
+    prefix_dropout=0.5,
+)  # fmt: skip
+
+
+def test_count_prints_the_table(capsys):
+    assert main(["count", *PERCEIVER]) == 0
+    assert capsys.readouterr().out.strip() == str(MODEL.flops()).strip()
+
+
+def test_count_as_json(capsys):
+    assert main(["count", *PERCEIVER, "--level", "dense", "--batch-size", "80", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    dense = MODEL.flops(level="dense", batch_size=80)
+    assert printed["whole"]["total"] == dense.total
+    assert sum(term["total"] for term in printed["terms"]) == dense.total
+    assert printed["params"]["total"] == MODEL.params().total
+
+
+def test_count_with_everything(capsys):
+    arguments = "--checkpointing reentrant --params --elementwise --seconds 0.1 --device h200"
+    assert main(["count", *PERCEIVER, *arguments.split()]) == 0
+    out = capsys.readouterr().out
+    for expected in ("recompute", "MFU", "HFU", "prefix positions", "softmax"):
+        assert expected in out
+
+
+def test_count_of_a_decoder_by_a_convention(capsys):
+    assert main(["count", *DECODER, "--convention", "palm", "--no-training", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    model = fc.Decoder(vocab_size=262, seq_len=64, num_channels=16, num_layers=2, num_heads=2)
+    assert printed["whole"]["total"] == model.flops(convention="palm", training=False).total
+
+
+def test_compare(capsys):
+    assert main(["compare", *PERCEIVER]) == 0
+    assert capsys.readouterr().out.strip() == str(fc.compare(MODEL)).strip()
+    assert main(["compare", *PERCEIVER, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["name"]: row["total"] for row in rows}["kaplan"] == "not covered"
+
+
+@pytest.mark.parametrize("architecture", ["perceiver-ar", "decoder"])
+def test_explain(capsys, architecture):
+    assert main(["explain", "--architecture", architecture]) == 0
+    assert "2*B*V*d*n" in capsys.readouterr().out
+    assert main(["explain", "--architecture", architecture, "--latex"]) == 0
+    assert "2 B V d n" in capsys.readouterr().out
+    assert main(["explain", "--architecture", architecture, "--convention", "6n", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["elementwise"] == []
+
+
+def test_article(capsys):
+    assert main(["article"]) == 0
+    assert "31421" in capsys.readouterr().out
+    assert main(["article", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["laws"]["approach 1"].startswith("N_opt = 0.0877")
+
+
+def test_devices(capsys):
+    assert main(["devices"]) == 0
+    assert "989.4" in capsys.readouterr().out
+    assert main(["devices", "--json"]) == 0
+    peaks = json.loads(capsys.readouterr().out)["h200"]["peaks"]
+    assert peaks["bf16"]["flops_per_second"] == 989.4e12
+    assert "datasheet" in peaks["bf16"]["reference"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["count", *PERCEIVER, "--num-heads", "7"], "num_channels = 512 is not divisible"),
+        (["count", *PERCEIVER, "--convention", "gpt"], "convention = 'gpt'"),
+        (["count", *PERCEIVER, "--seconds", "1"], "expected both or neither"),
+        (["count", *PERCEIVER, "--seconds", "1", "--device", "x"], "device = 'x'"),
+        (["count", *PERCEIVER, "--batch-size", "-1"], "batch_size = -1"),
+        (["compare", *DECODER, "--num-layers", "0"], "num_layers = 0"),
+    ],
+)
+def test_bad_values_are_one_line(capsys, arguments, message):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["cuont"], ["count"], ["count", *DECODER, "--seq-len", "x"], ["article", "-z"]],
+)
+def test_unknown_words_exit_with_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_json(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert "--json" in out or "json" in out.lower() or "{perceiver-ar,decoder}" in out

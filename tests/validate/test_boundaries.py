@@ -1,0 +1,47 @@
+"""A share of the hostile calls in every test run, and proof that a failure would be seen."""
+
+import pytest
+
+from flopcount import rows
+from validate import boundaries
+
+
+def test_a_share_of_the_calls():
+    result = boundaries.run(calls=2_000, seed=1)
+    assert result.failures == []
+    for name in boundaries.BOUNDARIES:
+        assert result.outcomes[name, "answered"] > 0
+        assert result.outcomes[name, "refused"] > 0
+
+
+def test_a_wrong_number_is_a_failure(monkeypatch):
+    monkeypatch.setattr(rows.Row, "flops", property(lambda row: row.batch * row.M * row.N * row.K))
+    failures = boundaries.run(calls=100).failures
+    assert any("expected" in failure for failure in failures)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), TimeoutError("x"), ValueError("")])
+def test_another_exception_is_a_failure(monkeypatch, error):
+    def broken(_):
+        raise error
+
+    monkeypatch.setitem(boundaries.BOUNDARIES, "devices", (broken, 1.0))
+    assert boundaries.run(calls=50).failures
+
+
+def test_a_hang_is_a_failure(monkeypatch):
+    def endless(_):
+        while True:
+            pass
+
+    monkeypatch.setattr(boundaries, "SECONDS_PER_CALL", 1)
+    monkeypatch.setattr(boundaries, "BOUNDARIES", {"endless": (endless, 1.0)})
+    (failure,) = boundaries.run(calls=1).failures
+    assert "no answer within 1 s" in failure
+
+
+def test_the_command_exits_with_the_verdict(monkeypatch, capsys):
+    assert boundaries.main(calls=30) == 0
+    monkeypatch.setattr(rows.Row, "flops", property(lambda row: 7))
+    assert boundaries.main(calls=60) == 1
+    assert "seed" in capsys.readouterr().out

@@ -1,0 +1,470 @@
+"""Every public boundary under hostile input: ``python -m validate.boundaries --calls 100000``.
+
+Each call draws a public function or a command with arguments that may be wrong in any way: of
+another type, huge, negative, NaN, infinite, arrays that do not broadcast, objects whose methods
+raise. It has to give a right count or a ``ValueError`` or ``TypeError`` with a message; another
+exception, a hang or a wrong number is a failure. Right counts are judged by arithmetic that stands
+here and shares nothing with the counter.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import io
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import sympy
+import tyro
+
+import flopcount as fc
+from flopcount.cli import main as command_line
+from flopcount.conventions import CONVENTIONS
+from flopcount.sizes import is_array, is_symbolic
+from flopcount.tables import table
+
+SECONDS_PER_CALL = 20
+
+
+class HostileIndex:
+    """Claims to be an integer and raises when asked."""
+
+    def __index__(self) -> int:
+        raise RuntimeError("hostile __index__")
+
+    __int__ = __float__ = __index__
+
+
+class LyingIndex:
+    """Claims to be a different integer every time."""
+
+    def __index__(self) -> int:
+        return random.randrange(1, 100)
+
+    __int__ = __index__
+
+    def __mul__(self, other: object) -> int:
+        return 1
+
+    __rmul__ = __add__ = __radd__ = __mod__ = __floordiv__ = __mul__
+
+    def __ge__(self, other: object) -> bool:
+        return True
+
+    __gt__ = __ge__
+
+
+class HostileRepr:
+    """Cannot even be quoted."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("hostile __repr__")
+
+
+class IntSubclass(int):
+    """An int whose arithmetic is not an int's."""
+
+    def __mul__(self, other: object) -> int:
+        return 0
+
+    __rmul__ = __mul__
+
+
+def hostile_values(random_state: random.Random) -> list[Any]:
+    """One drawn value of each kind that no size, fraction, name or flag may be."""
+    r = random_state
+    return [
+        True,
+        False,
+        None,
+        0,
+        -1,
+        -(10**40),
+        r.uniform(-2, 5),
+        float(r.randrange(1, 100)),
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        1e308,
+        "512",
+        "",
+        "causal\x00",
+        b"8",
+        "é" * 200,
+        [8],
+        (8, 16),
+        {"n": 8},
+        {8},
+        range(3),
+        1 + 2j,
+        Fraction(7, 2),
+        object(),
+        HostileIndex(),
+        LyingIndex(),
+        HostileRepr(),
+        IntSubclass(8),
+        int,
+        len,
+        np.array([]),
+        np.array([1.5, 2.0]),
+        np.array([np.nan]),
+        np.array([True, False]),
+        np.array(["8"]),
+        np.array([8, "x", None], dtype=object),
+        np.array([1 + 1j]),
+        np.array([np.datetime64("2020-01-01")]),
+        np.array([0, 3]),
+        np.array([-1]),
+        np.array([8, 16, 24]),
+        np.array([[8, 16]]),
+        np.float32(8),
+        np.bool_(True),
+        np.datetime64("2020-01-01"),
+        sympy.Float(8.0),
+        sympy.pi,
+        sympy.oo,
+        sympy.nan,
+        sympy.zoo,
+        sympy.Integer(-3),
+        sympy.Rational(1, 2),
+        sympy.I,
+        sympy.true,
+        sympy.Symbol("x", negative=True),
+        sympy.Symbol("y", integer=False),
+        sympy.Symbol("M", commutative=False),
+        sympy.Matrix([[1]]),
+        sympy.Symbol("z") > 0,
+    ]
+
+
+def good_size(r: random.Random, kind: str) -> Any:
+    """A legal size: an int of any magnitude, a NumPy integer, an array or a symbol."""
+    if kind == "array":
+        dtype = r.choice([np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64, object])
+        return np.array([r.randrange(1, 120) for _ in range(3)], dtype=dtype)
+    if kind == "symbol":
+        return sympy.Symbol(r.choice("nmdLV"), integer=True, positive=True)
+    return r.choice(
+        [
+            r.randrange(1, 9),
+            r.randrange(1, 5000),
+            2**31,
+            2**63,
+            10**30,
+            np.int32(7),
+            np.uint64(2**63),
+        ]
+    )
+
+
+def expected_total(model: Any, level: str, training: bool, batch_size: int) -> int:
+    """Matmul FLOPs of a model of plain ints, by arithmetic that shares nothing with the counter."""
+    prefix = getattr(model, "num_prefix", 0)
+    positions = model.num_latents if isinstance(model, fc.PerceiverAR) else model.seq_len
+    kept = prefix
+    if training and isinstance(model, fc.PerceiverAR):
+        kept = model.num_kept
+        if kept is None:
+            kept = prefix - int(prefix * float(model.prefix_dropout))
+    d, hidden = model.num_channels, model.widening_factor * model.num_channels
+    square = positions * positions if level == "dense" else (positions * positions + positions) // 2
+    layer = positions * (4 * d * d + 2 * d * hidden) + 2 * square * d
+    prefix_work = kept * 2 * d * d + 2 * positions * kept * d
+    products = model.num_layers * layer + prefix_work + positions * d * model.vocab_size
+    return batch_size * (6 if training else 2) * products
+
+
+@dataclasses.dataclass
+class Boundaries:
+    """A run over the public boundaries.
+
+    Attributes:
+        random_state: Where every draw comes from.
+        outcomes: How often each boundary answered in each way.
+        failures: What must not happen, with the call that showed it.
+    """
+
+    random_state: random.Random
+    outcomes: collections.Counter[tuple[str, str]]
+    failures: list[str]
+
+    def sizes(self, names: dict[str, int]) -> dict[str, Any]:
+        """Arguments for the named sizes: legal ones, some of them replaced by hostile values."""
+        r = self.random_state
+        kind = r.choice(["int", "int", "int", "array", "symbol"])
+        drawn = {name: good_size(r, kind if r.random() < 0.5 else "int") for name in names}
+        for name, minimum in names.items():
+            if minimum == 0 and r.random() < 0.3:
+                drawn[name] = 0
+        if r.random() < 0.35:
+            drawn[r.choice(list(names))] = r.choice(hostile_values(r))
+        return drawn
+
+    def model(self) -> Any:
+        """A model from drawn arguments; construction is itself a boundary."""
+        r = self.random_state
+        if r.random() < 0.5:
+            names = dict.fromkeys(["vocab_size", "num_latents", "num_channels", "num_layers"], 1)
+            arguments = self.sizes({**names, "num_prefix": 0})
+            arguments["num_heads"] = r.choice([1, 1, 1, 2, 8, r.choice(hostile_values(r))])
+            if r.random() < 0.5:
+                arguments["prefix_dropout"] = r.choice(
+                    [0.0, 0.5, 0.1, r.random(), *hostile_values(r)]
+                )
+            if r.random() < 0.2:
+                arguments["num_kept"] = r.choice([0, 1, 5, *hostile_values(r)])
+            return fc.PerceiverAR(**arguments)
+        names = dict.fromkeys(["vocab_size", "seq_len", "num_channels", "num_layers"], 1)
+        arguments = self.sizes(names)
+        arguments["num_heads"] = r.choice([1, 1, 1, 2, r.choice(hostile_values(r))])
+        if r.random() < 0.2:
+            arguments["bias"] = r.choice([True, False, *hostile_values(r)])
+        return fc.Decoder(**arguments)
+
+    def tame_model(self) -> Any:
+        """A model from legal ints."""
+        r = self.random_state
+        heads = r.randrange(1, 9)
+        shared = dict(
+            vocab_size=r.randrange(1, 99),
+            num_channels=heads * r.randrange(1, 99),
+            num_layers=r.randrange(1, 9),
+            num_heads=heads,
+            widening_factor=r.randrange(1, 6),
+        )
+        if r.random() < 0.3:
+            return fc.Decoder(seq_len=r.randrange(1, 999), **shared)
+        return fc.PerceiverAR(
+            num_latents=r.randrange(1, 999),
+            num_prefix=r.randrange(0, 999),
+            prefix_dropout=r.choice([0.0, 0.5, r.random()]),
+            **shared,
+        )
+
+    def any_of(self, *good: Any) -> Any:
+        """One of the legal values, or a hostile one."""
+        r = self.random_state
+        return r.choice(good) if r.random() < 0.85 else r.choice(hostile_values(r))
+
+    def count_levels(self) -> None:
+        """Models of every kind, counted at a level and judged by :func:`expected_total`."""
+        r = self.random_state
+        model = self.model() if r.random() < 0.7 else self.tame_model()
+        level, training = r.choice(["causal", "dense"]), r.random() < 0.7
+        batch_size = self.any_of(1, 80, 10**20)
+        count = model.flops(level, training=training, batch_size=batch_size)
+        count.elementwise.total, model.params().total, count.per_token
+        if r.random() < 0.1:
+            str(count), str(model.params()), count.to_dict()
+        self.judge(model, count, level, training, batch_size)
+
+    def judge(self, model: Any, count: Any, level: str, training: bool, batch_size: Any) -> None:
+        """Compare a count's total with plain arithmetic, element by element."""
+        fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+        fields["batch_size"] = batch_size
+        if any(is_symbolic(value) for value in fields.values()):
+            return
+        shape = np.broadcast_shapes(*(v.shape for v in fields.values() if is_array(v)))
+        for index in np.ndindex(shape):
+            scalars = {
+                name: np.broadcast_to(value, shape)[index] if is_array(value) else value
+                for name, value in fields.items()
+            }
+            plain = {
+                name: int(value) if isinstance(value, np.integer) else value
+                for name, value in scalars.items()
+            }
+            batch = int(plain.pop("batch_size"))
+            expected = expected_total(type(model)(**plain), level, training, batch)
+            total = count.total[index] if is_array(count.total) else count.total
+            if int(total) != expected:
+                raise AssertionError(f"total {total}, expected {expected}")
+
+    def count_options(self) -> None:
+        """Legal models, counted with hostile options."""
+        model = self.tame_model()
+        options = self.random_state.choice(
+            [
+                dict(level=self.any_of("causal", "dense"), training=self.any_of(True, False)),
+                dict(checkpointing=self.any_of("reentrant", "non-reentrant")),
+                dict(convention=self.any_of(*CONVENTIONS), training=self.any_of(True, False)),
+                dict(level="dense", convention="6n", checkpointing=self.any_of("reentrant")),
+            ]
+        )
+        count = model.flops(batch_size=self.any_of(1, 2, np.array([1, 2])), **options)
+        count.self_part.total, str(count), count.to_dict()
+
+    def ask_a_count(self) -> None:
+        """What a count can be asked: runs, utilisation, devices."""
+        count = self.tame_model().flops()
+        r = self.random_state
+        if r.random() < 0.5:
+            tokens = self.any_of(0, 1, 10**9, 1.3e9, np.array([1, 2**60]), np.array([1.0, 2e9]))
+            if count.for_tokens(tokens) is None:
+                raise AssertionError("no answer")
+            return
+        device = self.any_of("h200", "H100", "a100", fc.Device("own", {"bf16": fc.Peak(1e12, "x")}))
+        dtype = self.any_of("bf16", "fp8", "tf32")
+        rate = r.choice([count.mfu, count.hfu])(
+            self.any_of(0.1, 3, np.float64(2)), device, dtype, self.any_of(1, 8)
+        )
+        if not rate >= 0:
+            raise AssertionError(f"utilisation {rate}")
+
+    def describe_devices(self) -> None:
+        """Devices and peaks of one's own."""
+        peak = fc.Peak(self.any_of(1e12, 5), self.any_of("a datasheet"))
+        fc.Device(self.any_of("own"), self.any_of({"bf16": peak}, {"int3": peak}, {}))
+
+    def compare_and_explain(self) -> None:
+        """Comparisons and explanations."""
+        if self.random_state.random() < 0.7:
+            str(fc.compare(self.any_of(self.tame_model()), training=self.any_of(True, False)))
+        else:
+            fc.explain(
+                self.any_of("perceiver-ar", "decoder"),
+                self.any_of(None, "causal"),
+                self.any_of(None, *CONVENTIONS),
+            ).to_dict()
+
+    def commands(self) -> None:
+        """The command line, given words of every kind."""
+        r = self.random_state
+        words = [
+            "-1",
+            "0",
+            "8",
+            "1e9",
+            "nan",
+            "inf",
+            "x",
+            "",
+            "9" * 60,
+            "0.5",
+            "true",
+            "--",
+            "-h",
+            "é",
+        ]
+        model = r.choice(
+            [
+                ["perceiver-ar", "--vocab-size", "9", "--num-latents", "8", "--num-prefix", "8",
+                 "--num-channels", "16", "--num-layers", "2"],
+                ["decoder", "--vocab-size", "9", "--seq-len", "8", "--num-channels", "16",
+                 "--num-layers", "2", "--num-heads", "2"],
+            ]
+        )  # fmt: skip
+        arguments = [r.choice(["count", "compare", "explain", "devices", "nonsense"])]
+        if arguments[0] in ("count", "compare"):
+            arguments += model
+        options = [
+            "--num-heads", "--prefix-dropout", "--num-kept", "--widening-factor", "--level",
+            "--convention", "--batch-size", "--checkpointing", "--seconds", "--device", "--dtype",
+            "--architecture", "--latex", "--json", "--training", "--no-training", "--params",
+        ]  # fmt: skip
+        for _ in range(r.randrange(4)):
+            arguments.append(r.choice(options))
+            if r.random() < 0.7:
+                arguments.append(r.choice([*words, "causal", "palm", "h200", "reentrant"]))
+        if r.random() < 0.5 and len(arguments) > 1:
+            arguments[r.randrange(1, len(arguments))] = r.choice(words)
+        try:
+            status = command_line(arguments)
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 1
+        if status not in (0, 2):
+            raise AssertionError(f"exit status {status} of {arguments}")
+        if status == 2:
+            raise ValueError("refused by the command line")
+
+
+BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
+    "count at a level": (Boundaries.count_levels, 0.45),
+    "options of a count": (Boundaries.count_options, 0.2),
+    "runs and utilisation": (Boundaries.ask_a_count, 0.15),
+    "devices": (Boundaries.describe_devices, 0.05),
+    "compare and explain": (Boundaries.compare_and_explain, 0.05),
+    "command line": (Boundaries.commands, 0.1),
+}
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raise a TimeoutError inside the block once it has run for ``seconds``."""
+
+    def expire(signum: int, frame: object) -> None:
+        raise TimeoutError(f"no answer within {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def run(calls: int, seed: int = 0) -> Boundaries:
+    """Draw ``calls`` calls from ``seed``; what fails stands in the result's ``failures``.
+
+    Each call has a seed of its own, named in its failure, so that it can be repeated alone.
+    """
+    result = Boundaries(random.Random(), collections.Counter(), [])
+    names = list(BOUNDARIES)
+    weights = [weight for _, weight in BOUNDARIES.values()]
+    for call in range(calls):
+        call_seed = seed * 1_000_003 + call
+        result.random_state = random.Random(call_seed)
+        name = result.random_state.choices(names, weights)[0]
+        try:
+            with (
+                time_limit(SECONDS_PER_CALL),
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                BOUNDARIES[name][0](result)
+        except (ValueError, TypeError) as error:
+            outcome = "refused" if str(error) else "refused without a message"
+        except Exception as error:  # whatever else escapes is what this run is there to find
+            outcome = "failed"
+            result.failures.append(
+                f"{name}, seed {call_seed}: {type(error).__name__}: {str(error)[:200]}"
+            )
+        else:
+            outcome = "answered"
+        if outcome == "refused without a message":
+            result.failures.append(f"{name}, seed {call_seed}: an error without a message")
+        result.outcomes[name, outcome] += 1
+    return result
+
+
+def main(calls: int = 100_000, seed: int = 0) -> int:
+    """Run and report.
+
+    Args:
+        calls: How many calls to draw.
+        seed: Where the draws start.
+
+    Returns:
+        The exit status: 1 if anything failed.
+    """
+    result = run(calls, seed)
+    rows = [
+        [name, *(result.outcomes[name, outcome] for outcome in ("answered", "refused", "failed"))]
+        for name in BOUNDARIES
+    ]
+    print(table(["boundary", "right counts", "clear errors", "failures"], rows))
+    for failure in result.failures[:20]:
+        print(failure)
+    return 1 if result.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

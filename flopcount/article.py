@@ -125,7 +125,7 @@ class Setup:
             "C": self.c,
             "C_cross": self.c_cross,
             "C_self": self.c_self,
-            "6·N_self·D_iso": self.c_self_approx,
+            "Ĉ_self": self.c_self_approx,
         }
         return {
             "num_channels": str(self.num_channels),
@@ -139,7 +139,7 @@ class Setup:
         return {
             "N_cross/N": f"{self.n_cross / self.n:.4f}",
             "C_cross/C": f"{float(self.c_cross / self.c):.4f}",
-            "C_self/(6·N_self·D_iso)": f"{float(self.c_self / self.c_self_approx):.4f}",
+            "C_self/Ĉ_self": f"{float(self.c_self / self.c_self_approx):.4f}",
         }
 
 

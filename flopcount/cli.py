@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_format
+import os
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -248,6 +249,9 @@ def main(arguments: list[str] | None = None) -> int:
                 tyro.conf.OmitArgPrefixes,
             ),
         )
+    except BrokenPipeError:
+        # The reader, such as `head`, has closed the pipe; nothing is left to be flushed into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, ImportError) as error:
         print(f"flopcount: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +71,11 @@ class ScalingLaw:
 
     def n_opt(self, flops: float) -> float:
         """Compute-optimal parameters for a budget of ``flops`` training FLOPs."""
-        return float(self.k_n * flops**self.a)
+        return self.k_n * math.pow(flops, self.a)
 
     def d_opt(self, flops: float) -> float:
         """Compute-optimal training tokens for a budget of ``flops`` training FLOPs."""
-        return float(self.k_d * flops**self.b)
+        return self.k_d * math.pow(flops, self.b)
 
 
 def fit_factors(estimates: tuple[Estimate, ...], a: float, b: float, source: str) -> ScalingLaw:
@@ -92,7 +93,7 @@ def fit_factors(estimates: tuple[Estimate, ...], a: float, b: float, source: str
     """
 
     def factor(values: list[float], exponent: float) -> float:
-        powers = [estimate.flops**exponent for estimate in estimates]
+        powers = [math.pow(estimate.flops, exponent) for estimate in estimates]
         products = sum(value * power for value, power in zip(values, powers, strict=True))
         return products / sum(power * power for power in powers)
 

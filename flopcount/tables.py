@@ -37,6 +37,16 @@ def shown(value: Any) -> str:
     return f"{int(value):,}"
 
 
+def _is_number(cell: Any) -> bool:
+    if not isinstance(cell, str):
+        return cell is not None
+    try:
+        float(cell.rstrip("%"))
+    except ValueError:
+        return not cell
+    return True
+
+
 def table(
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
@@ -49,7 +59,7 @@ def table(
     """A table as plain text of at most ``width`` columns.
 
     Args:
-        columns: Headings; a column whose cells are all text is left-aligned, others right-aligned.
+        columns: Headings; a column of numbers is right-aligned, others left-aligned.
         rows: Cells, as :func:`shown` prints them.
         title: A line above.
         footer: A last row, set off by a rule.
@@ -75,7 +85,7 @@ def table(
     cells = [list(row) for row in rows]
     grid = Table(box=SIMPLE_HEAD, show_edge=False, show_footer=footer is not None, pad_edge=True)
     for index, heading in enumerate(columns):
-        text = all(isinstance(row[index], str | None) for row in cells)
+        text = not all(_is_number(row[index]) for row in cells)
         grid.add_column(
             heading,
             justify="left" if text else "right",

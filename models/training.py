@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import flopcount
 from models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from models.configuration import claim_folder, read_config
 from models.data import (
     VOCAB_SIZE,
     Corpus,
@@ -102,7 +103,7 @@ class TrainConfig:
     validations: int = 20
     validation_windows: int = 256
     checkpoint_steps: int = 1000
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     peak: str | None = None
 
 
@@ -164,27 +165,16 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", blocking=False):
-            _claim(config, folder)
+            claim_folder(config, folder)
             return _Run(config, folder).complete(on_step or (lambda _: None))
     except filelock.Timeout:
         raise RuntimeError(f"another process is training in {folder}") from None
 
 
-def read_config(folder: Path) -> TrainConfig:
-    """Read the configuration that a run's folder was made with."""
-    values = json.loads((folder / "config.json").read_text())
-    corpus = values.pop("corpus")
-    return TrainConfig(
-        model=ModelConfig(**values.pop("model")),
-        recipe=Recipe(**values.pop("recipe")),
-        corpus=CorpusConfig(
-            files=tuple(corpus["files"]),
-            validation_files=tuple(corpus["validation_files"]),
-            held_out=corpus["held_out"],
-            cache=Path(corpus["cache"]),
-        ),
-        **values,
-    )
+def steps_done(folder: Path) -> int:
+    """Count the steps that a run's checkpoint holds; 0 without one."""
+    checkpoint = folder / "checkpoint.json"
+    return json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
 
 
 def load_model(folder: Path) -> PerceiverAR:
@@ -194,7 +184,7 @@ def load_model(folder: Path) -> PerceiverAR:
         CheckpointError: if there is none, or it is damaged.
 
     """
-    model = PerceiverAR(**dataclasses.asdict(read_config(folder).model))
+    model = PerceiverAR(**dataclasses.asdict(read_config(TrainConfig, folder).model))
     checkpoint = load_checkpoint(folder)
     if checkpoint is None:
         raise CheckpointError(f"{folder} has no checkpoint yet")
@@ -219,16 +209,6 @@ def _check(config: TrainConfig) -> None:
         )
     if config.device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu or cuda, got {config.device!r}")
-
-
-def _claim(config: TrainConfig, folder: Path) -> None:
-    """Write the configuration into a new folder; in an old one it must be the same."""
-    if (folder / "config.json").exists():
-        if read_config(folder) != config:
-            raise ValueError(f"{folder} holds a run of another configuration: see its config.json")
-        return
-    text = json.dumps(dataclasses.asdict(config), indent=2, default=str)
-    write_atomically(folder / "config.json", text.encode())
 
 
 def _restore(model: PerceiverAR, tensors: dict[str, Tensor]) -> None:

@@ -19,6 +19,7 @@ from models.checkpoints import (
     save_checkpoint,
     write_atomically,
 )
+from models.configuration import read_config
 from models.data import CorpusConfig
 from models.training import (
     DivergedError,
@@ -27,7 +28,6 @@ from models.training import (
     TrainConfig,
     learning_rate,
     load_model,
-    read_config,
     train,
 )
 
@@ -178,7 +178,7 @@ def test_finished_run_is_not_trained_again(config, tmp_path):
 
 def test_configuration_comes_back_from_its_file(config, tmp_path):
     train(config, tmp_path)
-    assert read_config(tmp_path) == config
+    assert read_config(TrainConfig, tmp_path) == config
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     model = load_model(tmp_path)
@@ -189,8 +189,16 @@ def test_configuration_comes_back_from_its_file(config, tmp_path):
 
 def test_a_folder_holds_one_run(config, tmp_path):
     train(config, tmp_path)
-    with pytest.raises(ValueError, match="holds a run of another configuration"):
+    with pytest.raises(ValueError, match="made with another configuration"):
         train(dataclasses.replace(config, seed=1), tmp_path)
+
+
+def test_a_folder_without_a_run_is_named(config, tmp_path):
+    with pytest.raises(ValueError, match="must be the folder of a run or a sweep"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"steps": 3, "nosuch": 4}')
+    with pytest.raises(ValueError, match="must hold a TrainConfig: 'nosuch'"):
+        load_model(tmp_path)
 
 
 def test_a_folder_has_one_process(config, tmp_path):

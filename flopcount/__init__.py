@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from flopcount.comparison import compare
     from flopcount.devices import Device, Peak
     from flopcount.explanation import explain
+    from flopcount.planning import isoflop_runs
 
 __version__ = "0.1.0"
 
-__all__ = ["Decoder", "Device", "Peak", "PerceiverAR", "compare", "explain"]
+__all__ = ["Decoder", "Device", "Peak", "PerceiverAR", "compare", "explain", "isoflop_runs"]
 
 _HOMES = {
     "Decoder": "architectures",
@@ -27,6 +28,7 @@ _HOMES = {
     "PerceiverAR": "architectures",
     "compare": "comparison",
     "explain": "explanation",
+    "isoflop_runs": "planning",
 }
 
 

@@ -1,0 +1,139 @@
+"""A sweep: its plan, runs side by side, and what a killed worker costs."""
+
+import contextlib
+import csv
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import filelock
+import pytest
+
+import flopcount
+from models.configuration import read_config
+from models.data import CorpusConfig
+from models.presets import DEMO
+from models.sweep import SweepConfig, SweepError, plan_runs, run_sweep
+from models.training import ModelConfig, Recipe, train
+
+
+@pytest.fixture
+def config(tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for index in range(4):
+        (text / f"{index}.txt").write_text(f"{index} and the quick brown fox; " * 40)
+    return SweepConfig(
+        budgets=(2e7, 4e7),
+        shapes=((4, 1), (8, 2)),
+        model=ModelConfig(num_latents=8, num_prefix=6, num_heads=2, prefix_dropout=0.5),
+        corpus=CorpusConfig(files=(str(text / "*.txt"),), cache=tmp_path / "cache"),
+        recipe=Recipe(batch_size=2, learning_rate=1e-2),
+        validations=2,
+        validation_windows=4,
+        checkpoint_steps=5,
+        device="cpu",
+        workers=2,
+    )
+
+
+def test_every_run_spends_its_budget_to_within_a_step():
+    runs = plan_runs(DEMO)
+    assert len(runs) == len(DEMO.budgets) * len(DEMO.shapes)
+    assert len(DEMO.budgets) >= 2
+    assert len(DEMO.shapes) >= 5
+    for run in runs:
+        model = flopcount.PerceiverAR(**dataclasses.asdict(run.config.model))
+        step = model.flops(level="causal", batch_size=run.config.recipe.batch_size).total
+        assert 0 <= run.config.steps * step - run.budget < step
+        assert run.parameters == model.params().total
+
+
+def without_time(rows):
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def test_sweep_trains_every_run_as_if_alone(config, tmp_path):
+    rows = run_sweep(config, tmp_path / "sweep", quiet=True)
+    runs = plan_runs(config)
+    assert [row["run"] for row in rows] == [run.name for run in runs]
+    alone = train(runs[1].config, tmp_path / "alone")[-1]
+    (beside,) = without_time([{k: v for k, v in rows[1].items() if k in alone}])
+    assert [beside] == without_time([alone])
+    with (tmp_path / "sweep" / "runs.csv").open() as file:
+        assert [row["run"] for row in csv.DictReader(file)] == [run.name for run in runs]
+    assert read_config(SweepConfig, tmp_path / "sweep") == config
+
+
+def test_finished_sweep_trains_nothing_again(config, tmp_path):
+    rows = run_sweep(config, tmp_path / "sweep", quiet=True)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step-*")}
+    assert run_sweep(dataclasses.replace(config, workers=1), tmp_path / "sweep", True) == rows
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step-*")} == written
+
+
+def find_workers():
+    """Processes of this sweep's fork server: children of children of this process."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
+            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+    return [pid for pid, parent in parents.items() if parents.get(parent) == os.getpid()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_killed_worker_is_started_again_and_nothing_is_lost(config, tmp_path):
+    whole = run_sweep(config, tmp_path / "whole", quiet=True)
+    killed = []
+
+    def kill_one():
+        deadline = time.monotonic() + 30
+        while not killed and time.monotonic() < deadline:
+            if list((tmp_path / "killed").glob("runs/*/checkpoint.json")):
+                for pid in find_workers():
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+                    break
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    rows = run_sweep(config, tmp_path / "killed", quiet=True)
+    thread.join()
+    assert killed
+    assert without_time(rows) == without_time(whole)
+
+
+def test_failing_run_is_named_after_the_others_are_done(config, tmp_path):
+    folder = tmp_path / "sweep"
+    run = plan_runs(config)[0]
+    train(dataclasses.replace(run.config, steps=1), folder / "runs" / run.name)
+    with pytest.raises(SweepError, match=rf"1 runs failed\n{run.name}: [\s\S]*another config"):
+        run_sweep(config, folder, quiet=True)
+    others = [path.parent.name for path in folder.glob("runs/*/metrics.csv")]
+    assert sorted(others) == sorted(run.name for run in plan_runs(config))
+
+
+def test_a_folder_holds_one_sweep_and_one_process(config, tmp_path):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    with (
+        filelock.FileLock(folder / ".lock"),
+        pytest.raises(RuntimeError, match="another process is running the sweep in"),
+    ):
+        run_sweep(config, folder, quiet=True)
+    small = dataclasses.replace(config, budgets=(1e6,), shapes=((4, 1),))
+    run_sweep(small, folder, quiet=True)
+    with pytest.raises(ValueError, match="made with another configuration"):
+        run_sweep(config, folder, quiet=True)
+
+
+@pytest.mark.parametrize("name", ["budgets", "shapes", "seeds"])
+def test_missing_or_repeated_choices_are_named(config, name):
+    for values in ((), getattr(config, name)[:1] * 2):
+        with pytest.raises(ValueError, match=f"{name} must be given, each once"):
+            plan_runs(dataclasses.replace(config, **{name: values}))

@@ -13,7 +13,6 @@ import lzma
 import os
 import shutil
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -176,8 +175,8 @@ def _by_digest(paths: list[Path]) -> dict[str, Path]:
 
 def _tokenize(parts: dict[str, dict[str, Path]], folder: Path) -> None:
     """Write each part's tokens; the folder appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True, exist_ok=True)
     try:
         for name, documents in parts.items():
             with (temporary / f"{name}.bin").open("wb") as file:

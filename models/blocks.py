@@ -153,7 +153,7 @@ class Attention(nn.Module):
         k = self.key(context).unflatten(-1, heads)  # (B, S, H, C)
         v = self.value(context).unflatten(-1, heads)
         if angles is not None:
-            q = rotate(q, angles[:, angles.shape[1] - x.shape[1] :])
+            q = rotate(q, angles[:, -x.shape[1] :])
             k = rotate(k, angles)
         if cache is not None:
             k, v = cache.extend(self, k, v)

@@ -193,17 +193,13 @@ class PerceiverAR(nn.Module):
 
         x = self.embedding(tokens, positions)
         prefix, latents = x[:, :prefix_length], x[:, prefix_length:]
-        prefix_positions, latent_positions = (
-            positions[:, :prefix_length],
-            positions[:, prefix_length:],
-        )
         if self.training and self.num_kept is not None:
             kept = self.draw_kept(prefix)  # (B, K)
             prefix = prefix.gather(1, kept[..., None].expand(-1, -1, prefix.shape[-1]))
-            prefix_positions = prefix_positions.expand(kept.shape[0], -1).gather(1, kept)
-            latent_positions = latent_positions.expand(kept.shape[0], -1)
-        angles = rotary_angles(torch.cat((prefix_positions, latent_positions), 1), self.head_dim)
-        latent_angles = angles[:, angles.shape[1] - latents.shape[1] :]
+            latent_positions = positions[:, prefix_length:].expand(kept.shape[0], -1)
+            positions = torch.cat((kept + start, latent_positions), dim=1)  # (B, K + N)
+        angles = rotary_angles(positions, self.head_dim)
+        latent_angles = angles[:, -latents.shape[1] :]
 
         x = run_layer(self.hybrid, latents, prefix, angles, cache, checkpointing=self.checkpointing)
         for index, layer in enumerate(self.layers):

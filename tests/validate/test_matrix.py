@@ -1,0 +1,138 @@
+"""Formulas equal their witnesses to the FLOP, and a changed formula is found."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+
+import flopcount as fc
+from flopcount import layers, parameters, rows
+from validate import configurations, matrix
+from validate.__main__ import main
+
+OWN = [
+    "perceiver-ar",
+    "--vocab-size",
+    "9",
+    "--num-latents",
+    "5",
+    "--num-prefix",
+    "4",
+    "--num-channels",
+    "6",
+    "--num-layers",
+    "3",
+    "--num-heads",
+    "2",
+    "--prefix-dropout",
+    "0.5",
+]
+FVCORE, TORCH, RECOMPUTE, MASKS, PARAMETERS = matrix.CHECKS
+
+
+def disagreements(check, model):
+    return {name: missed for name, missed in check.compare(model).items() if missed}
+
+
+@pytest.mark.parametrize("model", configurations.SEED_MODELS, ids=str)
+@pytest.mark.parametrize(
+    "check", [FVCORE, TORCH, RECOMPUTE, PARAMETERS], ids=lambda check: check.witness
+)
+def test_the_articles_models_at_full_size(check, model):
+    assert disagreements(check, model) == {}
+
+
+@pytest.mark.parametrize("check", matrix.CHECKS, ids=lambda check: f"{check.formula}")
+def test_drawn_configurations(check):
+    @settings(max_examples=200, deadline=None)
+    @given(configurations.models())
+    def on_drawn(model):
+        assert disagreements(check, model) == {}
+
+    on_drawn()
+
+
+SMALLEST = [
+    fc.PerceiverAR(
+        vocab_size=1, num_latents=1, num_prefix=prefix, num_channels=1, num_layers=1, num_heads=1,
+        **kept,
+    )
+    for prefix, kept in (
+        (0, {}), (1, {}), (1, {"num_kept": 0}), (0, {"prefix_dropout": 0.5}), (3, {"num_kept": 0})
+    )
+] + [fc.Decoder(vocab_size=1, seq_len=1, num_channels=1, num_layers=1, num_heads=1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", SMALLEST, ids=str)
+@pytest.mark.parametrize("check", matrix.CHECKS, ids=lambda check: f"{check.formula}")
+def test_the_smallest_sizes(check, model):
+    assert disagreements(check, model) == {}
+
+
+def test_the_command_prints_the_matrix(capsys):
+    assert main(OWN) == 0
+    out = capsys.readouterr().out
+    assert out.count("equal") == len(matrix.CHECKS)
+    assert "UNVERIFIED" in out
+    assert main([*OWN, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {entry["largest_difference"] for entry in found} == {0, None}
+
+
+def planted(function, **changes):
+    """``function`` with a product of its result changed."""
+
+    def changed(*arguments, **options):
+        first, *others = function(*arguments, **options)
+        return (dataclasses.replace(first, **changes), *others)
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "changes", "witnesses"),
+    [
+        (layers, "output_layer", {"K": 3}, {FVCORE, TORCH}),
+        (layers, "prefix_attention", {"term": "values"}, {FVCORE}),
+        (layers, "decoder_layer", {"last_of_layer": True}, {RECOMPUTE}),
+        (parameters, "decoder_layer", {"count": 5}, {PARAMETERS}),
+    ],
+)
+def test_a_changed_formula_is_found_and_exits_with_1(
+    monkeypatch, capsys, module, name, changes, witnesses
+):
+    monkeypatch.setattr(module, name, planted(getattr(module, name), **changes))
+    assert main([*OWN, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    wrong = {(entry["formula"], entry["witness"]) for entry in found if entry["largest_difference"]}
+    assert {(check.formula, check.witness) for check in witnesses} <= wrong
+
+
+def test_a_causal_mask_that_is_off_by_one_is_found(monkeypatch):
+    monkeypatch.setattr(layers, "causal_pairs", lambda n: n * (n - 1) // 2)
+    verdict = matrix.run_check(MASKS, [], drawn=20)
+    assert not verdict.holds
+    assert "scores" in verdict.finding or "values" in verdict.finding
+    assert matrix.run_check(FVCORE, [], drawn=20).holds  # dense does not use the mask
+
+
+def test_a_halved_flop_is_found_by_every_witness_of_products(monkeypatch):
+    monkeypatch.setattr(rows.Row, "flops", property(lambda r: r.batch * r.M * r.N * r.K))
+    model = fc.Decoder(vocab_size=3, seq_len=3, num_channels=4, num_layers=2, num_heads=2)
+    for check in (FVCORE, TORCH, RECOMPUTE, MASKS):
+        assert disagreements(check, model)
+
+
+def test_a_disagreement_is_shrunk_and_names_its_term(monkeypatch):
+    monkeypatch.setattr(layers, "output_layer", planted(layers.output_layer, N=1))
+    verdict = matrix.run_check(FVCORE, [], drawn=100)
+    # V = 1 would agree, so the smallest failing vocabulary is 2.
+    assert "output logits" in verdict.finding or "total" in verdict.finding
+    assert "vocab_size=2" in verdict.finding
+    assert verdict.largest_difference > 0
+
+
+def test_bad_input_is_one_line(capsys):
+    assert main([*OWN, "--num-heads", "4"]) == 2
+    assert "not divisible" in capsys.readouterr().err

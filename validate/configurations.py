@@ -1,0 +1,57 @@
+"""What the witnesses are tried on: the article's ten models, and drawn configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+import flopcount as fc
+from flopcount.article import EXPERIMENTS
+
+SEED_MODELS = tuple(model for experiment in EXPERIMENTS for model in experiment.models())
+
+
+@st.composite
+def perceivers(draw: Any, largest: int = 12) -> fc.PerceiverAR:
+    """Perceiver AR with every size from its smallest legal value; odd head dims, k = 0, p = 0."""
+    sizes = st.integers(1, largest)
+    num_heads = draw(st.integers(1, 4))
+    num_prefix = draw(st.integers(0, largest))
+    prefix: dict[str, Any] = {}
+    if draw(st.booleans()):
+        prefix["num_kept"] = draw(st.integers(0, num_prefix))
+    else:
+        prefix["prefix_dropout"] = draw(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.9, 0.99]))
+    return fc.PerceiverAR(
+        vocab_size=draw(sizes),
+        num_latents=draw(sizes),
+        num_prefix=num_prefix,
+        num_channels=num_heads * draw(sizes),
+        num_layers=draw(st.integers(1, 4)),
+        num_heads=num_heads,
+        widening_factor=draw(st.integers(1, 5)),
+        **prefix,
+    )
+
+
+@st.composite
+def decoders(draw: Any, largest: int = 12) -> fc.Decoder:
+    """Decoder-only models with every size from 1."""
+    sizes = st.integers(1, largest)
+    num_heads = draw(st.integers(1, 4))
+    return fc.Decoder(
+        vocab_size=draw(sizes),
+        seq_len=draw(sizes),
+        num_channels=num_heads * draw(sizes),
+        num_layers=draw(st.integers(1, 4)),
+        num_heads=num_heads,
+        widening_factor=draw(st.integers(1, 5)),
+        bias=draw(st.booleans()),
+        tie_embeddings=draw(st.booleans()),
+    )
+
+
+def models(largest: int = 12) -> st.SearchStrategy[Any]:
+    """Either architecture."""
+    return st.one_of(perceivers(largest), decoders(largest))

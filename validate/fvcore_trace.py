@@ -1,0 +1,59 @@
+"""Witness: fvcore's trace of the real network's forward pass, module by module.
+
+fvcore counts 1 per multiply-add. The reference path multiplies by ``matmul`` and ``linear`` alone,
+which fvcore counts exactly from the operands' shapes, so no handle is given to it. LayerNorm has a
+handle of fvcore's own, read apart here because it is no matrix product.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+from typing import TYPE_CHECKING
+
+from fvcore.nn import FlopCountAnalysis
+
+from validate.networks import Term, build, term_of, tokens
+
+if TYPE_CHECKING:
+    from flopcount.architectures import Architecture
+
+PRODUCTS = ("linear", "matmul", "addmm", "bmm")
+NOT_PRODUCTS = ("layer_norm",)
+
+
+def forward_terms(
+    model: Architecture, *, training: bool = True, batch_size: int = 1
+) -> tuple[dict[Term, int], int]:
+    """FLOPs of one forward pass, by the counter's terms and in total.
+
+    Args:
+        model: What to build and trace.
+        training: With prefix dropout, or without.
+        batch_size: Sequences.
+
+    Returns:
+        FLOPs by (layer, term), each summed over the modules that carry it, and fvcore's total over
+        the whole network, read independently of the modules.
+
+    Raises:
+        ValueError: If fvcore counts an operator that is neither a product nor a norm, or a product
+            in a module that stands for no term.
+    """
+    network = build(model, training=training)
+    inputs = tokens(model, batch_size=batch_size)
+    analysis = FlopCountAnalysis(network, inputs)
+    analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
+    analysis.tracer_warnings("none")
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    by_operator = analysis.by_operator()
+    unknown = set(by_operator) - set(PRODUCTS) - set(NOT_PRODUCTS)
+    if unknown:
+        raise ValueError(f"fvcore counts {sorted(unknown)}: expected {PRODUCTS + NOT_PRODUCTS}")
+    terms: collections.Counter[Term] = collections.Counter()
+    children = {name for name, module in network.named_modules() if not list(module.children())}
+    for name, counts in analysis.by_module_and_operator().items():
+        multiply_adds = sum(counts[operator] for operator in PRODUCTS)
+        if name in children and multiply_adds:
+            terms[term_of(name, model)] += 2 * int(multiply_adds)
+    return dict(terms), 2 * int(sum(by_operator[operator] for operator in PRODUCTS))

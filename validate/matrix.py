@@ -1,0 +1,245 @@
+"""The matrix formula × witness: every formula of the counter, and who confirms it.
+
+The counter's numbers are read here and nowhere else in the witnesses; each comparison joins them
+with what a witness saw, by term, and a disagreement names its term and its configuration.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import HealthCheck, given, settings
+
+from flopcount.tables import shown, table
+from validate import configurations, fvcore_trace, mask_enumeration, torch_counter
+from validate.networks import Term, build
+
+if TYPE_CHECKING:
+    from flopcount.architectures import Architecture
+    from flopcount.count import Count
+
+BATCH_SIZE = 2
+Differences = dict[str, int]
+"""Formula minus witness, by what was compared."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A formula and the witness that confirms it.
+
+    Attributes:
+        formula: What is confirmed.
+        witness: Who confirms it.
+        compare: Differences on one configuration.
+        at_full_size: Whether the article's models are tried at full size in a quick run too.
+    """
+
+    formula: str
+    witness: str
+    compare: Callable[[Architecture], Differences]
+    at_full_size: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        formula: As in :class:`Check`.
+        witness: As in :class:`Check`; empty where there is none.
+        configurations: How many were tried.
+        largest_difference: In FLOPs or parameters; None where nothing was compared.
+        finding: ``"equal"``, ``"unverified"`` or the smallest disagreement found.
+    """
+
+    formula: str
+    witness: str
+    configurations: int
+    largest_difference: int | None
+    finding: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether formula and witness agree everywhere."""
+        return self.finding == "equal"
+
+    @property
+    def unverified(self) -> bool:
+        """Whether the formula has no witness."""
+        return self.finding == "UNVERIFIED"
+
+
+def by_term(count: Count) -> dict[Term, int]:
+    """The counter's forward FLOPs by (layer, term), self and cross part together."""
+    terms: collections.Counter[Term] = collections.Counter()
+    for line in count.lines:
+        terms[line.layer, line.term] += line.forward
+    return {term: flops for term, flops in terms.items() if flops}
+
+
+def difference(formula: dict[Term, int], witness: dict[Term, int]) -> Differences:
+    """Formula minus witness for every term that either of them has."""
+    return {
+        " ".join(term): formula.get(term, 0) - witness.get(term, 0)
+        for term in sorted({*formula, *witness})
+    }
+
+
+def fvcore_forward(model: Architecture) -> Differences:
+    """Dense forward terms and total, in training and evaluation, against fvcore."""
+    differences = {}
+    for training in (True, False):
+        count = model.flops(level="dense", training=training, batch_size=BATCH_SIZE)
+        terms, total = fvcore_trace.forward_terms(model, training=training, batch_size=BATCH_SIZE)
+        mode = "training" if training else "evaluation"
+        for term, missed in difference(by_term(count), terms).items():
+            differences[f"{term}, {mode}"] = missed
+        differences[f"total, {mode}"] = count.forward - total
+    return differences
+
+
+def torch_totals(model: Architecture) -> Differences:
+    """Dense forward and backward totals against FlopCounterMode."""
+    training = model.flops(level="dense", batch_size=BATCH_SIZE)
+    evaluation = model.flops(level="dense", training=False, batch_size=BATCH_SIZE)
+    forward, backward = torch_counter.totals(model, batch_size=BATCH_SIZE)
+    alone, nothing = torch_counter.totals(model, training=False, batch_size=BATCH_SIZE)
+    return {
+        "forward, training": training.forward - forward,
+        "backward, training": training.backward - backward,
+        "forward, evaluation": evaluation.forward - alone,
+        "backward, evaluation": evaluation.backward - nothing,
+    }
+
+
+def torch_recomputation(model: Architecture) -> Differences:
+    """The recompute column of both flavours of checkpointing against FlopCounterMode."""
+    differences = {}
+    for flavour in ("reentrant", "non-reentrant"):
+        count = model.flops(level="dense", batch_size=BATCH_SIZE, checkpointing=flavour)
+        forward, backward = torch_counter.totals(
+            model, batch_size=BATCH_SIZE, checkpointing=flavour
+        )
+        differences[f"forward, {flavour}"] = count.forward - forward
+        differences[f"backward and recompute, {flavour}"] = (
+            count.backward + count.recompute - backward
+        )
+    return differences
+
+
+def enumerated_masks(model: Architecture) -> Differences:
+    """Causal scores and values against the pairs that the applied masks admit."""
+    differences = {}
+    for training in (True, False):
+        count = model.flops(level="causal", training=training, batch_size=BATCH_SIZE)
+        terms = {
+            term: flops for term, flops in by_term(count).items() if term[1] in ("scores", "values")
+        }
+        witness = mask_enumeration.attention_terms(model, training=training, batch_size=BATCH_SIZE)
+        mode = "training" if training else "evaluation"
+        for term, missed in difference(terms, witness).items():
+            differences[f"{term}, {mode}"] = missed
+    return differences
+
+
+def parameter_totals(model: Architecture) -> Differences:
+    """Parameters against those of the real network, tied ones once."""
+    network = build(model)
+    counted = sum(parameter.numel() for parameter in network.parameters())
+    return {"total": model.params().total - counted}
+
+
+CHECKS = (
+    Check("dense forward, by term and in total", "fvcore", fvcore_forward),
+    Check("dense forward and backward, totals", "torch FlopCounterMode", torch_totals),
+    Check("recomputation, both flavours", "torch FlopCounterMode", torch_recomputation),
+    Check(
+        "causal scores and values",
+        "enumeration of the applied masks",
+        enumerated_masks,
+        at_full_size=False,
+    ),
+    Check("parameters", "the network's parameters", parameter_totals),
+)
+WITHOUT_WITNESS = ("element-wise rows",)
+
+
+class DisagreementError(AssertionError):
+    """A formula and a witness differ on a configuration."""
+
+
+def run_check(check: Check, models: Iterable[Architecture], drawn: int) -> Verdict:
+    """Try a check on given models, then on drawn ones, shrinking a disagreement.
+
+    Args:
+        check: What to compare.
+        models: Configurations to try first.
+        drawn: How many further ones hypothesis draws.
+    """
+    tried, largest = 0, 0
+
+    def try_on(model: Architecture) -> None:
+        nonlocal tried, largest
+        tried += 1
+        differences = check.compare(model)
+        worst = max(differences, key=lambda name: abs(differences[name]))
+        largest = max(largest, abs(differences[worst]))
+        if differences[worst]:
+            raise DisagreementError(
+                f"{worst}: formula - witness = {shown(differences[worst])} for {model}"
+            )
+
+    def try_drawn() -> None:
+        @settings(
+            max_examples=drawn,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(configurations.models())
+        def on_drawn(model: Any) -> None:
+            try_on(model)
+
+        on_drawn()
+
+    finding = "equal"
+    try:
+        for model in models:
+            try_on(model)
+        if drawn:
+            try_drawn()
+    except DisagreementError as disagreement:
+        finding = str(disagreement)
+    return Verdict(check.formula, check.witness, tried, largest, finding)
+
+
+def verdicts(quick: bool = False, own: Architecture | None = None) -> list[Verdict]:
+    """Every check's verdict, then the formulas that have no witness.
+
+    Args:
+        quick: Fewer drawn configurations, and no full-size masks.
+        own: One configuration to check instead of the article's and drawn ones.
+    """
+    found = []
+    for check in CHECKS:
+        if own is not None:
+            found.append(run_check(check, [own], drawn=0))
+            continue
+        models = configurations.SEED_MODELS if check.at_full_size or not quick else ()
+        found.append(run_check(check, models, drawn=100 if quick else 1000))
+    return [*found, *(Verdict(name, "", 0, None, "UNVERIFIED") for name in WITHOUT_WITNESS)]
+
+
+def as_table(found: list[Verdict]) -> str:
+    """The matrix as text."""
+    cells = [
+        [v.formula, v.witness or "none", v.configurations, v.largest_difference, v.finding]
+        for v in found
+    ]
+    return table(
+        ["formula", "witness", "configurations", "largest difference", "finding"], cells, width=140
+    )

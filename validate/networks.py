@@ -1,0 +1,73 @@
+"""The real networks for what the counter describes, and how their products are called there."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+import flopcount as fc
+from models import decoder, perceiver_ar
+
+if TYPE_CHECKING:
+    from flopcount.architectures import Architecture
+
+Term = tuple[str, str]
+"""A layer and a term of the counter, for example ``("hybrid", "scores")``."""
+
+PRODUCTS = {
+    "attention.query": "query",
+    "attention.key": "key",
+    "attention.value": "value",
+    "attention.attend.scores": "scores",
+    "attention.attend.values": "values",
+    "attention.out": "out",
+    "mlp.up": "mlp up",
+    "mlp.down": "mlp down",
+}
+"""The counter's term for each module that multiplies, within a layer."""
+
+
+def build(
+    model: Architecture,
+    *,
+    training: bool = True,
+    device: str = "meta",
+    checkpointing: str | None = None,
+) -> nn.Module:
+    """Build the network that ``model`` describes; on the meta device it holds no data."""
+    with torch.device(device):
+        network: nn.Module
+        if isinstance(model, fc.PerceiverAR):
+            network = perceiver_ar.PerceiverAR(**vars(model), checkpointing=checkpointing)
+        else:
+            network = decoder.Decoder(**vars(model), checkpointing=checkpointing)
+    return network.train(training)
+
+
+def tokens(model: Architecture, *, batch_size: int = 1, device: str = "meta") -> torch.Tensor:
+    """Token ids of a full-length input, (batch_size, m + n)."""
+    sizes = model.sizes()
+    shape = (batch_size, sizes.num_prefix + sizes.num_latents)
+    return torch.zeros(shape, dtype=torch.long, device=device)
+
+
+def term_of(module: str, model: Architecture) -> Term:
+    """The counter's term for a module of the network.
+
+    Args:
+        module: The module's path, for example ``"layers.3.attention.query"``.
+        model: What the counter describes; decides the name of the repeated layers.
+
+    Raises:
+        KeyError: If the module is not one that multiplies.
+    """
+    if module == "output":
+        return "output", "logits"
+    if module.startswith("hybrid."):
+        return "hybrid", PRODUCTS[module.removeprefix("hybrid.")]
+    inside = re.sub(r"^layers\.\d+\.", "", module)
+    layer = "self-attention" if isinstance(model, fc.PerceiverAR) else "decoder"
+    return layer, PRODUCTS[inside]

@@ -12,22 +12,9 @@ from validate import configurations, matrix
 from validate.__main__ import main
 
 OWN = [
-    "perceiver-ar",
-    "--vocab-size",
-    "9",
-    "--num-latents",
-    "5",
-    "--num-prefix",
-    "4",
-    "--num-channels",
-    "6",
-    "--num-layers",
-    "3",
-    "--num-heads",
-    "2",
-    "--prefix-dropout",
-    "0.5",
-]
+    "perceiver-ar", "--vocab-size", "9", "--num-latents", "5", "--num-prefix", "4",
+    "--num-channels", "6", "--num-layers", "3", "--num-heads", "2", "--prefix-dropout", "0.5",
+]  # fmt: skip
 FVCORE, TORCH, RECOMPUTE, MASKS, PARAMETERS = matrix.CHECKS
 
 

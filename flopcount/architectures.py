@@ -22,6 +22,7 @@ from flopcount.rows import Elementwise, Matmul, Parameters, Part
 from flopcount.sizes import (
     Size,
     Sizes,
+    as_objects,
     divide,
     is_array,
     is_symbolic,
@@ -188,7 +189,7 @@ class Architecture(abc.ABC):
 
     def _convention_count(self, sizes: Sizes, name: str, training: bool) -> Count:
         convention = CONVENTIONS[name]
-        exact = sizes.map(lambda value: value.astype(object) if is_array(value) else value)
+        exact = sizes.map(as_objects)
         params = ParameterCount(self, self.parameter_rows(exact)).self_part
         inputs = Inputs(
             exact, self._kept_prefix(exact, training), params.total, params.position_embedding.total

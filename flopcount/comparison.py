@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flopcount.architectures import Architecture
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count
 from flopcount.sizes import Size, is_array, is_symbolic, quoted
 from flopcount.tables import shown, table
-
-if TYPE_CHECKING:
-    from flopcount.architectures import Architecture
 
 NOT_COVERED = "not covered"
 
@@ -124,8 +122,6 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
     0.936
 
     """
-    from flopcount.architectures import Architecture
-
     if not isinstance(model, Architecture):
         raise TypeError(
             f"model = {quoted(model)}: expected a flopcount.PerceiverAR or flopcount.Decoder"

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from flopcount.sizes import Size, Sizes, is_array, is_symbolic
+from flopcount.sizes import Size, Sizes, exact_ratio, is_array, is_symbolic
 
 Terms = tuple[tuple[str, str, Size], ...]
 
@@ -69,12 +69,6 @@ def truncate(value: Any) -> Size:
     return int(value)
 
 
-def _fraction(numerator: Any, denominator: Any) -> Any:
-    from flopcount.count import exact_ratio
-
-    return exact_ratio(numerator, denominator)
-
-
 def article_self(inputs: Inputs) -> Terms:
     """Per token 4d + L((8 + 4w)d² + 2dn) + 2dV.
 
@@ -97,7 +91,7 @@ def article_cross(inputs: Inputs) -> Terms:
     """
     s, kept = inputs.sizes, inputs.kept_prefix
     n, d = s.num_latents, s.num_channels
-    per_token = _fraction(4 * d * s.num_prefix + kept * (4 * d * d + 2 * d * n), n)
+    per_token = exact_ratio(4 * d * s.num_prefix + kept * (4 * d * d + 2 * d * n), n)
     return (("hybrid", "prefix embedding and attention", n * truncate(per_token)),)
 
 
@@ -116,7 +110,7 @@ def article_update_cross(inputs: Inputs) -> Terms:
     """Per token (1 - p)(4d²·m/n + 4dm + 3hm), truncated to an integer."""
     s, kept = inputs.sizes, inputs.kept_prefix
     n, d = s.num_latents, s.num_channels
-    per_token = _fraction(kept * (4 * d * d + 4 * d * n + 3 * s.num_heads * n), n)
+    per_token = exact_ratio(kept * (4 * d * d + 4 * d * n + 3 * s.num_heads * n), n)
     return (("hybrid", "prefix attention", n * truncate(per_token)),)
 
 

@@ -15,6 +15,8 @@ from flopcount.rows import Elementwise, Matmul, Parameters, Part, Phase, Row
 from flopcount.sizes import (
     INT64_MAX,
     Size,
+    as_objects,
+    exact_ratio,
     is_array,
     is_symbolic,
     quoted,
@@ -40,10 +42,6 @@ def _sum(values: Iterable[Size]) -> Size:
     return total
 
 
-def _as_objects(value: Size) -> Size:
-    return value.astype(object) if is_array(value) else value
-
-
 def _product(left: Size, right: Size) -> Size:
     """``left · right``, in Python ints where int64 might not hold it."""
     if is_array(left) or is_array(right):
@@ -51,31 +49,8 @@ def _product(left: Size, right: Size) -> Size:
             int(abs(side).max()) if is_array(side) else abs(side) for side in (left, right)
         ]
         if magnitudes[0] * magnitudes[1] > INT64_MAX:
-            left, right = _as_objects(left), _as_objects(right)
+            left, right = as_objects(left), as_objects(right)
     return left * right
-
-
-def exact_ratio(numerator: Size, denominator: Size) -> Any:
-    """``numerator / denominator``, exactly: an int where it divides, else a fraction.
-
-    Arrays stay integer arrays where every element divides, and become object arrays of ints and
-    fractions otherwise; symbols give an expression.
-
-    >>> exact_ratio(6, 3), exact_ratio(7, 2)
-    (2, Fraction(7, 2))
-    """
-    if is_symbolic(numerator) or is_symbolic(denominator):
-        return numerator / denominator
-    if is_array(numerator) or is_array(denominator):
-        import numpy as np
-
-        if not np.any(numerator % denominator):
-            return numerator // denominator
-        over, under = np.broadcast_arrays(_as_objects(numerator), _as_objects(denominator))
-        ratios = [exact_ratio(int(a), int(b)) for a, b in zip(over.flat, under.flat, strict=True)]
-        return np.array(ratios, dtype=object).reshape(over.shape)
-    ratio = Fraction(numerator, denominator)
-    return ratio.numerator if ratio.denominator == 1 else ratio
 
 
 @dataclasses.dataclass(frozen=True)

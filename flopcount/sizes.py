@@ -11,6 +11,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 Size: TypeAlias = Any
@@ -298,6 +299,34 @@ def divide(name: str, numerator: Size, divisor_name: str, divisor: Size) -> Size
     return numerator // divisor
 
 
+def as_objects(value: Size) -> Size:
+    """An array's values as Python ints, which never overflow; anything else as it is."""
+    return value.astype(object) if is_array(value) else value
+
+
+def exact_ratio(numerator: Size, denominator: Size) -> Any:
+    """``numerator / denominator``, exactly: an int where it divides, else a fraction.
+
+    Arrays stay integer arrays where every element divides, and become object arrays of ints and
+    fractions otherwise; symbols give an expression.
+
+    >>> exact_ratio(6, 3), exact_ratio(7, 2)
+    (2, Fraction(7, 2))
+    """
+    if is_symbolic(numerator) or is_symbolic(denominator):
+        return numerator / denominator
+    if is_array(numerator) or is_array(denominator):
+        import numpy as np
+
+        if not np.any(numerator % denominator):
+            return numerator // denominator
+        over, under = np.broadcast_arrays(as_objects(numerator), as_objects(denominator))
+        ratios = [exact_ratio(int(a), int(b)) for a, b in zip(over.flat, under.flat, strict=True)]
+        return np.array(ratios, dtype=object).reshape(over.shape)
+    ratio = Fraction(numerator, denominator)
+    return ratio.numerator if ratio.denominator == 1 else ratio
+
+
 def kept_positions(num_prefix: Size, prefix_dropout: Any) -> Size:
     """Prefix positions that prefix dropout keeps: ``k = m - int(m * p)``.
 
@@ -403,7 +432,7 @@ class Sizes:
         formula(self.map(lambda value: Bound(_largest(value), largest)))
         if largest[0] <= INT64_MAX:
             return self
-        return self.map(lambda value: value.astype(object) if is_array(value) else value)
+        return self.map(as_objects)
 
 
 def _largest(value: Size) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
+from collections.abc import Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,28 +80,129 @@ class ScalingLaw:
         return self.k_d * math.pow(flops, self.b)
 
 
-def fit_factors(estimates: tuple[Estimate, ...], a: float, b: float, source: str) -> ScalingLaw:
-    """Fit k_N and k_D through given exponents by least squares in linear space.
+FLOPS_PER_PARAM_TOKEN = 6
+"""C = 6·N·D, Kaplan et al. 2020 (arXiv 2001.08361), section 2.1."""
 
-    The minimum of Σ(N - k·C^a)² lies at k = Σ N·C^a / Σ C^2a.
 
-    Args:
-        estimates: Published (N, C, D).
-        a: Exponent of the parameters.
-        b: Exponent of the tokens.
-        source: Where the estimates come from.
+@dataclasses.dataclass(frozen=True)
+class LossSurface:
+    """L(N, D) = E + A / N^α + B / D^β, and the optimum it implies under C = κ·N·D.
 
-    Source: derived here from the least-squares condition; the article fits the same way.
+    With N·D = C/κ fixed, dL/dN = 0 at αA/N^α = βB/D^β, so N_opt = G·(C/κ)^a with
+    G = (αA / βB)^(1 / (α + β)), a = β / (α + β), and D_opt = (C/κ) / N_opt.
+
+    Attributes:
+        e: E, the loss that remains at infinite N and D.
+        a: A, factor of the parameters' term.
+        b: B, factor of the tokens' term.
+        alpha: α.
+        beta: β.
+        source: Where the numbers come from.
+        flops_per_param_token: κ.
+
+    Source: Hoffmann et al. 2022 (arXiv 2203.15556), section 3.3 and equation 4.
+
+    >>> round(LossSurface(1.0, 100.0, 100.0, 0.5, 0.5, "example").n_opt(6e12))
+    1000000
     """
 
-    def factor(values: list[float], exponent: float) -> float:
-        powers = [math.pow(estimate.flops, exponent) for estimate in estimates]
-        products = sum(value * power for value, power in zip(values, powers, strict=True))
-        return products / sum(power * power for power in powers)
+    e: float
+    a: float
+    b: float
+    alpha: float
+    beta: float
+    source: str
+    flops_per_param_token: float = FLOPS_PER_PARAM_TOKEN
 
-    k_n = factor([estimate.params for estimate in estimates], a)
-    k_d = factor([estimate.tokens for estimate in estimates], b)
-    return ScalingLaw(a, b, k_n, k_d, source)
+    @property
+    def n_exponent(self) -> float:
+        """The exponent of C in N_opt: β / (α + β)."""
+        return self.beta / (self.alpha + self.beta)
+
+    def loss(self, params: float, tokens: float) -> float:
+        """Loss of N parameters after D tokens."""
+        return (
+            self.e
+            + self.a * math.pow(params, -self.alpha)
+            + self.b * math.pow(tokens, -self.beta)
+        )
+
+    def n_opt(self, flops: float) -> float:
+        """Compute-optimal parameters for a budget of ``flops`` training FLOPs."""
+        log_ratio = math.log(self.alpha * self.a) - math.log(self.beta * self.b)
+        log_product = math.log(flops / self.flops_per_param_token)
+        return math.exp((log_ratio + self.beta * log_product) / (self.alpha + self.beta))
+
+    def d_opt(self, flops: float) -> float:
+        """Compute-optimal training tokens for a budget of ``flops`` training FLOPs."""
+        return flops / self.flops_per_param_token / self.n_opt(flops)
+
+
+CHINCHILLA_SURFACE = LossSurface(
+    1.69, 406.4, 410.7, 0.34, 0.28, "Hoffmann et al. 2022 (arXiv 2203.15556), equation 10"
+)
+
+
+def fit_power_law(
+    estimates: Sequence[Estimate], source: str, *, a: float | None = None, b: float | None = None
+) -> ScalingLaw:
+    """Fit N_opt = k_N·C^a and D_opt = k_D·C^b through estimates of optima.
+
+    Through a given exponent, least squares in linear space: Σ(N - k·C^a)² is least at
+    k = Σ N·C^a / Σ C^2a. An exponent that is not given is fitted with its factor, by least squares
+    in log space: the slope and intercept of log N on log C.
+
+    Args:
+        estimates: Optimal (N, C, D).
+        source: Where the estimates come from.
+        a: Exponent of the parameters; None to fit it.
+        b: Exponent of the tokens; None to fit it.
+
+    Returns:
+        A :class:`ScalingLaw`, unrounded.
+
+    Raises:
+        ValueError: If a value is not positive, or if there are too few budgets: one for a given
+            exponent, two different ones for a fitted exponent.
+
+    Source: derived here from the least-squares conditions; the article fits its factors so.
+
+    >>> estimates = [Estimate(3.0, 1.0, 3.0), Estimate(12.0, 16.0, 6.0)]
+    >>> law = fit_power_law(estimates, "example")
+    >>> round(law.a, 9), round(law.k_n, 9), round(law.b, 9)
+    (0.5, 3.0, 0.25)
+    """
+    for estimate in estimates:
+        if not all(
+            math.isfinite(value) and value > 0
+            for value in (estimate.params, estimate.flops, estimate.tokens)
+        ):
+            raise ValueError(f"estimates contains {estimate}: expected positive numbers")
+    distinct = len({estimate.flops for estimate in estimates})
+    needed = 1 if a is not None and b is not None else 2
+    if distinct < needed:
+        raise ValueError(
+            f"estimates holds {distinct} different budgets: expected at least {needed}"
+        )
+    flops = [estimate.flops for estimate in estimates]
+    params = [estimate.params for estimate in estimates]
+    tokens = [estimate.tokens for estimate in estimates]
+    fitted_a, k_n = _power_law(flops, params, a)
+    fitted_b, k_d = _power_law(flops, tokens, b)
+    return ScalingLaw(fitted_a, fitted_b, k_n, k_d, source)
+
+
+def _power_law(
+    flops: list[float], values: list[float], exponent: float | None
+) -> tuple[float, float]:
+    if exponent is not None:
+        powers = [math.pow(budget, exponent) for budget in flops]
+        products = sum(value * power for value, power in zip(values, powers, strict=True))
+        return exponent, products / sum(power * power for power in powers)
+    line = statistics.linear_regression(
+        [math.log(budget) for budget in flops], [math.log(value) for value in values]
+    )
+    return line.slope, math.exp(line.intercept)
 
 
 def chinchilla_approach_1() -> ScalingLaw:
@@ -108,7 +211,7 @@ def chinchilla_approach_1() -> ScalingLaw:
     >>> f"{chinchilla_approach_1().k_n:.4f}, {chinchilla_approach_1().k_d:.4f}"
     '0.0877, 1.8960'
     """
-    return fit_factors(CHINCHILLA_TABLE_3, 0.50, 0.50, "arXiv 2203.15556, Table 3")
+    return fit_power_law(CHINCHILLA_TABLE_3, "arXiv 2203.15556, Table 3", a=0.50, b=0.50)
 
 
 def chinchilla_approach_2() -> ScalingLaw:
@@ -117,4 +220,4 @@ def chinchilla_approach_2() -> ScalingLaw:
     >>> f"{chinchilla_approach_2().k_n:.4f}, {chinchilla_approach_2().k_d:.4f}"
     '0.1448, 1.1519'
     """
-    return fit_factors(CHINCHILLA_TABLE_A3, 0.49, 0.51, "arXiv 2203.15556, Table A3")
+    return fit_power_law(CHINCHILLA_TABLE_A3, "arXiv 2203.15556, Table A3", a=0.49, b=0.51)

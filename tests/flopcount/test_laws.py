@@ -3,12 +3,15 @@
 import pytest
 
 from flopcount.laws import (
+    CHINCHILLA_SURFACE,
     CHINCHILLA_TABLE_3,
+    CHINCHILLA_TABLE_A3,
     Estimate,
+    LossSurface,
     ScalingLaw,
     chinchilla_approach_1,
     chinchilla_approach_2,
-    fit_factors,
+    fit_power_law,
 )
 
 
@@ -28,7 +31,7 @@ def test_factors_are_not_rounded():
 
 def test_factors_by_hand():
     # C = 1, 4 with a = 0.5: powers 1, 2; k = (3·1 + 8·2)/(1 + 4) = 3.8.
-    law = fit_factors((Estimate(3, 1, 3), Estimate(8, 4, 8)), 0.5, 0.5, "by hand")
+    law = fit_power_law((Estimate(3, 1, 3), Estimate(8, 4, 8)), "by hand", a=0.5, b=0.5)
     assert law.k_n == law.k_d == pytest.approx(3.8)
     assert law.n_opt(16) == pytest.approx(3.8 * 4)
     assert law.d_opt(16) == pytest.approx(3.8 * 4)
@@ -37,3 +40,47 @@ def test_factors_by_hand():
 def test_estimates_obey_6nd_roughly():
     for estimate in CHINCHILLA_TABLE_3:
         assert 6 * estimate.params * estimate.tokens == pytest.approx(estimate.flops, rel=0.06)
+
+
+def test_fitted_exponents_by_hand():
+    # N = 3·C^½: 3, 6, 12 at C = 1, 4, 16; D = 2·C^½.
+    estimates = [Estimate(3, 1, 2), Estimate(6, 4, 4), Estimate(12, 16, 8)]
+    law = fit_power_law(estimates, "by hand")
+    assert (law.a, law.k_n, law.b, law.k_d) == pytest.approx((0.5, 3, 0.5, 2))
+
+
+def test_fitted_exponents_of_the_published_tables():
+    # The tables are printed from laws with these exponents, to three digits.
+    law = fit_power_law(CHINCHILLA_TABLE_A3, "Table A3")
+    assert (law.a, law.b) == pytest.approx((0.49, 0.51), abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("estimates", "message"),
+    [
+        ([Estimate(3, 1, 2)], "1 different budgets: expected at least 2"),
+        ([Estimate(3, 4, 2), Estimate(3, 4, 2)], "1 different budgets"),
+        ([Estimate(3, 4, 2), Estimate(-3, 5, 2)], "expected positive numbers"),
+        ([Estimate(3, 4, 2), Estimate(3, float("nan"), 2)], "expected positive numbers"),
+    ],
+)
+def test_estimates_that_carry_no_law(estimates, message):
+    with pytest.raises(ValueError, match=message):
+        fit_power_law(estimates, "bad")
+
+
+def test_the_surfaces_optimum_by_hand():
+    # αA/N^α = βB/D^β at N = D = 1e6 with equal terms; C = 6·1e12. L = 1 + 100/1e3 + 100/1e3.
+    surface = LossSurface(1.0, 100.0, 100.0, 0.5, 0.5, "by hand")
+    assert surface.n_opt(6e12) == pytest.approx(1e6)
+    assert surface.d_opt(6e12) == pytest.approx(1e6)
+    assert surface.loss(1e6, 1e6) == pytest.approx(1.2)
+
+
+def test_the_surfaces_optimum_is_a_minimum():
+    for flops in (1e18, 1e24):
+        best = CHINCHILLA_SURFACE.n_opt(flops)
+        losses = [
+            CHINCHILLA_SURFACE.loss(size, flops / 6 / size) for size in (0.99 * best, 1.01 * best)
+        ]
+        assert CHINCHILLA_SURFACE.loss(best, CHINCHILLA_SURFACE.d_opt(flops)) < min(losses)

@@ -1,0 +1,34 @@
+"""Fits of scaling laws: approaches 1, 2 and 3 of Hoffmann et al. 2022 (arXiv 2203.15556)."""
+
+from flopcount.fitting.curves import Curves, CurvesFit, fit_training_curves, read_curves
+from flopcount.fitting.frontier import Frontier
+from flopcount.fitting.profiles import (
+    Bias,
+    Profile,
+    ProfilesFit,
+    approach_2_bias,
+    fit_isoflop_profiles,
+)
+from flopcount.fitting.results import Interval, Optimum
+from flopcount.fitting.runs import FlaggedRow, Runs, read_runs
+from flopcount.fitting.surface import SurfaceFit, fit_surface
+
+__all__ = [
+    "Bias",
+    "Curves",
+    "CurvesFit",
+    "FlaggedRow",
+    "Frontier",
+    "Interval",
+    "Optimum",
+    "Profile",
+    "ProfilesFit",
+    "Runs",
+    "SurfaceFit",
+    "approach_2_bias",
+    "fit_isoflop_profiles",
+    "fit_surface",
+    "fit_training_curves",
+    "read_curves",
+    "read_runs",
+]

@@ -1,0 +1,479 @@
+"""Approach 2: a parabola in log N per budget, power laws through the vertices, and its bias."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from flopcount.fitting.frontier import Frontier, fit_frontier
+from flopcount.fitting.results import CONFIDENCE, Optimum, require_bootstrap
+from flopcount.fitting.runs import FlaggedRow, Runs, flag_notes, read_runs
+from flopcount.laws import CHINCHILLA_SURFACE, LossSurface
+from flopcount.sizes import quoted, require_positive_number
+from flopcount.tables import table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    FloatArray = npt.NDArray[np.float64]
+    IndexArray = npt.NDArray[np.intp]
+
+BUDGET_GAP = 1.2
+"""Runs whose FLOPs differ by less than this factor, in steps, share a budget."""
+OFF_BUDGET = 1.1
+"""A run further than this factor from its budget's median is reported."""
+OFF_CENTRE = 0.25
+"""A vertex in the outer quarters of the sampled range of log N is reported as off-centre."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Profile:
+    """One budget's parabola, loss = c₀ + c₁·x + c₂·x², x = log N - centre.
+
+    Attributes:
+        flops: The budget: the planned one, else the runs' geometric mean.
+        rows: The rows of its runs.
+        params: Their N.
+        loss: Their losses.
+        centre: The mean of log N.
+        coefficients: c₀, c₁, c₂.
+        residuals: Fitted minus observed loss, per run.
+        n_opt: N at the vertex; None where the vertex is not used.
+        d_opt: D at the vertex, on the parabola of log D in log N.
+        loss_opt: Loss at the vertex.
+        verdict: "used", perhaps with a remark, or why the vertex is not used.
+    """
+
+    flops: float
+    rows: tuple[int, ...]
+    params: FloatArray
+    loss: FloatArray
+    centre: float
+    coefficients: tuple[float, float, float] | None
+    residuals: FloatArray
+    n_opt: float | None
+    d_opt: float | None
+    loss_opt: float | None
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as plain data."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        arrays = ("params", "loss", "residuals")
+        return plain | {name: plain[name].tolist() for name in arrays}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias:
+    """What approach 2 finds on losses without noise, against the truth.
+
+    Attributes:
+        surface: The surface that the losses come from.
+        budgets: C.
+        span: Largest over smallest N of a profile.
+        off_centre: Geometric mean of a profile's N over the true optimum, per budget.
+        num_models: Models per budget.
+        a: The exponent that approach 2 finds.
+        true_a: The surface's.
+        n_ratio: N_opt found over the true one, at the largest budget.
+        d_ratio: D_opt likewise.
+    """
+
+    surface: LossSurface
+    budgets: tuple[float, ...]
+    span: float
+    off_centre: tuple[float, ...]
+    num_models: int
+    a: float
+    true_a: float
+    n_ratio: float
+    d_ratio: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The bias as plain data."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        low, high = min(self.off_centre), max(self.off_centre)
+        centre = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        return (
+            "Approach 2 is biased even without noise (arXiv 2603.22339). On the surface of "
+            f"{self.surface.source}, with {self.num_models} models over {self.span:.3g}x in N "
+            f"around {centre} times the true optimum, it finds a = {self.a:.4f} where {self.true_a:.4f} is true, and at "
+            f"{max(self.budgets):.3g} FLOPs N_opt off by {self.n_ratio - 1:+.1%}, D_opt by "
+            f"{self.d_ratio - 1:+.1%}."
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProfilesFit:
+    """Parabolas per budget and the power laws through their vertices.
+
+    Attributes:
+        profiles: One per budget, in rising order.
+        frontier: The power laws; None with fewer than two usable vertices.
+        bias: What the method itself gets wrong with such a design.
+        flagged: Rows left out, and rows used that are odd.
+        runs: What was fitted.
+    """
+
+    profiles: tuple[Profile, ...]
+    frontier: Frontier | None
+    bias: Bias | None
+    flagged: tuple[FlaggedRow, ...]
+    runs: Runs = dataclasses.field(repr=False)
+
+    def predict(self, flops: float) -> Optimum:
+        """N_opt, D_opt and loss for a budget of ``flops``, with intervals.
+
+        Raises:
+            TypeError: If ``flops`` is no number.
+            ValueError: If it is not positive, or if fewer than two vertices carry the laws.
+        """
+        if self.frontier is None:
+            raise ValueError(f"flops = {flops}: expected vertices at two budgets at least")
+        return self.frontier.predict(flops, "approach 2, parabolas in log N")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fit as plain data."""
+        return {
+            "method": "approach 2",
+            "profiles": [profile.to_dict() for profile in self.profiles],
+            "frontier": None if self.frontier is None else self.frontier.to_dict(),
+            "bias": None if self.bias is None else self.bias.to_dict(),
+            "bias_statement": None if self.bias is None else str(self.bias),
+            "flagged": [dataclasses.asdict(flag) for flag in self.flagged],
+            "runs": self.runs.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            [p.flops, str(len(p.rows)), p.n_opt, p.d_opt, _digits(p.loss_opt), p.verdict]
+            for p in self.profiles
+        ]
+        text = table(
+            ["FLOPs", "runs", "N_opt", "D_opt", "loss", "vertex"],
+            rows,
+            title="Approach 2: a parabola in log N per budget",
+        )
+        notes = flag_notes(self.flagged)
+        if self.bias is not None:
+            notes.append(str(self.bias))
+        if self.frontier is None:
+            notes.append("no power law: it takes usable vertices at two budgets")
+            return "\n".join([text, *notes])
+        laws = table(
+            ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
+            self.frontier.records(),
+            note="\n".join(notes),
+        )
+        return f"{text}\n\n{laws}"
+
+
+def _digits(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.5g}"
+
+
+def _groups(runs: Runs, budgets: Sequence[float] | None) -> list[IndexArray]:
+    """Indices of the runs of each budget: given, planned, or with FLOPs close together."""
+    import numpy as np
+
+    if budgets is not None:
+        centres = np.log(sorted({require_positive_number("budgets", value) for value in budgets}))
+        if len(centres) == 0:
+            raise ValueError("budgets is empty: expected at least one, or None")
+        distance = np.abs(np.log(runs.flops)[:, None] - centres)
+        nearest = np.where(
+            distance.min(axis=1) <= math.log(BUDGET_GAP), distance.argmin(axis=1), -1
+        )
+        groups = [np.flatnonzero(nearest == index) for index in range(len(centres))]
+        return [group for group in groups if len(group)]
+    if runs.budget is not None:
+        return [np.flatnonzero(runs.budget == budget) for budget in np.unique(runs.budget)]
+    order = np.argsort(runs.flops, kind="stable")
+    gaps = np.diff(np.log(runs.flops[order])) > math.log(BUDGET_GAP)
+    return list(np.split(order, np.flatnonzero(gaps) + 1))
+
+
+def _vertices(
+    x: FloatArray, losses: FloatArray, log_tokens: FloatArray, weights: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Weighted parabolas and their vertices.
+
+    Args:
+        x: Centred log N, shape (runs,).
+        losses: Loss, shape (runs,).
+        log_tokens: log D, shape (runs,).
+        weights: How often each run counts, shape (samples, runs).
+
+    Returns:
+        Coefficients of the loss (samples, 3), and x, log D and loss at the vertex (samples, 3):
+        NaN where there are fewer than three sizes, no minimum, or a minimum out of range.
+    """
+    import numpy as np
+
+    scale = np.abs(x).max() or 1.0
+    powers = np.stack([np.ones_like(x), x / scale, (x / scale) ** 2])
+    sizes, index = np.unique(x, return_inverse=True)
+    present = np.stack([weights[:, index == i].sum(axis=1) > 0 for i in range(len(sizes))])
+    enough = present.sum(axis=0) >= 3
+    normal = np.einsum("ir,jr,sr->sij", powers, powers, weights)
+    normal[~enough] = np.eye(3)
+    right = np.einsum("ir,kr,sr->sik", powers, np.stack([losses, log_tokens]), weights)
+    solution = np.linalg.solve(normal, right)
+    solution[~enough] = np.nan
+    c0, c1, c2 = solution[:, :, 0].T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vertex = np.where(c2 > 0, -c1 / (2 * c2), np.nan)
+    outside = (vertex * scale < x.min()) | (vertex * scale > x.max())
+    vertex = np.where(outside, np.nan, vertex)
+    tokens = solution[:, 0, 1] + solution[:, 1, 1] * vertex + solution[:, 2, 1] * vertex**2
+    loss = c0 + c1 * vertex + c2 * vertex**2
+    coefficients = solution[:, :, 0] / np.array([1.0, scale, scale**2])
+    return coefficients, np.stack([vertex * scale, tokens, loss], axis=1)
+
+
+def _profile(runs: Runs, group: IndexArray) -> Profile:
+    import numpy as np
+
+    log_n = np.log(runs.params[group])
+    loss = runs.loss[group]
+    centre = float(log_n.mean())
+    x = log_n - centre
+    planned = runs.budget
+    flops = float(
+        np.exp(np.log(runs.flops[group]).mean()) if planned is None else planned[group[0]]
+    )
+    rows = tuple(runs.rows[index] for index in group)
+    distinct = len(np.unique(x))
+    spread = float(runs.flops[group].max() / runs.flops[group].min())
+    verdict = ""
+    if distinct < 3:
+        verdict = f"not used: {distinct} different sizes, expected at least 3"
+    elif planned is None and spread > BUDGET_GAP**2:
+        verdict = f"not used: FLOPs differ by a factor of {spread:.3g}: give budgets"
+    if verdict:
+        blank = np.full_like(x, np.nan)
+        return Profile(
+            flops, rows, runs.params[group], loss, centre, None, blank, None, None, None, verdict
+        )
+    log_tokens = np.log(runs.tokens[group])
+    coefficients, vertices = _vertices(x, loss, log_tokens, np.ones((1, len(x))))
+    c0, c1, c2 = coefficients[0].tolist()
+    residuals = c0 + c1 * x + c2 * x * x - loss
+    at, log_d, loss_opt = vertices[0].tolist()
+    if math.isnan(at):
+        verdict = "not used: the parabola has no minimum"
+        if c2 > 0:
+            size = centre - c1 / (2 * c2)
+            verdict = f"not used: vertex at N = {_exp(size)}, out of the range sampled"
+        found: tuple[float | None, float | None, float | None] = (None, None, None)
+    else:
+        share = (at - x.min()) / (x.max() - x.min())
+        centred = OFF_CENTRE <= share <= 1 - OFF_CENTRE
+        verdict = "used" if centred else f"used, off-centre: at {share:.0%} of the range of log N"
+        found = (math.exp(centre + at), math.exp(log_d), loss_opt)
+    return Profile(
+        flops, rows, runs.params[group], loss, centre, (c0, c1, c2), residuals, *found, verdict
+    )
+
+
+def _exp(exponent: float) -> str:
+    return f"{math.exp(exponent):.3g}" if abs(exponent) < 700 else f"e^{exponent:.3g}"
+
+
+def _off_budget(runs: Runs, groups: Sequence[IndexArray]) -> list[FlaggedRow]:
+    import numpy as np
+
+    grouped = {int(index) for group in groups for index in group}
+    flagged = [
+        FlaggedRow(row, f"{flops:.3g} FLOPs are near no budget given", used=False)
+        for index, (row, flops) in enumerate(zip(runs.rows, runs.flops.tolist(), strict=True))
+        if index not in grouped
+    ]
+    for group in groups:
+        middle = float(np.median(runs.flops[group]))
+        for index in group:
+            ratio = float(runs.flops[index]) / middle
+            if not 1 / OFF_BUDGET <= ratio <= OFF_BUDGET:
+                reason = f"off its budget's median, {middle:.3g} FLOPs, by {ratio - 1:+.0%}"
+                flagged.append(FlaggedRow(runs.rows[index], reason, used=True))
+    return flagged
+
+
+def fit_isoflop_profiles(
+    runs: Runs,
+    *,
+    budgets: Sequence[float] | None = None,
+    num_bootstrap: int = 0,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> ProfilesFit:
+    """Fit a parabola of the loss in log N per budget, and power laws through the vertices.
+
+    Runs share a budget if their FLOPs lie within a factor of 1.2 of one given in ``budgets``; else
+    if they were planned for it (a column of budgets); else if their FLOPs follow each other within
+    that factor, and then a chain that spreads over more than its square is no budget. A vertex
+    that is no minimum, or lies outside the sizes sampled, is reported and not used. The bootstrap
+    draws runs with replacement within each budget.
+
+    Args:
+        runs: As :func:`~flopcount.fitting.read_runs` returns them.
+        budgets: C of the profiles, FLOPs; runs near none of them are reported and not used.
+        num_bootstrap: Bootstrap fits; 0 gives no intervals.
+        seed: Of the bootstrap's draws.
+        confidence: Share of the bootstrap distribution that an interval holds.
+
+    Returns:
+        A :class:`ProfilesFit`, with the method's own bias on a design of the same width.
+
+    Raises:
+        TypeError: If ``runs`` is of another type, or an argument of the wrong type.
+        ValueError: If an argument is out of range.
+
+    Source: Hoffmann et al. 2022 (arXiv 2203.15556), section 3.2.
+
+    >>> from flopcount.fitting import read_runs
+    >>> from flopcount.laws import CHINCHILLA_SURFACE as surface
+    >>> sizes = [(c, surface.n_opt(c) * r) for c in (1e20, 1e22) for r in (0.5, 1, 2)]
+    >>> fit = fit_isoflop_profiles(read_runs({
+    ...     "C": [c for c, _ in sizes], "N": [n for _, n in sizes],
+    ...     "loss": [surface.loss(n, c / 6 / n) for c, n in sizes]}))
+    >>> round(fit.frontier.law.a, 3), round(surface.n_exponent, 3)
+    (0.452, 0.452)
+    """
+    if not isinstance(runs, Runs):
+        raise TypeError(f"runs = {quoted(runs)}: expected what read_runs returns")
+    require_bootstrap(num_bootstrap, confidence)
+    groups = _groups(runs, budgets)
+    profiles = tuple(_profile(runs, group) for group in groups)
+    frontier = _frontier(runs, groups, profiles, num_bootstrap, seed, confidence)
+    flagged = sorted((*runs.flagged, *_off_budget(runs, groups)), key=lambda flag: flag.row)
+    return ProfilesFit(profiles, frontier, _typical_bias(profiles), tuple(flagged), runs)
+
+
+def _frontier(
+    runs: Runs,
+    groups: Sequence[IndexArray],
+    profiles: Sequence[Profile],
+    num_bootstrap: int,
+    seed: int,
+    confidence: float,
+) -> Frontier | None:
+    import numpy as np
+
+    used = [
+        (group, profile)
+        for group, profile in zip(groups, profiles, strict=True)
+        if profile.n_opt is not None
+    ]
+    if len(used) < 2:
+        return None
+    log_flops = np.log([profile.flops for _, profile in used])
+    points = np.array([[p.n_opt, p.d_opt, p.loss_opt] for _, p in used], dtype=np.float64)
+    optima = np.log(points).T
+    generator = np.random.default_rng(seed)
+    samples = np.empty((num_bootstrap, 3, len(used)))
+    for index, (group, profile) in enumerate(used):
+        size = len(group)
+        counts = generator.multinomial(size, np.full(size, 1 / size), size=num_bootstrap)
+        x = np.log(runs.params[group]) - profile.centre
+        log_tokens = np.log(runs.tokens[group])
+        _, vertices = _vertices(x, runs.loss[group], log_tokens, counts.astype(np.float64))
+        samples[:, 0, index] = vertices[:, 0] + profile.centre
+        samples[:, 1, index] = vertices[:, 1]
+        samples[:, 2, index] = np.log(np.where(vertices[:, 2] > 0, vertices[:, 2], np.nan))
+    source = f"approach 2, {len(used)} vertices of {len(runs.rows)} runs"
+    return fit_frontier(log_flops, optima, log_flops, samples, confidence, source)
+
+
+def _typical_bias(profiles: Sequence[Profile]) -> Bias | None:
+    """The bias of a centred design with these budgets and this median span and number of models."""
+    import numpy as np
+
+    used = [profile for profile in profiles if profile.n_opt is not None]
+    if len(used) < 2:
+        return None
+    span = float(np.median([p.params.max() / p.params.min() for p in used]))
+    num_models = int(np.median([len(np.unique(p.params)) for p in used]))
+    return approach_2_bias([p.flops for p in used], span=span, num_models=max(num_models, 3))
+
+
+def approach_2_bias(
+    budgets: Sequence[float],
+    *,
+    span: float = 16.0,
+    num_models: int = 15,
+    off_centre: float | Sequence[float] = 1.0,
+    surface: LossSurface = CHINCHILLA_SURFACE,
+) -> Bias:
+    """Fit approach 2 to losses computed from a known surface, and say by how much it misses.
+
+    The loss along a budget is no parabola in log N unless α = β; a parabola through it therefore
+    has its vertex elsewhere, by a factor that grows with the span sampled. Where every budget is
+    sampled alike, the factor is common and the exponent survives; where the centre drifts from
+    budget to budget, the exponent is wrong as well.
+
+    Args:
+        budgets: C, FLOPs; at least two.
+        span: Largest over smallest N per budget.
+        num_models: Models per budget, evenly spaced in log N.
+        off_centre: Geometric mean of the sizes over the true optimum: one number, or one each.
+        surface: The truth.
+
+    Returns:
+        A :class:`Bias`.
+
+    Raises:
+        TypeError: If a number is not one.
+        ValueError: If there are fewer than two budgets or three models, a number is not positive,
+            the span is not above 1, or a budget has no vertex in range.
+
+    Source: arXiv 2603.22339; reproduced here by fitting such losses.
+
+    >>> bias = approach_2_bias([1e18, 1e20, 1e22])
+    >>> abs(bias.a - bias.true_a) < 1e-9, round(bias.n_ratio, 4)
+    (True, 1.0132)
+    """
+    import numpy as np
+
+    costs = [require_positive_number("budgets", budget) for budget in budgets]
+    if len(set(costs)) < 2:
+        raise ValueError(f"budgets = {quoted(budgets)}: expected at least two different ones")
+    if require_positive_number("span", span) <= 1:
+        raise ValueError(f"span = {quoted(span)}: expected a ratio above 1")
+    if type(num_models) is not int or num_models < 3:
+        raise ValueError(f"num_models = {quoted(num_models)}: expected an integer >= 3")
+    centres = list(off_centre) if isinstance(off_centre, Sequence) else [off_centre] * len(costs)
+    if len(centres) != len(costs):
+        raise ValueError(f"off_centre = {quoted(off_centre)}: expected one number or one a budget")
+    half = math.log(span) / 2
+    ratios = np.exp(np.linspace(-half, half, num_models))
+    columns: dict[str, list[float]] = {"N": [], "D": [], "C": [], "budget": [], "loss": []}
+    for cost, centre in zip(costs, centres, strict=True):
+        for ratio in ratios:
+            size = surface.n_opt(cost) * require_positive_number("off_centre", centre) * ratio
+            tokens = cost / surface.flops_per_param_token / size
+            row = (size, tokens, cost, cost, surface.loss(size, tokens))
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(float(value))
+    runs = read_runs(columns)
+    groups = _groups(runs, None)
+    frontier = _frontier(runs, groups, [_profile(runs, group) for group in groups], 0, 0, 0.95)
+    if frontier is None:
+        raise ValueError(f"off_centre = {quoted(off_centre)}: expected vertices within the range")
+    law, largest = frontier.law, max(costs)
+    return Bias(
+        surface=surface,
+        budgets=tuple(costs),
+        span=span,
+        off_centre=tuple(float(centre) for centre in centres),
+        num_models=num_models,
+        a=law.a,
+        true_a=surface.n_exponent,
+        n_ratio=law.n_opt(largest) / surface.n_opt(largest),
+        d_ratio=law.d_opt(largest) / surface.d_opt(largest),
+    )

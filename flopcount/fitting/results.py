@@ -1,0 +1,132 @@
+"""What the fits share: intervals, and the optimum at a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from flopcount.sizes import quoted
+from flopcount.tables import shown, table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    FloatArray = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+"""The share of the bootstrap distribution that an interval holds, unless another is given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A percentile interval of a bootstrap distribution.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        confidence: Share of the distribution in between.
+
+    >>> print(Interval(0.45, 0.5, 0.95))
+    0.45 … 0.5
+    """
+
+    low: float
+    high: float
+    confidence: float
+
+    def __str__(self) -> str:
+        return f"{self.low:.4g} … {self.high:.4g}"
+
+
+def interval(samples: FloatArray, confidence: float) -> Interval | None:
+    """The central interval of the finite samples; None where there are fewer than two.
+
+    Source: the percentile bootstrap, Efron and Tibshirani 1993, section 13.3.
+
+    >>> import numpy as np
+    >>> interval(np.arange(101.0), 0.5)
+    Interval(low=25.0, high=75.0, confidence=0.5)
+    """
+    import numpy as np
+
+    finite = samples[np.isfinite(samples)]
+    if finite.size < 2:
+        return None
+    low, high = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high), confidence)
+
+
+def require_bootstrap(num_bootstrap: object, confidence: object) -> tuple[int, float]:
+    """Return both if they make sense.
+
+    Raises:
+        TypeError: If ``num_bootstrap`` is no integer or ``confidence`` no float.
+        ValueError: If ``num_bootstrap`` is negative, or ``confidence`` outside (0, 1).
+    """
+    if type(num_bootstrap) is not int:
+        raise TypeError(f"num_bootstrap = {quoted(num_bootstrap)}: expected an integer >= 0")
+    if num_bootstrap < 0:
+        raise ValueError(f"num_bootstrap = {quoted(num_bootstrap)}: expected an integer >= 0")
+    if not isinstance(confidence, float):
+        raise TypeError(f"confidence = {quoted(confidence)}: expected a float in (0, 1)")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence}: expected a float in (0, 1)")
+    return num_bootstrap, confidence
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimum:
+    """The compute-optimal model at a budget, as a fit predicts it.
+
+    Attributes:
+        flops: C, training FLOPs.
+        params: N_opt.
+        tokens: D_opt.
+        loss: Predicted loss at the optimum.
+        params_interval: Bootstrap interval of ``params``; None without a bootstrap.
+        tokens_interval: Of ``tokens``.
+        loss_interval: Of ``loss``.
+        method: The fit that predicts it.
+    """
+
+    flops: float
+    params: float
+    tokens: float
+    loss: float
+    params_interval: Interval | None
+    tokens_interval: Interval | None
+    loss_interval: Interval | None
+    method: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The prediction as plain data."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return table(
+            ["", "value", "interval"],
+            [
+                ["N_opt", self.params, interval_text(self.params_interval)],
+                ["D_opt", self.tokens, interval_text(self.tokens_interval)],
+                ["loss", f"{self.loss:.5g}", interval_text(self.loss_interval)],
+            ],
+            title=f"Optimum at {shown(self.flops)} FLOPs: {self.method}",
+        )
+
+
+def interval_text(found: Interval | None) -> str:
+    """The interval as a table cell; empty where there is none."""
+    return "" if found is None else str(found)
+
+
+def optimum(
+    flops: float,
+    point: tuple[float, float, float],
+    samples: tuple[FloatArray, FloatArray, FloatArray],
+    confidence: float,
+    method: str,
+) -> Optimum:
+    """An :class:`Optimum` from a point estimate and bootstrap samples of N, D and loss."""
+    params, tokens, loss = (interval(sample, confidence) for sample in samples)
+    return Optimum(flops, *point, params, tokens, loss, method)

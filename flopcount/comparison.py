@@ -69,7 +69,7 @@ class Comparison:
                 shown(row.cross_part),
                 shown(row.total),
                 _percent(row.self_ratio),
-                _percent(row.ratio) if row.total != NOT_COVERED else NOT_COVERED,
+                NOT_COVERED if isinstance(row.total, str) else _percent(row.ratio),
             ]
             for row in self.rows
         ]

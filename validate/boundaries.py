@@ -326,7 +326,9 @@ class Boundaries:
     def compare_and_explain(self) -> None:
         """Comparisons and explanations."""
         if self.random_state.random() < 0.7:
-            str(fc.compare(self.any_of(self.tame_model()), training=self.any_of(True, False)))
+            model = self.model() if self.random_state.random() < 0.5 else self.tame_model()
+            compared = fc.compare(self.any_of(model), training=self.any_of(True, False))
+            str(compared), compared.to_dict()
         else:
             fc.explain(
                 self.any_of("perceiver-ar", "decoder"),

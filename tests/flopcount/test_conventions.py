@@ -1,5 +1,6 @@
 """Each convention reproduces its own publication's numbers."""
 
+import numpy as np
 import pytest
 import sympy
 
@@ -156,6 +157,21 @@ def test_general_widening_factor():
     assert per_token(wide, "article") == 3 * (4 * 4 + layers + 2 * 2 * 4 * 3 + 2 * 4 * 5)
     assert per_token(wide, "kaplan") == 3 * (layers + 2 * 2 * 3 * 4)
     assert per_token(wide, "chinchilla") == 3 * (layers + 2 * 4 * 3 * 4 + 2 * 3 * 2 * 3)
+
+
+def test_comparison_of_arrays_and_symbols():
+    n = sympy.Symbol("n", integer=True, positive=True)
+    sizes = dict(vocab_size=9, num_channels=4, num_layers=1, num_heads=2)
+    one, two = (fc.Decoder(**sizes, seq_len=length) for length in (3, 5))
+    both = fc.compare(fc.Decoder(**sizes, seq_len=np.array([3, 5])))
+    symbolic = fc.compare(fc.Decoder(**sizes, seq_len=n))
+    alone = zip(fc.compare(one).rows, fc.compare(two).rows, strict=True)
+    for row, expression, pair in zip(both.rows, symbolic.rows, alone, strict=True):
+        assert list(row.total) == [entry.total for entry in pair]
+        assert [float(ratio) for ratio in row.ratio] == [entry.ratio for entry in pair]
+        assert [expression.total.subs(n, length) for length in (3, 5)] == list(row.total)
+    assert "…" in str(both)
+    assert "n" in str(symbolic)
 
 
 def test_comparison_prints_every_convention_and_its_reason():

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -200,6 +201,63 @@ def article(json: bool = False) -> None:
     _print(reproduce(), json)
 
 
+def fit(
+    runs: tyro.conf.Positional[Path],
+    approach: Literal["profiles", "surface", "curves"] = "profiles",
+    objective: Literal["huber-log", "variable-projection"] = "huber-log",
+    params: str | None = None,
+    tokens: str | None = None,
+    flops: str | None = None,
+    loss: str | None = None,
+    budget: str | None = None,
+    run: str | None = None,
+    drop_highest: int = 0,
+    num_bootstrap: int = 0,
+    seed: int = 0,
+    predict: tuple[float, ...] = (),
+    json: bool = False,
+) -> None:
+    """Fit scaling laws to a table of runs.
+
+    Args:
+        runs: A CSV file: final losses, or for ``curves`` every validation of every run.
+        approach: ``curves`` (1, envelope), ``profiles`` (2, parabolas) or ``surface`` (3).
+        objective: Of ``surface``.
+        params: Heading of N, where it is not recognised; so for the next five.
+        tokens: Heading of D.
+        flops: Heading of C.
+        loss: Heading of the loss.
+        budget: Heading of the planned budget.
+        run: Heading of the run's name, for ``curves``.
+        drop_highest: How many of the highest losses to leave out.
+        num_bootstrap: Bootstrap fits, for intervals.
+        seed: Of the bootstrap.
+        predict: Budgets at which to predict N_opt, D_opt and the loss.
+        json: Print JSON.
+    """
+    from flopcount import fitting
+
+    bootstrap: dict[str, Any] = dict(num_bootstrap=num_bootstrap, seed=seed)
+    headings = dict(params=params, tokens=tokens, flops=flops, loss=loss)
+    fitted: Any
+    if approach == "curves":
+        curves = fitting.read_curves(runs, run=run, **headings)
+        fitted = fitting.fit_training_curves(curves, **bootstrap)
+    else:
+        table_of_runs = fitting.read_runs(
+            runs, budget=budget, drop_highest=drop_highest, **headings
+        )
+        if approach == "profiles":
+            fitted = fitting.fit_isoflop_profiles(table_of_runs, **bootstrap)
+        else:
+            fitted = fitting.fit_surface(table_of_runs, objective=objective, **bootstrap)
+    optima = [fitted.predict(budget_flops) for budget_flops in predict]
+    if json:
+        print(to_json(fitted.to_dict() | {"predictions": [o.to_dict() for o in optima]}))
+        return
+    print(fitted, *optima, sep="\n")
+
+
 def devices(json: bool = False) -> None:
     """List the known devices: peak dense FLOP/s by dtype, with the source.
 
@@ -224,6 +282,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "explain": explain,
     "article": article,
+    "fit": fit,
     "devices": devices,
 }
 
@@ -252,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader, such as `head`, has closed the pipe; nothing is left to be flushed into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"flopcount: {error}", file=sys.stderr)
         return 2
     return 0

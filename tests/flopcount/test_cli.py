@@ -95,6 +95,45 @@ def test_article(capsys):
     assert json.loads(capsys.readouterr().out)["laws"]["approach 1"].startswith("N_opt = 0.0877")
 
 
+@pytest.fixture
+def runs(tmp_path):
+    """Noise-free runs on the surface L = 1.7 + 400/N^0.34 + 400/D^0.28, two losses a row."""
+    path = tmp_path / "runs.csv"
+    rows = ["budget,parameters,tokens,flops,train_loss,validation_loss"]
+    for budget in (1e19, 1e20, 1e21):
+        for size in (1e8, 2e8, 4e8, 8e8, 16e8, 32e8):
+            tokens = budget / 6 / size
+            loss = 1.7 + 400 / size**0.34 + 400 / tokens**0.28
+            rows.append(f"{budget},{size},{tokens},{budget},{loss - 0.1},{loss}")
+    path.write_text("\n".join(rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("approach", ["profiles", "surface"])
+def test_fit(capsys, runs, approach):
+    arguments = ["fit", runs, "--loss", "validation_loss", "--approach", approach]
+    assert main([*arguments, "--predict", "1e20"]) == 0
+    assert "Optimum at" in capsys.readouterr().out
+    assert main([*arguments, "--predict", "1e20", "1e22", "--json"]) == 0
+    predictions = json.loads(capsys.readouterr().out)["predictions"]
+    # N_opt = G·(C/6)^(β/(α + β)) with G = (αA/(βB))^(1/(α + β)), α = 0.34, β = 0.28, A = B.
+    exact = (0.34 / 0.28) ** (1 / 0.62) * (1e20 / 6) ** (0.28 / 0.62)
+    tolerance = 0.1 if approach == "profiles" else 1e-3
+    assert predictions[0]["params"] == pytest.approx(exact, rel=tolerance)
+
+
+def test_fit_of_training_curves(capsys, tmp_path):
+    path = tmp_path / "curves.csv"
+    rows = ["run,N,C,loss"]
+    for size in (1e6, 2e6, 4e6, 8e6, 16e6):
+        for tokens in (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6, 128e6, 256e6, 512e6):
+            loss = 1.7 + 400 / size**0.34 + 400 / tokens**0.28
+            rows.append(f"{size:g},{size},{6 * size * tokens},{loss}")
+    path.write_text("\n".join(rows))
+    assert main(["fit", str(path), "--approach", "curves"]) == 0
+    assert "pproach 1" in capsys.readouterr().out
+
+
 def test_devices(capsys):
     assert main(["devices"]) == 0
     assert "989.4" in capsys.readouterr().out
@@ -113,6 +152,7 @@ def test_devices(capsys):
         (["count", *PERCEIVER, "--seconds", "1", "--device", "x"], "device = 'x'"),
         (["count", *PERCEIVER, "--batch-size", "-1"], "batch_size = -1"),
         (["compare", *DECODER, "--num-layers", "0"], "num_layers = 0"),
+        (["fit", "no-such-file.csv"], "no-such-file.csv"),
     ],
 )
 def test_bad_values_are_one_line(capsys, arguments, message):
@@ -139,4 +179,4 @@ def test_every_command_has_help_and_json(capsys, command):
         main([command, "--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert "--json" in out or "json" in out.lower() or "{perceiver-ar,decoder}" in out
+    assert "--json" in out or "{perceiver-ar,decoder}" in out

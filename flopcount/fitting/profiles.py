@@ -102,7 +102,8 @@ class Bias:
         return (
             "Approach 2 is biased even without noise (arXiv 2603.22339). On the surface of "
             f"{self.surface.source}, with {self.num_models} models over {self.span:.3g}x in N "
-            f"around {centre} times the true optimum, it finds a = {self.a:.4f} where {self.true_a:.4f} is true, and at "
+            f"around {centre} times the true optimum, it finds a = {self.a:.4f} where "
+            f"{self.true_a:.4f} is true, and at "
             f"{max(self.budgets):.3g} FLOPs N_opt off by {self.n_ratio - 1:+.1%}, D_opt by "
             f"{self.d_ratio - 1:+.1%}."
         )

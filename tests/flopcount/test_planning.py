@@ -1,5 +1,7 @@
 """Runs at equal compute: steps and tokens for each model."""
 
+import math
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.article import EXPERIMENTS, reference_budget
+from flopcount.laws import ScalingLaw
+from flopcount.planning import budget_from_gpu_hours, plan
 
 PUBLISHED_STEPS = {
     "1": [50000, 31421, 21231],
@@ -74,3 +78,140 @@ def test_bad_input(arguments, error, message):
     good = dict(models=[decoder(2)], budgets=[1e6], batch_size=2)
     with pytest.raises(error, match=message):
         fc.isoflop_runs(**good | arguments)
+
+
+SIZES = dict(vocab_size=32_000, num_latents=512, num_prefix=1536, prefix_dropout=0.5, batch_size=80)
+
+
+def test_families_are_evenly_spaced_around_the_optimum():
+    law = ScalingLaw(0.5, 0.5, 0.1, 1.0, "by hand")
+    for family in plan([1e19, 1e20], law=law, num_models=5, **SIZES).families:
+        assert family.n_opt == pytest.approx(0.1 * family.budget**0.5)
+        # Steps of log N are ln 16 / 4 = ln 2: ratios 1/4, 1/2, 1, 2, 4, each to a tenth of a step.
+        steps = [math.log2(entry.ratio) for entry in family.proposals]
+        assert steps == pytest.approx([-2, -1, 0, 1, 2], abs=0.1)
+        assert family.warnings == ()
+        for entry in family.proposals:
+            assert entry.num_params == entry.run.model.params().total
+            step = entry.run.flops // entry.run.steps
+            assert 0 <= entry.run.flops - family.budget < step
+
+
+def test_constraints_hold_and_friendly_shapes_are_preferred():
+    options = dict(widths=(256, 1536), depths=(4, 24), head_dims=(48, 64), aspect_ratios=(20, 100))
+    (family,) = plan([1e19], num_models=9, **options, **SIZES).families
+    models = [entry.run.model for entry in family.proposals]
+    for model in models:
+        assert 256 <= model.num_channels <= 1536
+        assert model.num_channels % 64 == 0
+        assert 4 <= model.num_layers <= 24
+        assert 20 <= model.num_channels / model.num_layers <= 100
+        assert model.num_channels // model.num_heads in (48, 64)
+    # Only multiples of 192 divide by 48; 64 divides every width and is preferred.
+    assert {model.num_channels // model.num_heads for model in models} == {64}
+
+
+def test_the_articles_shape_comes_out_of_the_grid():
+    options = dict(widths=(624, 624), width_multiple=8, depths=(11, 11), head_dims=(78,))
+    budget = reference_budget(EXPERIMENTS[0], "article")
+    options |= dict(num_models=3, convention="article", part="self")
+    planned = plan([budget], **options, **SIZES)
+    (entry,) = planned.families[0].proposals
+    assert (entry.run.steps, f"{entry.num_params:.2e}") == (31421, "7.17e+07")
+    assert f"{planned.families[0].n_opt:.2e}" == "7.32e+07"
+
+
+def test_epochs_time_and_cost_by_hand():
+    (family,) = plan(
+        [1e18], corpus_tokens=10**9, flops_per_second=1e14, num_devices=2,
+        price_per_device_hour=3.0, **SIZES,
+    ).families  # fmt: skip
+    entry = family.proposals[0]
+    tokens = entry.run.steps * 80 * 512
+    # (1536 + 512) / 512 = 4 tokens read for each predicted.
+    assert entry.epochs == pytest.approx(4 * tokens / 1e9)
+    assert entry.seconds == pytest.approx(entry.run.flops / 2e14)
+    assert entry.cost == pytest.approx(entry.run.flops / 1e14 / 3600 * 3)
+    assert sum("effective epochs" in warning for warning in family.warnings) == sum(
+        entry.epochs > 1 for entry in family.proposals
+    )
+    assert any("effective epochs" in warning for warning in family.warnings)
+
+
+def test_enough_corpus_gives_no_warning():
+    assert plan([1e18], corpus_tokens=10**12, **SIZES).families[0].warnings == ()
+
+
+def test_every_convention_is_given_and_what_it_leaves_out_is_said():
+    entry = plan([1e18], **SIZES).families[0].proposals[0]
+    assert set(entry.flops_by_count) >= {"causal", "dense", "article", "kaplan", "palm", "6n"}
+    causal = entry.flops_by_count["causal"]
+    assert causal["self"] + causal["cross"] == entry.run.flops
+    assert entry.flops_by_count["6n"]["cross"] == "not covered"
+    params = entry.run.model.params().self_part.total
+    assert entry.flops_by_count["6n"]["self"] == 6 * params * entry.trained_tokens
+
+
+@pytest.mark.parametrize(("depths", "side"), [((2, 2), "larger"), ((60, 60), "smaller")])
+def test_an_optimum_at_the_edge_is_said(depths, side):
+    options = dict(widths=(512, 1024), depths=depths, aspect_ratios=(1, 1000))
+    budget = 1e19 if side == "larger" else 1e18
+    (family,) = plan([budget], **options, **SIZES).families
+    assert any(f"at the edge: no {side} model" in warning for warning in family.warnings)
+    assert any("no shape near N =" in warning for warning in family.warnings)
+
+
+def test_a_million_shapes_take_less_than_a_second():
+    options = dict(widths=(64, 12_800), width_multiple=1, head_dims=(1,), aspect_ratios=(0.1, 1e5))
+    plan([1e19], **SIZES)
+    start = time.process_time()
+    planned = plan([1e19], **options, **SIZES)
+    assert time.process_time() - start < 1
+    assert planned.num_shapes > 1_000_000  # (12 800 - 63) widths x 79 depths = 1 006 223
+
+
+def test_gpu_hours_by_hand():
+    # 10 h · 3600 s · 989.4e12 FLOP/s · 0.5.
+    assert budget_from_gpu_hours(10, "h200", 0.5) == pytest.approx(36_000 * 989.4e12 * 0.5)
+
+
+def test_a_plan_is_plain_data_and_a_table():
+    planned = plan([1e18], num_models=3, **SIZES)
+    assert planned.to_dict()["families"][0]["proposals"][1]["run"]["steps"] > 0
+    assert "predicted N_opt 9.57e+07" in str(planned)  # 0.144849 · 1e18^0.49
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(budgets=[]), ValueError, "budgets is empty"),
+        (dict(budgets=1e18), TypeError, "budgets = 1e\\+18"),
+        (dict(budgets=[-1.0]), ValueError, "budget = -1.0"),
+        (dict(reach=1), ValueError, "reach = 1"),
+        (dict(num_models=2), ValueError, "num_models = 2"),
+        (dict(law="kaplan"), ValueError, "law = 'kaplan'"),
+        (dict(widths=(10, 20)), ValueError, "widths = \\(10, 20\\)"),
+        (dict(depths=[2, 4]), TypeError, "depths = \\[2, 4\\]"),
+        (dict(width_multiple=0), ValueError, "width_multiple = 0"),
+        (dict(head_dims=()), ValueError, "head_dims is empty"),
+        (dict(aspect_ratios=(1e6, 1e7)), ValueError, "no shape among"),
+        (dict(aspect_ratios=3), TypeError, "aspect_ratios = 3"),
+        (dict(price_per_device_hour=2.0), ValueError, "price_per_device_hour without"),
+        (dict(corpus_tokens=1.5), TypeError, "corpus_tokens = 1.5"),
+        (dict(num_devices=0), ValueError, "num_devices = 0"),
+        (dict(part="cross"), ValueError, "part = 'cross'"),
+        (dict(convention="6n"), ValueError, "does not cover"),
+    ],
+)
+def test_bad_plans(arguments, error, message):
+    with pytest.raises(error, match=message):
+        plan(**dict(budgets=[1e18]) | SIZES | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((10, "h200", 1.5), "mfu = 1.5"), ((0, "h200", 0.5), "gpu_hours = 0"), ((1, "x", 0.5), "'x'")],
+)
+def test_bad_gpu_hours(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        budget_from_gpu_hours(*arguments)

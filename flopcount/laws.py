@@ -122,9 +122,7 @@ class LossSurface:
     def loss(self, params: float, tokens: float) -> float:
         """Loss of N parameters after D tokens."""
         return (
-            self.e
-            + self.a * math.pow(params, -self.alpha)
-            + self.b * math.pow(tokens, -self.beta)
+            self.e + self.a * math.pow(params, -self.alpha) + self.b * math.pow(tokens, -self.beta)
         )
 
     def n_opt(self, flops: float) -> float:

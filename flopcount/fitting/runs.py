@@ -163,8 +163,11 @@ class Runs:
 
     @property
     def flops_per_param_token(self) -> float:
-        """κ in C = κ·N·D: the geometric mean of C / (N·D) over the runs."""
+        """κ in C = κ·N·D: 6 where that rule gave a column, else C / (N·D) in the geometric mean."""
         import numpy as np
+
+        if self.derived:
+            return FLOPS_PER_PARAM_TOKEN
 
         return float(np.exp(np.mean(np.log(self.flops / self.params / self.tokens))))
 

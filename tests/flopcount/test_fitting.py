@@ -104,6 +104,15 @@ def test_the_huber_gradient_is_the_derivative():
         assert gradient[index] == pytest.approx((above - below) / 2e-6, rel=1e-5)
 
 
+def test_the_optimum_follows_the_runs_own_flops():
+    # C = 8·N·D in the table, so that N_opt·D_opt = C / 8; without the column C = 6·N·D.
+    table = table_of(CHINCHILLA_SURFACE)
+    assert read_runs(table).flops_per_param_token == 6
+    table["flops"] = [8 * n * d for n, d in zip(table["params"], table["tokens"], strict=True)]
+    best = fit_surface(read_runs(table)).predict(1e22)
+    assert best.params * best.tokens == pytest.approx(1e22 / 8)
+
+
 @pytest.mark.parametrize("objective", ["huber-log", "variable-projection"])
 def test_the_surfaces_bootstrap_covers_the_truth_and_is_seeded(objective):
     runs = read_runs(table_of(CHINCHILLA_SURFACE, noise=3e-3))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import flopcount as fc
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import NotCoveredError
+from validate.configurations import perceivers
 
 SEED = dict(vocab_size=32_000, num_latents=512, num_prefix=1536, num_channels=512, num_layers=9)
 
@@ -24,24 +25,6 @@ TINY = fc.PerceiverAR(
     prefix_dropout=0.5,
     widening_factor=2,
 )
-
-sizes = st.integers(1, 12)
-prefix_sizes = st.integers(0, 12)
-
-
-@st.composite
-def perceivers(draw):
-    heads = draw(sizes)
-    return fc.PerceiverAR(
-        vocab_size=draw(sizes),
-        num_latents=draw(sizes),
-        num_prefix=draw(prefix_sizes),
-        num_channels=heads * draw(sizes),
-        num_layers=draw(sizes),
-        num_heads=heads,
-        prefix_dropout=draw(st.sampled_from([0.0, 0.1, 0.5, 0.9])),
-        widening_factor=draw(sizes),
-    )
 
 
 def forward(count):
@@ -146,7 +129,7 @@ def test_self_part_is_the_model_without_prefix(model):
     assert model.params().self_part.total == alone.params().total
 
 
-@given(perceivers(), sizes)
+@given(perceivers(), st.integers(1, 12))
 def test_parts_add_up_and_batch_is_linear(model, batch_size):
     one, many = model.flops(), model.flops(batch_size=batch_size)
     assert one.self_part.total + one.cross_part.total == one.total

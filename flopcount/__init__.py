@@ -15,11 +15,32 @@ if TYPE_CHECKING:
     from flopcount.comparison import compare
     from flopcount.devices import Device, Peak
     from flopcount.explanation import explain
-    from flopcount.planning import isoflop_runs
+    from flopcount.fitting import (
+        fit_isoflop_profiles,
+        fit_surface,
+        fit_training_curves,
+        read_curves,
+        read_runs,
+    )
+    from flopcount.planning import isoflop_runs, plan
 
 __version__ = "0.1.0"
 
-__all__ = ["Decoder", "Device", "Peak", "PerceiverAR", "compare", "explain", "isoflop_runs"]
+__all__ = [
+    "Decoder",
+    "Device",
+    "Peak",
+    "PerceiverAR",
+    "compare",
+    "explain",
+    "fit_isoflop_profiles",
+    "fit_surface",
+    "fit_training_curves",
+    "isoflop_runs",
+    "plan",
+    "read_curves",
+    "read_runs",
+]
 
 _HOMES = {
     "Decoder": "architectures",
@@ -28,7 +49,13 @@ _HOMES = {
     "PerceiverAR": "architectures",
     "compare": "comparison",
     "explain": "explanation",
+    "fit_isoflop_profiles": "fitting",
+    "fit_surface": "fitting",
+    "fit_training_curves": "fitting",
     "isoflop_runs": "planning",
+    "plan": "planning",
+    "read_curves": "fitting",
+    "read_runs": "fitting",
 }
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from flopcount.architectures import Architecture, Decoder, PerceiverAR
+from flopcount.planning import HEAD_DIMS
 from flopcount.tables import table
 
 
@@ -201,6 +202,98 @@ def article(json: bool = False) -> None:
     _print(reproduce(), json)
 
 
+def plan(
+    budgets: tuple[float, ...] = (),
+    gpu_hours: tuple[float, ...] = (),
+    device: str | None = None,
+    mfu: float | None = None,
+    *,
+    vocab_size: int,
+    num_latents: int,
+    batch_size: int,
+    num_prefix: int = 0,
+    prefix_dropout: float = 0.0,
+    widths: tuple[int, int] = (64, 8192),
+    width_multiple: int = 64,
+    depths: tuple[int, int] = (2, 80),
+    head_dims: tuple[int, ...] = HEAD_DIMS,
+    aspect_ratios: tuple[float, float] = (16.0, 160.0),
+    law: Literal["chinchilla-1", "chinchilla-2"] = "chinchilla-2",
+    num_models: int = 7,
+    reach: float = 4.0,
+    level: Literal["causal", "dense"] | None = None,
+    convention: str | None = None,
+    part: Literal["total", "self"] = "total",
+    corpus_tokens: int | None = None,
+    flops_per_second: float | None = None,
+    num_devices: int = 1,
+    price_per_device_hour: float | None = None,
+    json: bool = False,
+) -> None:
+    """Propose a family of models for each budget, around the optimum that a law predicts.
+
+    Args:
+        budgets: FLOPs of a run.
+        gpu_hours: Instead, hours of a run times its devices; needs ``--device`` and ``--mfu``.
+        device: The device of the hours.
+        mfu: Its measured model FLOPs utilisation.
+        vocab_size: V.
+        num_latents: n.
+        batch_size: Sequences per step.
+        num_prefix: m; 0 plans decoder-only models.
+        prefix_dropout: p.
+        widths: Least and largest d.
+        width_multiple: d is a multiple of this.
+        depths: Least and largest L.
+        head_dims: Head dims to choose from.
+        aspect_ratios: Least and largest d / L.
+        law: The prior.
+        num_models: Models per budget.
+        reach: Largest N over N_opt, and N_opt over smallest.
+        level: Which query-key pairs count; causal unless a convention is given.
+        convention: A published way to count instead.
+        part: What the budget pays for.
+        corpus_tokens: Tokens of the corpus, for epochs.
+        flops_per_second: Measured causal model FLOP/s of a device, for the time.
+        num_devices: Devices that share a run.
+        price_per_device_hour: For the cost.
+        json: Print JSON.
+    """
+    from flopcount.planning import budget_from_gpu_hours
+    from flopcount.planning import plan as plan_families
+
+    if bool(budgets) == bool(gpu_hours):
+        raise ValueError("budgets, gpu_hours: expected one of the two")
+    if gpu_hours:
+        if device is None or mfu is None:
+            raise ValueError(f"device = {device}, mfu = {mfu}: expected both with gpu_hours")
+        budgets = tuple(budget_from_gpu_hours(hours, device, mfu) for hours in gpu_hours)
+    planned = plan_families(
+        budgets,
+        vocab_size=vocab_size,
+        num_latents=num_latents,
+        batch_size=batch_size,
+        num_prefix=num_prefix,
+        prefix_dropout=prefix_dropout,
+        widths=widths,
+        width_multiple=width_multiple,
+        depths=depths,
+        head_dims=head_dims,
+        aspect_ratios=aspect_ratios,
+        law=law,
+        num_models=num_models,
+        reach=reach,
+        level=level,
+        convention=convention,
+        part=part,
+        corpus_tokens=corpus_tokens,
+        flops_per_second=flops_per_second,
+        num_devices=num_devices,
+        price_per_device_hour=price_per_device_hour,
+    )
+    _print(planned, json)
+
+
 def fit(
     runs: tyro.conf.Positional[Path],
     approach: Literal["profiles", "surface", "curves"] = "profiles",
@@ -282,6 +375,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "explain": explain,
     "article": article,
+    "plan": plan,
     "fit": fit,
     "devices": devices,
 }

@@ -95,6 +95,22 @@ def test_article(capsys):
     assert json.loads(capsys.readouterr().out)["laws"]["approach 1"].startswith("N_opt = 0.0877")
 
 
+PLAN = [
+    "plan", "--vocab-size", "32000", "--num-latents", "512", "--batch-size", "80",
+    "--num-prefix", "1536",
+]  # fmt: skip
+
+
+def test_plan(capsys):
+    article = ["--prefix-dropout", "0.5", "--convention", "article", "--part", "self"]
+    assert main([*PLAN, "--budgets", "5.78e17", *article]) == 0
+    assert "7.32" in capsys.readouterr().out
+    assert main([*PLAN, "--gpu-hours", "1", "8", "--device", "h200", "--mfu", "0.4", "--json"]) == 0
+    families = json.loads(capsys.readouterr().out)["families"]
+    assert families[0]["budget"] == pytest.approx(3600 * 0.4 * 989.4e12)
+    assert families[1]["budget"] == pytest.approx(8 * families[0]["budget"])
+
+
 @pytest.fixture
 def runs(tmp_path):
     """Noise-free runs on the surface L = 1.7 + 400/N^0.34 + 400/D^0.28, two losses a row."""
@@ -153,6 +169,9 @@ def test_devices(capsys):
         (["count", *PERCEIVER, "--batch-size", "-1"], "batch_size = -1"),
         (["compare", *DECODER, "--num-layers", "0"], "num_layers = 0"),
         (["fit", "no-such-file.csv"], "no-such-file.csv"),
+        (PLAN, "budgets, gpu_hours: expected one of the two"),
+        ([*PLAN, "--gpu-hours", "1"], "expected both with gpu_hours"),
+        ([*PLAN, "--budgets", "-1"], "budget"),
     ],
 )
 def test_bad_values_are_one_line(capsys, arguments, message):

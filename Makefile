@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+DEMO_MODEL := perceiver-ar --vocab-size 262 --num-latents 128 --num-prefix 128 --num-channels 48 \
+	--num-layers 2 --num-heads 2
 
 .PHONY: demo test lint setup clean
 
@@ -14,6 +16,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev]'
 	touch $@
+
+demo: setup
+	@echo "[1/4] Count the largest model of the sweep, and compare the ways to count it"
+	@$(RUN) -m flopcount count $(DEMO_MODEL)
+	@$(RUN) -m flopcount compare $(DEMO_MODEL)
+	@echo "[2/4] Hold every formula against its witnesses"
+	@OMP_NUM_THREADS=1 $(RUN) -m validate --quick
+	@echo "[3/4] Plan the sweep: every model at the same causal FLOPs"
+	@$(RUN) -m models plan demo
+	@echo "[4/4] Train it, fit, and write the report"
+	@$(RUN) -m models sweep runs/demo demo
 
 lint: setup
 	$(RUN) -m ruff check .

@@ -24,8 +24,8 @@ The demo's minimum. Validation loss with seeds 0, 1, 2::
                       –  2.0859  2.0063  1.9417  1.9957  2.1278
 
 With every seed the least loss is at 16 channels on the smaller budget and at 24 on the larger.
-Seeds scatter by 0.026 (standard deviation pooled over the ten shapes with three seeds); the edges
-lie 0.1 to 0.4 above the minimum. Neighbours of the minimum are not always told apart by one seed.
+Seeds scatter by 0.025 (standard deviation pooled over the ten shapes with three seeds); the edges
+lie 0.13 to 0.39 above the minimum. Neighbours of the minimum are not always told apart by one seed.
 Regenerate with::
 
     python -m models sweep runs/seeds demo --seeds 0 1 2

@@ -88,6 +88,7 @@ class SweepRun:
 
     name: str
     budget: float
+    flops: int
     parameters: int
     config: TrainConfig
 
@@ -118,6 +119,7 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         SweepRun(
             name=_name(run.budget, run.model.num_channels, run.model.num_layers, seed),
             budget=run.budget,
+            flops=run.flops,
             parameters=run.num_params,
             config=TrainConfig(
                 model=dataclasses.replace(
@@ -162,7 +164,7 @@ def run_sweep(config: SweepConfig, folder: Path, quiet: bool = False) -> list[Ro
     try:
         with filelock.FileLock(folder / ".lock", blocking=False):
             claim_folder(config, folder, may_differ=("workers",))
-            _train_all(runs, folder, config.workers or len(os.sched_getaffinity(0)), quiet)
+            _train_all(runs, folder, config.workers or _usable_cores(), quiet)
             return gather(runs, folder)
     except filelock.Timeout:
         raise RuntimeError(f"another process is running the sweep in {folder}") from None
@@ -190,6 +192,12 @@ def gather(runs: list[SweepRun], folder: Path) -> list[Row]:
     writer.writerows(rows)
     write_atomically(folder / "runs.csv", table.getvalue().encode())
     return rows
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _name(budget: float, num_channels: int, num_layers: int, seed: int) -> str:

@@ -1,0 +1,156 @@
+"""Command line: ``python -m models train | plan | sweep | resume | report | generate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from flopcount.tables import table
+from models.configuration import read_config
+from models.data import decode, encode, load_corpus
+from models.generation import generate
+from models.presets import DEMO
+from models.report import write_report
+from models.sweep import SweepConfig, plan_runs, run_sweep
+from models.training import TrainConfig, load_model, train
+
+_Folder = tyro.conf.Positional[Path]
+_Sweep = tyro.extras.subcommand_type_from_defaults(
+    {"demo": DEMO, "custom": SweepConfig(budgets=tyro.MISSING, shapes=tyro.MISSING)},
+    {
+        "demo": "Two budgets and six sizes that train in minutes on two cores.",
+        "custom": "Budgets and shapes of your own; the recipe is the article's.",
+    },
+)
+app = tyro.extras.SubcommandApp()
+
+
+@app.command(name="train")
+def train_run(folder: _Folder, config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> None:
+    """Train one model.
+
+    Args:
+        folder: the run's own; made if need be.
+        config: the run.
+
+    """
+    _train_with_progress(config, folder)
+
+
+@app.command(name="plan")
+def plan_sweep(config: Annotated[_Sweep, tyro.conf.arg(name="")]) -> None:
+    """Print the runs of a sweep: every shape's steps on every budget.
+
+    Args:
+        config: the sweep.
+
+    """
+    runs = plan_runs(config)
+    rows = [
+        [
+            run.name,
+            run.parameters,
+            run.config.steps,
+            run.config.steps * config.recipe.batch_size * config.model.num_latents,
+            run.flops,
+            f"{run.flops / run.budget:.5f}",
+        ]
+        for run in runs
+    ]
+    columns = ["run", "parameters", "steps", "latent tokens", "FLOPs", "FLOPs / budget"]
+    print(table(columns, rows, footer=[f"{len(runs)} runs", None, None, None, None, None]))
+
+
+@app.command(name="sweep")
+def sweep_runs(folder: _Folder, config: Annotated[_Sweep, tyro.conf.arg(name="")]) -> None:
+    """Train a family of models on equal budgets, side by side, and write the report.
+
+    Args:
+        folder: the sweep's own; made if need be.
+        config: the sweep.
+
+    """
+    run_sweep(config, folder)
+    print(write_report(folder))
+
+
+@app.command
+def resume(folder: _Folder) -> None:
+    """Go on with the run or the sweep in a folder, as its configuration says.
+
+    Args:
+        folder: of the run or the sweep.
+
+    """
+    if "budgets" in json.loads((folder / "config.json").read_text()):
+        sweep_runs(folder, read_config(SweepConfig, folder))
+    else:
+        _train_with_progress(read_config(TrainConfig, folder), folder)
+
+
+@app.command
+def report(folder: _Folder) -> None:
+    """Write the report of a finished sweep again.
+
+    Args:
+        folder: of the sweep.
+
+    """
+    print(write_report(folder))
+
+
+@app.command(name="generate")
+def generate_text(
+    folder: _Folder,
+    prompt: str | None = None,
+    num_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Continue a text with a run's model.
+
+    Args:
+        folder: of the run.
+        prompt: the text. By default the first M + 1 bytes of the held-out text: a shorter prompt
+            is a context that the model never saw in training.
+        num_tokens: bytes to add.
+        temperature: 0 for the most probable byte each time.
+        top_k: draw from so many most probable bytes only.
+        seed: of the draws.
+
+    """
+    model = load_model(folder)
+    if prompt is None:
+        corpus = load_corpus(read_config(TrainConfig, folder).corpus)
+        start = corpus.validation[: model.num_prefix + 1]
+    else:
+        start = encode(prompt)
+    continued = generate(
+        model,
+        torch.from_numpy(start.astype("int64"))[None],
+        num_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )
+    print(decode(continued[0]))
+
+
+def _train_with_progress(config: TrainConfig, folder: Path) -> None:
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=config.steps)
+        last = train(config, folder, lambda done: progress.update(task, completed=done))[-1]
+    print(f"{last['flops']:.4g} FLOPs, validation loss {last['validation_loss']:.4f}")
+
+
+if __name__ == "__main__":
+    try:
+        app.cli(prog="python -m models")
+    except (ValueError, RuntimeError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None

@@ -15,7 +15,7 @@ from models.configuration import read_config
 from models.data import decode, encode, load_corpus
 from models.generation import generate
 from models.presets import DEMO
-from models.report import write_report
+from models.report import fit_sweep, write_report
 from models.sweep import SweepConfig, plan_runs, run_sweep
 from models.training import TrainConfig, load_model, train
 
@@ -76,7 +76,7 @@ def sweep_runs(folder: _Folder, config: Annotated[_Sweep, tyro.conf.arg(name="")
 
     """
     run_sweep(config, folder)
-    print(write_report(folder))
+    _report(folder)
 
 
 @app.command
@@ -101,7 +101,7 @@ def report(folder: _Folder) -> None:
         folder: of the sweep.
 
     """
-    print(write_report(folder))
+    _report(folder)
 
 
 @app.command(name="generate")
@@ -140,6 +140,12 @@ def generate_text(
         seed=seed,
     )
     print(decode(continued[0]))
+
+
+def _report(folder: Path) -> None:
+    page = write_report(folder)
+    print(fit_sweep(folder))
+    print(f"report: {page}")
 
 
 def _train_with_progress(config: TrainConfig, folder: Path) -> None:

@@ -28,9 +28,25 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from flopcount.fitting import Profile
+    from flopcount.fitting import Profile, ProfilesFit
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+def fit_sweep(folder: Path) -> ProfilesFit:
+    """Fit a finished sweep's final validation losses: a parabola in log N per budget.
+
+    Args:
+        folder: of the sweep, with its ``runs.csv``.
+
+    Raises:
+        ValueError: if the folder holds no finished sweep.
+
+    """
+    if not (folder / "runs.csv").exists():
+        raise ValueError(f"{folder} must hold a finished sweep, got no runs.csv")
+    runs = flopcount.read_runs(folder / "runs.csv", loss="validation_loss")
+    return flopcount.fit_isoflop_profiles(runs)
 
 
 def write_report(folder: Path) -> Path:
@@ -50,13 +66,9 @@ def write_report(folder: Path) -> Path:
 
     """
     config = read_config(SweepConfig, folder)
-    if not (folder / "runs.csv").exists():
-        raise ValueError(f"{folder} must hold a finished sweep, got no runs.csv")
+    fitted = fit_sweep(folder)
     runs = _read_table(folder / "runs.csv")
     curves = {run["run"]: _read_table(folder / "runs" / run["run"] / "metrics.csv") for run in runs}
-    fitted = flopcount.fit_isoflop_profiles(
-        flopcount.read_runs(folder / "runs.csv", loss="validation_loss")
-    )
     plots = {
         "loss_against_flops": plot_curves(runs, curves),
         "loss_against_parameters": plot_profiles(fitted.profiles),

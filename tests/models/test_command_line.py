@@ -56,7 +56,8 @@ def test_a_sweep_is_trained_and_reported(corpus, tmp_path):
         "1",
     ]
     trained = run("sweep", folder, "custom", *family, *corpus)
-    assert trained.stdout.splitlines()[-1] == str(folder / "report.html"), trained.stderr
+    assert trained.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}", trained.stderr
+    assert "parabola in log N per budget" in trained.stdout
     (folder / "report.html").unlink()
     assert run("report", folder).returncode == 0
     assert (folder / "report.html").exists()

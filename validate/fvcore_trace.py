@@ -22,10 +22,10 @@ PRODUCTS = ("linear", "matmul", "addmm", "bmm")
 NOT_PRODUCTS = ("layer_norm",)
 
 
-def forward_terms(
+def forward_modules(
     model: Architecture, *, training: bool = True, batch_size: int = 1
-) -> tuple[dict[Term, int], int]:
-    """FLOPs of one forward pass, by the counter's terms and in total.
+) -> tuple[dict[Term, dict[str, int]], int]:
+    """FLOPs of one forward pass, by module under the counter's terms, and in total.
 
     Args:
         model: What to build and trace.
@@ -33,8 +33,8 @@ def forward_terms(
         batch_size: Sequences.
 
     Returns:
-        FLOPs by (layer, term), each summed over the modules that carry it, and fvcore's total over
-        the whole network, read independently of the modules.
+        For each (layer, term) the FLOPs of every module that carries it, by the module's path; and
+        fvcore's total over the whole network, read independently of the modules.
 
     Raises:
         ValueError: If fvcore counts an operator that is neither a product nor a norm, or a product
@@ -50,10 +50,10 @@ def forward_terms(
     unknown = set(by_operator) - set(PRODUCTS) - set(NOT_PRODUCTS)
     if unknown:
         raise ValueError(f"fvcore counts {sorted(unknown)}: expected {PRODUCTS + NOT_PRODUCTS}")
-    terms: collections.Counter[Term] = collections.Counter()
+    terms: dict[Term, dict[str, int]] = collections.defaultdict(dict)
     children = {name for name, module in network.named_modules() if not list(module.children())}
     for name, counts in analysis.by_module_and_operator().items():
         multiply_adds = sum(counts[operator] for operator in PRODUCTS)
         if name in children and multiply_adds:
-            terms[term_of(name, model)] += 2 * int(multiply_adds)
+            terms[term_of(name, model)][name] = 2 * int(multiply_adds)
     return dict(terms), 2 * int(sum(by_operator[operator] for operator in PRODUCTS))

@@ -1,0 +1,555 @@
+"""The backward kernels: deterministic, without atomics, seven products per pair of tiles.
+
+Letters as in the forward kernel. With p = exp(scale · q kᵀ − lse) recomputed per tile and
+delta = Σ_channels out · grad_out:
+
+    grad_v = pᵀ grad_out,  ds = p · (grad_out vᵀ − delta),
+    grad_k = scale · dsᵀ q,  grad_q = scale · ds k.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.attention.forward import launch_sizes
+from kernels.attention.tiles import (
+    LOG2_E,
+    add_product_over_rows,
+    load_rows,
+    product_over_channels,
+    store_rows,
+    zero_rows,
+)
+
+
+def declare_row_products(grid, metadata, args):
+    """What a profile shows for a launch of :func:`row_products`."""
+    batch, heads, n = args["batch"], args["num_heads"], args["num_latents"]
+    size = args["out"].element_size()
+    return {
+        "name": metadata.name,
+        "flops32": 2 * batch * heads * n * args["HEAD_DIM"],
+        "bytes": batch * heads * n * (2 * args["HEAD_DIM"] * size + 4),
+    }
+
+
+def declare_key_value_gradient(grid, metadata, args):
+    """What a profile shows: four products over the admitted pairs; each operand's bytes once."""
+    batch, _, _, size = launch_sizes(args)
+    n, keys, heads = args["num_latents"], args["num_keys"], args["num_heads"]
+    pairs = n * (n + 1) // 2 if args["CAUSAL"] else n * keys
+    channels = 2 * n * heads + 4 * keys * (heads // args["group"])
+    return {
+        "name": metadata.name,
+        f"flops{8 * size}": 8 * batch * heads * pairs * args["HEAD_DIM"],
+        "bytes": batch * (channels * args["HEAD_DIM"] * size + 8 * heads * n),
+    }
+
+
+def declare_query_gradient(grid, metadata, args):
+    """What a profile shows: three products over the admitted pairs; each operand's bytes once."""
+    batch, pairs, elements, size = launch_sizes(args)
+    heads, n = args["num_heads"], args["num_latents"]
+    gradient = batch * n * heads * args["HEAD_DIM"]
+    return {
+        "name": metadata.name,
+        f"flops{8 * size}": 6 * batch * heads * pairs * args["HEAD_DIM"],
+        "bytes": (elements + gradient) * size + 8 * batch * heads * n,
+    }
+
+
+@triton.jit(launch_metadata=declare_row_products)
+def row_products(
+    out,
+    grad_out,
+    delta,
+    out_strides,
+    grad_out_strides,
+    batch,
+    num_latents,
+    num_heads,
+    BLOCK_QUERIES: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, N) in fp32. No products."""
+    num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
+    first = tl.program_id(0) % num_blocks * BLOCK_QUERIES
+    head = tl.program_id(0) // num_blocks
+    b = (head // num_heads).to(tl.int64)
+    h = (head % num_heads).to(tl.int64)
+    out_tile = load_rows(
+        out + b * out_strides[0] + h * out_strides[2],
+        first,
+        num_latents,
+        out_strides[1],
+        out_strides[3],
+        BLOCK_QUERIES,
+        HEAD_DIM,
+        PARTS,
+        False,
+    )
+    grad_tile = load_rows(
+        grad_out + b * grad_out_strides[0] + h * grad_out_strides[2],
+        first,
+        num_latents,
+        grad_out_strides[1],
+        grad_out_strides[3],
+        BLOCK_QUERIES,
+        HEAD_DIM,
+        PARTS,
+        False,
+    )
+    total = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
+    for i in tl.static_range(len(PARTS)):
+        total += tl.sum(out_tile[i].to(tl.float32) * grad_tile[i].to(tl.float32), 1)
+    queries = first + tl.arange(0, BLOCK_QUERIES)
+    delta += (b * num_heads + h) * num_latents
+    tl.store(delta + queries, total, mask=queries < num_latents)
+
+
+@triton.jit
+def add_key_value_tiles(
+    grad_k,
+    grad_v,
+    k,
+    v,
+    q,
+    grad_out,
+    lse,
+    delta,
+    q_strides,
+    grad_out_strides,
+    first,
+    last,
+    num_latents,
+    keys,
+    scale_log2,
+    BLOCK_QUERIES: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    STORED: tl.constexpr,
+    PARTS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):
+    """Add what the query blocks from ``first`` to ``last`` give: four products per tile."""
+    for start in tl.range(first, last, BLOCK_QUERIES):
+        q_tile = load_rows(
+            q, start, num_latents, q_strides[1], q_strides[3], BLOCK_QUERIES, STORED, PARTS, False
+        )
+        queries = start + tl.arange(0, BLOCK_QUERIES)
+        # Beyond the last query the log-sum-exp is infinite, so the weights are zero.
+        row_lse = tl.load(lse + queries, mask=queries < num_latents, other=float("inf"))
+        scores = product_over_channels(k, q_tile) * scale_log2
+        weights = tl.exp2(scores - (row_lse * LOG2_E)[None, :])
+        if CAUSAL:
+            weights = tl.where(queries[None, :] >= keys[:, None], weights, 0.0)
+        grad_tile = load_rows(
+            grad_out,
+            start,
+            num_latents,
+            grad_out_strides[1],
+            grad_out_strides[3],
+            BLOCK_QUERIES,
+            HEAD_DIM,
+            PARTS,
+            False,
+        )
+        grad_v = add_product_over_rows(grad_v, weights, grad_tile)
+        row_delta = tl.load(delta + queries, mask=queries < num_latents, other=0.0)
+        grad_weights = product_over_channels(v, grad_tile)
+        grad_scores = weights * (grad_weights - row_delta[None, :])
+        grad_k = add_product_over_rows(grad_k, grad_scores, q_tile)
+    return grad_k, grad_v
+
+
+@triton.jit(launch_metadata=declare_key_value_gradient)
+def attention_key_value_gradient(
+    q,
+    k,
+    v,
+    grad_out,
+    lse,
+    delta,
+    grad_k,
+    grad_v,
+    q_strides,
+    k_strides,
+    v_strides,
+    grad_out_strides,
+    grad_k_strides,
+    grad_v_strides,
+    batch,
+    num_latents,
+    num_prefix,
+    num_keys,
+    num_heads,
+    group,
+    scale,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    STORED: tl.constexpr,
+    PARTS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):
+    """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
+
+    k, v and their gradients are (B, num_keys, G, STORED), num_keys N or K; q (B, N, H, STORED);
+    grad_out (B, N, H, C); lse and delta (B, H, N).
+
+    One program owns BLOCK_KEYS = J keys of one key-value head, and for each of the H / G query
+    heads in turn visits blocks of BLOCK_QUERIES = M queries (J is a multiple of M):
+
+    - CAUSAL, with its first key j₀: from j₀ to min(j₀ + J, N), masked; then from j₀ + J to N;
+    - prefix: from 0 to N.
+
+    Each visited tile issues four products, k qᵀ, weights · grad_out, v grad_outᵀ and
+    grad_scores · q, of 2·M·J·(sum of parts) FLOPs, whole tiles always; none outside of a loop.
+    There are ⌈num_keys / J⌉ programs for each of B·G heads.
+    """
+    num_blocks = tl.cdiv(num_keys, BLOCK_KEYS)
+    first_key = tl.program_id(0) % num_blocks * BLOCK_KEYS
+    head = tl.program_id(0) // num_blocks
+    num_key_heads = num_heads // group
+    b = (head // num_key_heads).to(tl.int64)
+    g = (head % num_key_heads).to(tl.int64)
+
+    keys = first_key + tl.arange(0, BLOCK_KEYS)
+    k_tile = load_rows(
+        k + b * k_strides[0] + g * k_strides[2],
+        first_key,
+        num_keys,
+        k_strides[1],
+        k_strides[3],
+        BLOCK_KEYS,
+        STORED,
+        PARTS,
+        False,
+    )
+    v_tile = load_rows(
+        v + b * v_strides[0] + g * v_strides[2],
+        first_key,
+        num_keys,
+        v_strides[1],
+        v_strides[3],
+        BLOCK_KEYS,
+        STORED,
+        PARTS,
+        False,
+    )
+    grad_k_tile = zero_rows(BLOCK_KEYS, PARTS)
+    grad_v_tile = zero_rows(BLOCK_KEYS, PARTS)
+    scale_log2 = scale * LOG2_E
+    for member in tl.range(0, group, num_stages=1):
+        h = g * group + member
+        rows = (b * num_heads + h) * num_latents
+        q_head = q + b * q_strides[0] + h * q_strides[2]
+        grad_out_head = grad_out + b * grad_out_strides[0] + h * grad_out_strides[2]
+        unmasked = 0
+        if CAUSAL:
+            unmasked = tl.minimum(first_key + BLOCK_KEYS, num_latents)
+            grad_k_tile, grad_v_tile = add_key_value_tiles(
+                grad_k_tile,
+                grad_v_tile,
+                k_tile,
+                v_tile,
+                q_head,
+                grad_out_head,
+                lse + rows,
+                delta + rows,
+                q_strides,
+                grad_out_strides,
+                first_key,
+                unmasked,
+                num_latents,
+                keys,
+                scale_log2,
+                BLOCK_QUERIES,
+                HEAD_DIM,
+                STORED,
+                PARTS,
+                True,
+            )
+        grad_k_tile, grad_v_tile = add_key_value_tiles(
+            grad_k_tile,
+            grad_v_tile,
+            k_tile,
+            v_tile,
+            q_head,
+            grad_out_head,
+            lse + rows,
+            delta + rows,
+            q_strides,
+            grad_out_strides,
+            unmasked,
+            num_latents,
+            num_latents,
+            keys,
+            scale_log2,
+            BLOCK_QUERIES,
+            HEAD_DIM,
+            STORED,
+            PARTS,
+            False,
+        )
+    store_rows(
+        grad_k + b * grad_k_strides[0] + g * grad_k_strides[2],
+        first_key,
+        num_keys,
+        grad_k_strides[1],
+        grad_k_strides[3],
+        grad_k_tile,
+        scale,
+        BLOCK_KEYS,
+        STORED,
+        PARTS,
+    )
+    store_rows(
+        grad_v + b * grad_v_strides[0] + g * grad_v_strides[2],
+        first_key,
+        num_keys,
+        grad_v_strides[1],
+        grad_v_strides[3],
+        grad_v_tile,
+        1.0,
+        BLOCK_KEYS,
+        STORED,
+        PARTS,
+    )
+
+
+@triton.jit
+def add_query_tiles(
+    grad_q,
+    q,
+    grad_out,
+    row_lse_log2,
+    row_delta,
+    k,
+    v,
+    k_strides,
+    v_strides,
+    first,
+    last,
+    num_keys,
+    queries,
+    scale_log2,
+    BLOCK_KEYS: tl.constexpr,
+    STORED: tl.constexpr,
+    PARTS: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """Add what the key blocks from ``first`` to ``last`` give: three products per tile.
+
+    ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
+    """
+    for start in tl.range(first, last, BLOCK_KEYS):
+        k_tile = load_rows(
+            k,
+            start,
+            num_keys,
+            k_strides[1],
+            k_strides[3],
+            BLOCK_KEYS,
+            STORED,
+            PARTS,
+            MASK == "none",
+        )
+        v_tile = load_rows(
+            v,
+            start,
+            num_keys,
+            v_strides[1],
+            v_strides[3],
+            BLOCK_KEYS,
+            STORED,
+            PARTS,
+            MASK == "none",
+        )
+        scores = product_over_channels(q, k_tile) * scale_log2
+        weights = tl.exp2(scores - row_lse_log2[:, None])
+        keys = start + tl.arange(0, BLOCK_KEYS)
+        if MASK == "end":
+            weights = tl.where((keys < num_keys)[None, :], weights, 0.0)
+        if MASK == "causal":
+            weights = tl.where(queries[:, None] >= keys[None, :], weights, 0.0)
+        grad_weights = product_over_channels(grad_out, v_tile)
+        grad_scores = weights * (grad_weights - row_delta[:, None])
+        grad_q = add_product_over_rows(grad_q, grad_scores, k_tile)
+    return grad_q
+
+
+@triton.jit(launch_metadata=declare_query_gradient)
+def attention_query_gradient(
+    q,
+    prefix_k,
+    prefix_v,
+    k,
+    v,
+    grad_out,
+    lse,
+    delta,
+    grad_q,
+    q_strides,
+    prefix_k_strides,
+    prefix_v_strides,
+    k_strides,
+    v_strides,
+    grad_out_strides,
+    grad_q_strides,
+    batch,
+    num_latents,
+    num_prefix,
+    num_heads,
+    group,
+    scale,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    STORED: tl.constexpr,
+    PARTS: tl.constexpr,
+    HAS_PREFIX: tl.constexpr,
+):
+    """Gradient of the queries, (B, N, H, STORED); operands as in the forward kernel.
+
+    One program owns BLOCK_QUERIES queries of one head and visits exactly the forward kernel's
+    tiles. Each issues three products, q kᵀ, grad_out vᵀ and grad_scores · k, of
+    2·M·J·(sum of parts) FLOPs, whole tiles always; none outside of a loop. There are ⌈N / M⌉
+    programs for each of B·H heads.
+    """
+    num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
+    first_query = (num_blocks - 1 - tl.program_id(0) % num_blocks) * BLOCK_QUERIES
+    head = tl.program_id(0) // num_blocks
+    b = (head // num_heads).to(tl.int64)
+    h = (head % num_heads).to(tl.int64)
+    g = h // group
+
+    queries = first_query + tl.arange(0, BLOCK_QUERIES)
+    q_tile = load_rows(
+        q + b * q_strides[0] + h * q_strides[2],
+        first_query,
+        num_latents,
+        q_strides[1],
+        q_strides[3],
+        BLOCK_QUERIES,
+        STORED,
+        PARTS,
+        False,
+    )
+    grad_out_tile = load_rows(
+        grad_out + b * grad_out_strides[0] + h * grad_out_strides[2],
+        first_query,
+        num_latents,
+        grad_out_strides[1],
+        grad_out_strides[3],
+        BLOCK_QUERIES,
+        HEAD_DIM,
+        PARTS,
+        False,
+    )
+    rows = (b * num_heads + h) * num_latents + queries
+    inside = queries < num_latents
+    row_lse_log2 = tl.load(lse + rows, mask=inside, other=float("inf")) * LOG2_E
+    row_delta = tl.load(delta + rows, mask=inside, other=0.0)
+    tile = zero_rows(BLOCK_QUERIES, PARTS)
+    scale_log2 = scale * LOG2_E
+
+    if HAS_PREFIX:
+        prefix_k += b * prefix_k_strides[0] + g * prefix_k_strides[2]
+        prefix_v += b * prefix_v_strides[0] + g * prefix_v_strides[2]
+        whole = num_prefix // BLOCK_KEYS * BLOCK_KEYS
+        tile = add_query_tiles(
+            tile,
+            q_tile,
+            grad_out_tile,
+            row_lse_log2,
+            row_delta,
+            prefix_k,
+            prefix_v,
+            prefix_k_strides,
+            prefix_v_strides,
+            0,
+            whole,
+            num_prefix,
+            queries,
+            scale_log2,
+            BLOCK_KEYS,
+            STORED,
+            PARTS,
+            "none",
+        )
+        tile = add_query_tiles(
+            tile,
+            q_tile,
+            grad_out_tile,
+            row_lse_log2,
+            row_delta,
+            prefix_k,
+            prefix_v,
+            prefix_k_strides,
+            prefix_v_strides,
+            whole,
+            num_prefix,
+            num_prefix,
+            queries,
+            scale_log2,
+            BLOCK_KEYS,
+            STORED,
+            PARTS,
+            "end",
+        )
+    k += b * k_strides[0] + g * k_strides[2]
+    v += b * v_strides[0] + g * v_strides[2]
+    tile = add_query_tiles(
+        tile,
+        q_tile,
+        grad_out_tile,
+        row_lse_log2,
+        row_delta,
+        k,
+        v,
+        k_strides,
+        v_strides,
+        0,
+        first_query,
+        num_latents,
+        queries,
+        scale_log2,
+        BLOCK_KEYS,
+        STORED,
+        PARTS,
+        "none",
+    )
+    tile = add_query_tiles(
+        tile,
+        q_tile,
+        grad_out_tile,
+        row_lse_log2,
+        row_delta,
+        k,
+        v,
+        k_strides,
+        v_strides,
+        first_query,
+        tl.minimum(first_query + BLOCK_QUERIES, num_latents),
+        num_latents,
+        queries,
+        scale_log2,
+        BLOCK_KEYS,
+        STORED,
+        PARTS,
+        "causal",
+    )
+    store_rows(
+        grad_q + b * grad_q_strides[0] + h * grad_q_strides[2],
+        first_query,
+        num_latents,
+        grad_q_strides[1],
+        grad_q_strides[3],
+        tile,
+        scale,
+        BLOCK_QUERIES,
+        STORED,
+        PARTS,
+    )

@@ -1,0 +1,60 @@
+"""What the attention kernels compute, in plain PyTorch.
+
+Letters: B batch, N queries, K prefix positions, S = K + N keys, H query heads, G key-value heads
+(H is a multiple of G), C channels of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def admitted_pairs(num_queries: int, num_keys: int, device: torch.device | None = None) -> Tensor:
+    """Which keys each query may see: the queries are the last of the key positions.
+
+    Three queries over a prefix of two positions and themselves, 1 where admitted::
+
+        1 1 1 0 0
+        1 1 1 1 0
+        1 1 1 1 1
+
+    Args:
+        num_queries: N.
+        num_keys: S, at least N.
+        device: where to make it.
+
+    Returns:
+        Boolean mask, (N, S), True where query i admits key j: j ≤ i + S − N.
+    """
+    queries = torch.arange(num_queries, device=device) + (num_keys - num_queries)
+    return torch.arange(num_keys, device=device)[None, :] <= queries[:, None]
+
+
+def reference_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention written out: softmax(scale · q kᵀ over the admitted pairs) · v.
+
+    The two products are ``matmul``, so that any FLOP counter sees them, and they execute the
+    whole N×S rectangle: 2·B·H·N·S·C FLOPs each. Autograd differentiates it.
+
+    Args:
+        q: queries, (B, N, H, C).
+        k: keys, (B, S, G, C); query head h reads key head h // (H / G).
+        v: values, (B, S, G, C).
+        scale: factor of the scores; C^-½ by default.
+
+    Returns:
+        The output, (B, N, H, C), and the natural log-sum-exp of each query's admitted scores,
+        (B, H, N).
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    group = q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(group, dim=2) for x in (k, v)) if group > 1 else (k, v)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = torch.matmul(q, k.mT) * scale  # (B, H, N, S)
+    hidden = ~admitted_pairs(scores.shape[-2], scores.shape[-1], scores.device)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    out = torch.matmul(scores.softmax(dim=-1), v)
+    return out.transpose(1, 2), scores.logsumexp(dim=-1)

@@ -1,0 +1,107 @@
+"""Pieces of tiles that the forward and the backward kernels share.
+
+A tile of rows × channels is a tuple with one tensor per part of the head dim; ``PARTS`` holds
+each part's first channel and width, ((0, 64), (64, 16)) for head dim 73. Tensors are stored with
+``STORED`` channels: the true head dim, or the padded one with zeros, which needs no mask.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_rows(
+    base,
+    first,
+    num_rows,
+    row_stride,
+    channel_stride,
+    ROWS: tl.constexpr,
+    STORED: tl.constexpr,
+    PARTS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Rows ``first`` to ``first + ROWS`` of a (num_rows, STORED) matrix; zeros outside of it.
+
+    ``WHOLE`` promises that all rows lie inside.
+    """
+    # A tensor may pass 2³¹ elements; within one tile 32 bits are enough.
+    base += tl.cast(first, tl.int64) * row_stride
+    rows = tl.arange(0, ROWS)
+    tile = ()
+    for i in tl.static_range(len(PARTS)):
+        channels = PARTS[i][0] + tl.arange(0, PARTS[i][1])
+        pointers = base + rows[:, None] * row_stride + channels[None, :] * channel_stride
+        if WHOLE and PARTS[i][0] + PARTS[i][1] <= STORED:
+            part = tl.load(pointers)
+        elif PARTS[i][0] + PARTS[i][1] <= STORED:
+            part = tl.load(pointers, mask=(first + rows < num_rows)[:, None], other=0.0)
+        else:
+            inside = (first + rows < num_rows)[:, None] & (channels < STORED)[None, :]
+            part = tl.load(pointers, mask=inside, other=0.0)
+        tile = tile + (part,)
+    return tile
+
+
+@triton.jit
+def store_rows(
+    base,
+    first,
+    num_rows,
+    row_stride,
+    channel_stride,
+    tile,
+    factor,
+    ROWS: tl.constexpr,
+    STORED: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Store ``tile · factor``, leaving what lies outside of the (num_rows, STORED) matrix."""
+    base += tl.cast(first, tl.int64) * row_stride
+    rows = tl.arange(0, ROWS)
+    for i in tl.static_range(len(PARTS)):
+        channels = PARTS[i][0] + tl.arange(0, PARTS[i][1])
+        pointers = base + rows[:, None] * row_stride + channels[None, :] * channel_stride
+        inside = (first + rows < num_rows)[:, None] & (channels < STORED)[None, :]
+        tl.store(pointers, (tile[i] * factor).to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def zero_rows(ROWS: tl.constexpr, PARTS: tl.constexpr):
+    """An accumulator: fp32 zeros, (ROWS, channels)."""
+    tile = ()
+    for i in tl.static_range(len(PARTS)):
+        tile = tile + (tl.full((ROWS, PARTS[i][1]), 0.0, tl.float32),)
+    return tile
+
+
+@triton.jit
+def scale_rows(tile, factor):
+    """Multiply each row of a tile by its entry of ``factor``, (ROWS,)."""
+    scaled = ()
+    for i in tl.static_range(len(tile)):
+        scaled = scaled + (tile[i] * factor[:, None],)
+    return scaled
+
+
+@triton.jit
+def product_over_channels(a, b):
+    """A bᵀ: (M, channels) and (N, channels) -> (M, N) in fp32. 2·M·N·(sum of parts) FLOPs."""
+    total = tl.dot(a[0], tl.trans(b[0]), input_precision="ieee")
+    for i in tl.static_range(1, len(a)):
+        total = tl.dot(a[i], tl.trans(b[i]), total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def add_product_over_rows(accumulator, weights, b):
+    """Accumulator + weights b: (M, N) and (N, channels). 2·M·N·(sum of parts) FLOPs."""
+    summed = ()
+    for i in tl.static_range(len(b)):
+        part = tl.dot(weights.to(b[i].dtype), b[i], accumulator[i], input_precision="ieee")
+        summed = summed + (part,)
+    return summed

@@ -1,0 +1,197 @@
+"""The fused attention kernels against their specification in float64, in Triton's interpreter."""
+
+import pytest
+import torch
+
+from kernels.attention.attention import causal_attention, launch_forward, prefix_attention
+from kernels.attention.reference import admitted_pairs, reference_attention
+from kernels.attention.tilings import (
+    FLOAT_TILINGS,
+    HALF_TILINGS,
+    head_dim_parts,
+    padded_head_dim,
+    shipped_tiling,
+)
+
+# (batch, queries, prefix, heads, key-value heads, head dim): odd lengths, one query, no prefix,
+# several blocks, grouped heads, head dims of one to three parts.
+SHAPES = [
+    (1, 1, 0, 1, 1, 1),
+    (2, 5, 0, 2, 2, 3),
+    (1, 1, 7, 2, 1, 16),
+    (1, 33, 31, 2, 2, 73),
+    (2, 37, 19, 4, 2, 54),
+    (1, 70, 1, 1, 1, 91),
+    (1, 40, 65, 3, 1, 112),
+    (1, 17, 9, 1, 1, 200),
+]
+FP16_SHAPES = [(1, 130, 70, 1, 1, 91), (1, 129, 0, 2, 1, 64)]
+
+
+def operands(shape, dtype, seed=0):
+    batch, queries, prefix, heads, key_heads, head_dim = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(length, num_heads):
+        size = (batch, length, num_heads, head_dim)
+        return torch.randn(size, generator=generator).to(dtype).requires_grad_()
+
+    return (
+        drawn(queries, heads),
+        drawn(prefix + queries, key_heads),
+        drawn(prefix + queries, key_heads),
+    )
+
+
+def results(attention, q, k, v, grad):
+    out = attention(q, k, v)
+    out = out[0] if isinstance(out, tuple) else out
+    return (out.detach(), *torch.autograd.grad(out, (q, k, v), grad.to(out.dtype)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(shape, torch.float32) for shape in SHAPES]
+    + [(shape, torch.float16) for shape in FP16_SHAPES],
+    ids=str,
+)
+def test_error_is_that_of_plain_pytorch(shape, dtype):
+    q, k, v = operands(shape, dtype)
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
+    exact = results(
+        reference_attention, *(x.detach().double().requires_grad_() for x in (q, k, v)), grad
+    )
+    plain = results(reference_attention, q, k, v, grad)
+    fused = results(prefix_attention, q, k, v, grad)
+    floor = torch.finfo(dtype).eps
+    for factor, truth, usual, ours in zip((2, 3, 3, 3), exact, plain, fused, strict=True):
+        bound = factor * (usual - truth).abs().max() + floor * truth.abs().max()
+        assert (ours - truth).abs().max() <= bound
+
+
+def test_without_a_prefix_it_is_causal():
+    q, k, v = operands((1, 21, 0, 2, 2, 9), torch.float32)
+    assert torch.equal(causal_attention(q, k, v), prefix_attention(q, k, v))
+
+
+def test_prefix_given_apart_is_the_same():
+    q, k, v = operands((1, 21, 14, 2, 1, 9), torch.float32)
+    apart = prefix_attention(q, k[:, 14:], v[:, 14:], k[:, :14], v[:, :14])
+    whole = prefix_attention(q, k, v)
+    assert torch.equal(apart, whole)
+    for one, other in zip(
+        torch.autograd.grad(apart.sum(), (q, k, v)),
+        torch.autograd.grad(whole.sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_a_later_key_changes_no_earlier_query():
+    q, k, v = operands((1, 40, 10, 1, 1, 8), torch.float32)
+    before = prefix_attention(q, k, v)
+    with torch.no_grad():
+        k[:, 10 + 25] += 1
+    after = prefix_attention(q, k, v)
+    assert torch.equal(before[:, :25], after[:, :25])
+    assert not torch.equal(before[:, 25:], after[:, 25:])
+
+
+def test_inputs_by_strides():
+    q, k, v = operands((2, 13, 6, 4, 4, 10), torch.float32)
+    # The same values stored as (batch, heads, length, channels), and in every other channel.
+    strided = [x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k)]
+    wide = torch.stack((v.detach(), torch.full_like(v, float("nan"))), dim=-1)[..., 0]
+    assert not wide.is_contiguous()
+    assert torch.equal(prefix_attention(*strided, wide), prefix_attention(q, k, v).detach())
+
+
+def test_unwritten_memory_is_never_returned(monkeypatch):
+    def poisoned(make):
+        return lambda *arguments, **options: make(*arguments, **options).fill_(float("nan"))
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    q, k, v = operands((1, 35, 17, 2, 1, 73), torch.float32)
+    found = results(prefix_attention, q, k, v, torch.ones(q.shape))
+    assert all(torch.isfinite(x).all() for x in found)
+
+
+def test_backward_is_deterministic():
+    q, k, v = operands((1, 50, 30, 4, 2, 16), torch.float32)
+    grad = torch.ones(q.shape)
+    first, second = (results(prefix_attention, q, k, v, grad) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_log_sum_exp():
+    q, k, v = (x.detach() for x in operands((2, 19, 11, 2, 2, 12), torch.float32))
+    _, lse = launch_forward(q, k[:, :11], v[:, :11], k[:, 11:], v[:, 11:], 0.3)
+    torch.testing.assert_close(lse, reference_attention(q, k, v, 0.3)[1], rtol=1e-5, atol=1e-5)
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = operands((1, 8, 8, 1, 1, 16), torch.float32)
+    with torch.no_grad():
+        q *= 1e3
+        k *= 1e3
+    exact = reference_attention(q.double(), k.double(), v.double())[0]
+    torch.testing.assert_close(prefix_attention(q, k, v).double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_mask_of_the_specification():
+    assert admitted_pairs(3, 5).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1] * 5]
+
+
+@pytest.mark.parametrize("head_dim", [*range(1, 257, 15), 54, 64, 73, 78, 91, 96, 128, 256])
+def test_head_dims_are_padded_to_a_multiple_of_16_only(head_dim):
+    parts = head_dim_parts(head_dim)
+    assert sum(parts) == padded_head_dim(head_dim) == -(-head_dim // 16) * 16
+    assert all(part & (part - 1) == 0 for part in parts)
+    assert padded_head_dim(73) == 80
+
+
+def test_owned_blocks_are_multiples_of_visited_ones():
+    for tilings in (*HALF_TILINGS.values(), *FLOAT_TILINGS.values()):
+        forward, key_value, query = tilings
+        for owner in (forward, query):
+            assert owner.block_queries % owner.block_keys == 0
+        assert key_value.block_keys % key_value.block_queries == 0
+
+
+def tensors(q=(1, 4, 2, 8), k=(1, 6, 2, 8), v=(1, 6, 2, 8), dtype=torch.float32):
+    return [torch.zeros(shape, dtype=dtype) for shape in (q, k, v)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (tensors(k=(1, 3, 2, 8), v=(1, 3, 2, 8)), ValueError, "4 positions at least"),
+        (tensors(v=(1, 5, 2, 8)), ValueError, "shape of k"),
+        (tensors(q=(1, 4, 3, 8)), ValueError, "must divide"),
+        (tensors(q=(2, 4, 2, 8)), ValueError, "batch 2"),
+        (tensors(q=(1, 4, 2, 9)), ValueError, "head dim 9"),
+        (tensors(q=(1, 0, 2, 8)), ValueError, "a query at least"),
+        (tensors(q=(4, 2, 8)), ValueError, "batch, length, heads"),
+        (tensors(*[(1, 4, 1, 257)] * 3), ValueError, "from 1 to 256"),
+        (tensors(dtype=torch.float64), TypeError, "fp32, fp16 or bf16"),
+        ([*tensors()[:2], tensors(dtype=torch.float16)[2]], TypeError, "q's dtype"),
+        ([*tensors()[:2], tensors()[2].to("meta")], ValueError, "q's device"),
+    ],
+)
+def test_bad_input_is_refused_before_a_launch(arguments, error, message):
+    with pytest.raises(error, match=message):
+        prefix_attention(*arguments)
+
+
+def test_causal_attention_needs_as_many_keys_as_queries():
+    with pytest.raises(ValueError, match="4 positions"):
+        causal_attention(*tensors())
+    with pytest.raises(ValueError, match="given together"):
+        prefix_attention(*tensors(), prefix_k=torch.zeros(1, 2, 2, 8))
+
+
+@pytest.mark.parametrize(("name", "size"), [("sideways", 2), ("forward", 8)])
+def test_unknown_tilings_are_refused(name, size):
+    with pytest.raises(ValueError, match="must be"):
+        shipped_tiling(name, 64, size)

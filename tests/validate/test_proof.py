@@ -1,0 +1,169 @@
+"""The formulas hold for every size, and what is no proof is not taken for one."""
+
+import dataclasses
+
+import pytest
+import sympy
+import torch
+
+from flopcount import layers, rows
+from models.perceiver_ar import PerceiverAR
+from validate import proof, symbolic_trace
+from validate.symbolic_trace import HINTS, NotAProofError, check_premises, trace
+
+TRAINING = proof.STEPS[0]
+
+
+@pytest.mark.parametrize("step", proof.STEPS, ids=lambda step: step.name)
+def test_every_step_is_proved(step):
+    found = proof.prove(step)
+    assert found.differences == {}
+    # 8 products a layer and the logits: 9, 17, 25, 33 forward, twice as many backward.
+    forward = 9 + 17 + 25 + 33
+    recompute = {None: 0, "reentrant": 80, "non-reentrant": 70}[step.checkpointing]
+    assert found.rows == (3 * forward + recompute if step.training else forward)
+
+
+def premises_of(step, num_layers=2):
+    return proof.listed_premises()[step.name][str(num_layers)]
+
+
+def test_int_of_a_product_of_sizes_is_no_proof(monkeypatch):
+    original = PerceiverAR.__init__
+
+    def planted(self, *arguments, num_prefix, num_kept, **options):
+        kept = num_prefix - int(num_prefix * 0.5)
+        original(self, *arguments, num_prefix=num_prefix, num_kept=kept, **options)
+
+    monkeypatch.setattr(PerceiverAR, "__init__", planted)
+    found = trace("perceiver-ar", 2)
+    with pytest.raises(NotAProofError, match=r"free sizes|equalities|replaced"):
+        check_premises(found, TRAINING.sizes(), premises_of(TRAINING))
+
+
+def test_a_branch_on_a_size_is_no_proof(monkeypatch):
+    original = PerceiverAR.forward
+
+    def planted(self, tokens, *others):
+        if self.num_prefix > 20:
+            tokens = tokens + 0
+        return original(self, tokens, *others)
+
+    monkeypatch.setattr(PerceiverAR, "forward", planted)
+    found = trace("perceiver-ar", 2)
+    assert found.ranges["M"].startswith("21")
+    with pytest.raises(NotAProofError, match=r"guards differ|ranges"):
+        check_premises(found, TRAINING.sizes(), premises_of(TRAINING))
+
+
+@pytest.mark.parametrize("name", ["N", "V", "w"])
+def test_a_hint_of_1_is_no_proof(name):
+    found = trace("perceiver-ar", 2, hints=HINTS | {name: 1})
+    with pytest.raises(NotAProofError, match="free sizes"):
+        check_premises(found, TRAINING.sizes(), premises_of(TRAINING))
+
+
+def test_an_unlisted_premise_is_no_proof():
+    found = trace("perceiver-ar", 2)
+    check_premises(found, TRAINING.sizes(), premises_of(TRAINING))
+    for changed in (
+        dataclasses.replace(found, replacements={"K": "M"}),
+        dataclasses.replace(found, guards=(*found.guards, "Eq(K, 5)")),
+        dataclasses.replace(found, guards=found.guards[1:]),
+        dataclasses.replace(found, ranges=found.ranges | {"M": "21 to any"}),
+        dataclasses.replace(found, free=found.free - {"K"}),
+    ):
+        with pytest.raises(NotAProofError):
+            check_premises(changed, TRAINING.sizes(), premises_of(TRAINING))
+
+
+def test_another_torch_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    with pytest.raises(RuntimeError, match=r"2\.99\.0.*2\.13"):
+        trace("decoder", 1)
+
+
+def prove_two_layers(step=TRAINING):
+    return proof.prove(step, layers=(2,)).differences
+
+
+def test_a_wrong_factor_is_found_in_every_row(monkeypatch):
+    monkeypatch.setattr(rows.Row, "flops", property(lambda r: r.batch * r.M * r.N * r.K))
+    names = prove_two_layers()
+    for row in (
+        "hybrid.attention.query, forward",
+        "layers.0.mlp.down, backward",
+        "output, forward",
+    ):
+        assert any(name.startswith(row) for name in names)
+
+
+def test_two_errors_that_cancel_in_the_total_are_found(monkeypatch):
+    original = layers.prefix_attention
+
+    def swapped(*arguments, **options):
+        key, value, scores, values = original(*arguments, **options)
+        return (
+            dataclasses.replace(key, N=2 * key.N),
+            dataclasses.replace(value, N=0 * value.N),
+            scores,
+            values,
+        )
+
+    monkeypatch.setattr(layers, "prefix_attention", swapped)
+    names = prove_two_layers()
+    assert any(name.startswith("hybrid.attention.key, forward") for name in names)
+    assert not any(name.startswith("forward, L") for name in names)
+
+
+def test_a_term_without_a_product_and_a_product_without_a_term_are_found(monkeypatch):
+    original = layers.output_layer
+
+    def without(**options):
+        return ()
+
+    monkeypatch.setattr(layers, "output_layer", without)
+    assert any("'output', 'logits'" in name for name in prove_two_layers())
+    monkeypatch.setattr(
+        layers,
+        "output_layer",
+        lambda **options: (
+            *original(**options),
+            dataclasses.replace(original(**options)[0], term="ghost"),
+        ),
+    )
+    assert any("ghost" in name for name in prove_two_layers())
+
+
+def test_a_wrong_recompute_column_is_found(monkeypatch):
+    original = layers.projection
+
+    def never_last(*arguments, last_of_layer=False, **options):
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(layers, "projection", never_last)
+    assert prove_two_layers(proof.STEPS[3])
+    assert not prove_two_layers(proof.STEPS[2])
+
+
+def test_the_causal_pairs_are_their_sum():
+    n, k, i = sympy.symbols("n k i", integer=True, positive=True)
+    # Query i of n admits k prefix positions and i latents.
+    admitted = sympy.summation(k + i, (i, 1, n))
+    assert sympy.expand(admitted - (n * k + layers.causal_pairs(n))) == 0
+
+
+def test_the_command_lists_premises_and_reports(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(proof, "STEPS", proof.STEPS[4:5])
+    monkeypatch.setattr(proof, "LAYERS", (1,))
+    assert proof.main() == 0
+    monkeypatch.setattr(proof, "PREMISES", tmp_path / "premises.json")
+    assert proof.main(write=True) == 1
+    assert "ranges" in capsys.readouterr().out
+    assert proof.main() == 0
+
+
+def test_hints_are_distinct_and_no_multiples():
+    values = sorted(symbolic_trace.HINTS.values())
+    assert all(large % small for small in values for large in values if large > small)
+    assert len(set(values)) == len(values)

@@ -120,6 +120,17 @@ def test_a_disagreement_is_shrunk_and_names_its_term(monkeypatch):
     assert verdict.largest_difference > 0
 
 
+def test_proofs_stand_in_the_matrix(monkeypatch):
+    step = matrix.proof.STEPS[5]
+    verdict = matrix.run_proof(step, (1, 2))
+    assert verdict.holds
+    assert verdict.covered == "all sizes, L = 1 to 2: 26 products"
+    monkeypatch.setattr(layers, "output_layer", planted(layers.output_layer, K=3))
+    wrong = matrix.run_proof(step, (1,))
+    assert not wrong.holds
+    assert "output" in wrong.finding
+
+
 def test_bad_input_is_one_line(capsys):
     assert main([*OWN, "--num-heads", "4"]) == 2
     assert "not divisible" in capsys.readouterr().err

@@ -240,7 +240,7 @@ def fitted_laws() -> dict[str, str]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Reproduction:
     """Everything that the article prints, under each way to count; ``print`` shows it.
 
@@ -259,6 +259,9 @@ class Reproduction:
     def to_dict(self) -> dict[str, Any]:
         """The reproduction as plain data."""
         return dataclasses.asdict(self)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         blocks = [

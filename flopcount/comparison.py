@@ -44,7 +44,7 @@ class Compared:
     adds: str
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """What :func:`compare` returns; ``print`` shows it as a table.
 
@@ -60,6 +60,9 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain data."""
         return {"rows": [vars(row) for row in self.rows]}
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         cells = [

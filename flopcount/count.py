@@ -115,7 +115,7 @@ def recompute_products(row: Matmul | Elementwise, checkpointing: str | None, tra
     return 0 if stops_before and checkpointing == "non-reentrant" else 1
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ElementwiseCount:
     """Element-wise FLOPs, apart from the matmul total; the optimiser's step is excluded.
 
@@ -189,6 +189,9 @@ class ElementwiseCount:
             for row in self.rows
         ]
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         columns = ["part", "layer", "term", "elements", "forward", "backward"]
         columns += ["recompute"] if self.checkpointing else []
@@ -202,7 +205,7 @@ class ElementwiseCount:
         )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Count:
     """FLOPs of one step over ``batch_size`` sequences, term by term.
 
@@ -430,6 +433,9 @@ class Count:
     def _named_parts(self) -> tuple[tuple[str, Count], ...]:
         return ("whole", self), ("self_part", self.self_part), ("cross_part", self.cross_part)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         columns = ["part", "layer", "term", "forward", "backward"]
         columns += ["recompute"] if self.checkpointing else []
@@ -493,7 +499,7 @@ def _integral(value: Any) -> Any:
     return value
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ParameterCount:
     """Parameters, tensor by tensor.
 
@@ -551,6 +557,9 @@ class ParameterCount:
             "cross_part": self.cross_part.total,
             "tensors": self.records(),
         }
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         return table(

@@ -62,7 +62,7 @@ class ElementwiseFormula(Formula):
     backward_cost: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Explanation:
     """What :func:`explain` returns; ``print`` shows it as tables.
 
@@ -103,6 +103,9 @@ class Explanation:
             for f in self.elementwise
         ]
         return "\n".join((r"\begin{align*}", *lines, r"\end{align*}"))
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         blocks = [

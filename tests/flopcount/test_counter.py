@@ -240,6 +240,11 @@ def test_printed_table_holds_every_term_and_the_total():
     assert "100.00%" in text
 
 
+def test_a_prompt_shows_the_table():
+    for shown in (TINY.flops(), TINY.flops().elementwise, TINY.params(), fc.compare(TINY)):
+        assert repr(shown) == str(shown)
+
+
 def test_frame_has_one_row_per_term():
     frame = TINY.flops().to_frame()
     assert len(frame) == len(TINY.flops().lines)

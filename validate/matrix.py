@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import HealthCheck, given, settings
 
 from flopcount.tables import shown, table
-from validate import configurations, fvcore_trace, mask_enumeration, proof, torch_counter
+from validate import (
+    configurations,
+    elementwise_trace,
+    fvcore_trace,
+    mask_enumeration,
+    proof,
+    torch_counter,
+)
 from validate.networks import Term, build
 
 if TYPE_CHECKING:
@@ -162,6 +169,25 @@ def parameter_totals(model: Architecture) -> Differences:
     return {"total": model.params().total - counted}
 
 
+def elementwise_elements(model: Architecture) -> Differences:
+    """Forward elements of every element-wise row against the operations that are dispatched."""
+    differences = {}
+    for training in (True, False):
+        count = model.flops(level="dense", training=training, batch_size=BATCH_SIZE)
+        formula: collections.Counter[str] = collections.Counter()
+        for row in count.elementwise.rows if count.elementwise else ():
+            for kind in elementwise_trace.kinds_of(row.term):
+                formula[kind] += row.elements
+        operations = elementwise_trace.forward_operations(
+            model, training=training, batch_size=BATCH_SIZE
+        )
+        witness, _ = elementwise_trace.claimed(operations)
+        mode = "training" if training else "evaluation"
+        for kind in {*formula, *witness}:
+            differences[f"{kind}, {mode}"] = formula[kind] - witness.get(kind, 0)
+    return differences
+
+
 CHECKS = (
     Check("dense forward, by module and in total", "fvcore", fvcore_forward),
     Check("dense forward and backward, totals", "torch FlopCounterMode", torch_totals),
@@ -173,8 +199,13 @@ CHECKS = (
         at_full_size=False,
     ),
     Check("parameters", "the network's parameters", parameter_totals),
+    Check(
+        "element-wise rows, forward elements",
+        "trace of element-wise operations",
+        elementwise_elements,
+    ),
 )
-WITHOUT_WITNESS = ("element-wise rows",)
+WITHOUT_WITNESS = ("element-wise rows, backward elements",)
 
 
 class DisagreementError(AssertionError):

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 
 import flopcount as fc
-from flopcount import layers, parameters, rows
-from validate import configurations, matrix
+from flopcount import elementwise, layers, parameters, rows
+from validate import configurations, elementwise_trace, matrix
 from validate.__main__ import main
 
 OWN = [
     "perceiver-ar", "--vocab-size", "9", "--num-latents", "5", "--num-prefix", "4",
     "--num-channels", "6", "--num-layers", "3", "--num-heads", "2", "--prefix-dropout", "0.5",
 ]  # fmt: skip
-FVCORE, TORCH, RECOMPUTE, MASKS, PARAMETERS = matrix.CHECKS
+FVCORE, TORCH, RECOMPUTE, MASKS, PARAMETERS, ELEMENTWISE = matrix.CHECKS
 
 
 def disagreements(check, model):
@@ -24,7 +24,7 @@ def disagreements(check, model):
 
 @pytest.mark.parametrize("model", configurations.SEED_MODELS, ids=str)
 @pytest.mark.parametrize(
-    "check", [FVCORE, TORCH, RECOMPUTE, PARAMETERS], ids=lambda check: check.witness
+    "check", [FVCORE, TORCH, RECOMPUTE, PARAMETERS, ELEMENTWISE], ids=lambda check: check.witness
 )
 def test_the_articles_models_at_full_size(check, model):
     assert disagreements(check, model) == {}
@@ -94,6 +94,28 @@ def test_a_changed_formula_is_found_and_exits_with_1(
     found = json.loads(capsys.readouterr().out)
     wrong = {(entry["formula"], entry["witness"]) for entry in found if entry["largest_difference"]}
     assert {(check.formula, check.witness) for check in witnesses} <= wrong
+
+
+@pytest.mark.parametrize(
+    "name", ["embedding", "norm", "softmax", "query_scale", "rotary", "gelu", "residual", "loss"]
+)
+def test_a_wrong_number_of_elements_is_found(monkeypatch, name):
+    original = getattr(elementwise, name)
+
+    def one_more(*arguments, **options):
+        row = original(*arguments, **options)
+        return dataclasses.replace(row, elements=row.elements + 1)
+
+    monkeypatch.setattr(elementwise, name, one_more)
+    assert disagreements(ELEMENTWISE, configurations.SEED_MODELS[0])
+
+
+def test_what_no_row_claims_is_listed():
+    operations = elementwise_trace.forward_operations(configurations.SEED_MODELS[0])
+    _, unclaimed = elementwise_trace.claimed(operations)
+    # Positions, rotary angles and the mask: once per position, not per channel.
+    assert {name for _, name in unclaimed} == {"add", "mul", "pow", "cos", "sin"}
+    assert elementwise_trace.claimed({("elsewhere", "gelu"): 5}) == ({}, {("elsewhere", "gelu"): 5})
 
 
 def test_a_causal_mask_that_is_off_by_one_is_found(monkeypatch):

@@ -1,9 +1,9 @@
 """Checkpoints that survive a crash: safetensors for tensors, JSON for the rest, no pickle.
 
 A checkpoint is a file of tensors named by its step and ``checkpoint.json``, which names that file,
-its SHA-256 and the rest of the state. Both are written beside their place, flushed to disk and
-renamed; ``checkpoint.json`` comes last. Whatever moment a process dies at, the file that
-``checkpoint.json`` names is whole.
+its SHA-256 and the rest of the state, and carries a SHA-256 of its own. Both are written beside
+their place, flushed to disk and renamed; ``checkpoint.json`` comes last. Whatever moment a process
+dies at, the file that ``checkpoint.json`` names is whole.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -27,26 +30,38 @@ class CheckpointError(RuntimeError):
     """A checkpoint is damaged, or belongs to another run."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``, whole or not at all, also through a power cut.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a place beside ``path`` to write to; what is there at the end replaces ``path``.
 
-    One process at a time may write into a folder.
+    ``path`` is replaced whole or not at all, also through a power cut: the new file is on the disk
+    before it takes the name, and the name before this returns. One process at a time may write
+    into a folder. A process killed meanwhile leaves ``.<name>.new``, which the next write replaces.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _flush(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``, whole or not at all: see :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]):
@@ -62,11 +77,17 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         OSError: if the disk is full or refuses; the checkpoint before is still there.
 
     """
-    content = save(tensors)
     file = folder / f"step-{step:09d}.safetensors"
-    write_atomically(file, content)
-    named = {"step": step, "file": file.name, "sha256": hashlib.sha256(content).hexdigest()}
-    write_atomically(folder / _STATE, json.dumps(named | {"state": state}).encode())
+    with replacing(file) as temporary:
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(f"{file} cannot be written: {error}") from error
+        with temporary.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    content = {"step": step, "file": file.name, "sha256": digest, "state": state}
+    signed = {"sha256": _checksum(content), "checkpoint": content}
+    write_atomically(folder / _STATE, json.dumps(signed).encode())
     for other in folder.glob("step-*.safetensors"):
         if other != file:
             other.unlink()
@@ -82,20 +103,50 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any
         CheckpointError: if a file is missing, truncated or changed.
 
     """
-    if not (folder / _STATE).exists():
+    content = _read_state(folder)
+    if content is None:
         return None
+    file = folder / content["file"]
     try:
-        named = json.loads((folder / _STATE).read_text())
-        step, file, digest, state = (named[key] for key in ("step", "file", "sha256", "state"))
-        content = (folder / file).read_bytes()
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint in {folder} cannot be read ({error}); "
-            f"remove the folder to train the run again"
-        ) from error
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise CheckpointError(
-            f"{folder / file} is not what was saved: its SHA-256 differs; "
-            f"remove the folder to train the run again"
-        )
-    return step, load(content), state
+        saved = file.read_bytes()
+    except OSError as error:
+        raise _damaged(f"{file} cannot be read: {error}") from error
+    if hashlib.sha256(saved).hexdigest() != content["sha256"]:
+        raise _damaged(f"{file} is not what was saved: its SHA-256 differs")
+    try:
+        return content["step"], load(saved), content["state"]
+    except SafetensorError as error:
+        raise _damaged(f"{file} cannot be read: {error}") from error
+
+
+def steps_done(folder: Path) -> int:
+    """Count the steps that a run's checkpoint holds; 0 without one.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read. The tensors are not looked at.
+
+    """
+    content = _read_state(folder)
+    return content["step"] if content else 0
+
+
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    path = folder / _STATE
+    try:
+        signed = json.loads(path.read_text())
+        content = signed["checkpoint"]
+        if signed["sha256"] == _checksum(content):
+            return content
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(f"{path} cannot be read: {error}") from error
+    raise _damaged(f"{path} is not what was saved: its SHA-256 differs")
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(what: str) -> CheckpointError:
+    return CheckpointError(f"{what}; remove the run's folder to train it again")

@@ -5,23 +5,26 @@ row per finished run. Started again, it skips what is finished and resumes what 
 
 Small models run far below a machine's peak, so every run has one thread and a process of its own,
 and as many run side by side as there are cores. A process that is killed loses the steps since its
-last checkpoint; the sweep starts it again.
+last checkpoint; the sweep starts it again. When the sweep's own process is killed, those of its
+runs end with it, and the same command goes on where they stood.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import itertools
 import multiprocessing
 import os
-import time
+import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import filelock
 import torch
@@ -29,6 +32,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -36,16 +40,22 @@ from rich.progress import (
 
 import flopcount
 from flopcount.planning import isoflop_runs
-from models.checkpoints import write_atomically
+from models.checkpoints import CheckpointError, steps_done, write_atomically
 from models.configuration import claim_folder
 from models.data import CorpusConfig
-from models.training import ModelConfig, Recipe, Row, TrainConfig, steps_done, train
+from models.training import ModelConfig, Recipe, Row, TrainConfig, check_config, train
 
 if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerProcess
-    from multiprocessing.sharedctypes import SynchronizedArray
+    from collections.abc import Iterable
+    from ctypes import Array, c_longlong
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerContext, ForkServerProcess
 
-_ATTEMPTS = 3
+OnStep: TypeAlias = Callable[[str, int], None] | None
+_DEATHS = 3
+"""So often a run's process may die without having reached a further checkpoint."""
+_PATIENCE = 30.0
+"""Seconds to wait for a run's process that a killed sweep has left behind."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,8 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         ValueError: if there are no budgets, shapes or seeds, or one of them comes twice.
 
     """
+    if config.workers is not None and config.workers < 1:
+        raise ValueError(f"workers must be at least 1, got {config.workers}")
     for name in ("budgets", "shapes", "seeds"):
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
@@ -142,29 +154,38 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
     ]
 
 
-def run_sweep(config: SweepConfig, folder: Path, quiet: bool = False) -> list[Row]:
+def run_sweep(
+    config: SweepConfig, folder: Path, quiet: bool = False, on_step: OnStep = None
+) -> list[Row]:
     """Train every run that is not finished, side by side, and gather the results.
 
     Args:
         config: the sweep.
         folder: its own; made if need be.
-        quiet: without the progress line.
+        quiet: without the progress lines.
+        on_step: called in the run's process with its name and the number of steps done, after
+            each and at the start; must be picklable.
 
     Returns:
         The rows of ``runs.csv``, one per run in the plan's order.
 
     Raises:
-        ValueError: if the folder holds a sweep of another configuration.
-        SweepError: if a run raises, or its process dies three times; other runs go on first.
+        ValueError: if the folder holds a sweep of another configuration, a run's configuration is
+            out of range, or the corpus too short.
+        SweepError: if a run raises, or its process dies three times without having reached a
+            further checkpoint; other runs go on first.
         RuntimeError: if another process works on the folder.
 
     """
     runs = plan_runs(config)
+    for run in runs:
+        check_config(run.config)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", blocking=False):
             claim_folder(config, folder, may_differ=("workers",))
-            _train_all(runs, folder, config.workers or _usable_cores(), quiet)
+            workers = _usable_cores() if config.workers is None else config.workers
+            _train_all(runs, folder, workers, quiet, on_step)
             return gather(runs, folder)
     except filelock.Timeout:
         raise RuntimeError(f"another process is running the sweep in {folder}") from None
@@ -174,8 +195,7 @@ def gather(runs: list[SweepRun], folder: Path) -> list[Row]:
     """Collect the last row of every run into ``runs.csv``, with its plan."""
     rows: list[dict[str, Any]] = []
     for run in runs:
-        with (folder / "runs" / run.name / "metrics.csv").open() as file:
-            *_, last = csv.DictReader(file)
+        last = _last_row(folder, run)
         model = run.config.model
         plan = {
             "run": run.name,
@@ -194,6 +214,12 @@ def gather(runs: list[SweepRun], folder: Path) -> list[Row]:
     return rows
 
 
+def _last_row(folder: Path, run: SweepRun) -> dict[str, str]:
+    with (folder / "runs" / run.name / "metrics.csv").open() as file:
+        *_, last = csv.DictReader(file)
+    return last
+
+
 def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -204,87 +230,172 @@ def _name(budget: float, num_channels: int, num_layers: int, seed: int) -> str:
     return f"{budget:.4g}-{num_channels}x{num_layers}-seed{seed}".replace("+", "")
 
 
-def _train_all(runs: list[SweepRun], folder: Path, workers: int, quiet: bool) -> None:
+def _train_all(runs: list[SweepRun], folder: Path, workers: int, quiet: bool, on_step: OnStep):
     # A fork server imports torch once; its children start in milliseconds and share no state.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["models.training"])
-    done = context.Array("q", [steps_done(folder / "runs" / run.name) for run in runs])
-    failures = context.SimpleQueue()
-    total = sum(run.config.steps for run in runs)
+    # Without a lock: a process killed while it held one would stop all others.
+    done = context.RawArray("q", [_saved_steps(folder / "runs" / run.name) for run in runs])
     unfinished = [index for index, run in enumerate(runs) if done[index] < run.config.steps]
     # The longest first, so that none is left running alone at the end.
     pending = sorted(unfinished, key=lambda index: runs[index].config.steps)
-    attempts = dict.fromkeys(pending, 0)
-    running: dict[int, ForkServerProcess] = {}
+    deaths = dict.fromkeys(pending, 0)
+    running: dict[int, _Worker] = {}
     failed: list[str] = []
 
-    def start(index: int) -> None:
-        attempts[index] += 1
-        run = runs[index]
-        arguments = (run.config, folder / "runs" / run.name, done, index, failures)
-        running[index] = context.Process(target=_work, args=arguments, daemon=True)
-        running[index].start()
-
-    columns = (
-        TextColumn("sweep"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps, {task.fields[finished]} runs"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, disable=quiet) as progress:
-        task = progress.add_task("", total=total, completed=sum(done), finished="")
+    with _Display(runs, done, quiet) as display:
         try:
             while pending or running:
                 while pending and len(running) < workers:
-                    start(pending.pop())
-                wait([process.sentinel for process in running.values()], timeout=0.5)
-                finished = sum(n == run.config.steps for n, run in zip(done, runs, strict=True))
-                progress.update(task, completed=sum(done), finished=f"{finished}/{len(runs)}")
-                for index, process in list(running.items()):
-                    if process.is_alive():
+                    index = pending.pop()
+                    running[index] = _start(context, runs[index], folder, done, index, on_step)
+                wait([worker.process.sentinel for worker in running.values()], timeout=0.5)
+                display.update(running)
+                for index, worker in list(running.items()):
+                    if worker.process.is_alive():
                         continue
-                    process.join()
                     del running[index]
-                    while not failures.empty():
-                        failed.append(failures.get())
-                    killed = process.exitcode is not None and process.exitcode < 0
-                    if killed and attempts[index] < _ATTEMPTS:
-                        pending.append(index)
-                    elif killed:
-                        failed.append(f"{runs[index].name}: killed {attempts[index]} times")
+                    run = runs[index]
+                    problem = worker.problem()
+                    saved = _saved_steps(folder / "runs" / run.name)
+                    if problem is None and saved == run.config.steps:
+                        display.finished(run, folder)
+                    elif problem is not None:
+                        failed.append(f"{run.name}: {problem}")
+                    else:
+                        deaths[index] = 1 if saved > worker.resumed_at else deaths[index] + 1
+                        if deaths[index] < _DEATHS:
+                            pending.append(index)
+                        else:
+                            failed.append(f"{run.name}: died {_DEATHS} times after step {saved}")
         finally:
-            for process in running.values():
-                process.terminate()
-                process.join()
+            for worker in running.values():
+                worker.process.terminate()
+                worker.process.join()
     if failed:
-        raise SweepError("\n".join([f"{len(failed)} runs failed", *failed]))
+        raise SweepError("\n".join([f"{len(failed)} of {len(runs)} runs failed", *failed]))
+
+
+def _saved_steps(folder: Path) -> int:
+    try:
+        return steps_done(folder)
+    except CheckpointError:
+        return 0  # the run itself will say what is wrong
+
+
+@dataclass
+class _Worker:
+    """A process that trains one run, and the pipe that it tells a problem through."""
+
+    process: ForkServerProcess
+    receiver: Connection
+    resumed_at: int
+
+    def problem(self) -> str | None:
+        """Tell what an ended process raised; None if it finished, or died without a word."""
+        self.process.join()
+        with self.receiver, contextlib.suppress(EOFError, OSError):
+            return self.receiver.recv()
+        return None
+
+
+def _start(
+    context: ForkServerContext,
+    run: SweepRun,
+    folder: Path,
+    done: Array[c_longlong],
+    index: int,
+    on_step: OnStep,
+) -> _Worker:
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (run, folder / "runs" / run.name, done, index, on_step, sender)
+    process = context.Process(target=_work, args=arguments, daemon=True)
+    process.start()
+    sender.close()
+    return _Worker(process, receiver, done[index])
 
 
 def _work(
-    config: TrainConfig,
+    run: SweepRun,
     folder: Path,
-    done: SynchronizedArray[int],
+    done: Array[c_longlong],
     index: int,
-    failures: multiprocessing.SimpleQueue[str],
+    on_step: OnStep,
+    problems: Connection,
 ) -> None:
     """Train one run in this process; its steps go to ``done[index]``."""
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     torch.set_num_threads(1)
-    sweep = multiprocessing.parent_process()
-    looked = time.monotonic()
 
     def report(step: int) -> None:
-        nonlocal looked
         done[index] = step
-        if time.monotonic() - looked > 1:
-            looked = time.monotonic()
-            if not sweep.is_alive():
-                raise SystemExit(1)
+        if on_step is not None:
+            on_step(run.name, step)
 
     try:
-        train(config, folder, report)
-    except Exception:
-        failures.put(f"{folder.name}: {traceback.format_exc()}")
+        train(run.config, folder, report, patience=_PATIENCE)
+    except (ValueError, RuntimeError, OSError) as error:
+        problems.send(str(error))
         raise SystemExit(1) from None
+    except Exception:
+        problems.send(traceback.format_exc())
+        raise SystemExit(1) from None
+
+
+def _end_with_the_sweep() -> None:
+    """End this process when the sweep's ends, however it ends: another may take over its run."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+class _Display:
+    """A progress line for the sweep and for each run that is being trained, with the time left."""
+
+    def __init__(self, runs: list[SweepRun], done: Array[c_longlong], quiet: bool) -> None:
+        self.runs, self.done, self.quiet = runs, done, quiet
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            disable=quiet,
+        )
+        total = sum(run.config.steps for run in runs)
+        self.sweep = self.progress.add_task(self._count(), total=total, completed=sum(done))
+        self.tasks: dict[int, TaskID] = {}
+
+    def __enter__(self) -> _Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def _count(self) -> str:
+        finished = sum(n == run.config.steps for n, run in zip(self.done, self.runs, strict=True))
+        return f"sweep, {finished}/{len(self.runs)} runs"
+
+    def update(self, running: Iterable[int]) -> None:
+        """Show the steps done, a line for each run in ``running``."""
+        self.progress.update(self.sweep, completed=sum(self.done), description=self._count())
+        for index in self.tasks.keys() - set(running):
+            self.progress.remove_task(self.tasks.pop(index))
+        for index in running:
+            run = self.runs[index]
+            if index not in self.tasks:
+                self.tasks[index] = self.progress.add_task(
+                    run.name, total=run.config.steps, completed=self.done[index]
+                )
+            self.progress.update(self.tasks[index], completed=self.done[index])
+
+    def finished(self, run: SweepRun, folder: Path) -> None:
+        """Leave a line for a run that is finished, also where there is no terminal."""
+        if not self.quiet:
+            loss = float(_last_row(folder, run)["validation_loss"])
+            self.progress.console.print(
+                f"{run.name}: validation loss {loss:.4f} after {run.config.steps:,} steps",
+                highlight=False,
+            )

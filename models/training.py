@@ -139,7 +139,10 @@ def count_step(model: ModelConfig, batch_size: int) -> Any:
 
 
 def train(
-    config: TrainConfig, folder: Path, on_step: Callable[[int], None] | None = None
+    config: TrainConfig,
+    folder: Path,
+    on_step: Callable[[int], None] | None = None,
+    patience: float = 0,
 ) -> list[Row]:
     """Train a run to its end, from its checkpoint where it has one.
 
@@ -147,6 +150,7 @@ def train(
         config: the run.
         folder: its own; made if need be.
         on_step: called with the number of steps done, after each and at the start.
+        patience: seconds to wait for another process that is training in the folder.
 
     Returns:
         The rows of ``metrics.csv``: step, tokens, flops, learning_rate, train_loss (mean since
@@ -161,20 +165,14 @@ def train(
         RuntimeError: if another process is training in the folder.
 
     """
-    _check(config)
+    check_config(config)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(folder / ".lock", blocking=False):
+        with filelock.FileLock(folder / ".lock", timeout=patience):
             claim_folder(config, folder)
             return _Run(config, folder).complete(on_step or (lambda _: None))
     except filelock.Timeout:
         raise RuntimeError(f"another process is training in {folder}") from None
-
-
-def steps_done(folder: Path) -> int:
-    """Count the steps that a run's checkpoint holds; 0 without one."""
-    checkpoint = folder / "checkpoint.json"
-    return json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
 
 
 def load_model(folder: Path) -> PerceiverAR:
@@ -192,7 +190,13 @@ def load_model(folder: Path) -> PerceiverAR:
     return model.eval()
 
 
-def _check(config: TrainConfig) -> None:
+def check_config(config: TrainConfig) -> None:
+    """Refuse what no run could be trained with.
+
+    Raises:
+        ValueError: if a number is out of range, or the device is not there.
+
+    """
     at_least_one = {
         "steps": config.steps,
         "batch_size": config.recipe.batch_size,
@@ -207,8 +211,21 @@ def _check(config: TrainConfig) -> None:
         raise ValueError(
             f"vocab_size must be at least {VOCAB_SIZE} for bytes, got {config.model.vocab_size}"
         )
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu or cuda, got {config.device!r}")
+    find_device(config.device)
+
+
+def find_device(name: str) -> torch.device:
+    """Find the device that a configuration names.
+
+    Raises:
+        ValueError: if the name is unknown, or there is no GPU where one is asked for.
+
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device must be auto or cpu where torch finds no GPU, got 'cuda'")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _restore(model: PerceiverAR, tensors: dict[str, Tensor]) -> None:
@@ -222,10 +239,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
-        device = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        self.device = find_device(config.device)
         self.corpus: Corpus = load_corpus(config.corpus)
         sizes = (config.model.num_prefix, config.model.num_latents)
         self.validation = validation_windows(
@@ -240,6 +254,7 @@ class _Run:
         self.rows: list[Row] = []
         self.seconds = 0.0
         self.loss_sum = torch.zeros((), dtype=torch.float64)  # since the last row
+        self.norm_sum = torch.zeros(())  # since the start; only whether it is finite matters
         if checkpoint := load_checkpoint(folder):
             self._load(*checkpoint)
         self._write_environment()
@@ -256,11 +271,7 @@ class _Run:
             self._step()
             is_point = self.done in points
             if is_point or self.done % config.checkpoint_steps == 0:
-                if not math.isfinite(self.loss_sum.item()):
-                    raise DivergedError(
-                        f"the loss is {self.loss_sum.item()} within the steps before {self.done}; "
-                        f"a smaller learning rate than {config.recipe.learning_rate} may help"
-                    )
+                self._check_finite()
                 self.seconds += time.perf_counter() - started
                 if is_point:
                     self._add_row()
@@ -282,11 +293,21 @@ class _Run:
         self.optimizer.param_groups[0]["lr"] = learning_rate(recipe, self.done, config.steps)
         loss = self._loss(inputs, targets)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.loss_sum = self.loss_sum + loss.detach()
+        self.norm_sum = self.norm_sum + norm
         self.done += 1
+
+    def _check_finite(self) -> None:
+        """Stop before a checkpoint would replace the last good one."""
+        for what, value in (("loss", self.loss_sum), ("gradient's norm", self.norm_sum)):
+            if not math.isfinite(value.item()):
+                raise DivergedError(
+                    f"the {what} is {value.item()} within the steps before {self.done}; a smaller "
+                    f"learning rate than {self.config.recipe.learning_rate} may help"
+                )
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         inputs, targets = inputs.to(self.device), targets.to(self.device)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -13,12 +14,8 @@ import pytest
 import torch
 
 import flopcount
-from models.checkpoints import (
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-    write_atomically,
-)
+from models import training
+from models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from models.configuration import read_config
 from models.data import CorpusConfig
 from models.training import (
@@ -235,7 +232,31 @@ def test_changed_corpus_is_refused(config, tmp_path, corpus):
         train(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state"])
+def test_a_gradient_that_is_not_finite_stops_the_run_too(config, tmp_path, monkeypatch):
+    """The loss of the step is finite still, the weights after it are not."""
+    backward = torch.Tensor.backward
+    steps = []
+
+    def break_the_eighth(loss):
+        backward(loss)
+        steps.append(loss.item())
+        if len(steps) == 8:
+            loss_of_weights = next(iter(runs)).model.embedding.token.weight
+            loss_of_weights.grad[0, 0] = float("inf")
+
+    runs = []
+    original = training._Run.__init__
+    monkeypatch.setattr(
+        training._Run, "__init__", lambda run, *args: (runs.append(run), original(run, *args))[1]
+    )
+    monkeypatch.setattr(torch.Tensor, "backward", break_the_eighth)
+    with pytest.raises(DivergedError, match="the gradient's norm is inf within the steps before 8"):
+        train(config, tmp_path)
+    assert math.isfinite(sum(steps))
+    assert load_checkpoint(tmp_path)[0] == 4
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state", "loss"])
 def test_damaged_checkpoint_is_named(config, tmp_path, damage):
     with pytest.raises(StoppedError):
         train(config, tmp_path, stop_at(6))
@@ -247,36 +268,13 @@ def test_damaged_checkpoint_is_named(config, tmp_path, damage):
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     elif damage == "remove":
         file.unlink()
-    else:
+    elif damage == "state":
         (tmp_path / "checkpoint.json").write_text('{"step": 4')
-    with pytest.raises(CheckpointError, match="remove the folder to train the run again"):
+    else:
+        state = (tmp_path / "checkpoint.json").read_text()
+        (tmp_path / "checkpoint.json").write_text(state.replace('"step": 4', '"step": 5'))
+    with pytest.raises(CheckpointError, match="remove the run's folder to train it again"):
         train(config, tmp_path)
-
-
-def test_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path, 1, {"a": torch.ones(3)}, {"b": 2})
-
-    def full_disk(_):
-        raise OSError(28, "No space left on device")
-
-    for call in range(2):
-        calls = iter([os.fsync] * (2 * call) + [full_disk] * 9)
-        monkeypatch.setattr(os, "fsync", lambda fd, calls=calls: next(calls)(fd))
-        with pytest.raises(OSError, match="No space left"):
-            save_checkpoint(tmp_path, 2, {"a": torch.zeros(3)}, {"b": 3})
-        monkeypatch.undo()
-        step, tensors, state = load_checkpoint(tmp_path)
-        assert (step, state) == (1, {"b": 2})
-        assert torch.equal(tensors["a"], torch.ones(3))
-        assert not list(tmp_path.glob(".*"))
-
-
-def test_written_file_is_whole_or_absent(tmp_path):
-    write_atomically(tmp_path / "file", b"one")
-    with pytest.raises(TypeError):
-        write_atomically(tmp_path / "file", "not bytes")
-    assert (tmp_path / "file").read_bytes() == b"one"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +283,11 @@ def test_written_file_is_whole_or_absent(tmp_path):
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"validations": 0}, "validations must be at least 1, got 0"),
         ({"device": "tpu"}, "device must be auto, cpu or cuda, got 'tpu'"),
+        pytest.param(
+            {"device": "cuda"},
+            "device must be auto or cpu where torch finds no GPU, got 'cuda'",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         ({"recipe": Recipe(batch_size=0)}, "batch_size must be at least 1, got 0"),
         ({"model": ModelConfig(vocab_size=100)}, "vocab_size must be at least 262 .*, got 100"),
         ({"model": ModelConfig(num_latents=9999)}, "the corpus must hold a window of .* tokens"),

@@ -7,21 +7,15 @@ G key-value heads, C channels of a head. The kernels run on CUDA tensors, and on
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
 
-from kernels.attention.backward import (
-    attention_key_value_gradient,
-    attention_query_gradient,
-    row_products,
-)
-from kernels.attention.forward import attention_forward
-from kernels.attention.tilings import MAX_HEAD_DIM, head_dim_parts, shipped_tiling
+from kernels.attention.operators import attention
+from kernels.attention.tilings import MAX_HEAD_DIM
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+INTERPRETED = triton.knobs.runtime.interpret
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -46,10 +40,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
         TypeError: if a dtype is none of fp32, fp16 and bf16, or dtypes differ.
         ValueError: if shapes or devices do not fit, or no kernel can run on the device.
     """
+    q, k, v = (_under_autocast(x) for x in (q, k, v))
     _check(q, k, v)
     if k.shape[1] != q.shape[1]:
         raise ValueError(f"k must have {q.shape[1]} positions as q has, got {k.shape[1]}")
-    return _Attention.apply(q, None, None, k, v, _scale(q, scale))
+    return attention(q, k, v, None, None, _scale(q, scale), q.shape[-1])[0]
 
 
 def prefix_attention(
@@ -85,6 +80,7 @@ def prefix_attention(
         ValueError: if shapes or devices do not fit, there are fewer keys than queries, or no
             kernel can run on the device.
     """
+    q, k, v = (_under_autocast(x) for x in (q, k, v))
     _check(q, k, v)
     if (prefix_k is None) != (prefix_v is None):
         raise ValueError("prefix_k and prefix_v must be given together, got one of them")
@@ -92,15 +88,22 @@ def prefix_attention(
     if prefix_k is None or prefix_v is None:
         if num_prefix < 0:
             raise ValueError(f"k must have {q.shape[1]} positions at least, got {k.shape[1]}")
-        prefix_k, k = k[:, :num_prefix], k[:, num_prefix:]
-        prefix_v, v = v[:, :num_prefix], v[:, num_prefix:]
     elif num_prefix != 0:
         raise ValueError(f"k must have {q.shape[1]} positions as q has, got {k.shape[1]}")
     else:
+        prefix_k, prefix_v = _under_autocast(prefix_k), _under_autocast(prefix_v)
         _check(q, prefix_k, prefix_v, names=("q", "prefix_k", "prefix_v"))
         if prefix_k.shape[2] != k.shape[2]:
             raise ValueError(f"prefix_k must have {k.shape[2]} heads, got {prefix_k.shape[2]}")
-    return _Attention.apply(q, prefix_k, prefix_v, k, v, _scale(q, scale))
+    return attention(q, k, v, prefix_k, prefix_v, _scale(q, scale), q.shape[-1])[0]
+
+
+def _under_autocast(x: Tensor) -> Tensor:
+    """Cast as ``scaled_dot_product_attention`` would: to autocast's dtype where it is enabled."""
+    device = x.device.type
+    if device in ("cuda", "cpu") and x.dtype in DTYPES and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
 
 
 def _scale(q: Tensor, scale: float | None) -> float:
@@ -134,205 +137,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str] = ("q", 
         )
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(f"{names[1]}'s heads must divide q's {q.shape[2]} heads, got {k.shape[2]}")
-    if q.device.type != "cuda" and not triton.knobs.runtime.interpret:
+    if q.device.type not in ("cuda", "meta") and not INTERPRETED:
         raise ValueError(
             f"q is on {q.device}: the kernels run on CUDA, or on the CPU with TRITON_INTERPRET=1 "
             "set before the first import"
         )
-
-
-class _Attention(torch.autograd.Function):
-    """The kernels under autograd; keeps the log-sum-exp of each row, never probabilities."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        prefix_k: Tensor | None,
-        prefix_v: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-    ) -> Tensor:
-        out, lse = launch_forward(q, prefix_k, prefix_v, k, v, scale)
-        ctx.save_for_backward(q, prefix_k, prefix_v, k, v, out, lse)
-        ctx.scale = scale
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, prefix_k, prefix_v, k, v, out, lse = ctx.saved_tensors
-        return (*launch_backward(q, prefix_k, prefix_v, k, v, out, lse, grad_out, ctx.scale), None)
-
-
-def launch_forward(
-    q: Tensor,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Run the forward kernel: the output (B, N, H, C) and its log-sum-exp (B, H, N), fp32."""
-    batch, num_latents, num_heads, head_dim = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = torch.empty(batch, num_heads, num_latents, dtype=torch.float32, device=q.device)
-    prefix_k = k[:, :0] if prefix_k is None else prefix_k
-    prefix_v = v[:, :0] if prefix_v is None else prefix_v
-    tiling = shipped_tiling("forward", head_dim, q.element_size())
-    blocks = triton.cdiv(num_latents, tiling.block_queries)
-    attention_forward[(blocks * batch * num_heads,)](
-        q,
-        prefix_k,
-        prefix_v,
-        k,
-        v,
-        out,
-        lse,
-        q.stride(),
-        prefix_k.stride(),
-        prefix_v.stride(),
-        k.stride(),
-        v.stride(),
-        out.stride(),
-        batch,
-        num_latents,
-        prefix_k.shape[1],
-        num_heads,
-        num_heads // k.shape[2],
-        scale,
-        BLOCK_QUERIES=tiling.block_queries,
-        BLOCK_KEYS=tiling.block_keys,
-        HEAD_DIM=head_dim,
-        STORED=head_dim,
-        PARTS=part_ranges(head_dim),
-        HAS_PREFIX=prefix_k.shape[1] > 0,
-        num_warps=tiling.num_warps,
-        num_stages=tiling.num_stages,
-    )
-    return out, lse
-
-
-def launch_backward(
-    q: Tensor,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
-    """Run the backward kernels: the gradients of q, prefix_k, prefix_v, k and v."""
-    batch, num_latents, num_heads, head_dim = q.shape
-    parts, size = part_ranges(head_dim), q.element_size()
-    group = num_heads // k.shape[2]
-    delta = torch.empty_like(lse)
-    query = shipped_tiling("query", head_dim, size)
-    blocks = triton.cdiv(num_latents, query.block_queries)
-    row_products[(blocks * batch * num_heads,)](
-        out,
-        grad_out,
-        delta,
-        out.stride(),
-        grad_out.stride(),
-        batch,
-        num_latents,
-        num_heads,
-        BLOCK_QUERIES=query.block_queries,
-        HEAD_DIM=head_dim,
-        PARTS=parts,
-    )
-
-    def keys_and_values(keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-        grad_k, grad_v = torch.empty_like(keys), torch.empty_like(values)
-        tiling = shipped_tiling("key_value", head_dim, size)
-        blocks = triton.cdiv(keys.shape[1], tiling.block_keys)
-        if blocks:
-            attention_key_value_gradient[(blocks * batch * keys.shape[2],)](
-                q,
-                keys,
-                values,
-                grad_out,
-                lse,
-                delta,
-                grad_k,
-                grad_v,
-                q.stride(),
-                keys.stride(),
-                values.stride(),
-                grad_out.stride(),
-                grad_k.stride(),
-                grad_v.stride(),
-                batch,
-                num_latents,
-                0,
-                keys.shape[1],
-                num_heads,
-                group,
-                scale,
-                BLOCK_QUERIES=tiling.block_queries,
-                BLOCK_KEYS=tiling.block_keys,
-                HEAD_DIM=head_dim,
-                STORED=head_dim,
-                PARTS=parts,
-                CAUSAL=causal,
-                num_warps=tiling.num_warps,
-                num_stages=tiling.num_stages,
-            )
-        return grad_k, grad_v
-
-    grad_k, grad_v = keys_and_values(k, v, True)
-    grad_prefix_k = grad_prefix_v = None
-    if prefix_k is not None and prefix_v is not None:
-        grad_prefix_k, grad_prefix_v = keys_and_values(prefix_k, prefix_v, False)
-    prefix_k = k[:, :0] if prefix_k is None else prefix_k
-    prefix_v = v[:, :0] if prefix_v is None else prefix_v
-    grad_q = torch.empty_like(q)
-    attention_query_gradient[(blocks * batch * num_heads,)](
-        q,
-        prefix_k,
-        prefix_v,
-        k,
-        v,
-        grad_out,
-        lse,
-        delta,
-        grad_q,
-        q.stride(),
-        prefix_k.stride(),
-        prefix_v.stride(),
-        k.stride(),
-        v.stride(),
-        grad_out.stride(),
-        grad_q.stride(),
-        batch,
-        num_latents,
-        prefix_k.shape[1],
-        num_heads,
-        group,
-        scale,
-        BLOCK_QUERIES=query.block_queries,
-        BLOCK_KEYS=query.block_keys,
-        HEAD_DIM=head_dim,
-        STORED=head_dim,
-        PARTS=parts,
-        HAS_PREFIX=prefix_k.shape[1] > 0,
-        num_warps=query.num_warps,
-        num_stages=query.num_stages,
-    )
-    return grad_q, grad_prefix_k, grad_prefix_v, grad_k, grad_v
-
-
-def part_ranges(head_dim: int) -> tuple[tuple[int, int], ...]:
-    """First channel and width of each part of the head dim.
-
-    >>> part_ranges(73)
-    ((0, 64), (64, 16))
-    """
-    ranges, first = [], 0
-    for width in head_dim_parts(head_dim):
-        ranges.append((first, width))
-        first += width
-    return tuple(ranges)

@@ -1,0 +1,222 @@
+"""Launches of the attention kernels: tensors in, tensors out, no autograd.
+
+Letters as in the kernels: B batch, N queries, K prefix positions, S keys, H query heads, G
+key-value heads, C channels of a head. Queries, keys and values may be stored with more channels
+than C, zeros from C on; the output and its gradient have C.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.attention.backward import (
+    attention_key_value_gradient,
+    attention_query_gradient,
+    row_products,
+)
+from kernels.attention.forward import attention_forward
+from kernels.attention.tilings import head_dim_parts, shipped_tiling
+
+
+def launch_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    scale: float,
+    head_dim: int,
+) -> tuple[Tensor, Tensor]:
+    """Run the forward kernel.
+
+    Args:
+        q: queries, (B, N, H, stored channels).
+        k: keys, (B, S, G, stored channels), of which the last N are the latents'.
+        v: values, of k's shape.
+        prefix_k: the prefix's keys where ``k`` has the latents' alone.
+        prefix_v: values of prefix_k's shape.
+        scale: factor of the scores.
+        head_dim: C.
+
+    Returns:
+        The output, (B, N, H, C), and its log-sum-exp, (B, H, N) in fp32.
+    """
+    batch, num_latents, num_heads, stored = q.shape
+    out = q.new_empty(batch, num_latents, num_heads, head_dim)
+    lse = q.new_empty(batch, num_heads, num_latents, dtype=torch.float32)
+    prefix_k, k = two_ranges(k, prefix_k, num_latents)
+    prefix_v, v = two_ranges(v, prefix_v, num_latents)
+    tiling = shipped_tiling("forward", head_dim, q.element_size())
+    blocks = triton.cdiv(num_latents, tiling.block_queries)
+    attention_forward[(blocks * batch * num_heads,)](
+        q,
+        prefix_k,
+        prefix_v,
+        k,
+        v,
+        out,
+        lse,
+        q.stride(),
+        prefix_k.stride(),
+        prefix_v.stride(),
+        k.stride(),
+        v.stride(),
+        out.stride(),
+        batch,
+        num_latents,
+        prefix_k.shape[1],
+        num_heads,
+        num_heads // k.shape[2],
+        scale,
+        BLOCK_QUERIES=tiling.block_queries,
+        BLOCK_KEYS=tiling.block_keys,
+        HEAD_DIM=head_dim,
+        STORED=stored,
+        PARTS=part_ranges(head_dim),
+        HAS_PREFIX=prefix_k.shape[1] > 0,
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
+    )
+    return out, lse
+
+
+def launch_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> list[Tensor]:
+    """Run the backward kernels.
+
+    Returns:
+        Contiguous gradients of q, k, v and, where they are given apart, prefix_k and prefix_v.
+    """
+    batch, num_latents, num_heads, head_dim = grad_out.shape
+    stored = q.shape[-1]
+    parts, size = part_ranges(head_dim), q.element_size()
+    group = num_heads // k.shape[2]
+    delta = torch.empty_like(lse)
+    query = shipped_tiling("query", head_dim, size)
+    blocks = triton.cdiv(num_latents, query.block_queries)
+    row_products[(blocks * batch * num_heads,)](
+        out,
+        grad_out,
+        delta,
+        out.stride(),
+        grad_out.stride(),
+        batch,
+        num_latents,
+        num_heads,
+        BLOCK_QUERIES=query.block_queries,
+        HEAD_DIM=head_dim,
+        PARTS=parts,
+    )
+
+    def keys_and_values(
+        keys: Tensor, values: Tensor, grad_k: Tensor, grad_v: Tensor, causal: bool
+    ) -> None:
+        tiling = shipped_tiling("key_value", head_dim, size)
+        blocks = triton.cdiv(keys.shape[1], tiling.block_keys)
+        if blocks:
+            attention_key_value_gradient[(blocks * batch * keys.shape[2],)](
+                q,
+                keys,
+                values,
+                grad_out,
+                lse,
+                delta,
+                grad_k,
+                grad_v,
+                q.stride(),
+                keys.stride(),
+                values.stride(),
+                grad_out.stride(),
+                grad_k.stride(),
+                grad_v.stride(),
+                batch,
+                num_latents,
+                0,
+                keys.shape[1],
+                num_heads,
+                group,
+                scale,
+                BLOCK_QUERIES=tiling.block_queries,
+                BLOCK_KEYS=tiling.block_keys,
+                HEAD_DIM=head_dim,
+                STORED=stored,
+                PARTS=parts,
+                CAUSAL=causal,
+                num_warps=tiling.num_warps,
+                num_stages=tiling.num_stages,
+            )
+
+    given = (q, k, v) if prefix_k is None or prefix_v is None else (q, k, v, prefix_k, prefix_v)
+    grads = [x.new_empty(x.shape) for x in given]
+    grad_q, grad_k, grad_v, grad_prefix_k, grad_prefix_v = (*grads, None, None)[:5]
+    prefix_k, k = two_ranges(k, prefix_k, num_latents)
+    prefix_v, v = two_ranges(v, prefix_v, num_latents)
+    grad_prefix_k, grad_k = two_ranges(grad_k, grad_prefix_k, num_latents)
+    grad_prefix_v, grad_v = two_ranges(grad_v, grad_prefix_v, num_latents)
+    keys_and_values(k, v, grad_k, grad_v, causal=True)
+    keys_and_values(prefix_k, prefix_v, grad_prefix_k, grad_prefix_v, causal=False)
+    attention_query_gradient[(blocks * batch * num_heads,)](
+        q,
+        prefix_k,
+        prefix_v,
+        k,
+        v,
+        grad_out,
+        lse,
+        delta,
+        grad_q,
+        q.stride(),
+        prefix_k.stride(),
+        prefix_v.stride(),
+        k.stride(),
+        v.stride(),
+        grad_out.stride(),
+        grad_q.stride(),
+        batch,
+        num_latents,
+        prefix_k.shape[1],
+        num_heads,
+        group,
+        scale,
+        BLOCK_QUERIES=query.block_queries,
+        BLOCK_KEYS=query.block_keys,
+        HEAD_DIM=head_dim,
+        STORED=stored,
+        PARTS=parts,
+        HAS_PREFIX=prefix_k.shape[1] > 0,
+        num_warps=query.num_warps,
+        num_stages=query.num_stages,
+    )
+    return grads
+
+
+def two_ranges(x: Tensor, prefix: Tensor | None, num_latents: int) -> tuple[Tensor, Tensor]:
+    """The prefix's and the latents' part of keys or values, whether given as one or as two."""
+    if prefix is not None:
+        return prefix, x
+    num_prefix = x.shape[1] - num_latents
+    return x[:, :num_prefix], x[:, num_prefix:]
+
+
+def part_ranges(head_dim: int) -> tuple[tuple[int, int], ...]:
+    """First channel and width of each part of the head dim.
+
+    >>> part_ranges(73)
+    ((0, 64), (64, 16))
+    """
+    ranges, first = [], 0
+    for width in head_dim_parts(head_dim):
+        ranges.append((first, width))
+        first += width
+    return tuple(ranges)

@@ -1,0 +1,89 @@
+"""The kernels as PyTorch operators: ``torch.ops.flopcount.attention`` and its backward pass.
+
+They are opaque to tracers. Their fake implementations serve torch.compile, fake tensors and the
+meta device; their FLOP formulas (level ``dense``) serve torch's FlopCounterMode, and
+:mod:`kernels.attention.flops` any other counter. The operators trust their operands:
+:mod:`kernels.attention.attention` checks them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from kernels.attention.flops import backward_flops, forward_flops
+from kernels.attention.launches import launch_backward, launch_forward
+
+attention = torch.library.custom_op(
+    "flopcount::attention",
+    launch_forward,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? prefix_k, Tensor? prefix_v, float scale, "
+    "int head_dim) -> (Tensor, Tensor)",
+)
+attention_backward = torch.library.custom_op(
+    "flopcount::attention_backward",
+    launch_backward,
+    mutates_args=(),
+    schema="(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? prefix_k, Tensor? prefix_v, "
+    "Tensor out, Tensor lse, float scale) -> Tensor[]",
+)
+
+
+@attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    scale: float,
+    head_dim: int,
+) -> tuple[Tensor, Tensor]:
+    batch, num_latents, num_heads, _ = q.shape
+    lse = q.new_empty(batch, num_heads, num_latents, dtype=torch.float32)
+    return q.new_empty(batch, num_latents, num_heads, head_dim), lse
+
+
+@attention_backward.register_fake
+def _(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (q, k, v, prefix_k, prefix_v) if x is not None]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *operands, ctx.scale, _ = inputs
+    ctx.save_for_backward(*operands, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grads = attention_backward(grad_out, *ctx.saved_tensors, ctx.scale)
+    return (*grads, *(None,) * (7 - len(grads)))
+
+
+attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.flopcount.attention)
+def _(
+    q: Any, k: Any, v: Any, prefix_k: Any, *rest: Any, out_shape: Any = None, **options: Any
+) -> int:
+    return forward_flops(out_shape[0], k, prefix_k)
+
+
+@register_flop_formula(torch.ops.flopcount.attention_backward)
+def _(grad_out: Any, q: Any, k: Any, v: Any, prefix_k: Any, *rest: Any, **options: Any) -> int:
+    return backward_flops(grad_out, k, prefix_k)

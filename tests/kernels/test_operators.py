@@ -1,0 +1,155 @@
+"""The attention operators under PyTorch's tracers, counters, autocast and DDP."""
+
+import datetime
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+
+from kernels.attention.attention import causal_attention, prefix_attention
+from kernels.attention.flops import backward_flops, forward_flops
+from kernels.attention.operators import attention, attention_backward
+from kernels.attention.reference import reference_attention
+
+
+def drawn(*shape, dtype=torch.float32, device="cpu"):
+    return torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def test_forward_passes_opcheck():
+    q, k, v = drawn(1, 3, 2, 5), drawn(1, 3, 1, 5), drawn(1, 3, 1, 5)
+    prefix_k, prefix_v = drawn(1, 2, 1, 5), drawn(1, 2, 1, 5)
+    torch.library.opcheck(attention, (q, k, v, prefix_k, prefix_v, 0.3, 5))
+
+
+def test_backward_passes_opcheck():
+    q, k, v = (drawn(1, length, 2, 5).detach() for length in (3, 4, 4))
+    out, lse = attention(q, k, v, None, None, 0.3, 5)
+    grad = torch.randn(2, 3, 5, 1).permute(3, 1, 0, 2)
+    torch.library.opcheck(attention_backward, (grad, q, k, v, None, None, out, lse, 0.3))
+
+
+def test_a_fake_of_a_wrong_shape_is_found():
+    # What opcheck is there to find: an operator whose fake implementation promises another shape.
+    @torch.library.custom_op("flopcount_test::doubled", mutates_args=())
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    doubled.register_fake(lambda x: x.new_empty(x.shape[0] + 1))
+    with pytest.raises(torch.testing._internal.optests.OpCheckError):
+        torch.library.opcheck(doubled, (torch.ones(2),))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiles_without_a_graph_break(backend):
+    q, k, v = drawn(2, 5, 2, 8), drawn(2, 9, 2, 8), drawn(2, 9, 2, 8)
+
+    def around(q, k, v):
+        return 2 * prefix_attention(q.sin(), k, v)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(around, fullgraph=True, backend=backend)
+    plain, ours = around(q, k, v), compiled(q, k, v)
+    assert torch.equal(plain, ours)
+    for one, other in zip(
+        torch.autograd.grad(plain.sum(), (q, k, v)),
+        torch.autograd.grad(ours.sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_autocast_casts_operands():
+    q, k, v = (drawn(1, 4, 2, 8) for _ in range(3))
+    with torch.autocast("cpu", torch.float16):
+        out = causal_attention(q, k.half(), v)
+    assert out.dtype == torch.float16
+    assert torch.equal(out, causal_attention(q.half(), k.half(), v.half()))
+    out.sum().backward()
+    assert q.grad.dtype == torch.float32
+    with torch.autocast("cpu", torch.float16, enabled=False):
+        assert causal_attention(q, k, v).dtype == torch.float32
+
+
+# (batch, queries, prefix, heads, key-value heads, head dim), every size down to its smallest.
+FLOP_SHAPES = [(1, 1, 0, 1, 1, 1), (2, 5, 3, 4, 2, 73), (3, 7, 0, 2, 1, 54), (1, 2, 9, 3, 3, 256)]
+
+
+def counted(attend, *operands):
+    with FlopCounterMode(display=False) as forward:
+        out = attend(*operands)
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+@pytest.mark.parametrize("shape", FLOP_SHAPES, ids=str)
+@pytest.mark.parametrize("apart", [False, True])
+def test_declared_flops_are_those_of_the_specification(shape, apart):
+    batch, queries, prefix, heads, key_heads, head_dim = shape
+
+    def fresh(length, heads):
+        return drawn(batch, length, heads, head_dim, device="meta")
+
+    q, k, v = fresh(queries, heads), fresh(queries, key_heads), fresh(queries, key_heads)
+    prefix_k, prefix_v = fresh(prefix, key_heads), fresh(prefix, key_heads)
+    whole = [torch.cat(pair, dim=1) for pair in ((prefix_k, k), (prefix_v, v))]
+    plain = counted(lambda *x: reference_attention(*x)[0], q, *whole)
+    assert plain[0] > 0
+    operands = (q, k, v, prefix_k, prefix_v) if apart else (q, *whole)
+    assert counted(prefix_attention, *operands) == plain
+    handle = (q.shape, k.shape, prefix_k.shape) if apart else (q.shape, whole[0].shape, None)
+    assert (forward_flops(*handle), backward_flops(*handle)) == plain
+    # Planted: the prefix's keys left out, or one query too many.
+    if prefix:
+        assert forward_flops(q.shape, k.shape, None) != plain[0]
+    assert forward_flops((batch, queries + 1, *q.shape[2:]), *handle[1:]) != plain[0]
+
+
+def gradients_of_half_a_batch(rank, folder):
+    """One of two processes: a projection and the attention under DDP."""
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    try:
+        network, x = projection_and_batch()
+        parallel = DistributedDataParallel(network)  # it reduces gradients as long as it lives
+        attended(parallel, x[rank : rank + 1]).sum().backward()
+        return [parameter.grad for parameter in network.parameters()]
+    finally:
+        dist.destroy_process_group()
+
+
+def other_process(index, folder):
+    torch.save(gradients_of_half_a_batch(1 + index, folder), f"{folder}/other.pt")
+
+
+def projection_and_batch():
+    torch.manual_seed(0)
+    return torch.nn.Linear(6, 3 * 6), torch.randn(2, 5, 6)
+
+
+def attended(projection, x):
+    return causal_attention(*projection(x).unflatten(-1, (3, 2, 3)).unbind(-3))
+
+
+def test_gradients_under_ddp_are_those_of_one_process(tmp_path):
+    other = torch.multiprocessing.spawn(other_process, (str(tmp_path),), join=False)
+    ours = gradients_of_half_a_batch(0, str(tmp_path))
+    assert other.join()
+    network, x = projection_and_batch()
+    (attended(network, x).sum() / 2).backward()
+    alone = [parameter.grad for parameter in network.parameters()]
+    torch.testing.assert_close(ours, alone)
+    assert all(map(torch.equal, ours, torch.load(tmp_path / "other.pt")))

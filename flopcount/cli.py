@@ -218,7 +218,8 @@ def plan(
     depths: tuple[int, int] = (2, 80),
     head_dims: tuple[int, ...] = HEAD_DIMS,
     aspect_ratios: tuple[float, float] = (16.0, 160.0),
-    law: Literal["chinchilla-1", "chinchilla-2"] = "chinchilla-2",
+    shapes: tuple[tuple[int, int], ...] = (),
+    law: str = "chinchilla-2",
     num_models: int = 7,
     reach: float = 4.0,
     level: Literal["causal", "dense"] | None = None,
@@ -228,6 +229,7 @@ def plan(
     flops_per_second: float | None = None,
     num_devices: int = 1,
     price_per_device_hour: float | None = None,
+    by_convention: bool = False,
     json: bool = False,
 ) -> None:
     """Propose a family of models for each budget, around the optimum that a law predicts.
@@ -235,7 +237,7 @@ def plan(
     Args:
         budgets: FLOPs of a run.
         gpu_hours: Instead, hours of a run times its devices; needs ``--device`` and ``--mfu``.
-        device: The device of the hours.
+        device: The device, for the hours and, without ``--flops-per-second``, for the time.
         mfu: Its measured model FLOPs utilisation.
         vocab_size: V.
         num_latents: n.
@@ -247,7 +249,8 @@ def plan(
         depths: Least and largest L.
         head_dims: Head dims to choose from.
         aspect_ratios: Least and largest d / L.
-        law: The prior.
+        shapes: Instead of a search, width and depth of each model.
+        law: The prior: chinchilla-1, -2 or -3, or a file that ``flopcount fit --json`` wrote.
         num_models: Models per budget.
         reach: Largest N over N_opt, and N_opt over smallest.
         level: Which query-key pairs count; causal unless a convention is given.
@@ -257,17 +260,20 @@ def plan(
         flops_per_second: Measured causal model FLOP/s of a device, for the time.
         num_devices: Devices that share a run.
         price_per_device_hour: For the cost.
+        by_convention: Also print the FLOPs of every run at each level and by each convention.
         json: Print JSON.
     """
-    from flopcount.planning import budget_from_gpu_hours
+    from flopcount.laws import read_law
+    from flopcount.planning import LAWS, budget_from_gpu_hours, throughput
     from flopcount.planning import plan as plan_families
 
     if bool(budgets) == bool(gpu_hours):
         raise ValueError("budgets, gpu_hours: expected one of the two")
-    if gpu_hours:
-        if device is None or mfu is None:
-            raise ValueError(f"device = {device}, mfu = {mfu}: expected both with gpu_hours")
-        budgets = tuple(budget_from_gpu_hours(hours, device, mfu) for hours in gpu_hours)
+    if (device is None) != (mfu is None) or (gpu_hours and device is None):
+        raise ValueError(f"device = {device}, mfu = {mfu}: expected both, and so with gpu_hours")
+    if device is not None and mfu is not None:
+        flops_per_second = flops_per_second or throughput(device, mfu)
+        budgets = budgets or tuple(budget_from_gpu_hours(hours, device, mfu) for hours in gpu_hours)
     planned = plan_families(
         budgets,
         vocab_size=vocab_size,
@@ -280,7 +286,8 @@ def plan(
         depths=depths,
         head_dims=head_dims,
         aspect_ratios=aspect_ratios,
-        law=law,
+        shapes=shapes or None,
+        law=law if law in LAWS or not Path(law).exists() else read_law(law),
         num_models=num_models,
         reach=reach,
         level=level,
@@ -292,6 +299,8 @@ def plan(
         price_per_device_hour=price_per_device_hour,
     )
     _print(planned, json)
+    if by_convention and not json:
+        print(f"\n{planned.by_convention()}")
 
 
 def fit(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
+
+from flopcount.sizes import quoted, require_positive_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,3 +223,37 @@ def chinchilla_approach_2() -> ScalingLaw:
     '0.1448, 1.1519'
     """
     return fit_power_law(CHINCHILLA_TABLE_A3, "arXiv 2203.15556, Table A3", a=0.49, b=0.51)
+
+
+def read_law(path: str | Path) -> ScalingLaw | LossSurface:
+    """The law in a fit that ``flopcount fit --json`` has written.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        The power laws of approaches 1 and 2 or through optima; the surface of approach 3.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it holds no fit, or a fit without a law.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+    ...     _ = file.write('{"law": {"a": 0.5, "b": 0.5, "k_n": 0.1, "k_d": 2, "source": "x"}}')
+    ...     file.flush()
+    ...     round(read_law(file.name).n_opt(1e20))
+    1000000000
+    """
+    try:
+        fit = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields = dict(fit["surface"] if "surface" in fit else fit["law"])
+        source = str(fields.pop("source"))
+        numbers = {name: require_positive_number(name, value) for name, value in fields.items()}
+        law = LossSurface if "surface" in fit else ScalingLaw
+        return law(**numbers, source=source)
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"law = {quoted(str(path))}: expected what `flopcount fit --json` writes, with a law: "
+            f"{type(error).__name__} {error}"
+        ) from None

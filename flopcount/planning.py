@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,13 @@ from flopcount.architectures import LEVELS, Architecture, PerceiverAR
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count, ParameterCount
 from flopcount.devices import Device, find_device
-from flopcount.laws import ScalingLaw, chinchilla_approach_1, chinchilla_approach_2
+from flopcount.laws import (
+    CHINCHILLA_SURFACE,
+    LossSurface,
+    ScalingLaw,
+    chinchilla_approach_1,
+    chinchilla_approach_2,
+)
 from flopcount.sizes import (
     is_array,
     is_symbolic,
@@ -30,7 +36,12 @@ if TYPE_CHECKING:
     FloatArray = npt.NDArray[np.float64]
 
 PARTS = ("total", "self")
-LAWS = {"chinchilla-1": chinchilla_approach_1, "chinchilla-2": chinchilla_approach_2}
+Law = ScalingLaw | LossSurface
+LAWS: dict[str, Callable[[], Law]] = {
+    "chinchilla-1": chinchilla_approach_1,
+    "chinchilla-2": chinchilla_approach_2,
+    "chinchilla-3": lambda: CHINCHILLA_SURFACE,
+}
 HEAD_DIMS = (32, 64, 96, 128)
 """Head dims that are searched unless others are given; tensor cores pad none of them."""
 FRIENDLY_WIDTH = 128
@@ -40,6 +51,10 @@ TYPICAL_ASPECT_RATIO = 64.0
 """d / L that is preferred among sizes alike: that of GPT-2 small, 768 / 12."""
 _PREFERENCE = 0.05
 """What an unfriendly width, head dim, or an e-fold in aspect ratio costs, in steps of log N."""
+MOST_SHAPES = 20_000_000
+"""A larger grid is refused: it would fill the memory before it found a better shape."""
+MOST_MODELS = 1000
+MOST_REACH = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +175,9 @@ class Proposal:
         num_params: N in the part that the budget pays for, as the law means it.
         ratio: ``num_params`` over the predicted optimum.
         trained_tokens: Latent tokens of the whole steps.
-        epochs: Effective epochs of the corpus: tokens read, (m + n)/n for each latent token, over
-            the corpus; None without a corpus.
+        epochs: Effective epochs: latent tokens over the corpus's tokens; None without a corpus.
+        passes: Passes over the corpus cut into windows of m + n tokens, (m + n)/n of which make an
+            effective epoch; None without a corpus.
         flops_by_count: FLOPs of the run at each level and convention: self part, and cross part or
             ``"not covered"``.
         seconds: Predicted wall-clock time; None without a throughput.
@@ -173,6 +189,7 @@ class Proposal:
     ratio: float
     trained_tokens: int
     epochs: float | None
+    passes: float | None
     flops_by_count: dict[str, dict[str, int | str]]
     seconds: float | None
     cost: float | None
@@ -211,11 +228,11 @@ class Plan:
         families: One per budget.
         law: The prior law.
         counted_as: The level or convention, and the part, that the budgets are in.
-        num_shapes: Shapes in the grid searched.
+        num_shapes: Shapes in the grid searched, or given.
     """
 
     families: tuple[Family, ...]
-    law: ScalingLaw
+    law: Law
     counted_as: str
     num_shapes: int
 
@@ -233,6 +250,23 @@ class Plan:
 
     def __str__(self) -> str:
         return "\n\n".join(self._family_table(family) for family in self.families)
+
+    def by_convention(self) -> str:
+        """FLOPs of every run at each level and by each convention, as text: a table a budget."""
+        return "\n\n".join(self._counts_table(family) for family in self.families)
+
+    def _counts_table(self, family: Family) -> str:
+        models: list[Any] = [entry.run.model for entry in family.proposals]
+        counts = [entry.flops_by_count for entry in family.proposals]
+        return table(
+            ["counted as", *(f"{model.num_channels} x {model.num_layers}" for model in models)],
+            [[name, *(_run_flops(count[name]) for count in counts)] for name in counts[0]],
+            title=f"FLOPs of the runs of {shown(float(family.budget))} FLOPs "
+            f"({self.counted_as}), counted in every way",
+            note="*: the self part; this convention does not cover the cross part"
+            if any("not covered" in way.values() for count in counts for way in count.values())
+            else "",
+        )
 
     def _family_table(self, family: Family) -> str:
         rows = []
@@ -258,7 +292,7 @@ class Plan:
             index for index in range(len(columns)) if any(row[index] is not None for row in rows)
         ]
         notes = [
-            f"prior: {self.law.source}; {shown(self.num_shapes)} shapes searched",
+            f"prior: {self.law.source}; {shown(self.num_shapes)} shapes",
             *(f"warning: {warning}" for warning in family.warnings),
         ]
         return table(
@@ -268,6 +302,36 @@ class Plan:
             f"{family.n_opt:.3g}, D_opt {family.d_opt:.3g}",
             note="\n".join(notes),
         )
+
+
+def _run_flops(parts: dict[str, int | str]) -> str:
+    total = sum(part for part in parts.values() if isinstance(part, int))
+    return f"{total:.4e}".replace("e+", "e") + ("*" if "not covered" in parts.values() else "")
+
+
+def throughput(device: str | Device, mfu: float, dtype: str = "bf16") -> float:
+    """Causal model FLOP/s of one device at a measured utilisation: peak · MFU.
+
+    Args:
+        device: A name that ``flopcount devices`` lists, or a :class:`~flopcount.Device`.
+        mfu: Model FLOPs utilisation in (0, 1], measured.
+        dtype: The peak's dtype.
+
+    Returns:
+        FLOP/s.
+
+    Raises:
+        TypeError: If ``mfu`` is no number.
+        ValueError: If the device or dtype is unknown, or ``mfu`` out of range.
+
+    Source: Chowdhery et al. 2022 (arXiv 2204.02311), Appendix B, solved for the throughput.
+
+    >>> f"{throughput('h100', 0.4):.4g}"
+    '3.958e+14'
+    """
+    if require_positive_number("mfu", mfu) > 1:
+        raise ValueError(f"mfu = {quoted(mfu)}: expected a number in (0, 1]")
+    return find_device(device).peak(dtype).flops_per_second * float(mfu)
 
 
 def budget_from_gpu_hours(
@@ -293,10 +357,8 @@ def budget_from_gpu_hours(
     >>> f"{budget_from_gpu_hours(100, 'h100', 0.4):.4g}"
     '1.425e+20'
     """
-    if require_positive_number("mfu", mfu) > 1:
-        raise ValueError(f"mfu = {quoted(mfu)}: expected a number in (0, 1]")
-    peak = find_device(device).peak(dtype).flops_per_second
-    return require_positive_number("gpu_hours", gpu_hours) * 3600 * peak * mfu
+    hours = require_positive_number("gpu_hours", gpu_hours)
+    return require_positive_number("budget", hours * 3600 * throughput(device, mfu, dtype))
 
 
 def plan(
@@ -312,7 +374,8 @@ def plan(
     depths: tuple[int, int] = (2, 80),
     head_dims: Sequence[int] = HEAD_DIMS,
     aspect_ratios: tuple[float, float] = (16.0, 160.0),
-    law: str | ScalingLaw = "chinchilla-2",
+    shapes: Sequence[tuple[int, int]] | None = None,
+    law: str | Law = "chinchilla-2",
     num_models: int = 7,
     reach: float = 4.0,
     level: str | None = None,
@@ -325,10 +388,17 @@ def plan(
 ) -> Plan:
     """Propose, for each budget, a family of models around the predicted optimum.
 
-    Targets are evenly spaced in log N from N_opt / reach to N_opt · reach. Each takes the shape of
-    least |log(N / target)| in steps of that spacing, plus 0.05 for a width that is no multiple of
-    128, for a head dim other than 64 and 128, and per e-fold of d / L away from 64. Steps come from
+    Targets are evenly spaced in log N from N_opt / reach to N_opt · reach. Among the shapes within
+    half a step of that spacing, each takes the one of least |log(N / target)| in steps, plus 0.05
+    for a width that is no multiple of 128, for a head dim other than 64 and 128, and per e-fold of
+    d / L away from 64. Given ``shapes`` are taken as they are. Steps come from
     :func:`isoflop_runs`.
+
+    The data suffices while a run sees at most one effective epoch, D <= T for D latent tokens and
+    a corpus of T tokens. The article's rule reads so: with the corpus cut into windows of m + n
+    tokens, one pass predicts n of each window's tokens, and (m + n)/n passes are needed until all
+    latent sequences that do not overlap have been read. Windows start at random, so that latent
+    sequences overlap in part: an approximation, as the article says.
 
     Args:
         budgets: C, FLOPs per run; :func:`budget_from_gpu_hours` gives them from hours.
@@ -342,8 +412,10 @@ def plan(
         depths: Least and largest L.
         head_dims: Head dims c to choose from; h = d / c.
         aspect_ratios: Least and largest d / L.
-        law: The prior: ``"chinchilla-1"``, ``"chinchilla-2"`` or a
-            :class:`~flopcount.laws.ScalingLaw`, such as a fit's.
+        shapes: Instead of a search, (d, L) of each model, with the architecture's default heads.
+        law: The prior: ``"chinchilla-1"``, ``"chinchilla-2"``, ``"chinchilla-3"``, or a
+            :class:`~flopcount.laws.ScalingLaw` or :class:`~flopcount.laws.LossSurface`, such as a
+            fit's.
         num_models: Models per budget.
         reach: Largest N over N_opt, and N_opt over smallest.
         level: ``"causal"`` (the default) or ``"dense"``.
@@ -362,8 +434,8 @@ def plan(
         ValueError: If an argument is out of range, or no shape meets the constraints.
 
     Source: the family as in Hoffmann et al. 2022 (arXiv 2203.15556), section 3.2; the effective
-    epoch derived here: a step's windows read m + n tokens for n predicted, so that a pass over the
-    corpus without overlap ends after n / (m + n) of its tokens.
+    epoch from the article, section "Experiments", and "Approximations" in the training notes that
+    it links to (krasserm/perceiver-io, examples/scaling/clm/train.md).
 
     >>> proposed = plan([1e18], vocab_size=32_000, num_latents=512, batch_size=80, num_models=3)
     >>> [round(entry.ratio, 1) for entry in proposed.families[0].proposals]
@@ -374,39 +446,53 @@ def plan(
     if not budgets:
         raise ValueError("budgets is empty: expected at least one")
     require_choice("part", part, PARTS)
-    if require_positive_number("reach", reach) <= 1:
-        raise ValueError(f"reach = {quoted(reach)}: expected a ratio above 1")
-    if type(num_models) is not int or num_models < 3:
-        raise ValueError(f"num_models = {quoted(num_models)}: expected an integer >= 3")
+    if not 1 < require_positive_number("reach", reach) <= MOST_REACH:
+        raise ValueError(f"reach = {quoted(reach)}: expected a ratio above 1, to {MOST_REACH:g}")
+    if type(num_models) is not int or not 3 <= num_models <= MOST_MODELS:
+        raise ValueError(
+            f"num_models = {quoted(num_models)}: expected an integer from 3 to {MOST_MODELS}"
+        )
     if price_per_device_hour is not None:
         require_positive_number("price_per_device_hour", price_per_device_hour)
         if flops_per_second is None:
             raise ValueError("price_per_device_hour without flops_per_second: expected both")
     if not (isinstance(aspect_ratios, tuple) and len(aspect_ratios) == 2):
         raise TypeError(f"aspect_ratios = {quoted(aspect_ratios)}: expected a pair of numbers")
-    require_size("num_devices", num_devices)
+    for name, size in (("num_devices", num_devices), ("corpus_tokens", corpus_tokens)):
+        if size is not None and type(require_size(name, size)) is not int:
+            raise TypeError(f"{name} = {quoted(size)}: expected one integer")
     if flops_per_second is not None:
         require_positive_number("flops_per_second", flops_per_second)
-    if corpus_tokens is not None:
-        require_size("corpus_tokens", corpus_tokens)
-    prior = law if isinstance(law, ScalingLaw) else LAWS[require_choice("law", law, LAWS)]()
-    shapes = _Shapes.search(
-        _positive_range("widths", widths, width_multiple),
-        _positive_range("depths", depths, 1),
-        head_dims,
-        aspect_ratios,
-        part,
-        dict(
-            vocab_size=vocab_size,
-            num_latents=num_latents,
-            num_prefix=num_prefix,
-            prefix_dropout=prefix_dropout,
-        ),
+    prior = (
+        law
+        if isinstance(law, ScalingLaw | LossSurface)
+        else LAWS[require_choice("law", law, LAWS)]()
     )
+    sizes = dict(
+        vocab_size=vocab_size,
+        num_latents=num_latents,
+        num_prefix=num_prefix,
+        prefix_dropout=prefix_dropout,
+    )
+    grid = None
+    if shapes is None:
+        grid = _Shapes.search(
+            _positive_range("widths", widths, width_multiple),
+            _positive_range("depths", depths, 1),
+            head_dims,
+            aspect_ratios,
+            part,
+            sizes,
+        )
     families = []
     for budget in budgets:
-        flops = float(_exact_budget(budget))
-        models, warnings = shapes.family(prior.n_opt(flops), num_models, reach)
+        flops = _as_float("budget", _exact_budget(budget))
+        n_opt, d_opt = _optimum(prior, flops)
+        if grid is None:
+            models = _given_models(shapes, sizes)
+            warnings: list[str] = []
+        else:
+            models, warnings = grid.family(n_opt, num_models, reach)
         runs = isoflop_runs(
             models, [budget], batch_size, level=level, convention=convention, part=part
         )
@@ -414,19 +500,46 @@ def plan(
             _proposal(
                 run,
                 _params(run.model, part),
-                prior.n_opt(flops),
+                n_opt,
                 corpus_tokens,
                 None if flops_per_second is None else flops_per_second * num_devices,
                 None if price_per_device_hour is None else price_per_device_hour * num_devices,
             )
             for run in runs
         )
+        warnings += _edge_warnings([entry.ratio for entry in proposals], num_models, reach)
         warnings += _epoch_warnings(proposals)
-        families.append(
-            Family(budget, prior.n_opt(flops), prior.d_opt(flops), proposals, tuple(warnings))
-        )
+        families.append(Family(budget, n_opt, d_opt, proposals, tuple(warnings)))
     counted_as = f"{convention or level or 'causal'}, {part}"
-    return Plan(tuple(families), prior, counted_as, shapes.num_searched)
+    searched = len(families[0].proposals) if grid is None else grid.num_searched
+    return Plan(tuple(families), prior, counted_as, searched)
+
+
+def _optimum(law: Law, flops: float) -> tuple[float, float]:
+    try:
+        best = law.n_opt(flops), law.d_opt(flops)
+    except (OverflowError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"law = {quoted(law)}: no optimum at {flops:g} FLOPs: {error}") from None
+    if not all(math.isfinite(size) and size > 0 for size in best):
+        raise ValueError(
+            f"law = {quoted(law)}: expected a positive optimum at {flops:g} FLOPs, got {best}"
+        )
+    return best
+
+
+def _given_models(shapes: Any, sizes: dict[str, Any]) -> list[Architecture]:
+    if isinstance(shapes, str) or not isinstance(shapes, Sequence):
+        raise TypeError(f"shapes = {quoted(shapes)}: expected a sequence of pairs of integers")
+    pairs = [
+        shape if isinstance(shape, tuple | list) and len(shape) == 2 else None for shape in shapes
+    ]
+    if not pairs or None in pairs:
+        raise ValueError(f"shapes = {quoted(shapes)}: expected pairs of a width and a depth")
+    models: list[Architecture] = [
+        PerceiverAR(num_channels=width, num_layers=depth, **sizes)
+        for width, depth in filter(None, pairs)
+    ]
+    return sorted(models, key=lambda model: int(model.params().total))
 
 
 def _params(model: Architecture, part: str) -> int:
@@ -487,6 +600,11 @@ class _Shapes:
         low, high = (require_positive_number("aspect_ratios", end) for end in aspect_ratios)
         if low > high:
             raise ValueError(f"aspect_ratios = {aspect_ratios}: expected least <= largest")
+        if len(widths) * len(depths) * dims.size > MOST_SHAPES:
+            raise ValueError(
+                f"widths, depths and head_dims span {len(widths) * len(depths) * dims.size:,} "
+                f"shapes: expected at most {MOST_SHAPES:,}"
+            )
         grid = np.meshgrid(np.array(widths), np.array(depths), dims, indexing="ij")
         width, depth, dim = (axis.ravel() for axis in grid)
         aspect = width / depth
@@ -513,27 +631,25 @@ class _Shapes:
         """The shapes nearest to the targets around ``n_opt``, and warnings."""
         import numpy as np
 
-        spacing = 2 * math.log(reach) / (num_models - 1)
+        spacing = _spacing(num_models, reach)
         offsets = np.linspace(-math.log(reach), math.log(reach), num_models)
-        chosen, missed = [], []
+        chosen, missed = set(), []
         for target in math.log(n_opt) + offsets:
-            distance = np.abs(self.log_params - target)
-            best = int(np.argmin(distance / spacing + self.penalty))
-            if distance[best] > spacing / 2:
+            steps = np.abs(self.log_params - target) / spacing
+            cost = np.where(steps <= 0.5, steps + self.penalty, np.inf)
+            best = int(np.argmin(cost))
+            if np.isfinite(cost[best]):
+                chosen.add(best)
+            else:
                 missed.append(f"{math.exp(target):.3g}")
-            elif best not in chosen:
-                chosen.append(best)
         if not chosen:
-            chosen.append(int(np.argmin(np.abs(self.log_params - math.log(n_opt)))))
-        chosen.sort(key=lambda index: float(self.log_params[index]))
+            chosen.add(int(np.argmin(np.abs(self.log_params - math.log(n_opt)))))
         warnings = []
         if missed:
             warnings.append(f"no shape near N = {', '.join(missed)}: widen the constraints")
-        below = sum(self.log_params[index] < math.log(n_opt) - spacing / 2 for index in chosen)
-        above = sum(self.log_params[index] > math.log(n_opt) + spacing / 2 for index in chosen)
-        if not below or not above:
-            side = "larger" if not above else "smaller"
-            warnings.append(f"the predicted optimum is at the edge: no {side} model in the family")
+        if len(chosen) < num_models - len(missed):
+            warnings.append("two targets share a shape: widen the constraints")
+        indices = sorted(chosen, key=lambda index: float(self.log_params[index]))
         models: list[Architecture] = [
             PerceiverAR(
                 num_channels=int(self.width[index]),
@@ -541,7 +657,7 @@ class _Shapes:
                 num_heads=int(self.heads[index]),
                 **self.sizes,
             )
-            for index in chosen
+            for index in indices
         ]
         return models, warnings
 
@@ -556,11 +672,13 @@ def _proposal(
 ) -> Proposal:
     model: Any = run.model
     tokens = run.steps * run.batch_size * model.num_latents
-    read = Fraction(tokens * (model.num_prefix + model.num_latents), model.num_latents)
-    seconds = cost = None
+    seconds = cost = epochs = passes = None
+    if corpus_tokens is not None:
+        epochs = _as_float("epochs", Fraction(tokens, corpus_tokens))
+        passes = epochs * (model.num_prefix + model.num_latents) / model.num_latents
     if flops_per_second is not None:
         causal = run.steps * model.flops(batch_size=run.batch_size).total
-        seconds = causal / flops_per_second
+        seconds = _as_float("seconds", causal / Fraction(flops_per_second))
         cost = None if price_per_hour is None else seconds / 3600 * price_per_hour
     counts = [model.flops(level, batch_size=run.batch_size) for level in LEVELS]
     counts += [model.flops(convention=name, batch_size=run.batch_size) for name in CONVENTIONS]
@@ -569,7 +687,8 @@ def _proposal(
         num_params=num_params,
         ratio=num_params / n_opt,
         trained_tokens=tokens,
-        epochs=None if corpus_tokens is None else float(read / corpus_tokens),
+        epochs=epochs,
+        passes=passes,
         flops_by_count={
             count.level or count.convention: {
                 "self": run.steps * count.self_part.total,
@@ -582,10 +701,31 @@ def _proposal(
     )
 
 
-def _epoch_warnings(proposals: Sequence[Proposal]) -> list[str]:
+def _as_float(name: str, value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} exceeds a float: expected a smaller number") from None
+
+
+def _spacing(num_models: int, reach: float) -> float:
+    return 2 * math.log(reach) / (num_models - 1)
+
+
+def _edge_warnings(ratios: Sequence[float], num_models: int, reach: float) -> list[str]:
+    """Whether models lie on both sides of the predicted optimum, half a step away at least."""
+    half = math.exp(_spacing(num_models, reach) / 2)
+    sides = {"smaller": min(ratios) < 1 / half, "larger": max(ratios) > half}
     return [
-        f"N = {shown(entry.num_params)} reads {entry.epochs:.3g} effective epochs: expected at "
-        "most 1"
-        for entry in proposals
-        if entry.epochs is not None and entry.epochs > 1
+        f"the predicted optimum is at the edge: no {side} model in the family"
+        for side, covered in sides.items()
+        if not covered
     ]
+
+
+def _epoch_warnings(proposals: Sequence[Proposal]) -> list[str]:
+    over = [entry for entry in proposals if entry.epochs is not None and entry.epochs > 1]
+    if not over:
+        return []
+    listed = ", ".join(f"{entry.num_params:.3g} ({entry.epochs:.3g})" for entry in over)
+    return [f"more than one effective epoch of the corpus at N (epochs) = {listed}"]

@@ -170,6 +170,7 @@ class CurvesFit:
         """The fit as plain data."""
         return {
             "method": "approach 1",
+            "law": dataclasses.asdict(self.frontier.law),
             "frontier": self.frontier.to_dict(),
             "num_curves": len(self.curves.curves),
             "num_budgets": len(self.flops),

@@ -75,7 +75,6 @@ class Frontier:
     def to_dict(self) -> dict[str, Any]:
         """The lines as plain data."""
         return {
-            "law": dataclasses.asdict(self.law),
             "loss_factor": self.loss_factor,
             "loss_exponent": self.loss_exponent,
             "intervals": {

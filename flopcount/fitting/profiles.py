@@ -142,6 +142,7 @@ class ProfilesFit:
         """The fit as plain data."""
         return {
             "method": "approach 2",
+            "law": None if self.frontier is None else dataclasses.asdict(self.frontier.law),
             "profiles": [profile.to_dict() for profile in self.profiles],
             "frontier": None if self.frontier is None else self.frontier.to_dict(),
             "bias": None if self.bias is None else self.bias.to_dict(),

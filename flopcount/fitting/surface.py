@@ -99,6 +99,7 @@ class SurfaceFit:
         """The fit as plain data."""
         return {
             "method": "approach 3",
+            "surface": dataclasses.asdict(self.surface),
             "objective": self.objective,
             "objective_name": OBJECTIVES[self.objective],
             "objective_value": self.value,

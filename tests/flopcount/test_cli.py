@@ -109,6 +109,30 @@ def test_plan(capsys):
     families = json.loads(capsys.readouterr().out)["families"]
     assert families[0]["budget"] == pytest.approx(3600 * 0.4 * 989.4e12)
     assert families[1]["budget"] == pytest.approx(8 * families[0]["budget"])
+    # The hours come back, to within a step.
+    assert families[0]["proposals"][0]["seconds"] == pytest.approx(3600, rel=1e-3)
+
+
+def test_plan_prints_the_articles_steps(capsys):
+    budget = 282_335_232 * 50_000 * 80 * 512
+    arguments = f"--budgets {budget} --convention article --part self --prefix-dropout 0.5"
+    shapes = "--shapes 512 9 624 11 728 13 --by-convention"
+    assert main([*PLAN, *arguments.split(), *shapes.split()]) == 0
+    out = capsys.readouterr().out
+    assert all(steps in out for steps in ("50,000", "31,421", "21,231"))
+    assert "counted in every way" in out
+
+
+def test_a_fit_is_the_next_plans_prior(capsys, tmp_path, runs):
+    for approach in ("profiles", "surface"):
+        arguments = ["fit", runs, "--loss", "validation_loss", "--approach", approach, "--json"]
+        assert main(arguments) == 0
+        fit = capsys.readouterr().out
+        path = tmp_path / f"{approach}.json"
+        path.write_text(fit)
+        assert main([*PLAN, "--budgets", "1e20", "--law", str(path), "--json"]) == 0
+        planned = json.loads(capsys.readouterr().out)
+        assert planned["law"] == json.loads(fit)["surface" if approach == "surface" else "law"]
 
 
 @pytest.fixture
@@ -170,7 +194,8 @@ def test_devices(capsys):
         (["compare", *DECODER, "--num-layers", "0"], "num_layers = 0"),
         (["fit", "no-such-file.csv"], "no-such-file.csv"),
         (PLAN, "budgets, gpu_hours: expected one of the two"),
-        ([*PLAN, "--gpu-hours", "1"], "expected both with gpu_hours"),
+        ([*PLAN, "--gpu-hours", "1"], "expected both, and so with gpu_hours"),
+        ([*PLAN, "--budgets", "1e18", "--law", "kaplan"], "law = 'kaplan'"),
         ([*PLAN, "--budgets", "-1"], "budget"),
     ],
 )

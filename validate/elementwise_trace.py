@@ -1,14 +1,18 @@
-"""Witness: the element-wise operations that the real network's forward pass dispatches.
+"""Witness: the element-wise operations that the real network dispatches, forward and backward.
 
-The network runs on the meta device; every operation is recorded with the module that is running and
-the number of elements that it gives. :data:`CLAIMS` says which recorded operations a row of the
-counter stands for. What no row claims, and does arithmetic, is listed.
+The network runs a step; every operation but products and data movement is
+recorded with the module that it belongs to and the number of elements that it works on. The
+backward pass's operations belong to the module whose operation they differentiate, found by the
+number of the autograd node being evaluated; where gradients that meet are added, that is the node
+that gave the second one. :data:`CLAIMS` says which recorded operations a row of the counter stands
+for, :data:`UNCLAIMED` why the others belong to no row: an operation in neither is a disagreement.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -24,74 +28,145 @@ from validate.networks import build, tokens
 if TYPE_CHECKING:
     from flopcount.architectures import Architecture
 
-Operation = tuple[str, str]
-"""A module's path, layers' numbers left out, and an operation: ``("layers.mlp.norm", "norm")``."""
+Operation = tuple[str, str, str]
+"""A phase, a module's path without layers' numbers, and an operation.
 
-NAMES = {
-    "native_layer_norm": "norm",
-    "_softmax": "softmax",
-    "_log_softmax": "log softmax",
-    "gelu": "gelu",
-    "gather": "gather",
-    "add": "add",
-    "sub": "add",
-    "mul": "mul",
-    "addmm": "bias",
-    "cos": "cos",
-    "sin": "sin",
-    "pow": "pow",
-}
-"""The operations that are recorded, by ATen's name."""
+``("forward", "layers.mlp.norm", "native_layer_norm")``; in the backward pass with the autograd node
+that is being evaluated, ``("backward", "hybrid.attention", "add in MulBackward")``.
+"""
 
-LINEAR = r"(hybrid|layers)\.(attention\.(query|key|value|out)|mlp\.(up|down))|output"
+WITHOUT_ARITHMETIC = frozenset({
+    "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "arange", "as_strided", "bitwise_not",
+    "cat", "clone", "copy", "detach", "embedding", "empty", "empty_like", "expand", "fill", "full",
+    "full_like", "le", "lift_fresh", "masked_fill", "new_empty", "new_zeros", "nll_loss_backward",
+    "nll_loss_forward", "ones_like", "permute", "rand", "select", "select_backward", "slice",
+    "slice_backward", "sort", "split", "squeeze", "stack", "t", "topk", "transpose", "unsqueeze",
+    "view", "zero", "zeros", "zeros_like",
+})  # fmt: skip
+"""What moves, makes, selects or compares without arithmetic per channel, by ATen's name."""
 
-CLAIMS: dict[str, tuple[tuple[str, str, int], ...]] = {
-    "embedding": ((r"embedding", "add", 1),),
-    "prefix selection": ((r"", "gather", 1),),
-    "norm": ((r"(hybrid|layers)\.norm", "norm", 1),),
-    "prefix norm": ((r"hybrid\.prefix_norm", "norm", 1),),
-    "mlp norm": ((r"(hybrid|layers)\.mlp\.norm", "norm", 1),),
-    "final norm": ((r"norm", "norm", 1),),
-    "softmax": ((r"(hybrid|layers)\.attention\.attend", "softmax", 1),),
-    "query scale": ((r"(hybrid|layers)\.attention", "scale", 1),),
+PRODUCTS = frozenset({"mm", "bmm"})
+"""Matrix products have witnesses of their own; ``addmm``'s addition of the bias is recorded."""
+
+SELECTIONS = frozenset({"gather"})
+"""Data movement that is recorded nevertheless, because a row stands for it."""
+
+REDUCTIONS = {"sum": 0, "embedding_dense_backward": 0, "scatter_add": 3}
+"""Operations that work on each element of an operand, and which operand, not of the result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """Operations that a kind of row stands for.
+
+    Attributes:
+        kind: The kind of row; see :func:`kinds_of`.
+        module: A regular expression for the module's path.
+        forward: One for the forward operation; empty if there is none.
+        backward: One for the backward operation; empty if there is none.
+        share: The operation's elements per element of the row.
+    """
+
+    kind: str
+    module: str
+    forward: str
+    backward: str
+    share: int = 1
+
+    def stands_for(self, operation: Operation) -> bool:
+        """Whether the row stands for ``operation``; recomputation repeats the forward pass."""
+        phase, module, name = operation
+        pattern = self.backward if phase == "backward" else self.forward
+        return re.fullmatch(self.module, module) is not None and (
+            re.fullmatch(pattern, name) is not None
+        )
+
+
+ATTENTION = r"(hybrid|layers)\.attention"
+LINEAR = rf"{ATTENTION}\.(query|key|value|out)|(hybrid|layers)\.mlp\.(up|down)|output"
+NORM = ("native_layer_norm", "native_layer_norm_backward in .*")
+
+CLAIMS = (
+    Claim("embedding", "embedding", "add", ""),
+    Claim("token embedding", r"embedding\.token", "", "embedding_dense_backward in .*"),
+    Claim("position embedding", "embedding", "", "sum in AddBackward"),
+    Claim("prefix selection", "", "gather", "scatter_add in GatherBackward"),
+    Claim("norm", r"(hybrid|layers)\.norm", *NORM),
+    Claim("prefix norm", r"hybrid\.prefix_norm", *NORM),
+    Claim("mlp norm", r"(hybrid|layers)\.mlp\.norm", *NORM),
+    Claim("final norm", "norm", *NORM),
+    Claim("softmax", rf"{ATTENTION}\.attend", "_softmax", "_softmax_backward_data in .*"),
+    Claim("query scale", ATTENTION, "scale", "scale in MulBackward"),
     # Each channel that turns takes two products and one addition.
-    "rotary": ((r"(hybrid|layers)\.attention", "mul", 2),),
-    "rotary addition": ((r"(hybrid|layers)\.attention", "add", 1),),
-    "residual": ((r"hybrid|layers", "add", 1),),
-    "gelu": ((r"(hybrid|layers)\.mlp\.activation", "gelu", 1),),
+    Claim("rotary", ATTENTION, "mul", "mul in MulBackward", share=2),
+    Claim("rotary addition", ATTENTION, "add|sub", "add in MulBackward"),
+    # Forward the two branches meet; backward their gradients do, where the norm's arrives second.
+    Claim("residual", "hybrid|layers", "add", ""),
+    Claim("residual", r"(hybrid|layers)(\.mlp)?\.norm", "", "add in NativeLayerNormBackward"),
+    Claim("gelu", r"(hybrid|layers)\.mlp\.activation", "gelu", "gelu_backward in .*"),
     # A linear layer adds its bias in one operation with the product, or in one of its own.
-    "bias": ((LINEAR, "bias", 1), (LINEAR, "add", 1)),
-    "cross-entropy": ((r"loss", "log softmax", 1),),
+    Claim("bias", LINEAR, "addmm|add", "sum in .*"),
+    Claim("projection input gradients", rf"{ATTENTION}\.(query|key|value)", "", "add in .*"),
+    Claim("projection input gradients", "hybrid", "", "add in CatBackward"),
+    Claim("cross-entropy", "loss", "_log_softmax", "_log_softmax_backward_data in .*"),
+    Claim("tied embedding gradient", r"embedding\.token|output", "", "add in .*"),
+)
+
+MASK = "the mask's arithmetic: once per pair of positions, not per head; fused kernels compare"
+UNCLAIMED = {
+    ("", "add"): "positions: once per position, not per channel",
+    ("", "mul|pow|cos|sin|div|neg"): "rotary angles: once per position, not per head",
+    (ATTENTION, "cos|sin"): "rotary angles: once per position, not per head",
+    (rf"{ATTENTION}\.attend", "add|sub"): MASK,
+    (ATTENTION, "neg in SubBackward"): "a sign, which a fused rotation takes into its addition",
+    (
+        f"|{ATTENTION}",
+        "add in SliceBackward",
+    ): "gradients of slices, padded with zeros, are added: it joins what was one tensor",
+    (
+        r"embedding\.position",
+        "embedding_dense_backward in .*",
+    ): "each position's gradient meets zeros once a step, after the sum over the batch",
+    ("loss", "div|sum|mul"): "the mean over positions: once per position or step",
 }
-"""For each kind of row: the module, the operation, and its elements per element of the row."""
+"""Why operations, by module and name, belong to no row."""
 
 ROWS = {
-    "attention residual": "residual",
-    "mlp residual": "residual",
-    "rotary query": "rotary",
-    "rotary key": "rotary",
+    "attention residual": ("residual",),
+    "mlp residual": ("residual",),
+    "rotary query": ("rotary", "rotary addition"),
+    "rotary key": ("rotary", "rotary addition"),
 }
-"""Rows that one operation cannot tell apart, by the kind that they are summed in."""
-
-WITHOUT_FORWARD = ("projection input gradients", "tied embedding gradient")
-"""Rows that have no forward pass."""
+"""The kinds that a row stands for, where they are not its own name."""
 
 
-def kinds_of(term: str) -> tuple[str, ...]:
-    """The kinds in :data:`CLAIMS` that a row of the counter stands for; none without a forward."""
-    if term in WITHOUT_FORWARD:
-        return ()
-    kind = "bias" if term.endswith("bias") else ROWS.get(term, term)
-    return (kind, "rotary addition") if kind == "rotary" else (kind,)
+def kinds_of(term: str, phase: str = "forward") -> tuple[str, ...]:
+    """The kinds in :data:`CLAIMS` that a row of the counter stands for in a phase."""
+    if term == "embedding" and phase == "backward":
+        return ("token embedding", "position embedding")
+    if term.endswith("bias"):
+        return ("bias",)
+    return ROWS.get(term, (term,))
+
+
+def has_phase(kind: str, phase: str) -> bool:
+    """Whether rows of a kind stand for an operation of a phase."""
+    return any(
+        claim.backward if phase == "backward" else claim.forward
+        for claim in CLAIMS
+        if claim.kind == kind
+    )
 
 
 class _Operations(TorchDispatchMode):
-    """Counts elements by module and operation."""
+    """Counts elements by phase, module and operation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.elements: collections.Counter[Operation] = collections.Counter()
+        self.in_backward = False
         self._modules: list[str] = []
+        self._module_of_node: dict[int, str] = {}
 
     def __torch_dispatch__(
         self,
@@ -101,21 +176,39 @@ class _Operations(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = NAMES.get(func.overloadpacket.__name__)
-        if name is not None:
-            given = result[0] if isinstance(result, tuple) else result
-            if name == "mul" and not isinstance(args[1], torch.Tensor):
-                name = "scale"
-            module = re.sub(r"layers\.\d+", "layers", self._modules[-1])
-            # Positions are selected beside embeddings; they are integers, and no arithmetic.
-            if name != "gather" or given.is_floating_point():
-                self.elements[module, name] += given.numel()
+        phase, module, node = self._attribute()
+        # In-place forms end in an underscore.
+        name = func.overloadpacket.__name__.rstrip("_")
+        given = result[0] if isinstance(result, tuple) else result
+        if name in WITHOUT_ARITHMETIC | PRODUCTS:
+            return result
+        # Positions are made and selected beside embeddings: integers, and no arithmetic.
+        if name in SELECTIONS and not given.is_floating_point():
+            return result
+        if name == "mul" and not isinstance(args[1], torch.Tensor):
+            name = "scale"
+        worked_on = args[REDUCTIONS[name]] if name in REDUCTIONS else given
+        self.elements[phase, module, f"{name}{node}"] += worked_on.numel()
         return result
+
+    def _attribute(self) -> tuple[str, str, str]:
+        """Phase, module, and what to append to the operation's name."""
+        recomputing = self.in_backward and bool(self._modules)
+        if not self.in_backward or recomputing:
+            if torch.is_grad_enabled():
+                # The node that the operation now being dispatched has just created.
+                self._module_of_node[torch.autograd._get_sequence_nr() - 1] = self._modules[-1]
+            return "recompute" if recomputing else "forward", self._modules[-1], ""
+        node = torch._C._current_autograd_node()
+        if node is None:  # the loss's own gradient, 1
+            return "backward", "loss", ""
+        module = self._module_of_node.get(node._sequence_nr(), "unknown")
+        return "backward", module, f" in {node.name().rstrip('0123456789')}"
 
     @contextlib.contextmanager
     def running(self, name: str) -> Iterator[None]:
         """Attribute what is dispatched meanwhile to ``name``."""
-        self._modules.append(name)
+        self._modules.append(re.sub(r"layers\.\d+", "layers", name))
         try:
             yield
         finally:
@@ -132,48 +225,65 @@ class _Operations(TorchDispatchMode):
         return wrapped
 
 
-def forward_operations(
-    model: Architecture, *, training: bool = True, batch_size: int = 1
+def operations(
+    model: Architecture,
+    *,
+    training: bool = True,
+    batch_size: int = 1,
+    checkpointing: str | None = None,
 ) -> dict[Operation, int]:
-    """Elements by module and operation of a forward pass, and of the loss in training."""
-    network = build(model, training=training)
-    operations = _Operations()
-    with contextlib.ExitStack() as stack, torch.no_grad():
+    """Elements by phase, module and operation of a step.
+
+    In training a step is a forward pass, the loss and a backward pass; else a forward pass alone.
+    """
+    network = build(model, training=training, checkpointing=checkpointing)
+    inputs = tokens(model, batch_size=batch_size)
+    found = _Operations()
+    with contextlib.ExitStack() as stack, torch.set_grad_enabled(training):
         for name, module in network.named_modules():
-            stack.enter_context(
-                mock.patch.object(module, "forward", operations.named(name, module))
-            )
-        stack.enter_context(operations)
-        logits = network(tokens(model, batch_size=batch_size))
+            stack.enter_context(mock.patch.object(module, "forward", found.named(name, module)))
+        stack.enter_context(found)
+        logits = network(inputs)
         if training:
-            targets = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
-            with operations.running("loss"):
-                functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    return dict(operations.elements)
+            with found.running("loss"):
+                targets = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
+                loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            found.in_backward = True
+            loss.backward()
+    return dict(found.elements)
 
 
-def claimed(operations: dict[Operation, int]) -> tuple[dict[str, int], dict[Operation, int]]:
+def claimed(
+    operations: dict[Operation, int],
+) -> tuple[dict[tuple[str, str], int], dict[Operation, int]]:
     """Sort operations into the kinds of rows that claim them, and those that none claims.
+
+    Returns:
+        Elements by (phase, kind), and elements of each operation that belongs to no row.
 
     Raises:
         ValueError: If the elements of an operation are no multiple of what its row takes.
     """
-    kinds: collections.Counter[str] = collections.Counter()
+    kinds: collections.Counter[tuple[str, str]] = collections.Counter()
     unclaimed: dict[Operation, int] = {}
-    for (module, name), elements in operations.items():
-        claims = [
-            (kind, share)
-            for kind, patterns in CLAIMS.items()
-            for pattern, operation, share in patterns
-            if operation == name and re.fullmatch(pattern, module)
-        ]
+    for operation, elements in operations.items():
+        claims = [claim for claim in CLAIMS if claim.stands_for(operation)]
         if not claims:
-            unclaimed[module, name] = elements
+            unclaimed[operation] = elements
             continue
-        ((kind, share),) = claims
-        if elements % share:
+        (claim,) = claims
+        if elements % claim.share:
             raise ValueError(
-                f"{module} {name}: {elements} elements, expected a multiple of {share}"
+                f"{' '.join(operation)}: {elements} elements, expected a multiple of {claim.share}"
             )
-        kinds[kind] += elements // share
+        kinds[operation[0], claim.kind] += elements // claim.share
     return dict(kinds), unclaimed
+
+
+def reason(operation: Operation) -> str | None:
+    """Why an operation belongs to no row; None where nothing says so."""
+    _, module, name = operation
+    for (module_pattern, name_pattern), text in UNCLAIMED.items():
+        if re.fullmatch(module_pattern, module) and re.fullmatch(name_pattern, name):
+            return text
+    return None

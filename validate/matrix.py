@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, given, settings
 
+from flopcount.count import recompute_products
 from flopcount.tables import shown, table
 from validate import (
     configurations,
@@ -48,6 +49,21 @@ class Check:
     witness: str
     compare: Callable[[Architecture], Differences]
     at_full_size: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Standalone:
+    """A formula and a witness that are compared on cases of their own, not on drawn models.
+
+    Attributes:
+        formula: What is confirmed.
+        witness: Who confirms it.
+        cases: The differences on each case, by its name; of a quick run if the argument is true.
+    """
+
+    formula: str
+    witness: str
+    cases: Callable[[bool], Iterable[tuple[str, Differences]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +111,13 @@ def difference(formula: dict[Term, int], witness: dict[Term, int]) -> Difference
     }
 
 
-def fvcore_forward(model: Architecture) -> Differences:
-    """Dense forward terms and total, in training and evaluation, against fvcore.
+def fvcore_forward(model: Architecture, modes: tuple[bool, ...] = (True, False)) -> Differences:
+    """Dense forward terms and total, in training, evaluation or both, against fvcore.
 
     A term that several equal layers carry is their sum; each module must have its equal share.
     """
     differences = {}
-    for training in (True, False):
+    for training in modes:
         count = model.flops(level="dense", training=training, batch_size=BATCH_SIZE)
         modules, total = fvcore_trace.forward_modules(
             model, training=training, batch_size=BATCH_SIZE
@@ -169,22 +185,45 @@ def parameter_totals(model: Architecture) -> Differences:
     return {"total": model.params().total - counted}
 
 
+def elements_by_kind(
+    count: Count, training: bool, checkpointing: str | None
+) -> collections.Counter[tuple[str, str]]:
+    """The counter's elements by (phase, kind) as the trace sums them."""
+    elements: collections.Counter[tuple[str, str]] = collections.Counter()
+    for row in count.elementwise.rows if count.elementwise else ():
+        again = recompute_products(row, checkpointing, training)
+        for phase, times in (("forward", 1), ("recompute", again), ("backward", int(training))):
+            # How many gradients of one input are added differs by layer: that is this row's cost.
+            if row.term == "projection input gradients":
+                times *= row.backward_cost if phase == "backward" else 0
+            for kind in elementwise_trace.kinds_of(row.term, phase):
+                if elementwise_trace.has_phase(kind, phase):
+                    elements[phase, kind] += times * row.elements
+    return elements
+
+
 def elementwise_elements(model: Architecture) -> Differences:
-    """Forward elements of every element-wise row against the operations that are dispatched."""
+    """Elements of every element-wise row, each phase, against the operations dispatched.
+
+    An operation that belongs to no row, and that nothing says why, is a disagreement too.
+    """
     differences = {}
-    for training in (True, False):
-        count = model.flops(level="dense", training=training, batch_size=BATCH_SIZE)
-        formula: collections.Counter[str] = collections.Counter()
-        for row in count.elementwise.rows if count.elementwise else ():
-            for kind in elementwise_trace.kinds_of(row.term):
-                formula[kind] += row.elements
-        operations = elementwise_trace.forward_operations(
-            model, training=training, batch_size=BATCH_SIZE
-        )
-        witness, _ = elementwise_trace.claimed(operations)
-        mode = "training" if training else "evaluation"
-        for kind in {*formula, *witness}:
-            differences[f"{kind}, {mode}"] = formula[kind] - witness.get(kind, 0)
+    for training, checkpointing in (
+        (True, None),
+        (False, None),
+        (True, "reentrant"),
+        (True, "non-reentrant"),
+    ):
+        step = dict(training=training, batch_size=BATCH_SIZE, checkpointing=checkpointing)
+        formula = elements_by_kind(model.flops(level="dense", **step), training, checkpointing)
+        witness, unclaimed = elementwise_trace.claimed(elementwise_trace.operations(model, **step))
+        mode = checkpointing or ("training" if training else "evaluation")
+        for phase, kind in {*formula, *witness}:
+            missed = formula[phase, kind] - witness.get((phase, kind), 0)
+            differences[f"{kind}, {phase}, {mode}"] = missed
+        for operation, elements in unclaimed.items():
+            if elementwise_trace.reason(operation) is None:
+                differences[f"{' '.join(operation)} of no row, {mode}"] = -elements
     return differences
 
 
@@ -200,16 +239,50 @@ CHECKS = (
     ),
     Check("parameters", "the network's parameters", parameter_totals),
     Check(
-        "element-wise rows, forward elements",
+        "elements of element-wise rows, forward, backward and recomputation",
         "trace of element-wise operations",
         elementwise_elements,
     ),
 )
-WITHOUT_WITNESS = ("element-wise rows, backward elements",)
+STANDALONE: tuple[Standalone, ...] = ()
+WITHOUT_WITNESS = ("per-element costs of element-wise rows, a stated convention",)
 
 
 class DisagreementError(AssertionError):
     """A formula and a witness differ on a configuration."""
+
+
+class _Tried:
+    """How many cases were tried and how far they were off; stops at a disagreement."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.largest = 0
+
+    def __call__(self, case: object, differences: Differences) -> None:
+        if not differences:
+            raise DisagreementError(f"nothing was compared for {case}")
+        self.number += 1
+        worst = max(differences, key=lambda name: abs(differences[name]))
+        self.largest = max(self.largest, abs(differences[worst]))
+        if differences[worst]:
+            raise DisagreementError(
+                f"{worst}: formula - witness = {shown(differences[worst])} for {case}"
+            )
+
+
+def run_standalone(check: Standalone, quick: bool = False) -> Verdict:
+    """Try a check on its own cases, up to the first disagreement."""
+    tried = _Tried()
+    finding = "equal"
+    try:
+        for case, differences in check.cases(quick):
+            tried(case, differences)
+        if not tried.number:
+            finding = "no case was compared"
+    except DisagreementError as disagreement:
+        finding = str(disagreement)
+    return Verdict(check.formula, check.witness, f"{tried.number:,} cases", tried.largest, finding)
 
 
 def run_check(check: Check, models: Iterable[Architecture], drawn: int) -> Verdict:
@@ -220,18 +293,10 @@ def run_check(check: Check, models: Iterable[Architecture], drawn: int) -> Verdi
         models: Configurations to try first.
         drawn: How many further ones hypothesis draws.
     """
-    tried, largest = 0, 0
+    tried = _Tried()
 
     def try_on(model: Architecture) -> None:
-        nonlocal tried, largest
-        tried += 1
-        differences = check.compare(model)
-        worst = max(differences, key=lambda name: abs(differences[name]))
-        largest = max(largest, abs(differences[worst]))
-        if differences[worst]:
-            raise DisagreementError(
-                f"{worst}: formula - witness = {shown(differences[worst])} for {model}"
-            )
+        tried(model, check.compare(model))
 
     def try_drawn() -> None:
         @settings(
@@ -255,7 +320,9 @@ def run_check(check: Check, models: Iterable[Architecture], drawn: int) -> Verdi
             try_drawn()
     except DisagreementError as disagreement:
         finding = str(disagreement)
-    return Verdict(check.formula, check.witness, f"{tried:,} configurations", largest, finding)
+    return Verdict(
+        check.formula, check.witness, f"{tried.number:,} configurations", tried.largest, finding
+    )
 
 
 def run_proof(step: proof.Step, layers: tuple[int, ...]) -> Verdict:
@@ -292,7 +359,9 @@ def verdicts(quick: bool = False, own: Architecture | None = None) -> list[Verdi
             found.append(run_check(check, [own], drawn=0))
             continue
         models = configurations.SEED_MODELS if check.at_full_size or not quick else ()
-        found.append(run_check(check, models, drawn=40 if quick else 1000))
+        found.append(run_check(check, models, drawn=20 if quick else 1000))
+    if own is None:
+        found += [run_standalone(check, quick) for check in STANDALONE]
     return [*found, *(Verdict(name, "", "nothing", None, "UNVERIFIED") for name in WITHOUT_WITNESS)]
 
 

@@ -30,15 +30,29 @@ PRODUCTS = {
 """The counter's term for each module that multiplies, within a layer."""
 
 
+def cheapest_device(model: Architecture) -> str:
+    """Where a trace that needs no values runs fastest: the CPU for the smallest networks.
+
+    Without values an operation's result comes from PyTorch's Python code, which takes longer than
+    to compute a few thousand numbers.
+    """
+    sizes = model.sizes()
+    scores = sizes.num_heads * sizes.num_latents * (sizes.num_latents + sizes.num_prefix)
+    return "cpu" if max(model.params().total, scores) < 100_000 else "meta"
+
+
 def build(
     model: Architecture,
     *,
     training: bool = True,
-    device: str = "meta",
+    device: str | None = None,
     checkpointing: str | None = None,
 ) -> nn.Module:
-    """Build the network that ``model`` describes; on the meta device it holds no data."""
-    with torch.device(device):
+    """Build the network that ``model`` describes, on :func:`cheapest_device` unless one is given.
+
+    On the meta device it holds no data.
+    """
+    with torch.device(device or cheapest_device(model)):
         network: nn.Module
         if isinstance(model, fc.PerceiverAR):
             network = perceiver_ar.PerceiverAR(**vars(model), checkpointing=checkpointing)
@@ -47,11 +61,11 @@ def build(
     return network.train(training)
 
 
-def tokens(model: Architecture, *, batch_size: int = 1, device: str = "meta") -> torch.Tensor:
+def tokens(model: Architecture, *, batch_size: int = 1, device: str | None = None) -> torch.Tensor:
     """Token ids of a full-length input, (batch_size, m + n)."""
     sizes = model.sizes()
     shape = (batch_size, sizes.num_prefix + sizes.num_latents)
-    return torch.zeros(shape, dtype=torch.long, device=device)
+    return torch.zeros(shape, dtype=torch.long, device=device or cheapest_device(model))
 
 
 def term_of(module: str, model: Architecture) -> Term:

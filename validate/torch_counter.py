@@ -27,7 +27,7 @@ def totals(
     """FLOPs of the forward pass, and of the backward pass with any recomputation in it.
 
     Args:
-        model: What to build and run, on the meta device.
+        model: What to build and run.
         training: With prefix dropout and a backward pass, or forward alone.
         batch_size: Sequences.
         checkpointing: ``None``, ``"reentrant"`` or ``"non-reentrant"``.

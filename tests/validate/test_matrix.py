@@ -4,10 +4,13 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount import elementwise, layers, parameters, rows
+from models.blocks import SelfAttentionLayer
 from validate import configurations, elementwise_trace, matrix
 from validate.__main__ import main
 
@@ -30,9 +33,20 @@ def test_the_articles_models_at_full_size(check, model):
     assert disagreements(check, model) == {}
 
 
-@pytest.mark.parametrize("check", matrix.CHECKS, ids=lambda check: f"{check.formula}")
-def test_drawn_configurations(check):
-    @settings(max_examples=200, deadline=None)
+@settings(max_examples=1000, deadline=None)
+@given(configurations.models(), st.booleans())
+def test_fvcore_on_drawn_configurations(model, training):
+    assert set(matrix.fvcore_forward(model, modes=(training,)).values()) == {0}
+
+
+# Those that run several backward passes are tried on fewer; the command tries all on 1,000.
+@pytest.mark.parametrize(
+    ("check", "drawn"),
+    [(TORCH, 1000), (MASKS, 1000), (PARAMETERS, 1000), (RECOMPUTE, 200), (ELEMENTWISE, 200)],
+    ids=lambda value: getattr(value, "witness", value),
+)
+def test_drawn_configurations(check, drawn):
+    @settings(max_examples=drawn, deadline=None)
     @given(configurations.models())
     def on_drawn(model):
         assert disagreements(check, model) == {}
@@ -110,12 +124,68 @@ def test_a_wrong_number_of_elements_is_found(monkeypatch, name):
     assert disagreements(ELEMENTWISE, configurations.SEED_MODELS[0])
 
 
-def test_what_no_row_claims_is_listed():
-    operations = elementwise_trace.forward_operations(configurations.SEED_MODELS[0])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("shared_input", lambda row: {"backward_cost": row.backward_cost + 1}),
+        ("residual", lambda row: {"after_last_product": False}),
+        ("gelu", lambda row: {"checkpointed": False}),
+        ("tied_gradient", lambda row: {"elements": 2 * row.elements}),
+    ],
+)
+def test_an_error_in_the_backward_pass_or_in_recomputation_is_found(monkeypatch, name, change):
+    original = getattr(elementwise, name)
+
+    def changed(*arguments, **options):
+        row = original(*arguments, **options)
+        return dataclasses.replace(row, **change(row))
+
+    monkeypatch.setattr(elementwise, name, changed)
+    found = disagreements(ELEMENTWISE, configurations.SEED_MODELS[0])
+    assert found
+    assert not any("forward" in name for name in found)
+
+
+def test_what_no_row_claims_is_listed_with_the_reason():
+    step = dict(training=True, checkpointing="reentrant")
+    operations = elementwise_trace.operations(configurations.SEED_MODELS[0], **step)
     _, unclaimed = elementwise_trace.claimed(operations)
-    # Positions, rotary angles and the mask: once per position, not per channel.
-    assert {name for _, name in unclaimed} == {"add", "mul", "pow", "cos", "sin"}
-    assert elementwise_trace.claimed({("elsewhere", "gelu"): 5}) == ({}, {("elsewhere", "gelu"): 5})
+    assert {name for _, _, name in unclaimed} == {
+        "add", "mul", "pow", "cos", "sin", "div", "neg", "neg in SubBackward",
+        "add in SliceBackward", "embedding_dense_backward in EmbeddingBackward",
+    }  # fmt: skip
+    assert all(elementwise_trace.reason(operation) for operation in unclaimed)
+    elsewhere = {("forward", "elsewhere", "gelu"): 5}
+    assert elementwise_trace.claimed(elsewhere) == ({}, elsewhere)
+    assert elementwise_trace.reason(("forward", "elsewhere", "gelu")) is None
+
+
+@pytest.mark.parametrize("operation", [torch.tanh, torch.Tensor.exp, lambda x: x / 3])
+def test_work_that_no_row_counts_is_found(monkeypatch, operation):
+    original = SelfAttentionLayer.forward
+    monkeypatch.setattr(SelfAttentionLayer, "forward", lambda *inputs: operation(original(*inputs)))
+    found = disagreements(ELEMENTWISE, configurations.SEED_MODELS[0])
+    assert any("of no row" in name and name.startswith("forward") for name in found)
+    assert any("of no row" in name and name.startswith("backward") for name in found)
+
+
+def test_a_standalone_check_stops_at_a_disagreement():
+    def cases(quick):
+        yield "one", {"a": 0}
+        if not quick:
+            yield "two", {"a": 0, "b": -3}
+
+    check = matrix.Standalone("formula", "witness", cases)
+    assert matrix.run_standalone(check, quick=True).holds
+    wrong = matrix.run_standalone(check)
+    assert wrong.largest_difference == 3
+    assert wrong.finding == "b: formula - witness = -3 for two"
+
+
+@pytest.mark.parametrize("cases", [[], [("one", {})]])
+def test_a_check_that_compares_nothing_does_not_hold(cases):
+    check = matrix.Standalone("formula", "witness", lambda quick: cases)
+    assert not matrix.run_standalone(check).holds
 
 
 def test_a_causal_mask_that_is_off_by_one_is_found(monkeypatch):

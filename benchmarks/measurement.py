@@ -1,0 +1,204 @@
+"""Timing on the device, the device's ceilings, and what a result has to say about its origin."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import functools
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+ROOT = Path(__file__).parent.parent
+NO_GPU = "no GPU"
+ROUNDS = 3
+WARM_UP_MS, ROUND_MS = 10, 60
+
+
+def device() -> torch.device:
+    """The GPU where there is one; else the CPU, where nothing is measured, only tried."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def working_dtype() -> torch.dtype:
+    """bf16; fp32 without a GPU, since Triton's interpreter multiplies no bf16."""
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def rounds_ms(call: Callable[[], Any], rounds: int = ROUNDS) -> list[float]:
+    """Milliseconds of ``call`` on the device: for each round, the median of many calls.
+
+    Device events around each call; the L2 cache is overwritten before it; calls are queued without
+    synchronisation, so launches hide behind the work before them. Without a GPU, one call by the
+    host's clock: a number that shows only that the path runs.
+    """
+    if not torch.cuda.is_available():
+        started = time.perf_counter()
+        call()
+        return [1e3 * (time.perf_counter() - started)]
+    bench = triton.testing.do_bench
+    return [
+        bench(call, warmup=WARM_UP_MS, rep=ROUND_MS, return_mode="median") for _ in range(rounds)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+    """What the device reached, each rate measured at its best case.
+
+    Attributes:
+        bytes_per_second: a large copy, bytes read and written both counted.
+        matmul_flops_per_second: a large square product of random bf16 (fp32 without a GPU).
+        exponentials_per_second: exp2 in fp32 on registers alone.
+    """
+
+    bytes_per_second: float
+    matmul_flops_per_second: float
+    exponentials_per_second: float
+
+    def floor(self, num_bytes: int, flops: int, exponentials: int) -> tuple[float, str]:
+        """The least milliseconds for that much work, and which of the three needs them.
+
+        >>> Ceilings(1e12, 1e15, 1e13).floor(2 * 10**9, 10**12, 10**10)
+        (2.0, 'bytes')
+        """
+        needed = {
+            "bytes": 1e3 * num_bytes / self.bytes_per_second,
+            "matmul": 1e3 * flops / self.matmul_flops_per_second,
+            "exp": 1e3 * exponentials / self.exponentials_per_second,
+        }
+        binding = max(needed, key=lambda name: needed[name])
+        return needed[binding], binding
+
+
+@triton.jit
+def repeated_exponentials(out, REPEATS: tl.constexpr, BLOCK: tl.constexpr):
+    """X ← 2^(−x), REPEATS times on each of BLOCK registers: exponentials, and no memory."""
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = offsets.to(tl.float32) * 1e-9
+    for _ in tl.range(0, REPEATS):
+        x = tl.exp2(-x)
+    tl.store(out + offsets, x)
+
+
+def measure_ceilings() -> Ceilings:
+    """Measure the three rates, now and on this device."""
+    return Ceilings(_copy_rate(), _matmul_rate(), _exponential_rate())
+
+
+def _copy_rate() -> float:
+    source = torch.randn(2**30 if torch.cuda.is_available() else 2**10, device=device())
+    target = torch.empty_like(source)
+    ms = min(rounds_ms(lambda: target.copy_(source)))
+    return 2 * source.nbytes / ms * 1e3
+
+
+def _matmul_rate() -> float:
+    size = 8192 if torch.cuda.is_available() else 64
+    a, b = (torch.randn(size, size, device=device()).to(working_dtype()) for _ in range(2))
+    return 2 * size**3 / min(rounds_ms(lambda: a @ b)) * 1e3
+
+
+def _exponential_rate() -> float:
+    # Enough programs for every multiprocessor many times over; enough work in each to fill it.
+    programs, block, repeats = (132 * 16, 1024, 4096) if torch.cuda.is_available() else (2, 16, 3)
+    out = torch.empty(programs * block, device=device())
+    launch = repeated_exponentials[(programs,)]
+    ms = min(rounds_ms(lambda: launch(out, repeats, block, num_warps=4)))
+    return programs * block * repeats / ms * 1e3
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """Where a result comes from: device, versions, commit, date, command."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else NO_GPU,
+        "driver": _driver(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "triton": triton.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _driver() -> str:
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+
+
+class Table:
+    """A CSV that is complete after each row, and that a later run continues.
+
+    Args:
+        path: the file; its folder is made.
+        columns: all columns.
+        key: those that name a row; rows of a key that is there are not added again.
+
+    Raises:
+        ValueError: if the file holds other columns.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], key: tuple[str, ...]) -> None:
+        self.path, self.columns, self.key = path, columns, key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(",".join(columns) + "\n")
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != columns:
+                raise ValueError(f"{path} must have the columns {columns}, got {reader.fieldnames}")
+            self._done = {self._key_of(row) for row in reader}
+
+    def _key_of(self, row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row[name]) for name in self.key)
+
+    def has(self, **key: Any) -> bool:
+        """Whether the row of that key is there."""
+        return self._key_of(key) in self._done
+
+    def add(self, **row: Any) -> None:
+        """Append a row and hand it to the disk; a column without a value stays empty."""
+        unknown = set(row) - set(self.columns)
+        if unknown:
+            raise ValueError(f"row must have columns of {self.columns}, got {sorted(unknown)}")
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        self._done.add(self._key_of(row))
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV, as text; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_environment(folder: Path, name: str, **more: Any) -> None:
+    """Append what a run ran on, with ``more`` of its own, as one line of ``name``.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.jsonl").open("a") as file:
+        file.write(json.dumps(environment() | more) + "\n")

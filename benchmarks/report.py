@@ -1,0 +1,220 @@
+"""Tables and plots from the CSVs of results: ``python -m benchmarks.report DIR``.
+
+Nothing is measured here. Ratios are our time over theirs: below 1 we are faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.measurement import NO_GPU, read_table
+from benchmarks.shapes import Shape
+
+Row = dict[str, str]
+OURS = next(name for name, implementation in IMPLEMENTATIONS.items() if implementation.ours)
+LONGEST_OF_ARTICLE = 512
+# What the aim is stated against: a peer at its best, whichever way of calling it that is.
+PEERS = {
+    "SDPA-flash": ("sdpa-flash", "flash-split"),
+    "cuDNN": ("cudnn", "cudnn-split"),
+    "FlexAttention": ("flex", "flex-max", "flex-max-tma"),
+    "FA2": ("fa2",),
+    "FA3": ("fa3",),
+    "FA4": ("fa4",),
+    "eager": ("eager",),
+}
+
+
+def shape_of(row: Row) -> Shape:
+    """The shape that a row of ``attention.csv`` is about."""
+    return Shape(**{name: int(row[name]) for name in Shape.__dataclass_fields__})
+
+
+def by_case(rows: Iterable[Row]) -> dict[tuple[Shape, str], dict[str, Row]]:
+    """Rows by implementation, for each shape and pass."""
+    cases: dict[tuple[Shape, str], dict[str, Row]] = collections.defaultdict(dict)
+    for row in rows:
+        cases[shape_of(row), row["pass"]][row["implementation"]] = row
+    return dict(cases)
+
+
+def best(case: dict[str, Row], names: Iterable[str]) -> float | None:
+    """The least time of those that ran and were right, in milliseconds."""
+    times = [
+        float(case[name]["ms"]) for name in names if name in case and case[name]["status"] == "ok"
+    ]
+    return min(times, default=None)
+
+
+def attention_markdown(rows: Iterable[Row]) -> str:
+    """The table of a run: one line per shape and pass, our time over each peer's."""
+    head = ["n", "k", "head dim", "pass", "ms", "TFLOP/s", "of floor", "bound by", *PEERS, "best"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for (shape, pass_name), case in by_case(rows).items():
+        cells = [str(shape.queries), str(shape.prefix), str(shape.head_dim), pass_name]
+        ours = case.get(OURS)
+        if ours is None or ours["status"] != "ok":
+            status = "not measured" if ours is None else ours["status"]
+            cells += [status, "", "", ""]
+        else:
+            share = float(ours["floor_ms"]) / float(ours["ms"])
+            cells += [
+                f"{float(ours['ms']):.3f}",
+                f"{float(ours['causal_tflops']):.0f}",
+                f"{share:.0%}",
+                ours["binds"],
+            ]
+        our_time = best(case, [OURS])
+        for names in PEERS.values():
+            cells.append(_ratio(our_time, case, names))
+        cells.append(_ratio(our_time, case, [name for names in PEERS.values() for name in names]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(ours: float | None, case: dict[str, Row], names: Iterable[str]) -> str:
+    theirs = best(case, names)
+    if theirs is not None:
+        return f"{theirs:.3f} ms" if ours is None else f"{ours / theirs:.2f}×"
+    met = [
+        case[name]["status"]
+        for name in names
+        if name in case and case[name]["status"] != "does not apply"
+    ]
+    return met[0] if met else "–"
+
+
+def failures_markdown(rows: Iterable[Row]) -> str:
+    """Everything that failed or was wrong: how many cases, and the message."""
+    met = collections.Counter(
+        (row["implementation"], row["status"], row["message"].replace("|", "\\|"))
+        for row in rows
+        if row["status"] in ("failed", "wrong")
+    )
+    lines = ["| implementation | status | cases | message |", "|---|---|---|---|"]
+    for (name, status, message), cases in met.items():
+        lines.append(f"| {name} | {status} | {cases} | {message} |")
+    return "\n".join(lines) + "\n"
+
+
+def attention_plot(rows: list[Row], path: Path) -> None:
+    """TFLOP/s at causal FLOPs, a panel per kind of layer and pass, a line per implementation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels: dict[tuple[str, str], list[Row]] = collections.defaultdict(list)
+    for row in rows:
+        if row["status"] == "ok":
+            shape = shape_of(row)
+            long = shape.queries > 512
+            kind = (
+                f"head dim {shape.head_dim}" if long else f"n = {shape.queries}, k = {shape.prefix}"
+            )
+            panels[kind, row["pass"]].append(row)
+    if not panels:
+        raise ValueError("rows must hold a measured one at least, got none")
+    kinds = list(dict.fromkeys(kind for kind, _ in panels))
+    figure, axes = pyplot.subplots(
+        len(kinds), 2, figsize=(11, 3 * len(kinds)), squeeze=False, layout="constrained"
+    )
+    for line, kind in enumerate(kinds):
+        for column, pass_name in enumerate(("forward", "backward")):
+            axis = axes[line][column]
+            axis.set_title(f"{kind}, {pass_name}")
+            axis.set_ylabel("TFLOP/s (causal FLOPs)")
+            across = "queries" if kind.startswith("head dim") else "head_dim"
+            axis.set_xlabel("sequence length" if across == "queries" else "head dim")
+            for name in IMPLEMENTATIONS:
+                points = sorted(
+                    (int(row[across]), float(row["causal_tflops"]))
+                    for row in panels[kind, pass_name]
+                    if row["implementation"] == name
+                )
+                if points:
+                    width = 2.5 if name == OURS else 1
+                    axis.plot(*zip(*points, strict=True), marker="o", label=name, linewidth=width)
+            if across == "queries":
+                axis.set_xscale("log", base=2)
+            if axis.lines:
+                axis.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def origin(rows: list[Row]) -> str:
+    """Which device the rows are from, and what a run without one is worth."""
+    devices = sorted({row["device"] for row in rows})
+    if devices == [NO_GPU]:
+        return "Run without a GPU: every path was tried, nothing was measured.\n"
+    return f"Device: {', '.join(devices)}.\n"
+
+
+def plain_markdown(rows: list[Row], columns: Iterable[str]) -> str:
+    """Rows of any results as a markdown table of some of their columns."""
+    columns = tuple(columns)
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row[name] for name in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+OTHER_TABLES = {
+    "block": ("channels", "queries", "prefix", "implementation", "status", "ms", "message"),
+    "throughput": (
+        "model",
+        "implementation",
+        "status",
+        "ms",
+        "tokens_per_second",
+        "mfu",
+        "hfu",
+        "message",
+    ),
+    "counters": ("case", "kernel", "metric", "executed", "counted", "difference", "verdict"),
+    "soundness": ("check", "cases", "status", "message"),
+    "tilings": ("head_dim", "pass", "tiling", "ms", "shipped_ms"),
+}
+"""Columns that the report shows of the other results' CSVs."""
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Write what the folder's CSVs give: ``attention.md``, ``attention.png`` and further tables.
+
+    Raises:
+        ValueError: if the folder holds no results.
+    """
+    written = []
+    if rows := read_table(folder / "attention.csv"):
+        page = folder / "attention.md"
+        page.write_text(
+            "\n".join((origin(rows), attention_markdown(rows), failures_markdown(rows)))
+        )
+        attention_plot(rows, folder / "attention.png")
+        written += [page, folder / "attention.png"]
+    for name, columns in OTHER_TABLES.items():
+        if rows := read_table(folder / f"{name}.csv"):
+            page = folder / f"{name}.md"
+            page.write_text(plain_markdown(rows, columns))
+            written.append(page)
+    if not written:
+        raise ValueError(f"{folder} must hold the CSV of a benchmark, got none")
+    return written
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of the results")
+    try:
+        print(*write_report(parser.parse_args(arguments).folder), sep="\n")
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

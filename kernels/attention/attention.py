@@ -7,18 +7,23 @@ G key-value heads, C channels of a head. The kernels run on CUDA tensors, and on
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 from torch import Tensor
 
-from kernels.attention.operators import attention
-from kernels.attention.tilings import MAX_HEAD_DIM
+from kernels.attention.operators import attention, prepare
+from kernels.attention.tilings import MAX_HEAD_DIM, stored_head_dim
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTERPRETED = triton.knobs.runtime.interpret
+TILE_ROWS = 256  # of no kernel a tile has more
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, angles: Tensor | None = None
+) -> Tensor:
     """Causal self-attention: query i admits keys 1 to i.
 
     Three queries, 1 where admitted::
@@ -32,6 +37,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
         k: keys, (B, N, G, C); query head h reads key head h // (H / G).
         v: values, (B, N, G, C).
         scale: factor of the scores; C^-½ by default.
+        angles: rotary embedding: radians by which the first P pairs of neighbouring channels of
+            queries and keys turn, (B or 1, N, P), 2·P at most C. Not differentiated.
 
     Returns:
         softmax(scale · q kᵀ) v over the admitted pairs, (B, N, H, C), in q's dtype.
@@ -40,11 +47,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
         TypeError: if a dtype is none of fp32, fp16 and bf16, or dtypes differ.
         ValueError: if shapes or devices do not fit, or no kernel can run on the device.
     """
-    q, k, v = (_under_autocast(x) for x in (q, k, v))
-    _check(q, k, v)
+    q, k, v = _accepted(q=q, k=k, v=v)
     if k.shape[1] != q.shape[1]:
         raise ValueError(f"k must have {q.shape[1]} positions as q has, got {k.shape[1]}")
-    return attention(q, k, v, None, None, _scale(q, scale), q.shape[-1])[0]
+    return _attend(q, k, v, None, None, scale, angles)
 
 
 def prefix_attention(
@@ -54,6 +60,7 @@ def prefix_attention(
     prefix_k: Tensor | None = None,
     prefix_v: Tensor | None = None,
     scale: float | None = None,
+    angles: Tensor | None = None,
 ) -> Tensor:
     """Attention of N latents to K prefix positions and, causally, to themselves.
 
@@ -71,6 +78,9 @@ def prefix_attention(
         prefix_k: keys of the prefix, (B, K, G, C).
         prefix_v: values of the prefix, (B, K, G, C).
         scale: factor of the scores; C^-½ by default.
+        angles: rotary embedding of all S positions, the prefix's first: radians by which the first
+            P pairs of neighbouring channels of queries and keys turn, (B or 1, S, P), 2·P at most
+            C. Not differentiated.
 
     Returns:
         softmax(scale · q kᵀ) v over the admitted pairs, (B, N, H, C), in q's dtype.
@@ -80,8 +90,7 @@ def prefix_attention(
         ValueError: if shapes or devices do not fit, there are fewer keys than queries, or no
             kernel can run on the device.
     """
-    q, k, v = (_under_autocast(x) for x in (q, k, v))
-    _check(q, k, v)
+    q, k, v = _accepted(q=q, k=k, v=v)
     if (prefix_k is None) != (prefix_v is None):
         raise ValueError("prefix_k and prefix_v must be given together, got one of them")
     num_prefix = k.shape[1] - q.shape[1]
@@ -91,11 +100,65 @@ def prefix_attention(
     elif num_prefix != 0:
         raise ValueError(f"k must have {q.shape[1]} positions as q has, got {k.shape[1]}")
     else:
-        prefix_k, prefix_v = _under_autocast(prefix_k), _under_autocast(prefix_v)
-        _check(q, prefix_k, prefix_v, names=("q", "prefix_k", "prefix_v"))
+        _, prefix_k, prefix_v = _accepted(q=q, prefix_k=prefix_k, prefix_v=prefix_v)
         if prefix_k.shape[2] != k.shape[2]:
             raise ValueError(f"prefix_k must have {k.shape[2]} heads, got {prefix_k.shape[2]}")
-    return attention(q, k, v, prefix_k, prefix_v, _scale(q, scale), q.shape[-1])[0]
+    return _attend(q, k, v, prefix_k, prefix_v, scale, angles)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    scale: float | None,
+    angles: Tensor | None,
+) -> Tensor:
+    """Turn, scale and pad in one pass where there is something to turn or to pad; then attend."""
+    head_dim = q.shape[-1]
+    scale = head_dim**-0.5 if scale is None else float(scale)
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    num_positions = k.shape[1] + (0 if prefix_k is None else prefix_k.shape[1])
+    table = None if angles is None else _table(angles, q, num_positions)
+    stored = stored_head_dim(head_dim, q.element_size())
+    if table is not None or stored != head_dim:
+        values = (v, prefix_v) if stored != head_dim else (None, None)
+        rest = iter(prepare(q, k, prefix_k, *values, table, scale, stored, False))
+        q, k = next(rest), next(rest)
+        prefix_k = None if prefix_k is None else next(rest)
+        v, prefix_v = next(rest, v), next(rest, prefix_v)
+        scale = 1.0
+    return attention(q, k, v, prefix_k, prefix_v, scale, head_dim)[0]
+
+
+def _table(angles: Tensor, q: Tensor, num_positions: int) -> Tensor | None:
+    """Cosines and sines of the angles, (B or 1, S, P, 2) in fp32; None where no pair turns."""
+    if not isinstance(angles, Tensor) or not angles.is_floating_point():
+        raise TypeError(f"angles must be a floating-point tensor, got {_described(angles)}")
+    if angles.device != q.device:
+        raise ValueError(f"angles must be on q's device {q.device}, got {angles.device}")
+    batch, head_dim = q.shape[0], q.shape[-1]
+    if (
+        angles.ndim != 3
+        or angles.shape[0] not in (1, batch)
+        or angles.shape[1] != num_positions
+        or 2 * angles.shape[2] > head_dim
+    ):
+        raise ValueError(
+            f"angles must be (1 or {batch}, {num_positions}, at most {head_dim // 2}), "
+            f"got {tuple(angles.shape)}"
+        )
+    if angles.requires_grad:
+        raise ValueError("angles must not require gradients: none are computed for them")
+    if angles.shape[2] == 0:
+        return None
+    return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
+
+
+def _described(x: object) -> str:
+    return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
 
 
 def _under_autocast(x: Tensor) -> Tensor:
@@ -106,15 +169,14 @@ def _under_autocast(x: Tensor) -> Tensor:
     return x
 
 
-def _scale(q: Tensor, scale: float | None) -> float:
-    return q.shape[-1] ** -0.5 if scale is None else float(scale)
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str] = ("q", "k", "v")) -> None:
-    """Refuse what the kernels cannot run on, before any launch."""
+def _accepted(**operands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values by name, cast under autocast; refuses what no kernel can run on."""
+    for name, x in operands.items():
+        if not isinstance(x, Tensor) or x.dtype not in DTYPES:
+            raise TypeError(f"{name} must be fp32, fp16 or bf16, got {_described(x)}")
+    q, k, v = (_under_autocast(x) for x in operands.values())
+    names = tuple(operands)
     for name, x in zip(names, (q, k, v), strict=True):
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{name} must be fp32, fp16 or bf16, got {x.dtype}")
         if x.dtype != q.dtype:
             raise TypeError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}")
         if x.device != q.device:
@@ -122,6 +184,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str] = ("q", 
         if x.ndim != 4:
             raise ValueError(
                 f"{name} must be (batch, length, heads, head dim), got {tuple(x.shape)}"
+            )
+        # Whole tensors have 64-bit offsets, but within one tile the kernels count in 32 bits.
+        if TILE_ROWS * (x.stride(1) + x.stride(3)) >= 2**31:
+            raise ValueError(
+                f"{name} must have length and channel strides that add up to less than "
+                f"{2**31 // TILE_ROWS}, got {x.stride(1)} and {x.stride(3)}"
             )
     if q.shape[1] == 0 or q.shape[0] == 0 or q.shape[2] == 0:
         raise ValueError(f"q must have a query at least, got {tuple(q.shape)}")
@@ -142,3 +210,4 @@ def _check(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str] = ("q", 
             f"q is on {q.device}: the kernels run on CUDA, or on the CPU with TRITON_INTERPRET=1 "
             "set before the first import"
         )
+    return q, k, v

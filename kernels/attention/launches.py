@@ -17,7 +17,7 @@ from kernels.attention.backward import (
     row_products,
 )
 from kernels.attention.forward import attention_forward
-from kernels.attention.tilings import head_dim_parts, shipped_tiling
+from kernels.attention.tilings import part_ranges, shipped_tiling
 
 
 def launch_forward(
@@ -207,16 +207,3 @@ def two_ranges(x: Tensor, prefix: Tensor | None, num_latents: int) -> tuple[Tens
         return prefix, x
     num_prefix = x.shape[1] - num_latents
     return x[:, :num_prefix], x[:, num_prefix:]
-
-
-def part_ranges(head_dim: int) -> tuple[tuple[int, int], ...]:
-    """First channel and width of each part of the head dim.
-
-    >>> part_ranges(73)
-    ((0, 64), (64, 16))
-    """
-    ranges, first = [], 0
-    for width in head_dim_parts(head_dim):
-        ranges.append((first, width))
-        first += width
-    return tuple(ranges)

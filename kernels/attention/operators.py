@@ -1,4 +1,4 @@
-"""The kernels as PyTorch operators: ``torch.ops.flopcount.attention`` and its backward pass.
+"""The kernels as PyTorch operators, ``torch.ops.flopcount.attention`` and its neighbours.
 
 They are opaque to tracers. Their fake implementations serve torch.compile, fake tensors and the
 meta device; their FLOP formulas (level ``dense``) serve torch's FlopCounterMode, and
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels.attention.flops import backward_flops, forward_flops
 from kernels.attention.launches import launch_backward, launch_forward
+from kernels.attention.preparation import launch_preparation
 
 attention = torch.library.custom_op(
     "flopcount::attention",
@@ -30,6 +31,13 @@ attention_backward = torch.library.custom_op(
     mutates_args=(),
     schema="(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? prefix_k, Tensor? prefix_v, "
     "Tensor out, Tensor lse, float scale) -> Tensor[]",
+)
+prepare = torch.library.custom_op(
+    "flopcount::prepare_attention",
+    launch_preparation,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor? prefix_k, Tensor? v, Tensor? prefix_v, Tensor? table, "
+    "float scale, int channels, bool back) -> Tensor[]",
 )
 
 
@@ -63,6 +71,22 @@ def _(
     return [x.new_empty(x.shape) for x in (q, k, v, prefix_k, prefix_v) if x is not None]
 
 
+@prepare.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    prefix_k: Tensor | None,
+    v: Tensor | None,
+    prefix_v: Tensor | None,
+    table: Tensor | None,
+    scale: float,
+    channels: int,
+    back: bool,
+) -> list[Tensor]:
+    operands = (q, k, prefix_k, v, prefix_v)
+    return [x.new_empty(*x.shape[:-1], channels) for x in operands if x is not None]
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *operands, ctx.scale, _ = inputs
     ctx.save_for_backward(*operands, *output)
@@ -75,6 +99,26 @@ def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None
 
 
 attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _keep_table(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    *operands, table, ctx.scale, _, ctx.back = inputs
+    ctx.given = [x is not None for x in operands]
+    ctx.channels = operands[0].shape[-1]
+    ctx.save_for_backward(table)
+
+
+def _turn_back(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
+    def placed(tensors: list[Tensor]) -> list[Tensor | None]:
+        rest = iter(tensors)
+        return [next(rest) if given else None for given in ctx.given]
+
+    (table,) = ctx.saved_tensors
+    back = prepare(*placed(grads), table, ctx.scale, ctx.channels, not ctx.back)
+    return (*placed(back), None, None, None, None)
+
+
+prepare.register_autograd(_turn_back, setup_context=_keep_table)
 
 
 @register_flop_formula(torch.ops.flopcount.attention)

@@ -58,3 +58,36 @@ def reference_attention(
     scores = scores.masked_fill(hidden, float("-inf"))
     out = torch.matmul(scores.softmax(dim=-1), v)
     return out.transpose(1, 2), scores.logsumexp(dim=-1)
+
+
+def reference_preparation(x: Tensor, angles: Tensor | None, scale: float, channels: int) -> Tensor:
+    """Turn pairs of neighbouring channels, scale, and pad with zeros.
+
+    Each of the first P pairs (a, b) becomes (a·cos − b·sin, a·sin + b·cos); the other channels
+    stay. Four channels and one pair turning by θ::
+
+        cos θ  −sin θ   0   0
+        sin θ   cos θ   0   0
+          0       0     1   0
+          0       0     0   1
+
+    Args:
+        x: queries or keys, (B, S, H, C).
+        angles: in radians, (B or 1, S, P) with 2·P ≤ C; None turns nothing.
+        scale: factor of all channels.
+        channels: of the result, at least C.
+
+    Returns:
+        (B, S, H, channels), in x's dtype.
+
+    Source:
+        RoFormer (arXiv 2104.09864), section 3.2.2.
+    """
+    turned = 0 if angles is None else 2 * angles.shape[-1]
+    kept = x[..., turned:]
+    if angles is not None:
+        cos, sin = (f(angles)[:, :, None].to(x.dtype) for f in (torch.cos, torch.sin))
+        a, b = x[..., 0:turned:2], x[..., 1:turned:2]  # (B, S, H, P)
+        pairs = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        kept = torch.cat((pairs.flatten(-2), kept), dim=-1)
+    return torch.nn.functional.pad(kept * scale, (0, channels - x.shape[-1]))

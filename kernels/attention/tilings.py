@@ -57,6 +57,19 @@ def head_dim_parts(head_dim: int) -> tuple[int, ...]:
     return tuple(1 << bit for bit in reversed(range(4, 9)) if padded >> bit & 1)
 
 
+def part_ranges(head_dim: int) -> tuple[tuple[int, int], ...]:
+    """First channel and width of each part of the head dim.
+
+    >>> part_ranges(73)
+    ((0, 64), (64, 16))
+    """
+    ranges, first = [], 0
+    for width in head_dim_parts(head_dim):
+        ranges.append((first, width))
+        first += width
+    return tuple(ranges)
+
+
 def padded_head_dim(head_dim: int) -> int:
     """The head dim rounded up to a multiple of 16: what the products execute.
 
@@ -64,6 +77,15 @@ def padded_head_dim(head_dim: int) -> int:
     80
     """
     return -(-head_dim // 16) * 16
+
+
+def stored_head_dim(head_dim: int, element_size: int) -> int:
+    """Channels that a head is stored with: padded where its rows are no multiple of 16 bytes.
+
+    >>> stored_head_dim(73, 2), stored_head_dim(72, 2)
+    (80, 72)
+    """
+    return head_dim if head_dim * element_size % 16 == 0 else padded_head_dim(head_dim)
 
 
 def shipped_tiling(pass_name: str, head_dim: int, element_size: int) -> Tiling:

@@ -1,0 +1,202 @@
+"""The pass before the attention: rotary embedding, scale and storage padding at once.
+
+Letters: B batch, S positions, H heads (of queries or of keys), C channels of a head, P pairs of
+channels that turn. The pass is linear and, but for the padding, orthogonal: its backward pass is
+the pass itself with the angles turned back and the padding cut off.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.attention.tiles import load_rows, store_rows
+from kernels.attention.tilings import part_ranges
+
+BLOCK_ROWS = 32
+NUM_WARPS = 4
+
+
+def declare_preparation(grid, metadata, args):
+    """What a profile shows: six FLOPs per turned pair; each operand's bytes read and written."""
+    pairs = elements = 0
+    rows = [
+        args["batch"] * length * heads
+        for length, heads in zip(args["lengths"], args["heads"], strict=True)
+    ]
+    pairs = sum(rows[: args["NUM_TURNED"]]) * (args["TURNED"] // 2)
+    elements = sum(rows) * (args["LOADED"] + args["STORED"])
+    return {
+        "name": metadata.name,
+        "flops32": 6 * pairs,
+        "bytes": elements * args["sources"][0].element_size(),
+    }
+
+
+@triton.jit
+def turn_rows(tile, table, TURNED: tl.constexpr, PARTS: tl.constexpr, BACK: tl.constexpr):
+    """Turn the pairs of neighbouring channels below ``TURNED``; the others stay to the bit.
+
+    ``table`` holds cos and sin where ``tile`` holds a pair (a, b), in its first parts:
+    (a, b) becomes (a·cos − b·sin, a·sin + b·cos), or with the sine negated where ``BACK``.
+    """
+    turned = ()
+    for i in tl.static_range(len(tile)):
+        if i < len(table):
+            rows: tl.constexpr = tile[i].shape[0]
+            pairs: tl.constexpr = PARTS[i][1] // 2
+            a, b = tl.split(tl.reshape(tile[i].to(tl.float32), (rows, pairs, 2)))
+            cos, sin = tl.split(tl.reshape(table[i], (rows, pairs, 2)))
+            if BACK:
+                sin = -sin
+            turns = (PARTS[i][0] + 2 * tl.arange(0, pairs) < TURNED)[None, :]
+            first = tl.where(turns, a * cos - b * sin, a)
+            second = tl.where(turns, a * sin + b * cos, b)
+            turned = turned + (tl.interleave(first, second),)
+        else:
+            turned = turned + (tile[i].to(tl.float32),)
+    return turned
+
+
+@triton.jit(launch_metadata=declare_preparation)
+def prepare_rows(
+    sources,
+    targets,
+    source_strides,
+    lengths,
+    heads,
+    offsets,
+    table,
+    table_strides,
+    num_positions,
+    batch,
+    num_blocks,
+    scale,
+    BLOCK: tl.constexpr,
+    LOADED: tl.constexpr,
+    STORED: tl.constexpr,
+    PARTS: tl.constexpr,
+    NUM_TURNED: tl.constexpr,
+    TURNED: tl.constexpr,
+    TABLE_PARTS: tl.constexpr,
+    BACK: tl.constexpr,
+):
+    """Each operand, (B, length, heads, LOADED) by strides -> contiguous (B, length, heads, STORED).
+
+    The first operand is multiplied by ``scale``. The first ``NUM_TURNED`` are turned by the rows
+    of ``table``, (B, num_positions, TURNED), from their offset on. Channels are padded with zeros
+    or cut off. A program owns BLOCK positions of one operand and takes its heads in turn, so that
+    cosines and sines are read once for all of them.
+    """
+    first = tl.program_id(0) % num_blocks * BLOCK
+    b = (tl.program_id(0) // num_blocks).to(tl.int64)
+    for i in tl.static_range(len(sources)):
+        if (tl.program_id(1) == i) & (first < lengths[i]):
+            strides = source_strides[i]
+            table_tile = ()
+            if i < NUM_TURNED:
+                table_tile = load_rows(
+                    table + b * table_strides[0],
+                    offsets[i] + first,
+                    num_positions,
+                    table_strides[1],
+                    1,
+                    BLOCK,
+                    TURNED,
+                    TABLE_PARTS,
+                    False,
+                )
+            for head in tl.range(0, heads[i]):
+                h = tl.cast(head, tl.int64)
+                tile = load_rows(
+                    sources[i] + b * strides[0] + h * strides[2],
+                    first,
+                    lengths[i],
+                    strides[1],
+                    strides[3],
+                    BLOCK,
+                    LOADED,
+                    PARTS,
+                    False,
+                )
+                store_rows(
+                    targets[i] + (b * lengths[i] * heads[i] + h) * STORED,
+                    first,
+                    lengths[i],
+                    heads[i] * STORED,
+                    1,
+                    turn_rows(tile, table_tile, TURNED, PARTS, BACK),
+                    scale if i == 0 else 1.0,
+                    BLOCK,
+                    STORED,
+                    PARTS,
+                )
+
+
+def launch_preparation(
+    q: Tensor,
+    k: Tensor,
+    prefix_k: Tensor | None,
+    v: Tensor | None,
+    prefix_v: Tensor | None,
+    table: Tensor | None,
+    scale: float,
+    channels: int,
+    back: bool,
+) -> list[Tensor]:
+    """Prepare all operands that are given in one launch.
+
+    Args:
+        q: queries, (B, N, H, C), the last of all positions; scaled and turned.
+        k: keys, (B, ·, G, C), the last of all positions; turned.
+        prefix_k: keys of the first positions; turned.
+        v: values, padded only.
+        prefix_v: values, padded only.
+        table: cos and sin for each pair, (B or 1, all positions, P, 2) in fp32; without it
+            nothing turns.
+        scale: factor of the queries.
+        channels: of the results; zeros beyond C, or C cut off.
+        back: turn back, as the backward pass does.
+
+    Returns:
+        New contiguous tensors, (B, ·, ·, channels), in the order of the arguments given.
+    """
+    turned = [x for x in (q, k, prefix_k) if x is not None]
+    sources = turned + [x for x in (v, prefix_v) if x is not None]
+    targets = [x.new_empty(*x.shape[:-1], channels) for x in sources]
+    batch, loaded = q.shape[0], q.shape[-1]
+    lengths = tuple(x.shape[1] for x in sources)
+    parts = part_ranges(max(loaded, channels))
+    if table is None:
+        table, num_turned = q.new_empty(1, 1, 0, 2, dtype=torch.float32), 0
+    else:
+        num_turned = len(turned)
+    table = table.flatten(-2).contiguous().expand(batch, -1, -1)  # (B, positions, 2·P)
+    positions, turning = table.shape[1:]
+    blocks = triton.cdiv(max(lengths), BLOCK_ROWS)
+    prepare_rows[(blocks * batch, len(sources))](
+        tuple(sources),
+        tuple(targets),
+        tuple(x.stride() for x in sources),
+        lengths,
+        tuple(x.shape[2] for x in sources),
+        tuple(0 if x is prefix_k else positions - x.shape[1] for x in sources),
+        table,
+        table.stride(),
+        positions,
+        batch,
+        blocks,
+        scale,
+        BLOCK=BLOCK_ROWS,
+        LOADED=loaded,
+        STORED=channels,
+        PARTS=parts,
+        NUM_TURNED=num_turned,
+        TURNED=turning,
+        TABLE_PARTS=tuple(part for part in parts if part[0] < turning),
+        BACK=back,
+        num_warps=NUM_WARPS,
+    )
+    return targets

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flopcount.explanation import explain
     from flopcount.fitting import (
         fit_isoflop_profiles,
+        fit_optima,
         fit_surface,
         fit_training_curves,
         read_curves,
@@ -34,6 +35,7 @@ __all__ = [
     "compare",
     "explain",
     "fit_isoflop_profiles",
+    "fit_optima",
     "fit_surface",
     "fit_training_curves",
     "isoflop_runs",
@@ -50,6 +52,7 @@ _HOMES = {
     "compare": "comparison",
     "explain": "explanation",
     "fit_isoflop_profiles": "fitting",
+    "fit_optima": "fitting",
     "fit_surface": "fitting",
     "fit_training_curves": "fitting",
     "isoflop_runs": "planning",

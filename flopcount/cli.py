@@ -305,14 +305,18 @@ def plan(
 
 def fit(
     runs: tyro.conf.Positional[Path],
-    approach: Literal["profiles", "surface", "curves"] = "profiles",
+    approach: Literal["profiles", "surface", "curves", "power-law"] = "profiles",
     objective: Literal["huber-log", "variable-projection"] = "huber-log",
     params: str | None = None,
     tokens: str | None = None,
     flops: str | None = None,
     loss: str | None = None,
     budget: str | None = None,
+    budgets: tuple[float, ...] = (),
     run: str | None = None,
+    where: tuple[str, ...] = (),
+    a: float | None = None,
+    b: float | None = None,
     drop_highest: int = 0,
     num_bootstrap: int = 0,
     seed: int = 0,
@@ -323,14 +327,19 @@ def fit(
 
     Args:
         runs: A CSV file: final losses, or for ``curves`` every validation of every run.
-        approach: ``curves`` (1, envelope), ``profiles`` (2, parabolas) or ``surface`` (3).
+        approach: ``curves`` (1, envelope), ``profiles`` (2, parabolas), ``surface`` (3), or
+            ``power-law`` through a table of optima.
         objective: Of ``surface``.
         params: Heading of N, where it is not recognised; so for the next five.
         tokens: Heading of D.
         flops: Heading of C.
         loss: Heading of the loss.
         budget: Heading of the planned budget.
+        budgets: Budgets of ``profiles``, where neither a column nor the FLOPs tell them apart.
         run: Heading of the run's name, for ``curves``.
+        where: Read only rows with these values: HEADING=VALUE, of a table of several experiments.
+        a: Exponent of N_opt, given instead of fitted, for ``power-law``.
+        b: Exponent of D_opt, likewise.
         drop_highest: How many of the highest losses to leave out.
         num_bootstrap: Bootstrap fits, for intervals.
         seed: Of the bootstrap.
@@ -342,22 +351,43 @@ def fit(
     bootstrap: dict[str, Any] = dict(num_bootstrap=num_bootstrap, seed=seed)
     headings = dict(params=params, tokens=tokens, flops=flops, loss=loss)
     fitted: Any
+    if (a, b) != (None, None) and approach != "power-law":
+        raise ValueError(f"a = {a}, b = {b}: expected approach = 'power-law' with them")
     if approach == "curves":
-        curves = fitting.read_curves(runs, run=run, **headings)
+        curves = fitting.read_curves(runs, run=run, where=_conditions(where), **headings)
         fitted = fitting.fit_training_curves(curves, **bootstrap)
     else:
         table_of_runs = fitting.read_runs(
-            runs, budget=budget, drop_highest=drop_highest, **headings
+            runs,
+            budget=budget,
+            drop_highest=drop_highest,
+            where=_conditions(where),
+            optima=approach == "power-law",
+            **headings,
         )
-        if approach == "profiles":
-            fitted = fitting.fit_isoflop_profiles(table_of_runs, **bootstrap)
+        if approach == "power-law":
+            fitted = fitting.fit_optima(table_of_runs, a=a, b=b, **bootstrap)
+        elif approach == "profiles":
+            fitted = fitting.fit_isoflop_profiles(
+                table_of_runs, budgets=budgets or None, **bootstrap
+            )
         else:
             fitted = fitting.fit_surface(table_of_runs, objective=objective, **bootstrap)
+    if not json:
+        print(fitted)
     optima = [fitted.predict(budget_flops) for budget_flops in predict]
     if json:
         print(to_json(fitted.to_dict() | {"predictions": [o.to_dict() for o in optima]}))
         return
-    print(fitted, *optima, sep="\n")
+    for best in optima:
+        print(f"\n{best}")
+
+
+def _conditions(where: tuple[str, ...]) -> dict[str, str]:
+    conditions = dict(condition.partition("=")[::2] for condition in where)
+    if not all("=" in condition for condition in where):
+        raise ValueError(f"where = {where}: expected HEADING=VALUE")
+    return conditions
 
 
 def devices(json: bool = False) -> None:

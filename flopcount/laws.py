@@ -76,12 +76,29 @@ class ScalingLaw:
     source: str
 
     def n_opt(self, flops: float) -> float:
-        """Compute-optimal parameters for a budget of ``flops`` training FLOPs."""
-        return self.k_n * math.pow(flops, self.a)
+        """Compute-optimal parameters for a budget of ``flops`` training FLOPs.
+
+        Raises:
+            ValueError: If they exceed a float.
+        """
+        return _power(self.k_n, flops, self.a)
 
     def d_opt(self, flops: float) -> float:
-        """Compute-optimal training tokens for a budget of ``flops`` training FLOPs."""
-        return self.k_d * math.pow(flops, self.b)
+        """Compute-optimal training tokens for a budget of ``flops`` training FLOPs.
+
+        Raises:
+            ValueError: If they exceed a float.
+        """
+        return _power(self.k_d, flops, self.b)
+
+
+def _power(factor: float, flops: float, exponent: float) -> float:
+    try:
+        return factor * math.pow(flops, exponent)
+    except OverflowError:
+        raise ValueError(
+            f"flops = {quoted(flops)}: {factor:.4g} · C^{exponent:.4g} exceeds a float"
+        ) from None
 
 
 FLOPS_PER_PARAM_TOKEN = 6
@@ -130,13 +147,27 @@ class LossSurface:
         )
 
     def n_opt(self, flops: float) -> float:
-        """Compute-optimal parameters for a budget of ``flops`` training FLOPs."""
+        """Compute-optimal parameters for a budget of ``flops`` training FLOPs.
+
+        Raises:
+            ValueError: If no size is optimal, since A, B, α or β is not positive, or if the
+                optimal one exceeds a float.
+        """
+        if min(self.a, self.b, self.alpha, self.beta) <= 0:
+            raise ValueError(f"{self}: expected A, B, α and β above 0, else no size is optimal")
         log_ratio = math.log(self.alpha * self.a) - math.log(self.beta * self.b)
         log_product = math.log(flops / self.flops_per_param_token)
-        return math.exp((log_ratio + self.beta * log_product) / (self.alpha + self.beta))
+        try:
+            return math.exp((log_ratio + self.beta * log_product) / (self.alpha + self.beta))
+        except OverflowError:
+            raise ValueError(f"flops = {quoted(flops)}: N_opt exceeds a float") from None
 
     def d_opt(self, flops: float) -> float:
-        """Compute-optimal training tokens for a budget of ``flops`` training FLOPs."""
+        """Compute-optimal training tokens for a budget of ``flops`` training FLOPs.
+
+        Raises:
+            ValueError: As :meth:`n_opt`.
+        """
         return flops / self.flops_per_param_token / self.n_opt(flops)
 
 

@@ -518,7 +518,7 @@ def plan(
 def _optimum(law: Law, flops: float) -> tuple[float, float]:
     try:
         best = law.n_opt(flops), law.d_opt(flops)
-    except (OverflowError, ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"law = {quoted(law)}: no optimum at {flops:g} FLOPs: {error}") from None
     if not all(math.isfinite(size) and size > 0 for size in best):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from flopcount.fitting.curves import Curves, CurvesFit, fit_training_curves, read_curves
 from flopcount.fitting.frontier import Frontier
+from flopcount.fitting.optima import OptimaFit, fit_optima
 from flopcount.fitting.profiles import (
     Bias,
     Profile,
@@ -20,6 +21,7 @@ __all__ = [
     "FlaggedRow",
     "Frontier",
     "Interval",
+    "OptimaFit",
     "Optimum",
     "Profile",
     "ProfilesFit",
@@ -27,6 +29,7 @@ __all__ = [
     "SurfaceFit",
     "approach_2_bias",
     "fit_isoflop_profiles",
+    "fit_optima",
     "fit_surface",
     "fit_training_curves",
     "read_curves",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flopcount.fitting.frontier import Frontier, fit_frontier
+from flopcount.fitting.frontier import NO_FLOOR, Frontier, fit_frontier
 from flopcount.fitting.results import CONFIDENCE, Optimum, require_bootstrap
 from flopcount.fitting.runs import (
     FlaggedRow,
+    describe_selection,
+    described,
     find_columns,
     flag_notes,
     parse_rows,
     read_table,
+    rows_where,
 )
 from flopcount.laws import FLOPS_PER_PARAM_TOKEN
 from flopcount.sizes import quoted
@@ -55,11 +59,18 @@ class Curves:
         curves: One per run with at least two points.
         flagged: Rows left out, with reasons.
         columns: The heading used for each role.
+        selection: Which rows were asked for, and how many others there are; empty if all were.
     """
 
     curves: tuple[Curve, ...]
     flagged: tuple[FlaggedRow, ...]
     columns: dict[str, str]
+    selection: str = ""
+
+    @property
+    def described(self) -> str:
+        """What was read as what, in a line."""
+        return described(self.columns, "", self.selection)
 
 
 def read_curves(
@@ -70,6 +81,7 @@ def read_curves(
     tokens: str | None = None,
     flops: str | None = None,
     loss: str | None = None,
+    where: Mapping[str, str] | None = None,
 ) -> Curves:
     """Read training curves: one row per run and point of training.
 
@@ -80,6 +92,7 @@ def read_curves(
         tokens: Heading of D so far.
         flops: Heading of C so far; where one of D and C is missing, C = 6·N·D.
         loss: Heading of the loss.
+        where: Value by heading: only the rows with these values are read.
 
     Raises:
         TypeError: If ``source`` is neither a path, a mapping nor a frame.
@@ -103,6 +116,9 @@ def read_curves(
         )
     numeric = {role: heading for role, heading in columns.items() if role != "run"}
     good, flagged = parse_rows(headings, rows, numeric)
+    selected = rows_where(headings, rows, where or {})
+    good = [entry for entry in good if entry[0] in selected]
+    flagged = [flag for flag in flagged if flag.row in selected]
     name_at = headings.index(columns["run"])
     by_run: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for number, values in good:
@@ -130,7 +146,10 @@ def read_curves(
         curves.append(Curve(name, size, np.array(costs), seen, losses))
     if not curves:
         raise ValueError(f"no curve with two points among {len(rows)} rows: expected at least one")
-    return Curves(tuple(curves), tuple(sorted(flagged, key=lambda flag: flag.row)), columns)
+    selection = describe_selection(where or {}, len(selected), len(rows))
+    return Curves(
+        tuple(curves), tuple(sorted(flagged, key=lambda flag: flag.row)), columns, selection
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -184,9 +203,10 @@ class CurvesFit:
         notes = [
             f"envelope of {len(self.curves.curves)} curves at {len(self.flops)} budgets from "
             f"{self.flops.min():.3g} to {self.flops.max():.3g} FLOPs; {self.at_edge} more not "
-            "used: the best run there is the smallest or the largest"
+            "used: the best run there is the smallest or the largest",
+            NO_FLOOR,
         ]
-        notes += flag_notes(self.curves.flagged)
+        notes += [self.curves.described, *flag_notes(self.curves.flagged)]
         return table(
             ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
             self.frontier.records(),

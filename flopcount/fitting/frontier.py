@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     FloatArray = npt.NDArray[np.float64]
 
 NAMES = ("a", "b", "loss exponent")
+NO_FLOOR = (
+    "the loss is a power law without a floor: it describes the budgets fitted, no larger ones"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,21 +27,24 @@ class Frontier:
 
     Attributes:
         law: The laws of N_opt and D_opt.
-        loss_factor: k_L in L = k_L·C^q; a local description, since it has no floor.
+        loss_factor: k_L in L = k_L·C^q; a local description, since it has no floor. None without
+            losses.
         loss_exponent: q, negative.
         slopes: Bootstrap samples of the three slopes, one row each.
         intercepts: Of the three intercepts in log space.
         failed: Bootstrap samples in which fewer than two budgets had an optimum.
         confidence: Share of the bootstrap distribution in an interval.
+        given: Exponents that were not fitted.
     """
 
     law: ScalingLaw
-    loss_factor: float
-    loss_exponent: float
+    loss_factor: float | None
+    loss_exponent: float | None
     slopes: FloatArray = dataclasses.field(repr=False)
     intercepts: FloatArray = dataclasses.field(repr=False)
     failed: int
     confidence: float
+    given: tuple[str, ...] = ()
 
     @property
     def intervals(self) -> dict[str, Interval | None]:
@@ -51,11 +57,10 @@ class Frontier:
         import numpy as np
 
         budget = require_positive_number("flops", flops)
-        point = (
-            self.law.n_opt(budget),
-            self.law.d_opt(budget),
-            float(self.loss_factor * budget**self.loss_exponent),
-        )
+        loss_opt = None
+        if self.loss_factor is not None and self.loss_exponent is not None:
+            loss_opt = float(self.loss_factor * budget**self.loss_exponent)
+        point = self.law.n_opt(budget), self.law.d_opt(budget), loss_opt
         params, tokens, loss = np.exp(self.intercepts + self.slopes * np.log(budget)).T
         return optimum(budget, point, (params, tokens, loss), self.confidence, method)
 
@@ -68,8 +73,14 @@ class Frontier:
             ("loss exponent", self.loss_exponent, self.loss_factor),
         )
         return [
-            [name, f"{exponent:.4f}", interval_text(found[name]), f"{factor:.5g}"]
+            [
+                name,
+                f"{exponent:.4f}",
+                "given" if name in self.given else interval_text(found[name]),
+                f"{factor:.5g}",
+            ]
             for name, exponent, factor in values
+            if exponent is not None
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,6 +91,7 @@ class Frontier:
             "intervals": {
                 name: found and dataclasses.asdict(found) for name, found in self.intervals.items()
             },
+            "given": list(self.given),
             "num_bootstrap": len(self.slopes) + self.failed,
             "failed_bootstrap": self.failed,
         }
@@ -134,7 +146,7 @@ def fit_frontier(
 
     slope, intercept = (part[0] for part in lines(log_flops, values[None]))
     slopes, intercepts = lines(sample_log_flops, samples)
-    usable = np.isfinite(slopes).all(axis=1)
+    usable = np.isfinite(slopes[:, :2]).all(axis=1)
     k_n, k_d, k_l = np.exp(intercept).tolist()
     return Frontier(
         law=ScalingLaw(float(slope[0]), float(slope[1]), k_n, k_d, source),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flopcount.fitting.frontier import Frontier, fit_frontier
+from flopcount.fitting.frontier import NO_FLOOR, Frontier, fit_frontier
 from flopcount.fitting.results import CONFIDENCE, Optimum, require_bootstrap
 from flopcount.fitting.runs import FlaggedRow, Runs, flag_notes, read_runs
 from flopcount.laws import CHINCHILLA_SURFACE, LossSurface
@@ -135,7 +135,10 @@ class ProfilesFit:
             ValueError: If it is not positive, or if fewer than two vertices carry the laws.
         """
         if self.frontier is None:
-            raise ValueError(f"flops = {flops}: expected vertices at two budgets at least")
+            raise ValueError(
+                f"flops = {quoted(flops)}: no prediction, since it takes usable vertices at two "
+                "budgets, and the fit has fewer; name the budgets where they are not found"
+            )
         return self.frontier.predict(flops, "approach 2, parabolas in log N")
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,7 +164,7 @@ class ProfilesFit:
             rows,
             title="Approach 2: a parabola in log N per budget",
         )
-        notes = flag_notes(self.flagged)
+        notes = [self.runs.described, *flag_notes(self.flagged)]
         if self.bias is not None:
             notes.append(str(self.bias))
         if self.frontier is None:
@@ -170,7 +173,7 @@ class ProfilesFit:
         laws = table(
             ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
             self.frontier.records(),
-            note="\n".join(notes),
+            note="\n".join([NO_FLOOR, *notes]),
         )
         return f"{text}\n\n{laws}"
 

@@ -83,7 +83,7 @@ class Optimum:
         flops: C, training FLOPs.
         params: N_opt.
         tokens: D_opt.
-        loss: Predicted loss at the optimum.
+        loss: Predicted loss at the optimum; None from a fit without losses.
         params_interval: Bootstrap interval of ``params``; None without a bootstrap.
         tokens_interval: Of ``tokens``.
         loss_interval: Of ``loss``.
@@ -93,7 +93,7 @@ class Optimum:
     flops: float
     params: float
     tokens: float
-    loss: float
+    loss: float | None
     params_interval: Interval | None
     tokens_interval: Interval | None
     loss_interval: Interval | None
@@ -104,13 +104,15 @@ class Optimum:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
+        rows = [
+            ["N_opt", f"{self.params:.4g}", interval_text(self.params_interval)],
+            ["D_opt", f"{self.tokens:.4g}", interval_text(self.tokens_interval)],
+        ]
+        if self.loss is not None:
+            rows.append(["loss", f"{self.loss:.5g}", interval_text(self.loss_interval)])
         return table(
             ["", "value", "interval"],
-            [
-                ["N_opt", self.params, interval_text(self.params_interval)],
-                ["D_opt", self.tokens, interval_text(self.tokens_interval)],
-                ["loss", f"{self.loss:.5g}", interval_text(self.loss_interval)],
-            ],
+            rows,
             title=f"Optimum at {shown(self.flops)} FLOPs: {self.method}",
         )
 
@@ -122,7 +124,7 @@ def interval_text(found: Interval | None) -> str:
 
 def optimum(
     flops: float,
-    point: tuple[float, float, float],
+    point: tuple[float, float, float | None],
     samples: tuple[FloatArray, FloatArray, FloatArray],
     confidence: float,
     method: str,

@@ -21,82 +21,31 @@ if TYPE_CHECKING:
 
     FloatArray = npt.NDArray[np.float64]
 
-COLUMN_NAMES: dict[str, frozenset[str]] = {
-    "params": frozenset(
-        {
-            "n",
-            "params",
-            "parameters",
-            "numparams",
-            "numparameters",
-            "nparams",
-            "nparameters",
-            "paramcount",
-            "modelsize",
-            "parametercount",
-            "modelparams",
-            "modelparameters",
-            "totalparams",
-            "totalparameters",
-        }
-    ),
-    "tokens": frozenset(
-        {
-            "d",
-            "tokens",
-            "numtokens",
-            "ntokens",
-            "traintokens",
-            "trainingtokens",
-            "latenttokens",
-            "tokencount",
-            "totaltokens",
-            "datasize",
-            "datasetsize",
-        }
-    ),
-    "flops": frozenset(
-        {
-            "c",
-            "flop",
-            "flops",
-            "trainflop",
-            "trainflops",
-            "trainingflop",
-            "trainingflops",
-            "totalflops",
-            "compute",
-            "trainingcompute",
-        }
-    ),
-    "budget": frozenset(
-        {
-            "budget",
-            "computebudget",
-            "flopbudget",
-            "flopsbudget",
-            "targetflops",
-            "isoflop",
-            "isoflops",
-        }
-    ),
-    "loss": frozenset(
-        {
-            "l",
-            "loss",
-            "finalloss",
-            "valloss",
-            "validationloss",
-            "evalloss",
-            "testloss",
-            "trainloss",
-            "trainingloss",
-            "finalvalloss",
-        }
-    ),
-    "run": frozenset({"run", "runid", "runname", "name", "curve", "model"}),
+_NAMES = {
+    "params": "n params parameters numparams numparameters nparams nparameters paramcount "
+    "parametercount modelsize modelparams modelparameters totalparams totalparameters",
+    "tokens": "d tokens numtokens ntokens traintokens trainingtokens latenttokens tokencount "
+    "totaltokens tokensseen datasize datasetsize",
+    "flops": "c flop flops trainflop trainflops trainingflop trainingflops totalflop totalflops "
+    "compute trainingcompute",
+    "budget": "budget computebudget flopbudget flopsbudget targetflops isoflop isoflops",
+    "loss": "l",
+    "run": "run runid runname name curve model",
 }
-"""Headings recognised for each role, in lower case without spaces and punctuation."""
+COLUMN_NAMES = {role: frozenset(names.split()) for role, names in _NAMES.items()}
+"""Headings recognised for each role, in lower case without spaces and punctuation; of a heading
+with slashes, as loggers write it, the last part. A loss is also whatever ends in "loss"."""
+_UNITS = {
+    1e3: "k thousand thousands",
+    1e6: "m mn million millions",
+    1e9: "b bn billion billions g giga",
+    1e12: "t tn trillion trillions tera",
+}
+UNITS = {name: scale for scale, names in _UNITS.items() for name in names.split()}
+"""What "(M)" behind a heading, or "M" behind a count, multiplies by."""
+_PREFIXES = UNITS | {"p": 1e15, "peta": 1e15, "e": 1e18, "exa": 1e18, "z": 1e21, "zetta": 1e21}
+COUNTS = ("params", "tokens", "flops", "budget")
+"""Roles that may carry a unit; a loss is taken as it stands."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +98,7 @@ class Runs:
         flagged: Rows left out, and rows used that are odd, with reasons.
         columns: The heading used for each role.
         derived: How the quantity without a column was computed; empty if all have one.
+        selection: Which rows were asked for, and how many others there are; empty if all were.
     """
 
     params: FloatArray
@@ -160,6 +110,12 @@ class Runs:
     flagged: tuple[FlaggedRow, ...]
     columns: Mapping[str, str]
     derived: str
+    selection: str = ""
+
+    @property
+    def described(self) -> str:
+        """What was read as what, in a line."""
+        return described(self.columns, self.derived, self.selection)
 
     @property
     def flops_per_param_token(self) -> float:
@@ -176,19 +132,52 @@ class Runs:
         return {
             "num_runs": len(self.rows),
             "columns": dict(self.columns),
+            "units": _units(self.columns),
             "derived": self.derived,
+            "selection": self.selection,
             "flagged": [dataclasses.asdict(flag) for flag in self.flagged],
         }
 
     def __str__(self) -> str:
-        used = ", ".join(f"{role} = {heading!r}" for role, heading in self.columns.items())
-        note = f"{used}; {self.derived}" if self.derived else used
         rows = [[flag.row, "yes" if flag.used else "no", flag.reason] for flag in self.flagged]
-        return table(["row", "used", "reason"], rows, title=f"{len(self.rows)} runs", note=note)
+        title = f"{len(self.rows)} runs"
+        return table(["row", "used", "reason"], rows, title=title, note=self.described)
 
 
-def _key(heading: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", heading.lower())
+def described(columns: Mapping[str, str], derived: str, selection: str) -> str:
+    """What was read as what, in a line: headings with units, what is derived, which rows."""
+    units = _units(columns)
+    used = ", ".join(
+        f"{role} = {heading!r}" + (f" in {units[role]:g}" if units[role] != 1 else "")
+        for role, heading in columns.items()
+    )
+    return "; ".join(part for part in (used, derived, selection) if part)
+
+
+def _units(columns: Mapping[str, str]) -> dict[str, float]:
+    return {role: _named(heading, role)[1] for role, heading in columns.items()}
+
+
+def _named(heading: str, role: str) -> tuple[str, float]:
+    """The heading's name, and the unit that it states for the role.
+
+    >>> _named("Params (M)", "params"), _named("throughput/total_gflops", "flops")
+    (('params', 1000000.0), ('totalflops', 1000000000.0))
+    """
+    text, scale = heading.lower().rsplit("/", 1)[-1].strip(), 1.0
+    if role in COUNTS:
+        unit = re.fullmatch(r"(.*?)\s*[(\[]\s*(?:in\s+)?(\w+)\s*[)\]]", text)
+        if unit and unit[2] in UNITS:
+            text, scale = unit[1], UNITS[unit[2]]
+        flops = re.fullmatch(r"(.*?)(giga|tera|peta|exa|zetta|g|t|p|e|z)(flops?)", text)
+        if role in ("flops", "budget") and flops and not flops[1][-1:].isalpha():
+            text, scale = flops[1] + flops[3], scale * _PREFIXES[flops[2]]
+    return re.sub(r"[^a-z0-9]", "", text), scale
+
+
+def _matches(heading: str, role: str) -> bool:
+    name, _ = _named(heading, role)
+    return name in COLUMN_NAMES[role] or (role == "loss" and name.endswith("loss"))
 
 
 def find_columns(
@@ -222,7 +211,7 @@ def find_columns(
                 raise ValueError(f"{role} = {quoted(name)}: expected a column's name; {listed}")
             found[role] = name
             continue
-        matching = [heading for heading in headings if _key(heading) in COLUMN_NAMES[role]]
+        matching = [heading for heading in headings if _matches(heading, role)]
         if len(matching) > 1:
             raise ValueError(
                 f"{' and '.join(repr(heading) for heading in matching)} may all be {role}: "
@@ -234,7 +223,7 @@ def find_columns(
 
 
 def read_table(source: object) -> tuple[list[str], list[list[Any]]]:
-    """Headings and rows of a CSV or TSV file, a mapping of columns, or a pandas frame.
+    """Headings and rows of a file with commas, tabs or semicolons, a mapping, or a pandas frame.
 
     Raises:
         TypeError: If ``source`` is none of these.
@@ -243,7 +232,9 @@ def read_table(source: object) -> tuple[list[str], list[list[Any]]]:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            delimiter = "\t" if path.suffix == ".tsv" else ","
+            heading = stream.readline()
+            stream.seek(0)
+            delimiter = next((mark for mark in ",\t;" if mark in heading), ",")
             lines = [line for line in csv.reader(stream, delimiter=delimiter) if line]
         if not lines:
             raise ValueError(f"source = {quoted(str(path))} is empty: expected a heading")
@@ -260,12 +251,28 @@ def read_table(source: object) -> tuple[list[str], list[list[Any]]]:
     return [str(heading) for heading in source], [list(row) for row in zip(*columns, strict=True)]
 
 
-def positive(cell: object) -> float | None:
-    """The cell as a positive, finite float; None if it is not one."""
+def positive(cell: object, counts: bool = False) -> float | None:
+    """The cell as a positive, finite float; None if it is not one.
+
+    Args:
+        cell: A number, or text; ``"1,234,567"`` is a number.
+        counts: Whether a unit may follow it.
+
+    >>> positive("1.5 Billion", counts=True), positive("3.2"), positive("3.2M"), positive("n/a")
+    (1500000000.0, 3.2, None, None)
+    """
     if isinstance(cell, bool) or cell is None:
         return None
+    scale = 1.0
+    if isinstance(cell, str):
+        cell = cell.strip()
+        if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", cell):
+            cell = cell.replace(",", "")
+        with_unit = re.fullmatch(r"([\d.eE+-]*\d\.?)\s*([A-Za-z]+)", cell)
+        if counts and with_unit and with_unit[2].lower() in UNITS:
+            cell, scale = with_unit[1], UNITS[with_unit[2].lower()]
     try:
-        number = float(cell)  # type: ignore[arg-type]
+        number = scale * float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) and number > 0 else None
@@ -276,20 +283,22 @@ def parse_rows(
 ) -> tuple[list[tuple[int, dict[str, float]]], list[FlaggedRow]]:
     """The numbers of every row, by role, and the rows that are not numbers."""
     good, flagged = [], []
+    units = _units(columns)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(headings):
             reason = f"{len(row)} cells under {len(headings)} headings"
             flagged.append(FlaggedRow(number, reason, used=False))
             continue
         cells = {role: row[headings.index(heading)] for role, heading in columns.items()}
-        values = {role: positive(cell) for role, cell in cells.items()}
+        values = {role: positive(cell, role in COUNTS) for role, cell in cells.items()}
         bad = [role for role, value in values.items() if value is None]
         if bad:
             reason = ", ".join(f"{columns[role]} = {quoted(cells[role])}" for role in bad)
             reason += ": expected a positive number"
             flagged.append(FlaggedRow(number, reason, used=False))
         else:
-            good.append((number, {role: value for role, value in values.items() if value}))
+            numbers = {role: value * units[role] for role, value in values.items() if value}
+            good.append((number, numbers))
     return good, flagged
 
 
@@ -302,6 +311,8 @@ def read_runs(
     loss: str | None = None,
     budget: str | None = None,
     drop_highest: int = 0,
+    where: Mapping[str, str] | None = None,
+    optima: bool = False,
 ) -> Runs:
     """Read final losses of training runs: N, loss, and D or C or both.
 
@@ -318,6 +329,9 @@ def read_runs(
         budget: Heading of the planned budget, which groups runs; it stands for C where C has no
             column of its own.
         drop_highest: How many of the highest losses to leave out (reported, too).
+        where: Value by heading: only the rows with these values are read, of a table that holds
+            several experiments. How many others there are is reported.
+        optima: Whether the rows are compute-optimal models; then a loss may be missing.
 
     Returns:
         A :class:`Runs`.
@@ -343,13 +357,18 @@ def read_runs(
     if "budget" in columns and "flops" not in columns:
         columns["flops"] = columns["budget"]
     has_quantity = sum(role in columns for role in ("params", "tokens", "flops")) >= 2
-    if "loss" not in columns or not has_quantity:
+    if not (optima or "loss" in columns) or not has_quantity:
         raise ValueError(
             f"found columns {columns}: expected loss and two of params, tokens, flops; name them, "
             f"as in params={headings[0]!r}; columns are {', '.join(map(repr, headings))}"
         )
     good, flagged = parse_rows(headings, rows, columns)
-    highest = sorted(good, key=lambda entry: -entry[1]["loss"])[:drop_highest]
+    selected = rows_where(headings, rows, where or {})
+    good = [entry for entry in good if entry[0] in selected]
+    flagged = [flag for flag in flagged if flag.row in selected]
+    if drop_highest and "loss" not in columns:
+        raise ValueError(f"drop_highest = {drop_highest}: expected 0 without a column of losses")
+    highest = sorted(good, key=lambda entry: -entry[1].get("loss", 0.0))[:drop_highest]
     for number, values in highest:
         reason = f"loss {values['loss']:.4g} is among the {drop_highest} highest"
         flagged.append(FlaggedRow(number, reason, used=False))
@@ -362,16 +381,17 @@ def read_runs(
         size = tuple(value for role, value in values.items() if role != "loss")
         if size in seen:
             first, other = seen[size]
-            same = other == values["loss"]
+            same = other == values.get("loss", math.nan) or "loss" not in columns
             reason = f"duplicate of row {first}" if same else f"repeats the size of row {first}"
             flagged.append(FlaggedRow(number, reason, used=not same))
             if same:
                 continue
-        seen.setdefault(size, (number, values["loss"]))
+        seen.setdefault(size, (number, values.get("loss", math.nan)))
         kept.append((number, values))
     if not kept:
-        raise ValueError(f"no usable row among {len(rows)}: expected positive numbers")
+        raise ValueError(f"no usable row among {len(selected)}: expected positive numbers")
     arrays = {role: np.array([values[role] for _, values in kept]) for role in columns}
+    arrays.setdefault("loss", np.full(len(kept), math.nan))
     derived = ""
     if "tokens" not in arrays:
         arrays["tokens"] = arrays["flops"] / (FLOPS_PER_PARAM_TOKEN * arrays["params"])
@@ -392,4 +412,33 @@ def read_runs(
         flagged=tuple(sorted(flagged, key=lambda flag: flag.row)),
         columns=columns,
         derived=derived,
+        selection=describe_selection(where or {}, len(selected), len(rows)),
     )
+
+
+def rows_where(
+    headings: Sequence[str], rows: Sequence[Sequence[Any]], where: Mapping[str, str]
+) -> set[int]:
+    """Numbers of the rows that hold every value asked for."""
+    if not isinstance(where, Mapping):
+        raise TypeError(f"where = {quoted(where)}: expected a mapping from heading to value")
+    for heading in where:
+        if heading not in headings:
+            raise ValueError(
+                f"where = {quoted(heading)}: expected a column's name; columns are "
+                f"{', '.join(map(repr, headings))}"
+            )
+    places = {headings.index(heading): str(value) for heading, value in where.items()}
+    return {
+        number
+        for number, row in enumerate(rows, start=1)
+        if all(at < len(row) and str(row[at]).strip() == value for at, value in places.items())
+    }
+
+
+def describe_selection(where: Mapping[str, str], selected: int, total: int) -> str:
+    """Which rows were asked for, and how many of the table's they are; empty if all."""
+    if not where:
+        return ""
+    asked = ", ".join(f"{heading} = {value}" for heading, value in where.items())
+    return f"{selected} of {total} rows with {asked}"

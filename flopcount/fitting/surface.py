@@ -29,13 +29,18 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "huber-log": "Huber on the log of the loss",
-    "variable-projection": "least squares on the loss by variable projection",
+    "variable-projection": "Huber on the loss by variable projection",
 }
 HUBER_DELTA = 1e-3
-"""Hoffmann et al. 2022 (arXiv 2203.15556), section 3.3 and Appendix D.3."""
+"""Hoffmann et al. 2022 (arXiv 2203.15556), section 3.3 and Appendix D.3: of log loss. On the loss,
+the same share of the runs' median loss, so that both objectives forgive the same outliers."""
 
 PARAMETERS = ("E", "A", "B", "α", "β")
 _GRID = (0.02, 2.0, 24)
+_EXPONENTS = (1e-3, 5.0)
+_MOST_REWEIGHTINGS = 200
+_ABSENT = 1e-9
+"""A term that is a smaller share of the loss at the runs' centre is none: its factor becomes 0."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +51,7 @@ class SurfaceFit:
         surface: The point estimate.
         objective: A key of :data:`OBJECTIVES`.
         value: The objective's value: the sum over the runs of Huber losses of log-loss residuals,
-            or of squared loss residuals.
+            or of loss residuals.
         residuals: Fitted minus observed, per run: of log losses or of losses, as the objective.
         samples: Bootstrap fits, one row of E, A, B, α, β each.
         intervals: By parameter name; empty without a bootstrap.
@@ -70,7 +75,7 @@ class SurfaceFit:
 
         Raises:
             TypeError: If ``flops`` is no number.
-            ValueError: If it is not positive and finite.
+            ValueError: If it is not positive and finite, or the surface has no optimum.
         """
         import numpy as np
 
@@ -78,13 +83,16 @@ class SurfaceFit:
         best = self.surface.n_opt(budget), self.surface.d_opt(budget)
         e, a, b, alpha, beta = self.samples.T
         log_product = math.log(budget / self.surface.flops_per_param_token)
-        log_n = (np.log(alpha * a) - np.log(beta * b) + beta * log_product) / (alpha + beta)
-        log_d = log_product - log_n
-        loss = e + a * np.exp(-alpha * log_n) + b * np.exp(-beta * log_d)
+        # A sample with A or B = 0 has its optimum at infinity, which no interval counts.
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            log_n = (np.log(alpha * a) - np.log(beta * b) + beta * log_product) / (alpha + beta)
+            log_d = log_product - log_n
+            loss = e + a * np.exp(-alpha * log_n) + b * np.exp(-beta * log_d)
+            sizes = np.exp(log_n), np.exp(log_d)
         return optimum(
             budget,
             (*best, self.surface.loss(*best)),
-            (np.exp(log_n), np.exp(log_d), loss),
+            (*sizes, loss),
             self.confidence,
             f"approach 3, {OBJECTIVES[self.objective]}",
         )
@@ -120,6 +128,7 @@ class SurfaceFit:
             f"objective {self.value:.6g} over {len(self.runs.rows)} runs; optimum under "
             f"C = {kappa:.4g}·N·D",
             "a, b: exponents of C in N_opt, D_opt",
+            self.runs.described,
         ]
         if self.failed:
             notes.append(f"{self.failed} bootstrap fits failed and are not in the intervals")
@@ -144,37 +153,76 @@ class _Points:
         y: log D less its mean.
         loss: L.
         weights: How often each run counts.
+        delta: Huber's δ for residuals of the loss.
     """
 
     x: FloatArray
     y: FloatArray
     loss: FloatArray
     weights: FloatArray
+    delta: float
 
 
-def _linear_part(points: _Points, alpha: float, beta: float) -> FloatArray:
-    """E, A', B' ≥ 0 of least weighted squares for given exponents."""
+def _design(points: _Points, alpha: float, beta: float) -> FloatArray:
+    """The columns 1, N^-α, D^-β: with α and β given, the loss is linear in E, A', B'."""
     import numpy as np
 
-    root = np.sqrt(points.weights)
     terms = np.exp(-alpha * points.x), np.exp(-beta * points.y)
-    design = np.stack([np.ones_like(points.x), *terms], axis=1) * root[:, None]
-    scale = np.sqrt((design * design).sum(axis=0))
-    target = points.loss * root
-    solution: FloatArray = np.linalg.lstsq(design / scale, target, rcond=None)[0]
+    return np.stack([np.ones_like(points.x), *terms], axis=1)
+
+
+def _least_squares(design: FloatArray, loss: FloatArray, weights: FloatArray) -> FloatArray:
+    """E, A', B' ≥ 0 of least weighted squares."""
+    import numpy as np
+
+    root = np.sqrt(weights)
+    weighted = design * root[:, None]
+    scale = np.sqrt((weighted * weighted).sum(axis=0))
+    target = loss * root
+    solution: FloatArray = np.linalg.lstsq(weighted / scale, target, rcond=None)[0]
     if (solution < 0).any():
-        solution = extras.load("scipy.optimize", "fit").nnls(design / scale, target)[0]
+        solution = extras.load("scipy.optimize", "fit").nnls(weighted / scale, target)[0]
     result: FloatArray = solution / scale
     return result
+
+
+def _huber_losses(residuals: FloatArray, delta: float) -> FloatArray:
+    """r²/2 up to δ, δ·(|r| - δ/2) beyond."""
+    import numpy as np
+
+    size = np.abs(residuals)
+    result: FloatArray = np.where(size <= delta, 0.5 * size * size, delta * (size - 0.5 * delta))
+    return result
+
+
+def _robust(design: FloatArray, points: _Points, start: FloatArray) -> tuple[FloatArray, float]:
+    """E, A', B' ≥ 0 of least Huber loss, and that loss, by iteratively reweighted least squares.
+
+    A run beyond δ counts δ/|r| as much: the parabola so weighted touches the Huber loss at r from
+    above, so that no step raises the sum, which is convex.
+
+    Source: Huber and Ronchetti 2009, Robust Statistics, section 7.8.
+    """
+    import numpy as np
+
+    factors, value = start, math.inf
+    for _ in range(_MOST_REWEIGHTINGS):
+        residuals = design @ factors - points.loss
+        reached = float(points.weights @ _huber_losses(residuals, points.delta))
+        if not reached < value * (1 - 1e-13):
+            break
+        best, value = factors, reached
+        weights = points.weights / np.maximum(np.abs(residuals) / points.delta, 1)
+        factors = _least_squares(design, points.loss, weights)
+    return best, value
 
 
 def _projected_residuals(exponents: FloatArray, points: _Points) -> FloatArray:
     import numpy as np
 
-    alpha, beta = exponents
-    e, a, b = _linear_part(points, alpha, beta)
-    fitted = e + a * np.exp(-alpha * points.x) + b * np.exp(-beta * points.y)
-    result: FloatArray = np.sqrt(points.weights) * (fitted - points.loss)
+    design = _design(points, *exponents)
+    factors = _least_squares(design, points.loss, points.weights)
+    result: FloatArray = np.sqrt(points.weights) * (design @ factors - points.loss)
     return result
 
 
@@ -191,7 +239,7 @@ def _best_on_grid(points: _Points) -> FloatArray:
     return np.array(min(values, key=values.__getitem__))
 
 
-def _variable_projection(points: _Points, start: FloatArray | None) -> FloatArray:
+def _squares(points: _Points, start: FloatArray | None) -> FloatArray:
     """E, A', B', α, β of least squares: two exponents searched, three factors solved for."""
     import numpy as np
 
@@ -200,13 +248,47 @@ def _variable_projection(points: _Points, start: FloatArray | None) -> FloatArra
         _projected_residuals,
         _best_on_grid(points) if start is None else start[3:],
         args=(points,),
-        bounds=(1e-3, 5.0),
+        bounds=_EXPONENTS,
         xtol=1e-14,
         ftol=1e-14,
         gtol=1e-14,
         x_scale=(0.1, 0.1),
     )
-    return np.concatenate([_linear_part(points, *found.x), found.x])
+    factors = _least_squares(_design(points, *found.x), points.loss, points.weights)
+    return np.concatenate([factors, found.x])
+
+
+def _variable_projection(points: _Points, start: FloatArray | None) -> FloatArray:
+    """E, A', B', α, β of least Huber loss: two exponents searched, three factors solved for.
+
+    With the factors at their optimum, the sum changes with an exponent as if they stood still, so
+    that its gradient has two terms only.
+    """
+    import numpy as np
+
+    optimize = extras.load("scipy.optimize", "fit")
+    first = _squares(points, start)
+    factors = first[:3]
+
+    def projected(exponents: FloatArray) -> tuple[float, FloatArray]:
+        nonlocal factors
+        design = _design(points, *exponents)
+        factors, value = _robust(design, points, factors)
+        slope = points.weights * np.clip((design @ factors - points.loss) / points.delta, -1, 1)
+        terms = design[:, 1:] * factors[1:]
+        by_exponent = -(slope @ (terms[:, 0] * points.x)), -(slope @ (terms[:, 1] * points.y))
+        return value / points.delta**2, np.array(by_exponent) / points.delta
+
+    found = optimize.minimize(
+        projected,
+        first[3:],
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[_EXPONENTS, _EXPONENTS],
+        options={"ftol": 1e-15, "gtol": 1e-6},
+    )
+    factors, _ = _robust(_design(points, *found.x), points, factors)
+    return np.concatenate([factors, found.x])
 
 
 def _huber(theta: FloatArray, points: _Points, log_loss: FloatArray) -> tuple[float, FloatArray]:
@@ -229,12 +311,12 @@ def _huber(theta: FloatArray, points: _Points, log_loss: FloatArray) -> tuple[fl
 
 
 def _huber_log(points: _Points, start: FloatArray | None) -> FloatArray:
-    """E, A', B', α, β of least Huber loss, by BFGS from a variable-projection solution."""
+    """E, A', B', α, β of least Huber loss of the log, by BFGS from a variable projection."""
     import numpy as np
 
     optimize = extras.load("scipy.optimize", "fit")
-    first = _variable_projection(points, start)
-    tiny = 1e-12 * points.loss.min()
+    first = _squares(points, start)
+    tiny = _ABSENT * 1e-3 * points.loss.min()
     theta = np.concatenate([np.log(np.maximum(first[:3], tiny)), first[3:]])
     log_loss = np.log(points.loss)
     found = optimize.minimize(
@@ -245,6 +327,14 @@ def _huber_log(points: _Points, start: FloatArray | None) -> FloatArray:
 
 
 _SOLVERS = {"huber-log": _huber_log, "variable-projection": _variable_projection}
+
+
+def _solve(points: _Points, start: FloatArray | None, objective: str) -> FloatArray:
+    import numpy as np
+
+    found = _SOLVERS[objective](points, start)
+    factors = np.where(found[:3] < _ABSENT * points.loss.min(), 0.0, found[:3])
+    return np.concatenate([factors, found[3:]])
 
 
 def fit_surface(
@@ -258,9 +348,11 @@ def fit_surface(
     """Fit L(N, D) = E + A / N^α + B / D^β (approach 3).
 
     Objective ``"huber-log"`` is the published one: Σ Huber_δ(log L̂ - log L), δ = 1e-3. It is not
-    separable, so BFGS polishes a start from the other objective. ``"variable-projection"`` is
-    Σ (L̂ - L)²: for given α and β the rest is a linear, non-negative least-squares problem, so that
-    the search runs in two dimensions. The bootstrap draws runs with replacement.
+    separable, so BFGS polishes a start by variable projection. ``"variable-projection"`` is
+    Σ Huber_δ(L̂ - L), δ = 1e-3 times the median loss: for given α and β the rest is a linear, robust
+    problem with E, A, B >= 0, solved by reweighted least squares, so that the search runs in two
+    dimensions. Both start from the least squares on the loss. The bootstrap draws runs with
+    replacement.
 
     Args:
         runs: At least 5 runs, as :func:`~flopcount.fitting.read_runs` returns them.
@@ -279,7 +371,7 @@ def fit_surface(
             argument is out of range.
 
     Source: Hoffmann et al. 2022 (arXiv 2203.15556), section 3.3; variable projection as in Golub
-    and Pereyra 1973.
+    and Pereyra 1973, for scaling laws arXiv 2603.22339.
 
     >>> from flopcount.fitting import read_runs
     >>> from flopcount.laws import CHINCHILLA_SURFACE
@@ -305,9 +397,14 @@ def fit_surface(
         )
     log_n, log_d = np.log(runs.params), np.log(runs.tokens)
     centre = float(log_n.mean()), float(log_d.mean())
-    points = _Points(log_n - centre[0], log_d - centre[1], runs.loss, np.ones_like(runs.loss))
-    solve = _SOLVERS[objective]
-    best = solve(points, None)
+    points = _Points(
+        log_n - centre[0],
+        log_d - centre[1],
+        runs.loss,
+        np.ones_like(runs.loss),
+        HUBER_DELTA * float(np.median(runs.loss)),
+    )
+    best = _solve(points, None, objective)
     residuals, value = _residuals(best, points, objective)
     samples, failed = _bootstrap(points, best, objective, num_bootstrap, seed)
     e, a, b, alpha, beta = _uncentred(best, centre).tolist()
@@ -344,17 +441,12 @@ def _uncentred(parameters: FloatArray, centre: tuple[float, float]) -> FloatArra
 def _residuals(parameters: FloatArray, points: _Points, objective: str) -> tuple[FloatArray, float]:
     import numpy as np
 
-    e, a, b, alpha, beta = parameters
-    fitted = e + a * np.exp(-alpha * points.x) + b * np.exp(-beta * points.y)
+    fitted = _design(points, *parameters[3:]) @ parameters[:3]
     if objective == "variable-projection":
-        residuals = fitted - points.loss
-        return residuals, float(residuals @ residuals)
-    residuals = np.log(fitted) - np.log(points.loss)
-    size = np.abs(residuals)
-    losses = np.where(
-        size <= HUBER_DELTA, 0.5 * size * size, HUBER_DELTA * (size - 0.5 * HUBER_DELTA)
-    )
-    return residuals, float(losses.sum())
+        residuals, delta = fitted - points.loss, points.delta
+    else:
+        residuals, delta = np.log(fitted) - np.log(points.loss), HUBER_DELTA
+    return residuals, float(_huber_losses(residuals, delta).sum())
 
 
 def _bootstrap(
@@ -369,12 +461,13 @@ def _bootstrap(
     fits = []
     for counts in draws:
         drawn = counts > 0
+        weights = counts[drawn].astype(np.float64)
         sample = _Points(
-            points.x[drawn], points.y[drawn], points.loss[drawn], counts[drawn].astype(np.float64)
+            points.x[drawn], points.y[drawn], points.loss[drawn], weights, points.delta
         )
         if min(len(np.unique(sample.x)), len(np.unique(sample.y))) < 3:
             continue
-        fit = _SOLVERS[objective](sample, best)
+        fit = _solve(sample, best, objective)
         if np.isfinite(fit).all():
             fits.append(fit)
     samples = np.array(fits).reshape(len(fits), len(PARAMETERS))

@@ -162,6 +162,17 @@ def test_fit(capsys, runs, approach):
     assert predictions[0]["params"] == pytest.approx(exact, rel=tolerance)
 
 
+def test_fit_of_optima(capsys, tmp_path):
+    path = tmp_path / "optima.tsv"
+    path.write_text("set\tN\tC\tD\na\t3M\t1e12\t2M\na\t6M\t4e12\t4M\nb\t1\t1\t1\n")
+    arguments = ["fit", str(path), "--approach", "power-law", "--where", "set=a"]
+    assert main([*arguments, "--a", "0.5", "--b", "0.5", "--predict", "16e12"]) == 0
+    out = capsys.readouterr().out
+    assert "given" in out
+    assert "1.2e+07" in out
+    assert "2 of 3 rows with set = a" in out
+
+
 def test_fit_of_training_curves(capsys, tmp_path):
     path = tmp_path / "curves.csv"
     rows = ["run,N,C,loss"]
@@ -193,6 +204,8 @@ def test_devices(capsys):
         (["count", *PERCEIVER, "--batch-size", "-1"], "batch_size = -1"),
         (["compare", *DECODER, "--num-layers", "0"], "num_layers = 0"),
         (["fit", "no-such-file.csv"], "no-such-file.csv"),
+        (["fit", "x.csv", "--a", "0.5"], "expected approach = 'power-law'"),
+        (["fit", "x.csv", "--where", "a"], "expected HEADING=VALUE"),
         (PLAN, "budgets, gpu_hours: expected one of the two"),
         ([*PLAN, "--gpu-hours", "1"], "expected both, and so with gpu_hours"),
         ([*PLAN, "--budgets", "1e18", "--law", "kaplan"], "law = 'kaplan'"),

@@ -1,9 +1,9 @@
 """Fits of scaling laws, against surfaces whose truth is known and against published figures."""
 
+import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,19 @@ import pytest
 from flopcount.fitting import (
     approach_2_bias,
     fit_isoflop_profiles,
+    fit_optima,
     fit_surface,
     fit_training_curves,
     read_curves,
     read_runs,
 )
 from flopcount.fitting.frontier import lines
-from flopcount.laws import CHINCHILLA_SURFACE, LossSurface
+from flopcount.laws import (
+    CHINCHILLA_SURFACE,
+    CHINCHILLA_TABLE_3,
+    LossSurface,
+    chinchilla_approach_1,
+)
 
 DATA = Path(os.environ.get("FLOPCOUNT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 EPOCH = DATA / "scaling" / "chinchilla_figure4_epoch.csv"
@@ -69,13 +75,16 @@ def test_the_published_points():
         pytest.skip(f"{EPOCH} is absent; set FLOPCOUNT_DATA to the folder that holds scaling/")
     runs = read_runs(EPOCH, drop_highest=5)
     assert (len(runs.rows), len(runs.flagged)) == (240, 5)
-    fit_surface(runs)
-    start = time.process_time()
     fit = fit_surface(runs)
-    assert time.process_time() - start <= 0.2
     # A published replication's rounded figures give 1.0228e-3 (arXiv 2404.10102).
     assert fit.value <= 1.0183e-3
     assert fit.surface.alpha == pytest.approx(0.3473, abs=5e-4)
+    # On the loss itself, as robustly, the exponents are the same within their standard errors of
+    # 0.02; 0.0071 is the sum of Huber losses in nats.
+    other = fit_surface(runs, objective="variable-projection")
+    assert other.value < 0.00707
+    assert other.surface.alpha == pytest.approx(fit.surface.alpha, abs=0.02)
+    assert other.surface.beta == pytest.approx(fit.surface.beta, abs=0.02)
 
 
 def test_the_objective_is_the_published_sum():
@@ -83,7 +92,7 @@ def test_the_objective_is_the_published_sum():
     from flopcount.fitting.surface import _Points, _residuals
 
     loss = np.exp([-5e-4, -3e-3])
-    points = _Points(np.zeros(2), np.zeros(2), loss, np.ones(2))
+    points = _Points(np.zeros(2), np.zeros(2), loss, np.ones(2), 1e-3)
     parameters = np.array([1.0, 0.0, 0.0, 0.3, 0.3])
     residuals, value = _residuals(parameters, points, "huber-log")
     assert residuals == pytest.approx([5e-4, 3e-3])
@@ -95,7 +104,7 @@ def test_the_huber_gradient_is_the_derivative():
 
     generator = np.random.default_rng(3)
     x, y = generator.normal(size=(2, 12))
-    points = _Points(x, y, np.exp(generator.normal(0.7, 1e-3, 12)), np.arange(12.0))
+    points = _Points(x, y, np.exp(generator.normal(0.7, 1e-3, 12)), np.arange(12.0), 1e-3)
     theta = np.array([0.5, -1.5, -1.2, 0.3, 0.4])
     _, gradient = _huber(theta, points, np.log(points.loss))
     for index, step in enumerate(1e-6 * np.eye(5)):
@@ -116,11 +125,11 @@ def test_the_optimum_follows_the_runs_own_flops():
 @pytest.mark.parametrize("objective", ["huber-log", "variable-projection"])
 def test_the_surfaces_bootstrap_covers_the_truth_and_is_seeded(objective):
     runs = read_runs(table_of(CHINCHILLA_SURFACE, noise=3e-3))
-    fit = fit_surface(runs, objective=objective, num_bootstrap=100, seed=5)
-    again = fit_surface(runs, objective=objective, num_bootstrap=100, seed=5)
-    other = fit_surface(runs, objective=objective, num_bootstrap=100, seed=6)
+    fit = fit_surface(runs, objective=objective, num_bootstrap=40, seed=5)
+    again = fit_surface(runs, objective=objective, num_bootstrap=40, seed=5)
+    other = fit_surface(runs, objective=objective, num_bootstrap=40, seed=6)
     assert fit.intervals == again.intervals != other.intervals
-    assert (fit.failed, len(fit.samples)) == (0, 100)
+    assert (fit.failed, len(fit.samples)) == (0, 40)
     for name, truth in (("E", 1.69), ("α", 0.34), ("β", 0.28), ("a", 0.28 / 0.62)):
         found = fit.intervals[name]
         assert found.low - 0.02 < truth < found.high + 0.02
@@ -310,7 +319,7 @@ def test_odd_rows_are_reported(tmp_path):
     [
         (["N", "params", "D", "loss"], r"'N' and 'params' may all be params: give one as params="),
         (["N", "D", "train_loss", "val_loss"], r"may all be loss.*columns are 'N', 'D'"),
-        (["params (M)", "D", "loss"], "expected loss and two of.*'params \\(M\\)'"),
+        (["params (Mo)", "D", "loss"], "expected loss and two of.*'params \\(Mo\\)'"),
         (["N", "D"], "expected loss"),
         (["N", "D", "loss", "loss"], "'loss' occurs more than once"),
     ],
@@ -320,6 +329,138 @@ def test_columns_are_never_guessed(headings, message, tmp_path):
     path.write_text(",".join(headings) + "\n" + ",".join("1" for _ in headings) + "\n")
     with pytest.raises(ValueError, match=message):
         read_runs(path)
+
+
+def test_published_tables_are_read_as_they_come(tmp_path):
+    # Headings as a logger writes them, units in headings and in cells, semicolons.
+    path = tmp_path / "runs.csv"
+    path.write_text(
+        '"Name";"parameter_count";"throughput/total_gflops";"eval/paloma/macro_loss"\n'
+        '"one";"669,160,448";"30000";"3.5"\n"two";"1.4B";"30000";"3.4"\n'
+    )
+    runs = read_runs(path)
+    assert runs.params.tolist() == [669_160_448, 1.4e9]
+    assert runs.flops.tolist() == [3e13, 3e13]
+    assert "flops = 'throughput/total_gflops' in 1e+09" in runs.described
+    table = {"Params (M)": ["400", "1000"], "Tokens [billions]": [8.0, "20.2"], "loss": [3.0, 2.5]}
+    assert read_runs(table).params.tolist() == [4e8, 1e9]
+    assert read_runs(table).tokens.tolist() == [8e9, 2.02e10]
+    assert read_runs(table).to_dict()["units"] == {"params": 1e6, "tokens": 1e9, "loss": 1}
+
+
+@pytest.mark.parametrize("cell", ["3.2M", "1,2", "12,34,567", "5e", "1e9 q", "M", "--3", "0"])
+def test_what_is_no_loss_is_reported(cell):
+    runs = read_runs({"N": [1e6, 2e6], "D": [1e8, 1e8], "loss": [3.0, cell]})
+    assert [flag.row for flag in runs.flagged] == [2]
+
+
+def test_one_experiment_of_a_table_of_several():
+    table = {"set": ["x", "y", "x"], "N": [1e6, "?", 3e6], "D": [1e8] * 3, "loss": [4.0, 3.0, 3.0]}
+    runs = read_runs(table, where={"set": "x"})
+    assert (runs.rows, runs.flagged) == ((1, 3), ())
+    assert "2 of 3 rows with set = x" in runs.described
+    with pytest.raises(ValueError, match="where = 'sets': expected a column's name"):
+        read_runs(table, where={"sets": "x"})
+    with pytest.raises(ValueError, match="no usable row among 0"):
+        read_runs(table, where={"set": "z"})
+    curves = {"set": "xxy", "run": "aaa", "N": [1e6] * 3, "D": [1e7, 2e7, 3e7], "loss": [3, 2, 1]}
+    assert len(read_curves(curves, where={"set": "x"}).curves[0].loss) == 2
+
+
+def optima_table(**more):
+    return {
+        "Parameters": [f"{row.params / 1e9:g} Billion" for row in CHINCHILLA_TABLE_3],
+        "FLOPs": [row.flops for row in CHINCHILLA_TABLE_3],
+        "Tokens": [row.tokens for row in CHINCHILLA_TABLE_3],
+    } | more
+
+
+def test_power_laws_through_published_optima():
+    # Exponents given, the article's factors; exponents fitted, those that Chinchilla prints.
+    runs = read_runs(optima_table(), optima=True)
+    given = fit_optima(runs, a=0.5, b=0.5, num_bootstrap=50)
+    assert given.frontier.law.k_n == pytest.approx(chinchilla_approach_1().k_n, rel=1e-12)
+    assert given.frontier.law.k_d == pytest.approx(chinchilla_approach_1().k_d, rel=1e-12)
+    assert "given" in str(given)
+    fitted = fit_optima(runs, num_bootstrap=200)
+    assert (fitted.frontier.law.a, fitted.frontier.law.b) == pytest.approx((0.5, 0.5), abs=0.005)
+    assert fitted.frontier.intervals["a"].low < fitted.frontier.law.a
+    assert np.abs(fitted.residuals).max() < 0.06  # tokens of the 67B model are printed as 1.5e12
+    best = fitted.predict(5.76e23)
+    assert best.params == pytest.approx(67e9, rel=0.03)
+    assert best.params_interval.low < best.params < best.params_interval.high
+    assert (best.loss, best.loss_interval) == (None, None)
+    json.dumps(fitted.to_dict() | best.to_dict(), allow_nan=False)
+
+
+def test_power_laws_predict_the_loss_where_optima_have_one():
+    losses = [3 * row.flops**-0.05 for row in CHINCHILLA_TABLE_3]
+    fit = fit_optima(read_runs(optima_table(loss=losses), optima=True), num_bootstrap=20)
+    assert fit.predict(1e22).loss == pytest.approx(3 * 1e22**-0.05)
+    assert fit.frontier.loss_exponent == pytest.approx(-0.05)
+
+
+def test_optima_at_a_single_budget_carry_no_exponent():
+    runs = read_runs({"N": [1e6], "C": [1e12], "D": [1e5]}, optima=True)
+    assert fit_optima(runs, a=0.5, b=0.5).frontier.law.k_n == pytest.approx(1)
+    with pytest.raises(ValueError, match="1 different budgets: expected at least 2"):
+        fit_optima(runs)
+    with pytest.raises(ValueError, match="drop_highest = 1: expected 0"):
+        read_runs({"N": [1e6], "C": [1e12], "D": [1e5]}, optima=True, drop_highest=1)
+
+
+def outlying_table():
+    table = table_of(CHINCHILLA_SURFACE)
+    table["loss"][40] *= 1.5
+    return read_runs(table)
+
+
+def test_both_objectives_forgive_an_outlier_and_least_squares_does_not():
+    from flopcount.fitting import surface as module
+
+    runs = outlying_table()
+    for objective in module.OBJECTIVES:
+        found = fit_surface(runs, objective=objective).surface
+        assert (found.e, found.alpha, found.beta) == pytest.approx((1.69, 0.34, 0.28), rel=2e-3)
+    x, y = np.log(runs.params), np.log(runs.tokens)
+    points = module._Points(x - x.mean(), y - y.mean(), runs.loss, np.ones(81), 1.0)
+    squares = module._squares(points, None)
+    assert abs(squares[3] - 0.34) > 0.01
+
+
+def test_the_robust_linear_part_is_the_least():
+    # Against SciPy on the same sum, from another start; weights as a bootstrap draws them.
+    optimize = pytest.importorskip("scipy.optimize")
+    from flopcount.fitting import surface as module
+
+    generator = np.random.default_rng(4)
+    x, y = generator.normal(size=(2, 30))
+    loss = 1.7 + np.exp(-0.3 * x) + np.exp(-0.4 * y) + generator.normal(0, 0.05, 30)
+    points = module._Points(x, y, loss, generator.integers(0, 3, 30).astype(float), 0.01)
+    design = module._design(points, 0.3, 0.4)
+    start = module._least_squares(design, loss, points.weights)
+    factors, value = module._robust(design, points, start)
+
+    def total(candidate):
+        residuals = design @ candidate - loss
+        inner = np.abs(residuals) <= 0.01
+        losses = np.where(inner, residuals**2 / 2, 0.01 * (np.abs(residuals) - 0.005))
+        return 1e4 * float(points.weights @ losses)
+
+    best = optimize.minimize(total, np.ones(3), method="Nelder-Mead", options={"xatol": 1e-9})
+    assert total(factors) == pytest.approx(1e4 * value)
+    assert total(factors) <= best.fun * (1 + 1e-9)
+    assert total(factors) < total(start)
+
+
+@pytest.mark.parametrize("objective", ["huber-log", "variable-projection"])
+def test_a_surface_without_an_optimum_says_so(objective):
+    table = table_of(LossSurface(1.7, 0.0, 400.0, 0.3, 0.3, "size does not matter"))
+    fit = fit_surface(read_runs(table), objective=objective, num_bootstrap=3)
+    assert fit.surface.a == 0
+    assert str(fit)
+    with pytest.raises(ValueError, match="no size is optimal"):
+        fit.predict(1e20)
 
 
 def test_named_columns_and_frames():

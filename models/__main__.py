@@ -12,12 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from flopcount.tables import table
 from models.configuration import read_config
-from models.data import decode, encode, load_corpus
 from models.generation import generate
 from models.presets import DEMO
 from models.report import fit_sweep, write_report
 from models.sweep import SweepConfig, plan_runs, run_sweep
-from models.training import TrainConfig, load_model, train
+from models.training import TrainConfig, load_model, load_tokenizer, open_corpus, train
 
 _Folder = tyro.conf.Positional[Path]
 _Sweep = tyro.extras.subcommand_type_from_defaults(
@@ -117,20 +116,21 @@ def generate_text(
 
     Args:
         folder: of the run.
-        prompt: the text. By default the first M + 1 bytes of the held-out text: a shorter prompt
+        prompt: the text. By default the first M + 1 tokens of the held-out text: a shorter prompt
             is a context that the model never saw in training.
-        num_tokens: bytes to add.
-        temperature: 0 for the most probable byte each time.
-        top_k: draw from so many most probable bytes only.
+        num_tokens: tokens to add.
+        temperature: 0 for the most probable token each time.
+        top_k: draw from so many most probable tokens only.
         seed: of the draws.
 
     """
     model = load_model(folder)
+    tokenizer = load_tokenizer(folder)
     if prompt is None:
-        corpus = load_corpus(read_config(TrainConfig, folder).corpus)
+        corpus = open_corpus(read_config(TrainConfig, folder))
         start = corpus.validation[: model.num_prefix + 1]
     else:
-        start = encode(prompt)
+        start = tokenizer.encode(prompt)
     continued = generate(
         model,
         torch.from_numpy(start.astype("int64"))[None],
@@ -139,7 +139,7 @@ def generate_text(
         top_k=top_k,
         seed=seed,
     )
-    print(decode(continued[0]))
+    print(tokenizer.decode(continued[0]))
 
 
 def _report(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Text as tokens: byte-level vocabulary, a corpus cached by content, windows addressed by step.
+"""A corpus: tokenised once into a cache keyed by content, and windows of it addressed by step.
 
 A window is M + N + 1 consecutive tokens. The first M + N go into the model; the targets are the
 last N, for each latent the token after it. A decoder-only model is the case M = 0.
@@ -6,76 +6,83 @@ last N, for each latent the token after it. A decoder-only model is the case M =
 
 from __future__ import annotations
 
-import gzip
+import dataclasses
 import hashlib
 import json
-import lzma
-import os
+import logging
 import shutil
-import sysconfig
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from glob import glob
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import filelock
 import numpy as np
 import torch
 from torch import Tensor
 
-SPECIAL_TOKENS = ("[PAD]", "[BOS]", "[EOS]", "[MASK]", "[CLS]", "[SEP]")
-END_OF_DOCUMENT = SPECIAL_TOKENS.index("[EOS]")
-VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+from models.checkpoints import flush, write_atomically
+from models.documents import Source, dataset_source, file_source, standard_library
+from models.tokenizers import (
+    BYTE_VOCAB_SIZE,
+    END_OF_DOCUMENT,
+    SENTENCEPIECE_SETTINGS,
+    SPECIAL_TOKENS,
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    TokenizerName,
+    train_sentencepiece,
+)
 
+_PARTS = ("train", "validation")
+_VOCABULARY_BYTES = 32 << 20
+"""Of training text that a SentencePiece vocabulary is trained on, spread evenly over it."""
+_SAMPLE_BYTES = 1 << 16
+_SETTLED_SECONDS = 2.0
+"""A file that changed less long ago may change again without its time of change showing it."""
 
-def encode(text: bytes | str) -> np.ndarray:
-    """Turn text into tokens: each UTF-8 byte is its value plus the number of special tokens.
-
-    Returns:
-        uint16 array, one token per byte.
-
-    Source:
-        The byte tokenizer of Perceiver IO (arXiv 2107.14795), section 4.1; 262 tokens.
-
-    Example:
-        >>> encode("Ab").tolist()
-        [71, 104]
-    """
-    data = text.encode() if isinstance(text, str) else text
-    return np.frombuffer(data, np.uint8).astype(np.uint16) + len(SPECIAL_TOKENS)
-
-
-def decode(tokens: Tensor | np.ndarray) -> str:
-    """Turn a sequence of tokens into text: special tokens by name, broken UTF-8 as U+FFFD.
-
-    Example:
-        >>> decode(np.array([71, 104, 2]))
-        'Ab[EOS]'
-    """
-    text = bytearray()
-    for token in np.asarray(tokens).tolist():
-        if token < len(SPECIAL_TOKENS):
-            text += SPECIAL_TOKENS[token].encode()
-        else:
-            text.append(token - len(SPECIAL_TOKENS))
-    return text.decode(errors="replace")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Which text to train on.
+    """Which text to train on, and how it becomes tokens.
 
     Attributes:
-        files: paths or globs of text, also ``.gz`` and ``.xz``; each file is a document. Without
-            any, the sources of the installed Python's standard library, its tests left out.
-        validation_files: paths or globs held out; without any, a share of ``files``.
-        held_out: that share, of the documents, at least one.
-        cache: folder of the tokenised corpora.
+        files: paths or globs of UTF-8 text, also ``.gz``, ``.xz`` and ``.bz2``: each file is a
+            document, in ``.jsonl`` each line. Without ``files`` and ``dataset``, the sources of the
+            installed Python's standard library, its tests left out.
+        blank_lines: so many or more part the documents of a text file.
+        dataset: in place of ``files``, a dataset of Hugging Face's hub by name, or a folder of one
+            (extra ``hf``); ``bookcorpus`` and ``bookcorpusopen`` are the article's.
+        dataset_config: its configuration, where it has several.
+        dataset_split: its part.
+        dataset_revision: of its repository.
+        dataset_rows: so many consecutive rows are one document; ``bookcorpus`` has a sentence to a
+            row, and needs many.
+        text_field: of JSON lines and of the dataset.
+        validation_files: paths or globs held out; without any, a share of the documents.
+        held_out: that share, at least one document.
+        tokenizer: ``bytes``, 262 tokens; or ``sentencepiece``, a vocabulary of the model's
+            ``vocab_size`` trained on the training documents.
+        cache: folder of the tokenised corpora; runs may share it.
 
     """
 
     files: tuple[str, ...] = ()
+    blank_lines: int | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    dataset_revision: str | None = None
+    dataset_rows: int = 1
+    text_field: str = "text"
     validation_files: tuple[str, ...] = ()
     held_out: float = 0.05
+    tokenizer: TokenizerName = "bytes"
     cache: Path = Path(".cache/corpora")
 
 
@@ -83,8 +90,8 @@ class CorpusConfig:
 class Corpus:
     """Tokens of the training and of the validation documents, memory-mapped, and their digest.
 
-    Each document ends with ``[EOS]``. The digest covers the tokens' encoding and both parts'
-    documents in order.
+    Each document ends with ``[EOS]``. The digest covers the tokenizer and both parts' documents in
+    order.
     """
 
     train: np.ndarray
@@ -92,106 +99,268 @@ class Corpus:
     digest: str
     train_documents: int
     validation_documents: int
-    vocab_size: int = VOCAB_SIZE
+    tokenizer: Tokenizer
+
+    def require_windows(self, num_prefix: int, num_latents: int) -> None:
+        """Raise ValueError if either part is shorter than a window."""
+        window = num_prefix + num_latents + 1
+        for part in _PARTS:
+            if (length := len(getattr(self, part))) < window:
+                raise ValueError(
+                    f"the {part} text must hold a window of num_prefix + num_latents + 1 = "
+                    f"{window} tokens, got {length}"
+                )
 
 
-def load_corpus(config: CorpusConfig) -> Corpus:
+def load_corpus(config: CorpusConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Corpus:
     """Read the documents, tokenise them once, and map the result.
 
-    Documents keep the order of their paths; of equal documents the first one stays. Held out are
-    those whose SHA-256 comes first, so that the choice depends on contents alone. Training and
-    validation never share a document.
+    Documents keep their order; of equal documents the first one stays. Held out are those whose
+    SHA-256 comes first, in that order, so that the choice depends on contents alone. Training and
+    validation never share a document: what is in ``validation_files`` leaves training.
+
+    The cache is keyed by the contents and the tokenizer. While no file has changed, by its path,
+    size and times, contents are not read again. Documents are held in memory one at a time.
+
+    Args:
+        config: the text.
+        vocab_size: of the model, which a SentencePiece vocabulary is made for.
 
     Raises:
-        ValueError: if a path or glob matches no file, if the documents are too few to hold one
-            out, or if either part is empty.
+        ImportError: if ``dataset`` is given without the extra ``hf``.
+        ValueError: if an argument is out of range, a path or glob matches no file, a file or
+            dataset cannot be read, the documents are too few to hold one out, either part is
+            empty, or the text does not afford the vocabulary.
 
     """
+    _check(config, vocab_size)
+    sources = _sources(config)
+    config.cache.mkdir(parents=True, exist_ok=True)
+    stamp = config.cache / "sources" / _stamp(config, vocab_size, sources)
+    if stamp.exists():
+        folder = config.cache / stamp.read_text()
+        if folder.exists():
+            return _map(folder)
+    started = time.time()
+    parts = _split(config, sources)
+    digest = _corpus_digest(config.tokenizer, vocab_size, parts)
+    folder = config.cache / digest[:16]
+    # One process tokenises, the others wait; what a killed one has left is replaced.
+    with filelock.FileLock(config.cache / f".{folder.name}.lock"):
+        if not folder.exists():
+            _tokenize(config.tokenizer, vocab_size, sources, parts, digest, folder)
+        if _settled(sources, started):
+            stamp.parent.mkdir(exist_ok=True)
+            write_atomically(stamp, folder.name.encode())
+    return _map(folder)
+
+
+def _check(config: CorpusConfig, vocab_size: int) -> None:
     if not 0 < config.held_out < 1:
         raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
-    documents = _by_digest(_expand(config.files) if config.files else _standard_library())
-    if config.validation_files:
-        held_out = _by_digest(_expand(config.validation_files))
+    if config.files and config.dataset is not None:
+        raise ValueError(f"give files or dataset, got both: {config.files} and {config.dataset!r}")
+    for name, value in (("blank_lines", config.blank_lines), ("dataset_rows", config.dataset_rows)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if config.tokenizer not in ("bytes", "sentencepiece"):
+        raise ValueError(f"tokenizer must be bytes or sentencepiece, got {config.tokenizer!r}")
+    if config.tokenizer == "bytes" and vocab_size < BYTE_VOCAB_SIZE:
+        raise ValueError(
+            f"vocab_size must be at least {BYTE_VOCAB_SIZE} for bytes, got {vocab_size}"
+        )
+
+
+def _sources(config: CorpusConfig) -> dict[str, Source]:
+    """Give the source of each part; with one source alone, a share of it is held out."""
+    if config.dataset is not None:
+        documents = dataset_source(
+            config.dataset,
+            config.dataset_config,
+            config.dataset_split,
+            config.dataset_revision,
+            config.text_field,
+            config.dataset_rows,
+        )
+    elif config.files:
+        documents = file_source(config.files, config.blank_lines, config.text_field)
     else:
-        if len(documents) < 2:
+        documents = standard_library()
+    if not config.validation_files:
+        return {"train": documents}
+    held_out = file_source(config.validation_files, config.blank_lines, config.text_field)
+    return {"train": documents, "validation": held_out}
+
+
+def _stamp(config: CorpusConfig, vocab_size: int, sources: dict[str, Source]) -> str:
+    """Name what is asked for and the state of every file that it would be made from."""
+    asked = dataclasses.asdict(config) | {"cache": None}
+    files = [
+        [part, str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+        for part, source in sources.items()
+        for path in source.files
+        for state in [path.stat()]
+    ]
+    recipe = _recipe(config.tokenizer, vocab_size)
+    return hashlib.sha256(json.dumps([asked, recipe, files]).encode()).hexdigest()
+
+
+def _settled(sources: dict[str, Source], started: float) -> bool:
+    files = chain.from_iterable(source.files for source in sources.values())
+    return all(path.stat().st_ctime < started - _SETTLED_SECONDS for path in files)
+
+
+def _recipe(tokenizer: TokenizerName, vocab_size: int) -> list[Any]:
+    """Say how text becomes tokens."""
+    if tokenizer == "bytes":
+        return [tokenizer, SPECIAL_TOKENS]
+    return [tokenizer, SPECIAL_TOKENS, vocab_size, SENTENCEPIECE_SETTINGS, _VOCABULARY_BYTES]
+
+
+def _split(config: CorpusConfig, sources: dict[str, Source]) -> dict[str, dict[bytes, int]]:
+    """Read every document: the SHA-256 and length of those in each part, in order."""
+    documents = {part: _by_digest(source) for part, source in sources.items()}
+    train = documents["train"]
+    if "validation" in documents:
+        held_out = documents["validation"]
+    else:
+        if len(train) < 2:
             raise ValueError(
-                f"files must hold two different documents at least, one of them to hold out, got "
-                f"{len(documents)}; or give validation_files"
+                f"the text must hold two different documents at least, one of them to hold out, "
+                f"got {len(train)}: give more files, blank_lines that part them, or "
+                f"validation_files"
             )
-        count = max(1, round(config.held_out * len(documents)))
-        held_out = {digest: documents[digest] for digest in sorted(documents)[:count]}
-    train = {digest: path for digest, path in documents.items() if digest not in held_out}
+        count = max(1, round(config.held_out * len(train)))
+        held_out = {digest: train[digest] for digest in sorted(train)[:count]}
+    train = {digest: length for digest, length in train.items() if digest not in held_out}
     for name, part in (("files", train), ("validation_files", held_out)):
         if not part:
             raise ValueError(f"{name} must hold text that the other part does not, got none")
-
-    parts = {"train": train, "validation": held_out}
-    key = json.dumps(["bytes", SPECIAL_TOKENS, *(list(part) for part in parts.values())])
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    folder = config.cache / digest[:16]
-    if not folder.exists():
-        _tokenize(parts, folder)
-    return Corpus(
-        train=np.memmap(folder / "train.bin", np.uint16, mode="r"),
-        validation=np.memmap(folder / "validation.bin", np.uint16, mode="r"),
-        digest=digest,
-        train_documents=len(train),
-        validation_documents=len(held_out),
-    )
+    return dict(zip(_PARTS, (train, held_out), strict=True))
 
 
-def _standard_library() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
-    files = (path.relative_to(root) for path in root.rglob("*.py"))
-    return [root / path for path in sorted(files) if left_out.isdisjoint(path.parts)]
+def _by_digest(source: Source) -> dict[bytes, int]:
+    return {hashlib.sha256(document).digest(): len(document) for document in source.read()}
 
 
-def _expand(patterns: tuple[str, ...]) -> list[Path]:
-    files: dict[Path, None] = {}
-    for pattern in patterns:
-        # Path.glob takes no absolute pattern.
-        matches = [Path(match) for match in sorted(glob(pattern, recursive=True))]  # noqa: PTH207
-        matches = [path for path in matches if path.is_file()]
-        if not matches:
-            raise ValueError(f"every path or glob must match a file, got {pattern!r}")
-        files.update(dict.fromkeys(matches))
-    return list(files)
+def _corpus_digest(
+    tokenizer: TokenizerName, vocab_size: int, parts: dict[str, dict[bytes, int]]
+) -> str:
+    digest = hashlib.sha256(json.dumps(_recipe(tokenizer, vocab_size)).encode())
+    for name, documents in parts.items():
+        digest.update(name.encode())
+        for document in documents:
+            digest.update(document)
+    return digest.hexdigest()
 
 
-def _read(path: Path) -> bytes:
-    with _OPENERS.get(path.suffix, Path.open)(path, "rb") as file:
-        return file.read()
-
-
-def _by_digest(paths: list[Path]) -> dict[str, Path]:
-    """Map each different, non-empty document's SHA-256 to the first path that holds it."""
-    documents: dict[str, Path] = {}
-    for path in paths:
-        if content := _read(path):
-            documents.setdefault(hashlib.sha256(content).hexdigest(), path)
-    return documents
-
-
-def _tokenize(parts: dict[str, dict[str, Path]], folder: Path) -> None:
+def _tokenize(
+    name: TokenizerName,
+    vocab_size: int,
+    sources: dict[str, Source],
+    parts: dict[str, dict[bytes, int]],
+    digest: str,
+    folder: Path,
+) -> None:
     """Write each part's tokens; the folder appears whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True, exist_ok=True)
-    try:
-        for name, documents in parts.items():
-            with (temporary / f"{name}.bin").open("wb") as file:
-                for path in documents.values():
-                    encode(_read(path)).tofile(file)
-                    np.array([END_OF_DOCUMENT], np.uint16).tofile(file)
-                file.flush()
-                os.fsync(file.fileno())
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.exists():  # another process may have been first with the same content
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    size = sum(map(sum, (documents.values() for documents in parts.values())))
+    count = sum(map(len, parts.values()))
+    _log.info("tokenising %s bytes in %s documents into %s", f"{size:,}", f"{count:,}", folder)
+    tokenizer: Tokenizer = ByteTokenizer()
+    if name == "sentencepiece":
+        sample = _sample(sources["train"], parts["train"])
+        tokenizer = SentencePieceTokenizer(train_sentencepiece(sample, vocab_size))
+        (temporary / "sentencepiece.model").write_bytes(tokenizer.model)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    for part, documents in parts.items():
+        source = sources.get(part, sources["train"])
+        _write_part(source, documents, tokenizer, dtype, temporary / f"{part}.bin")
+    summary: dict[str, Any] = {"digest": digest, "dtype": dtype.name}
+    for part, documents in parts.items():
+        summary[f"{part}_documents"] = len(documents)
+        summary[f"{part}_bytes"] = (temporary / f"{part}.bin").stat().st_size
+    (temporary / "corpus.json").write_text(json.dumps(summary))
+    for file in (*temporary.iterdir(), temporary):
+        flush(file)
+    temporary.rename(folder)
+    flush(folder.parent)
+
+
+def _sample(source: Source, documents: dict[bytes, int]) -> Iterator[bytes]:
+    """Give pieces of the training documents, evenly spread, of ``_VOCABULARY_BYTES`` together."""
+    share = min(1.0, _VOCABULARY_BYTES / sum(documents.values()))
+    seen = 0
+    for _, document in _first_of_each(source, documents):
+        for start in range(0, len(document), _SAMPLE_BYTES):
+            seen += 1
+            if int(seen * share) > int((seen - 1) * share):
+                yield document[start : start + _SAMPLE_BYTES]
+
+
+def _first_of_each(source: Source, documents: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """Give each of ``documents`` where it comes first in the source, with its SHA-256."""
+    left = set(documents)
+    for document in source.read():
+        digest = hashlib.sha256(document).digest()
+        if digest in left:
+            left.remove(digest)
+            yield digest, document
+    if left:
+        raise ValueError(
+            f"the text must not change while it is read, got {len(left)} new documents"
+        )
+
+
+def _write_part(
+    source: Source,
+    documents: dict[bytes, int],
+    tokenizer: Tokenizer,
+    dtype: np.dtype,
+    path: Path,
+) -> None:
+    """Write the tokens of ``documents``, in that order, which may not be the source's."""
+    end = np.array([END_OF_DOCUMENT], dtype)
+    spans: dict[bytes, tuple[int, int]] = {}
+    written = 0
+    with path.open("wb") as file:
+        for digest, document in _first_of_each(source, documents):
+            tokens = tokenizer.encode(document).astype(dtype, copy=False)
+            tokens.tofile(file)
+            end.tofile(file)
+            spans[digest] = (written, written + len(tokens) + 1)
+            written += len(tokens) + 1
+    if list(spans) != list(documents):
+        unordered = path.with_suffix(".unordered")
+        path.rename(unordered)
+        tokens = np.memmap(unordered, dtype, mode="r")
+        with path.open("wb") as file:
+            for digest in documents:
+                tokens[slice(*spans[digest])].tofile(file)
+        unordered.unlink()
+
+
+def _map(folder: Path) -> Corpus:
+    summary = json.loads((folder / "corpus.json").read_text())
+    for part in _PARTS:
+        if (size := (folder / f"{part}.bin").stat().st_size) != summary[f"{part}_bytes"]:
+            raise ValueError(
+                f"{folder / part}.bin must have {summary[f'{part}_bytes']} bytes, got {size}: "
+                f"remove {folder} to tokenise the text again"
+            )
+    vocabulary = folder / "sentencepiece.model"
+    return Corpus(
+        train=np.memmap(folder / "train.bin", summary["dtype"], mode="r"),
+        validation=np.memmap(folder / "validation.bin", summary["dtype"], mode="r"),
+        digest=summary["digest"],
+        train_documents=summary["train_documents"],
+        validation_documents=summary["validation_documents"],
+        tokenizer=SentencePieceTokenizer(vocabulary.read_bytes())
+        if vocabulary.exists()
+        else ByteTokenizer(),
+    )
 
 
 def _windows(

@@ -43,7 +43,7 @@ from flopcount.planning import isoflop_runs
 from models.checkpoints import CheckpointError, steps_done, write_atomically
 from models.configuration import claim_folder
 from models.data import CorpusConfig
-from models.training import ModelConfig, Recipe, Row, TrainConfig, check_config, train
+from models.training import ModelConfig, Recipe, Row, TrainConfig, check_config, open_corpus, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -180,6 +180,7 @@ def run_sweep(
     runs = plan_runs(config)
     for run in runs:
         check_config(run.config)
+    open_corpus(runs[0].config)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", blocking=False):

@@ -27,26 +27,22 @@ import torch
 from torch import Tensor, nn
 
 import flopcount
+from flopcount.devices import find_device
 from models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
 from models.configuration import claim_folder, read_config
-from models.data import (
-    VOCAB_SIZE,
-    Corpus,
-    CorpusConfig,
-    load_corpus,
-    training_batch,
-    validation_windows,
-)
+from models.data import Corpus, CorpusConfig, load_corpus, training_batch, validation_windows
 from models.perceiver_ar import PerceiverAR
+from models.tokenizers import BYTE_VOCAB_SIZE, ByteTokenizer, SentencePieceTokenizer, Tokenizer
 
 Row = dict[str, float]
+_VOCABULARY = "sentencepiece.model"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The network's sizes, as both the network and the counter take them."""
 
-    vocab_size: int = VOCAB_SIZE
+    vocab_size: int = BYTE_VOCAB_SIZE
     num_latents: int = 512
     num_prefix: int = 1536
     num_channels: int = 512
@@ -166,11 +162,12 @@ def train(
 
     """
     check_config(config)
+    corpus = open_corpus(config)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", timeout=patience):
             claim_folder(config, folder)
-            return _Run(config, folder).complete(on_step or (lambda _: None))
+            return _Run(config, corpus, folder).complete(on_step or (lambda _: None))
     except filelock.Timeout:
         raise RuntimeError(f"another process is training in {folder}") from None
 
@@ -207,14 +204,32 @@ def check_config(config: TrainConfig) -> None:
     for name, value in at_least_one.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if config.model.vocab_size < VOCAB_SIZE:
-        raise ValueError(
-            f"vocab_size must be at least {VOCAB_SIZE} for bytes, got {config.model.vocab_size}"
-        )
-    find_device(config.device)
+    count_step(config.model, config.recipe.batch_size)
+    if config.peak is not None:
+        find_device(config.peak)
+    choose_device(config.device)
 
 
-def find_device(name: str) -> torch.device:
+def open_corpus(config: TrainConfig) -> Corpus:
+    """Load a run's corpus: see :func:`models.data.load_corpus`.
+
+    Raises:
+        ValueError: beside the reasons there, if either part is shorter than a window.
+
+    """
+    corpus = load_corpus(config.corpus, config.model.vocab_size)
+    corpus.require_windows(config.model.num_prefix, config.model.num_latents)
+    return corpus
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load the tokenizer of a run."""
+    if read_config(TrainConfig, folder).corpus.tokenizer == "bytes":
+        return ByteTokenizer()
+    return SentencePieceTokenizer((folder / _VOCABULARY).read_bytes())
+
+
+def choose_device(name: str) -> torch.device:
     """Find the device that a configuration names.
 
     Raises:
@@ -237,10 +252,9 @@ def _restore(model: PerceiverAR, tensors: dict[str, Tensor]) -> None:
 class _Run:
     """The state of a run between two steps."""
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
-        self.device = find_device(config.device)
-        self.corpus: Corpus = load_corpus(config.corpus)
+    def __init__(self, config: TrainConfig, corpus: Corpus, folder: Path) -> None:
+        self.config, self.corpus, self.folder = config, corpus, folder
+        self.device = choose_device(config.device)
         sizes = (config.model.num_prefix, config.model.num_latents)
         self.validation = validation_windows(
             self.corpus.validation, *sizes, config.validation_windows
@@ -258,6 +272,8 @@ class _Run:
         if checkpoint := load_checkpoint(folder):
             self._load(*checkpoint)
         self._write_environment()
+        if isinstance(corpus.tokenizer, SentencePieceTokenizer):
+            write_atomically(folder / _VOCABULARY, corpus.tokenizer.model)
 
     def complete(self, on_step: Callable[[int], None]) -> list[Row]:
         config = self.config

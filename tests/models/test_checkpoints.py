@@ -172,7 +172,7 @@ def test_content_is_on_the_disk_before_its_name_and_tensors_before_the_state(tmp
 def test_a_missing_flush_would_be_seen(tmp_path, monkeypatch):
     """The twin: the file is renamed before it is on the disk."""
     with monkeypatch.context() as planted:
-        planted.setattr(checkpoints, "_flush", lambda path: None)
+        planted.setattr(checkpoints, "flush", lambda path: None)
         assert order_of_writing(tmp_path, monkeypatch) != SAFE_ORDER
 
 

@@ -290,7 +290,10 @@ def test_damaged_checkpoint_is_named(config, tmp_path, damage):
         ),
         ({"recipe": Recipe(batch_size=0)}, "batch_size must be at least 1, got 0"),
         ({"model": ModelConfig(vocab_size=100)}, "vocab_size must be at least 262 .*, got 100"),
-        ({"model": ModelConfig(num_latents=9999)}, "the corpus must hold a window of .* tokens"),
+        (
+            {"model": ModelConfig(num_latents=9999)},
+            "the train text must hold a window of .* tokens",
+        ),
     ],
 )
 def test_bad_configurations_are_named(config, tmp_path, changes, message):

@@ -111,6 +111,10 @@ class Decoder(nn.Module):
         Returns:
             Logits, (B, S, V); row i predicts the token after position i.
         """
+        return self.output(self.hidden(tokens, cache))
+
+    def hidden(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """What the output layer reads, (B, S, D); arguments as :meth:`forward` takes them."""
         start = 0 if cache is None else cache.num_latents
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None] + start  # (1, S)
         x = self.embedding(tokens, positions)
@@ -118,7 +122,7 @@ class Decoder(nn.Module):
             x = run_layer(layer, x, None, cache, checkpointing=self.checkpointing)
         if cache is not None:
             cache.num_latents += tokens.shape[1]
-        return self.output(self.norm(x))
+        return self.norm(x)
 
     def masks(self) -> dict[str, Tensor]:
         """Give the mask of each layer by name: (S, S), True where admitted."""

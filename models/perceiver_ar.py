@@ -173,6 +173,7 @@ class PerceiverAR(nn.Module):
         tokens: Tensor,
         prefix_length: int | None = None,
         cache: KeyValueCache | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
         """Logits of the token after each latent position.
 
@@ -182,10 +183,22 @@ class PerceiverAR(nn.Module):
                 is right-aligned: latents take positions M, M + 1, … whatever comes before them.
             cache: what earlier calls have seen. The tokens given continue it, and a later call
                 has ``prefix_length=0``.
+            kept: the prefix positions that dropout keeps in training, (B, K), as
+                :meth:`draw_kept` draws them where they are not given.
 
         Returns:
             Logits, (B, N, V); row i predicts the token after latent i.
         """
+        return self.output(self.hidden(tokens, prefix_length, cache, kept))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        prefix_length: int | None = None,
+        cache: KeyValueCache | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """What the output layer reads, (B, N, D); arguments as :meth:`forward` takes them."""
         prefix_length = self.num_prefix if prefix_length is None else prefix_length
         earlier_latents = 0 if cache is None else cache.num_latents
         start = self.num_prefix - prefix_length + earlier_latents
@@ -194,7 +207,7 @@ class PerceiverAR(nn.Module):
         x = self.embedding(tokens, positions)
         prefix, latents = x[:, :prefix_length], x[:, prefix_length:]
         if self.training and self.num_kept is not None:
-            kept = self.draw_kept(prefix)  # (B, K)
+            kept = self.draw_kept(prefix) if kept is None else kept  # (B, K)
             prefix = prefix.gather(1, kept[..., None].expand(-1, -1, prefix.shape[-1]))
             latent_positions = positions[:, prefix_length:].expand(kept.shape[0], -1)
             positions = torch.cat((kept + start, latent_positions), dim=1)  # (B, K + N)
@@ -212,10 +225,10 @@ class PerceiverAR(nn.Module):
             )
         if cache is not None:
             cache.num_latents += latents.shape[1]
-        return self.output(x)
+        return x
 
     def draw_kept(self, prefix: Tensor) -> Tensor:
-        """Draw the kept positions of each sequence of ``prefix`` (B, M, D): ascending, (B, K)."""
+        """Draw the kept positions of each sequence of ``prefix`` (B, M, …): ascending, (B, K)."""
         rand = torch.rand(prefix.shape[:2], device=prefix.device)
         return rand.topk(self.num_kept, dim=-1).indices.sort(dim=-1).values
 

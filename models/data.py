@@ -382,7 +382,13 @@ def _last_start(tokens: np.ndarray, num_prefix: int, num_latents: int) -> int:
 
 
 def training_batch(
-    tokens: np.ndarray, num_prefix: int, num_latents: int, batch_size: int, seed: int, step: int
+    tokens: np.ndarray,
+    num_prefix: int,
+    num_latents: int,
+    batch_size: int,
+    seed: int,
+    step: int,
+    share: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
     """Draw the windows of one step: they depend on the seed and the step alone.
 
@@ -393,6 +399,7 @@ def training_batch(
         batch_size: windows a step, B.
         seed: of the run.
         step: from 0.
+        share: which of the windows to give, all by default.
 
     Returns:
         Inputs (B, M + N) and targets (B, N), int64.
@@ -402,7 +409,7 @@ def training_batch(
 
     """
     last = _last_start(tokens, num_prefix, num_latents)
-    starts = np.random.default_rng((seed, step)).integers(last + 1, size=batch_size)
+    starts = np.random.default_rng((seed, step)).integers(last + 1, size=batch_size)[share]
     return _windows(tokens, starts, num_prefix, num_latents)
 
 

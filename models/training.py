@@ -17,21 +17,25 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import flopcount
-from flopcount.devices import find_device
+from models.batches import Batch, prefetched
 from models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
 from models.configuration import claim_folder, read_config
 from models.data import Corpus, CorpusConfig, load_corpus, training_batch, validation_windows
+from models.distributed import ALONE, Processes, joined_processes, sharded_like, whole
 from models.perceiver_ar import PerceiverAR
+from models.step import Execution, TrainStep
+from models.throughput import Speed, measure, peak_device, why_no_utilisation
 from models.tokenizers import BYTE_VOCAB_SIZE, ByteTokenizer, SentencePieceTokenizer, Tokenizer
 
 Row = dict[str, float]
@@ -87,7 +91,10 @@ class TrainConfig:
         validation_windows: windows of each.
         checkpoint_steps: a checkpoint after so many steps, besides one at each validation.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
-        peak: the device's name in ``flopcount devices``, for MFU; without it none is recorded.
+        peak: the device's name in ``flopcount devices``, for MFU and HFU; without it none is
+            recorded.
+        peak_flops: in place of ``peak``, FLOP/s of one device.
+        execution: how the steps are executed; may change while a run is interrupted.
 
     """
 
@@ -101,6 +108,8 @@ class TrainConfig:
     checkpoint_steps: int = 1000
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak: str | None = None
+    peak_flops: float | None = None
+    execution: Execution = field(default_factory=Execution)
 
 
 class DivergedError(RuntimeError):
@@ -127,13 +136,6 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.learning_rate * (recipe.final_fraction + (1 - recipe.final_fraction) * cosine)
 
 
-def count_step(model: ModelConfig, batch_size: int) -> Any:
-    """``flopcount``'s count of one training step, level ``causal``."""
-    return flopcount.PerceiverAR(**dataclasses.asdict(model)).flops(
-        level="causal", batch_size=batch_size
-    )
-
-
 def train(
     config: TrainConfig,
     folder: Path,
@@ -145,13 +147,15 @@ def train(
     Args:
         config: the run.
         folder: its own; made if need be.
-        on_step: called with the number of steps done, after each and at the start.
+        on_step: called with the number of steps done, after each and at the start, in every
+            process that ``torchrun`` has started.
         patience: seconds to wait for another process that is training in the folder.
 
     Returns:
         The rows of ``metrics.csv``: step, tokens, flops, learning_rate, train_loss (mean since
         the row before), validation_loss, seconds (of training alone, from the start),
-        tokens_per_second, and mfu where ``peak`` is given. Losses are nats per token.
+        tokens_per_second, flops_per_second, and mfu and hfu where a peak is given, all of the
+        steps since the row before. Losses are nats per token.
 
     Raises:
         ValueError: if the folder holds a run of another configuration, the configuration is out
@@ -163,11 +167,27 @@ def train(
     """
     check_config(config)
     corpus = open_corpus(config)
+    with joined_processes(choose_device(config.device)) as processes:
+        _check_shares(config, processes)
+        with _claimed(folder, config, processes, patience):
+            return _Run(config, corpus, folder, processes).complete(on_step or (lambda _: None))
+
+
+@contextmanager
+def _claimed(
+    folder: Path, config: TrainConfig, processes: Processes, patience: float
+) -> Iterator[None]:
+    """Hold a folder's lock; the first process does so for all."""
+    if not processes.is_first:
+        processes.wait_for_all()
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", timeout=patience):
-            claim_folder(config, folder)
-            return _Run(config, corpus, folder).complete(on_step or (lambda _: None))
+            claim_folder(config, folder, may_differ=("execution",))
+            processes.wait_for_all()
+            yield
     except filelock.Timeout:
         raise RuntimeError(f"another process is training in {folder}") from None
 
@@ -204,10 +224,29 @@ def check_config(config: TrainConfig) -> None:
     for name, value in at_least_one.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    count_step(config.model, config.recipe.batch_size)
-    if config.peak is not None:
-        find_device(config.peak)
-    choose_device(config.device)
+    _check_shares(config, ALONE)
+    _measure(config, choose_device(config.device), ALONE)
+
+
+def _check_shares(config: TrainConfig, processes: Processes) -> None:
+    config.execution.require_divides(config.recipe.batch_size, processes)
+    if config.validation_windows % processes.count:
+        raise ValueError(
+            f"validation_windows must be a multiple of the {processes.count} processes, "
+            f"got {config.validation_windows}"
+        )
+
+
+def _measure(config: TrainConfig, device: torch.device, processes: Processes) -> Speed:
+    return measure(
+        flopcount.PerceiverAR(**dataclasses.asdict(config.model)),
+        batch_size=config.recipe.batch_size,
+        attention=config.execution.attention,
+        checkpointing=config.execution.checkpointing,
+        device=peak_device(config.peak, config.peak_flops, config.execution.peak_dtype(device)),
+        dtype=config.execution.peak_dtype(device),
+        num_devices=processes.count,
+    )
 
 
 def open_corpus(config: TrainConfig) -> Corpus:
@@ -246,24 +285,31 @@ def choose_device(name: str) -> torch.device:
 def _restore(model: PerceiverAR, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
+            parameter.copy_(sharded_like(tensors[f"model.{name}"], parameter))
 
 
 class _Run:
     """The state of a run between two steps."""
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, folder: Path) -> None:
+    def __init__(
+        self, config: TrainConfig, corpus: Corpus, folder: Path, processes: Processes
+    ) -> None:
         self.config, self.corpus, self.folder = config, corpus, folder
+        self.processes = processes
         self.device = choose_device(config.device)
         sizes = (config.model.num_prefix, config.model.num_latents)
         self.validation = validation_windows(
             self.corpus.validation, *sizes, config.validation_windows
         )
-        self.count = count_step(config.model, config.recipe.batch_size)
+        self.speed = _measure(config, self.device, processes)
 
         torch.manual_seed(config.seed)
-        self.model = PerceiverAR(**dataclasses.asdict(config.model)).to(self.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
+        self.model = PerceiverAR(
+            **dataclasses.asdict(config.model),
+            attention=config.execution.attention,
+            checkpointing=config.execution.checkpointing,
+        ).to(self.device)
+        self.step = TrainStep(self.model, config.execution, config.recipe.gradient_clip, processes)
         self.done = 0
         self.rows: list[Row] = []
         self.seconds = 0.0
@@ -282,37 +328,40 @@ class _Run:
             for point in range(1, config.validations + 1)
         }
         on_step(self.done)
-        started = time.perf_counter()
-        while self.done < config.steps:
-            self._step()
-            is_point = self.done in points
-            if is_point or self.done % config.checkpoint_steps == 0:
-                self._check_finite()
-                self.seconds += time.perf_counter() - started
-                if is_point:
-                    self._add_row()
-                self._save()
-                started = time.perf_counter()
-            on_step(self.done)
+        steps = range(self.done, config.steps)
+        ahead = config.execution.resolve_prefetch(self.device)
+        with prefetched(self._batch, steps, self.device, ahead) as batches:
+            started = time.perf_counter()
+            for batch in batches:
+                self._step(*batch)
+                is_point = self.done in points
+                if is_point or self.done % config.checkpoint_steps == 0:
+                    self.loss_sum = self.processes.mean(self.loss_sum)
+                    self._check_finite()
+                    self.seconds += time.perf_counter() - started
+                    if is_point:
+                        self._add_row()
+                    self._save()
+                    started = time.perf_counter()
+                on_step(self.done)
         return self.rows
 
-    def _step(self) -> None:
-        config, recipe = self.config, self.config.recipe
-        inputs, targets = training_batch(
+    def _batch(self, step: int) -> Batch:
+        config = self.config
+        return training_batch(
             self.corpus.train,
             config.model.num_prefix,
             config.model.num_latents,
-            recipe.batch_size,
+            config.recipe.batch_size,
             config.seed,
-            self.done,
+            step,
+            self.processes.share(config.recipe.batch_size),
         )
-        self.optimizer.param_groups[0]["lr"] = learning_rate(recipe, self.done, config.steps)
-        loss = self._loss(inputs, targets)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.loss_sum = self.loss_sum + loss.detach()
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> None:
+        rate = learning_rate(self.config.recipe, self.done, self.config.steps)
+        loss, norm = self.step(inputs, targets, rate)
+        self.loss_sum = self.loss_sum + loss
         self.norm_sum = self.norm_sum + norm
         self.done += 1
 
@@ -325,39 +374,31 @@ class _Run:
                     f"learning rate than {self.config.recipe.learning_rate} may help"
                 )
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        inputs, targets = inputs.to(self.device), targets.to(self.device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.model(inputs)
-        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-    @torch.no_grad()
     def _validation_loss(self) -> float:
-        self.model.eval()
-        inputs, targets = self.validation
+        windows = self.processes.share(self.config.validation_windows)
+        inputs, targets = (part[windows].to(self.device) for part in self.validation)
         chunks = zip(inputs.split(64), targets.split(64), strict=True)
-        total = sum(self._loss(*chunk).item() * len(chunk[0]) for chunk in chunks)
-        self.model.train()
-        return total / len(inputs)
+        total = sum(self.step.evaluate(*chunk).item() * len(chunk[0]) for chunk in chunks)
+        mean = torch.tensor(total / len(inputs), dtype=torch.float64, device=self.device)
+        return self.processes.mean(mean).item()
 
     def _add_row(self) -> None:
         before = self.rows[-1] if self.rows else {"step": 0, "seconds": 0.0}
         steps, seconds = self.done - before["step"], self.seconds - before["seconds"]
-        tokens_per_step = self.config.recipe.batch_size * self.config.model.num_latents
         row: Row = {
             "step": self.done,
-            "tokens": self.done * tokens_per_step,
-            "flops": self.done * self.count.total,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "tokens": self.done * self.speed.tokens,
+            "flops": self.done * self.speed.causal.total,
+            "learning_rate": self.step.optimizer.param_groups[0]["lr"],
             "train_loss": self.loss_sum.item() / steps,
             "validation_loss": self._validation_loss(),
             "seconds": self.seconds,
-            "tokens_per_second": steps * tokens_per_step / seconds,
         }
-        if self.config.peak is not None:
-            row["mfu"] = self.count.mfu(seconds=seconds / steps, device=self.config.peak)
+        row |= self.speed.row(seconds / steps)
         self.rows.append(row)
         self.loss_sum = torch.zeros_like(self.loss_sum)
+        if not self.processes.is_first:
+            return
         table = io.StringIO()
         writer = csv.DictWriter(table, fieldnames=row, lineterminator="\n")
         writer.writeheader()
@@ -365,16 +406,26 @@ class _Run:
         write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
 
     def _save(self) -> None:
-        tensors = {f"model.{name}": value for name, value in self.model.named_parameters()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-        tensors["loss_sum"] = self.loss_sum
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
+        tensors = dict(self._tensors())
+        if not self.processes.is_first:
+            return
         state = {"rows": self.rows, "seconds": self.seconds, "corpus": self.corpus.digest}
         save_checkpoint(self.folder, self.done, tensors, state)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Give what a checkpoint holds, whole, to the first process; all must ask for it."""
+        sharded = {f"model.{name}": value for name, value in self.model.named_parameters()}
+        for index, values in self.step.optimizer.state_dict()["state"].items():
+            sharded |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        for name, value in sharded.items():
+            gathered = whole(value.detach())
+            if self.processes.is_first:
+                yield name, gathered.cpu().contiguous()
+        yield "loss_sum", self.loss_sum
+        # The same in every process, as all draw for the whole batch.
+        yield "random.cpu", torch.get_rng_state()
+        if self.device.type == "cuda":
+            yield "random.cuda", torch.cuda.get_rng_state(self.device)
 
     def _load(self, done: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         if state["corpus"] != self.corpus.digest:
@@ -385,18 +436,25 @@ class _Run:
         self.done, self.rows, self.seconds = done, state["rows"], state["seconds"]
         self.loss_sum = tensors["loss_sum"].to(self.device)
         _restore(self.model, tensors)
+        parameters = list(self.model.parameters())
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
+                parameter = parameters[int(index)]
+                if value.shape == parameter.shape:
+                    value = sharded_like(value, parameter)
                 moments.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        groups = self.step.optimizer.state_dict()["param_groups"]
+        self.step.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         torch.set_rng_state(tensors["random.cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
 
     def _write_environment(self) -> None:
+        if not self.processes.is_first:
+            return
+        known = self.speed.device is not None
         environment = {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -405,6 +463,9 @@ class _Run:
             "device": torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
             else "cpu",
+            "processes": self.processes.count,
+            "execution": dataclasses.asdict(self.config.execution),
+            "utilisation": "in metrics.csv" if known else why_no_utilisation(self.device),
             "corpus_digest": self.corpus.digest,
             "train_tokens": len(self.corpus.train),
             "validation_tokens": len(self.corpus.validation),

@@ -1,0 +1,112 @@
+"""How fast a run is: tokens and FLOP/s, and what share of the hardware's peak they are.
+
+MFU counts what the model needs, level ``causal``, and never recomputation. HFU counts what the
+reference attention issues, level ``dense``: whole score rectangles, and recomputation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+import flopcount
+from flopcount.count import Count
+from flopcount.devices import find_device
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a step costs and what the hardware could do at most.
+
+    Attributes:
+        causal: count of the step, level ``causal``.
+        executed: count of what the attention issues, or None where that is not known.
+        tokens: latent tokens of a step.
+        device: with the peak rate, or None where it is not known.
+        dtype: of the matrix products, as the device's table names it.
+        num_devices: devices that share the step.
+
+    """
+
+    causal: Count
+    executed: Count | None
+    tokens: int
+    device: flopcount.Device | None
+    dtype: str
+    num_devices: int
+
+    def row(self, seconds: float) -> dict[str, float]:
+        """Give the rates of a step that took ``seconds``; utilisations where a peak is known."""
+        row = {
+            "tokens_per_second": self.tokens / seconds,
+            "flops_per_second": self.causal.total / seconds,
+        }
+        if self.device is not None:
+            share = (seconds, self.device, self.dtype, self.num_devices)
+            row["mfu"] = self.causal.mfu(*share)
+            if self.executed is not None:
+                row["hfu"] = self.executed.hfu(*share)
+        return row
+
+
+def peak_device(peak: str | None, peak_flops: float | None, dtype: str) -> flopcount.Device | None:
+    """Find the device whose peak utilisations refer to; None if neither argument is given.
+
+    Args:
+        peak: a name that ``flopcount devices`` lists.
+        peak_flops: instead, FLOP/s of one device.
+        dtype: that the rate is for.
+
+    Raises:
+        ValueError: if both are given, the name is unknown, the device has no peak for the dtype,
+            or the rate is not positive.
+
+    Example:
+        >>> peak_device("h100", None, "bf16").peak("bf16").flops_per_second
+        989400000000000.0
+        >>> peak_device(None, 2e12, "fp32").peak("fp32").flops_per_second
+        2000000000000.0
+    """
+    if peak is not None and peak_flops is not None:
+        raise ValueError(f"give peak or peak_flops, not both, got {peak!r} and {peak_flops}")
+    if peak_flops is not None:
+        return flopcount.Device("given", {dtype: flopcount.Peak(peak_flops, "given by the user")})
+    if peak is None:
+        return None
+    device = find_device(peak)
+    device.peak(dtype)
+    return device
+
+
+def why_no_utilisation(device: torch.device) -> str:
+    """Say why there is no MFU, and how to get one."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    return (
+        f"no MFU: the peak rate of {name} is not stated; name a device of `flopcount devices` by "
+        f"--peak, or give its FLOP/s by --peak-flops"
+    )
+
+
+def measure(
+    model: flopcount.PerceiverAR,
+    batch_size: int,
+    attention: str,
+    checkpointing: str | None,
+    device: flopcount.Device | None,
+    dtype: str,
+    num_devices: int,
+) -> Speed:
+    """Count a training step, to rate its times by; only the reference attention has an HFU."""
+    causal, dense = (
+        model.flops(level=level, batch_size=batch_size, checkpointing=checkpointing)
+        for level in ("causal", "dense")
+    )
+    return Speed(
+        causal=causal,
+        executed=dense if attention == "reference" else None,
+        tokens=batch_size * model.num_latents,
+        device=device,
+        dtype=dtype,
+        num_devices=num_devices,
+    )

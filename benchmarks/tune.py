@@ -1,0 +1,345 @@
+"""Search for the fastest tiling of each kernel: ``python -m benchmarks.tune --out DIR``.
+
+For each padded head dim and pass, candidates are pruned by what the hardware has room for and
+timed on the hybrid layer; the fastest few are timed on the other shapes too. ``tilings.csv`` grows
+as they come, and a later run adds what is missing. ``tuned.json`` holds the fastest for each shape
+and pass, checked against float64. ``--dry-run`` lists the candidates and times nothing.
+
+The passes are ``kernels.attention.tilings.PASSES``. The two backward passes run together: first the
+one for keys and values is varied, then the one for queries beside the best of the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import itertools
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.attention import SIZES, draw, errors, one_line, require_working_device, timed
+from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.measurement import (
+    Table,
+    device,
+    environment,
+    read_table,
+    working_dtype,
+    write_environment,
+)
+from benchmarks.shapes import Shape
+from kernels.attention import launches
+from kernels.attention.tilings import PASSES, Tiling, padded_head_dim, shipped_tiling
+
+REGISTERS_FOR_TILES = 208
+"""Of 255 that a thread has, what accumulators and scores may take; the rest is for addresses."""
+SHARED_MEMORY = 227 * 1024
+"""Bytes that one program may take on Hopper."""
+
+OWNED = (64, 128)
+VISITED = (32, 64, 128)
+WARPS = (4, 8)
+STAGES = (2, 3)
+HEAD_DIMS = (73, 91, 64, 128)
+"""One for each padded head dim of the article's models: 80, 96, 64, 128."""
+KEPT = 6
+"""Of a head dim's first shape, how many of the fastest are timed on its other shapes."""
+
+# What each pass holds of its owned block and of a visited one, and how many tiles of scores.
+OPERANDS_OWNED = {"forward": 1, "key_value": 2, "query": 2}
+ACCUMULATORS = {"forward": 1, "key_value": 2, "query": 1}
+SCORE_TILES = {"forward": 1, "key_value": 2, "query": 2}
+
+COLUMNS = (
+    "device",
+    *SIZES,
+    "dtype",
+    "pass",
+    "tiling",
+    "status",
+    "ms",
+    "message",
+)
+KEY = (*SIZES, "dtype", "pass", "tiling")
+
+
+def fits(pass_name: str, head_dim: int, tiling: Tiling, element_size: int = 2) -> bool:
+    """Whether a tiling can run well on Hopper, by what is known before compiling.
+
+    - The owned block is a multiple of the visited one, and has 64 rows for each warpgroup, as
+      wgmma wants.
+    - Operands fit shared memory: the owned ones once, the visited ones once per stage.
+    - Accumulators and tiles of scores, fp32, fit the registers of the program's threads.
+
+    >>> fits("forward", 73, Tiling(128, 64, 8, 3)), fits("forward", 73, Tiling(128, 128, 4, 3))
+    (True, False)
+    """
+    owned, visited = blocks(pass_name, tiling)
+    padded = padded_head_dim(head_dim)
+    if owned % visited or owned < 64 * (tiling.num_warps // 4):
+        return False
+    resident = OPERANDS_OWNED[pass_name] * owned + 2 * tiling.num_stages * visited
+    if resident * padded * element_size > SHARED_MEMORY:
+        return False
+    values = ACCUMULATORS[pass_name] * owned * padded + SCORE_TILES[pass_name] * owned * visited
+    return values <= REGISTERS_FOR_TILES * 32 * tiling.num_warps
+
+
+def blocks(pass_name: str, tiling: Tiling) -> tuple[int, int]:
+    """Rows of the block that a program owns, and of those that it visits."""
+    if pass_name == "key_value":
+        return tiling.block_keys, tiling.block_queries
+    return tiling.block_queries, tiling.block_keys
+
+
+def candidates(pass_name: str, head_dim: int, element_size: int = 2) -> list[Tiling]:
+    """The shipped tiling, then every other of the grid that fits."""
+    if pass_name not in PASSES:
+        raise ValueError(f"pass_name must be one of {PASSES}, got {pass_name!r}")
+    shipped = shipped_tiling(pass_name, head_dim, element_size)
+    found = [shipped]
+    for owned, visited, warps, stages in itertools.product(OWNED, VISITED, WARPS, STAGES):
+        sides = (visited, owned) if pass_name == "key_value" else (owned, visited)
+        tiling = Tiling(*sides, num_warps=warps, num_stages=stages)
+        if tiling not in found and fits(pass_name, head_dim, tiling, element_size):
+            found.append(tiling)
+    return found
+
+
+@contextlib.contextmanager
+def using(chosen: dict[str, Tiling]) -> Iterator[None]:
+    """Let the kernels take these tilings, by pass, and for other passes the shipped ones."""
+
+    def looked_up(pass_name: str, *arguments: Any, **options: Any) -> Tiling:
+        if pass_name in chosen:
+            return chosen[pass_name]
+        return shipped_tiling(pass_name, *arguments, **options)
+
+    with mock.patch.object(launches, "shipped_tiling", looked_up):
+        yield
+
+
+def shapes_to_tune(head_dims: Iterable[int]) -> list[Shape]:
+    """The article's layers for each head dim; for 64 and 128 a long sequence as well."""
+    found = []
+    for head_dim in head_dims:
+        found += [Shape(80, 512, prefix, 8, head_dim) for prefix in (1792, 0, 768)]
+        if head_dim in (64, 128):
+            found.append(Shape(4, 4096, 0, 2048 // head_dim, head_dim))
+    return found
+
+
+def time_tiling(shape: Shape, chosen: dict[str, Tiling]) -> float:
+    """Milliseconds of the pass that ``chosen`` is about: forward alone, or the whole backward."""
+    attend = IMPLEMENTATIONS["fused"].build(shape, device())
+    with using(chosen):
+        return statistics.median(
+            timed(attend, shape, "forward" if "forward" in chosen else "backward")
+        )
+
+
+def run_once(shape: Shape, chosen: dict[str, Tiling]) -> None:
+    """Compile and run what ``chosen`` is about, in a process whose only purpose is the cache."""
+    attend = IMPLEMENTATIONS["fused"].build(shape, device())
+    with using(chosen):
+        q, k, v, grad = draw(shape)
+        out = attend(q, k, v)
+        if "forward" not in chosen:
+            torch.autograd.grad(out, (q, k, v), grad)
+
+
+def tune(
+    out: Path, shapes: Iterable[Shape], minutes: float, jobs: int = 0, limit: int | None = None
+) -> Path:
+    """Time all candidates of all shapes that ``tilings.csv`` lacks, as long as there is time.
+
+    Args:
+        out: folder of the results.
+        shapes: what to tune for.
+        minutes: no candidate is begun after that.
+        jobs: processes that compile ahead; 0 for none.
+        limit: candidates of a pass at most, the shipped one among them.
+
+    Returns:
+        The path of ``tuned.json``: see :func:`fastest`.
+    """
+    table = Table(out / "tilings.csv", COLUMNS, KEY)
+    write_environment(out, "tilings")
+    end = time.monotonic() + 60 * minutes
+    with _pool(jobs) as pool:
+        for shape in shapes:
+            wanted = {p: _wanted(table, shape, p)[:limit] for p in PASSES}
+            if pool and time.monotonic() < end:
+                choices = [{name: tiling} for name in wanted for tiling in wanted[name]]
+                # A failure shows again, and is recorded, when the candidate is timed.
+                concurrent.futures.wait([pool.submit(run_once, shape, c) for c in choices])
+            _time_all(table, shape, wanted, end)
+    path = out / "tuned.json"
+    path.write_text(json.dumps(fastest(read_table(table.path)), indent=1) + "\n")
+    return path
+
+
+def _pool(jobs: int) -> contextlib.AbstractContextManager[Any]:
+    if jobs == 0:
+        return contextlib.nullcontext()
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context)
+
+
+def _wanted(table: Table, shape: Shape, pass_name: str) -> list[Tiling]:
+    """Candidates of a shape: all for the first of its head dim, for others the fastest there."""
+    found = candidates(pass_name, shape.head_dim, working_dtype().itemsize)
+    earlier = [
+        row
+        for row in read_table(table.path)
+        if row["head_dim"] == str(shape.head_dim)
+        and row["pass"] == pass_name
+        and row["status"] == "ok"
+        and not _is_about(row, shape)
+    ]
+    if not earlier:
+        return found
+    ordered = [read_tiling(row["tiling"]) for row in sorted(earlier, key=_ms)]
+    return list(dict.fromkeys((found[0], *ordered)))[: KEPT + 1]
+
+
+def _time_all(table: Table, shape: Shape, wanted: dict[str, list[Tiling]], end: float) -> None:
+    best: dict[str, Tiling] = {}
+    for pass_name, tilings in wanted.items():
+        beside = {name: best[name] for name in best if (pass_name, name) == ("query", "key_value")}
+        key = {**vars(shape), "dtype": _dtype(), "pass": pass_name}
+        for tiling in tilings:
+            if table.has(**key, tiling=written(tiling)):
+                continue
+            if time.monotonic() > end:
+                return
+            table.add(
+                device=environment()["device"],
+                **key,
+                tiling=written(tiling),
+                **_outcome(shape, {**beside, pass_name: tiling}),
+            )
+        if fast := _fastest_of(read_table(table.path), shape, pass_name):
+            best[pass_name] = fast
+
+
+def _outcome(shape: Shape, chosen: dict[str, Tiling]) -> dict[str, Any]:
+    try:
+        return {"status": "ok", "ms": f"{time_tiling(shape, chosen):.6g}"}
+    except Exception as error:  # too little shared memory, a compiler that gives up
+        require_working_device()
+        return {"status": "failed", "message": one_line(error)}
+
+
+def written(tiling: Tiling) -> str:
+    """A tiling as one cell of a table, and back with :func:`read_tiling`.
+
+    >>> written(Tiling(128, 64, 8, 3)).split()[:4]
+    ['128', '64', '8', '3']
+    """
+    return " ".join(str(value) for value in tiling)
+
+
+def read_tiling(text: str) -> Tiling:
+    """Read what :func:`written` has written."""
+    return Tiling(*(None if value == "None" else int(value) for value in text.split()))
+
+
+def _dtype() -> str:
+    return str(working_dtype()).removeprefix("torch.")
+
+
+def _ms(row: dict[str, str]) -> float:
+    return float(row["ms"])
+
+
+def _is_about(row: dict[str, str], shape: Shape) -> bool:
+    return all(row[name] == str(size) for name, size in vars(shape).items())
+
+
+def _of_case(rows: Iterable[dict[str, str]], shape: Shape, pass_name: str) -> list[dict[str, str]]:
+    """Rows of a shape and pass that were timed."""
+    return [
+        row
+        for row in rows
+        if row["status"] == "ok" and row["pass"] == pass_name and _is_about(row, shape)
+    ]
+
+
+def _fastest_of(rows: Iterable[dict[str, str]], shape: Shape, pass_name: str) -> Tiling | None:
+    case = _of_case(rows, shape, pass_name)
+    return read_tiling(min(case, key=_ms)["tiling"]) if case else None
+
+
+def fastest(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The fastest tiling for each shape, pass and dtype that is right, the table to ship.
+
+    A shape whose fastest tilings together give a wrong result is left out, loudly.
+    """
+    shapes = dict.fromkeys(Shape(**{name: int(row[name]) for name in SIZES}) for row in rows)
+    found = []
+    for shape in shapes:
+        chosen = {
+            pass_name: tiling
+            for pass_name in PASSES
+            if (tiling := _fastest_of(rows, shape, pass_name))
+        }
+        attend = IMPLEMENTATIONS["fused"].build(shape, device())
+        with using(chosen):
+            shares = errors(attend, shape, backward=True)
+        if not all(share <= 1 for share in shares.values()):
+            print(f"left out: {shape} with {chosen} is wrong by {shares}")
+            continue
+        for pass_name, tiling in chosen.items():
+            case = _of_case(rows, shape, pass_name)
+            times = {row["tiling"]: _ms(row) for row in case}
+            shipped = written(shipped_tiling(pass_name, shape.head_dim, working_dtype().itemsize))
+            found.append(
+                {
+                    "pass": pass_name,
+                    "dtype": _dtype(),
+                    "padded_head_dim": padded_head_dim(shape.head_dim),
+                    "queries": shape.queries,
+                    "prefix": shape.prefix,
+                    "tiling": tiling._asdict(),
+                    "ms": times[written(tiling)],
+                    "shipped_ms": times.get(shipped),
+                }
+            )
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--head-dims", type=int, nargs="+", default=list(HEAD_DIMS))
+    parser.add_argument("--minutes", type=float, default=5, help="begin nothing after that")
+    parser.add_argument("--jobs", type=int, default=0, help="processes that compile ahead")
+    parser.add_argument("--limit", type=int, help="candidates of a pass at most")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try the path")
+    parser.add_argument("--dry-run", action="store_true", help="list candidates, time nothing")
+    given = parser.parse_args(arguments)
+    if given.dry_run:
+        for head_dim, pass_name in itertools.product(given.head_dims, PASSES):
+            found = candidates(pass_name, head_dim)[: given.limit]
+            print(f"head dim {head_dim}, {pass_name}: {len(found)} candidates")
+            print(*(f"  {written(tiling)}" for tiling in found), sep="\n")
+        return
+    shapes = shapes_to_tune(given.head_dims)
+    if given.tiny:
+        shapes = [Shape(1, 9, 5, 1, head_dim) for head_dim in given.head_dims]
+    print(tune(given.out, shapes, given.minutes, given.jobs, given.limit))
+
+
+if __name__ == "__main__":
+    main()

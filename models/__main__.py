@@ -1,4 +1,4 @@
-"""Command line: ``python -m models train | plan | sweep | resume | report | generate``."""
+"""Command line: ``python -m models train | plan | sweep | resume | report | generate | ...``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from flopcount.tables import table
 from models.configuration import read_config
 from models.generation import generate
+from models.kill_test import kill_test
 from models.presets import DEMO
 from models.report import fit_sweep, write_report
 from models.sweep import SweepConfig, plan_runs, run_sweep
@@ -101,6 +102,27 @@ def report(folder: _Folder) -> None:
 
     """
     _report(folder)
+
+
+@app.command(name="kill-test")
+def kill_processes(
+    folder: _Folder, kills: int = 20, sweep_share: float = 0.1, seed: int = 0
+) -> None:
+    """Kill processes of a small sweep at random moments, and compare it with one left alone.
+
+    Args:
+        folder: new or empty; the figures go to ``kill_test.json`` in it.
+        kills: how many.
+        sweep_share: the share of them that hits the sweep's own process, the rest hits workers.
+        seed: of the moments and victims.
+
+    """
+    result = kill_test(folder, kills, sweep_share, seed=seed)
+    rows = [[name.replace("_", " "), value] for name, value in vars(result).items()]
+    print(table(["", ""], [row for row in rows if row[0] != "problems"]))
+    if result.problems:
+        raise RuntimeError("; ".join(result.problems))
+    print("every run equals its twin that was left alone, bit for bit; none was trained twice")
 
 
 @app.command(name="generate")

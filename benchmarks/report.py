@@ -177,7 +177,7 @@ OTHER_TABLES = {
     ),
     "counters": ("case", "kernel", "metric", "executed", "counted", "difference", "verdict"),
     "soundness": ("check", "cases", "status", "message"),
-    "tilings": ("head_dim", "pass", "tiling", "ms", "shipped_ms"),
+    "step": ("model", "kernel", "layer", "term", "phase", "causal", "dense", "counted", "verdict"),
 }
 """Columns that the report shows of the other results' CSVs."""
 
@@ -199,7 +199,7 @@ def write_report(folder: Path) -> list[Path]:
     for name, columns in OTHER_TABLES.items():
         if rows := read_table(folder / f"{name}.csv"):
             page = folder / f"{name}.md"
-            page.write_text(plain_markdown(rows, columns))
+            page.write_text(origin(rows) + "\n" + plain_markdown(rows, columns))
             written.append(page)
     if not written:
         raise ValueError(f"{folder} must hold the CSV of a benchmark, got none")

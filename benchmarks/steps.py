@@ -173,8 +173,10 @@ def step_rows(
             continue
         layer, term = term_of_product(product, model)
         key = (layer, term, product.phase)
-        # Equal layers share a term: each launch has its part of the term's FLOPs.
-        share = causal[key] // seen[key] if key in causal else None
+        share = product.dense
+        if product.fused or term in ("scores", "values"):
+            # Equal layers share a term, and each launch has its part of the term's FLOPs.
+            share = causal[key] // seen[key]
         executed = None if product.fused else product.dense
         yield {
             **row,

@@ -1,43 +1,62 @@
-"""The report of a sweep: one HTML file that needs nothing else, and its plots as PNG beside it."""
+"""The report of a sweep: one HTML file that needs nothing else; its plots and tables beside it."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import io
-import itertools
 import json
 import subprocess
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from markupsafe import Markup
 
 import flopcount
+from flopcount.planning import LAWS
+from models.checkpoints import write_atomically
 from models.configuration import read_config
-from models.sweep import SweepConfig, plan_runs
+from models.plots import (
+    optima_along,
+    plot_curves,
+    plot_frontier,
+    plot_profiles,
+    plot_terms,
+)
+from models.sweep import SweepConfig, SweepRun, plan_runs
+from models.training import count_step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from matplotlib.axes import Axes
-
-    from flopcount.fitting import Profile, ProfilesFit
+    from flopcount.fitting import Optimum, ProfilesFit
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_BOOTSTRAP = 1000
+_SURFACE_SHARE = 10
+"""Of the bootstrap fits: a surface takes a search for each, a parabola a small linear system."""
+_AHEAD = 10
+"""Laws are drawn, and optima predicted, up to so many times the largest budget."""
+_LIBRARIES = ("numpy", "scipy", "matplotlib", "jinja2")
+_ELEMENTWISE = "element-wise, not in the total"
+_GROUPS = {
+    "projections": ("query", "key", "value", "out"),
+    "scores and values": ("scores", "values"),
+    "MLP": ("mlp up", "mlp down"),
+    "output layer": ("logits",),
+}
 
 
-def fit_sweep(folder: Path) -> ProfilesFit:
+def fit_sweep(folder: Path, num_bootstrap: int = _BOOTSTRAP) -> ProfilesFit:
     """Fit a finished sweep's final validation losses: a parabola in log N per budget.
 
     Args:
         folder: of the sweep, with its ``runs.csv``.
+        num_bootstrap: fits to runs drawn with replacement, for intervals.
 
     Raises:
         ValueError: if the folder holds no finished sweep.
@@ -46,17 +65,21 @@ def fit_sweep(folder: Path) -> ProfilesFit:
     if not (folder / "runs.csv").exists():
         raise ValueError(f"{folder} must hold a finished sweep, got no runs.csv")
     runs = flopcount.read_runs(folder / "runs.csv", loss="validation_loss")
-    return flopcount.fit_isoflop_profiles(runs)
+    return flopcount.fit_isoflop_profiles(runs, num_bootstrap=num_bootstrap)
 
 
-def write_report(folder: Path) -> Path:
-    """Fit a finished sweep and write ``report.html``, with ``*.png`` beside it.
+def write_report(folder: Path, num_bootstrap: int = _BOOTSTRAP) -> Path:
+    """Fit a finished sweep and write ``report.html``, with plots and tables beside it.
 
     Per budget a parabola of the loss in log N gives the best size (approach 2 of arXiv
-    2203.15556); one that has no minimum between the sizes tried is reported as such.
+    2203.15556); one that has no minimum between the sizes tried is reported as such. Approaches 1
+    and 3 stand beside it, or why they say nothing. ``curves.csv`` holds every validation of every
+    run, ``optima.csv`` the fitted optima and published laws, ``terms.csv`` the FLOPs of every
+    model by term.
 
     Args:
         folder: of the sweep, ``runs.csv`` and all.
+        num_bootstrap: fits to runs drawn with replacement, for intervals.
 
     Returns:
         The path of the report.
@@ -66,103 +89,268 @@ def write_report(folder: Path) -> Path:
 
     """
     config = read_config(SweepConfig, folder)
-    fitted = fit_sweep(folder)
+    fitted = fit_sweep(folder, num_bootstrap)
     runs = _read_table(folder / "runs.csv")
     curves = {run["run"]: _read_table(folder / "runs" / run["run"] / "metrics.csv") for run in runs}
-    plots = {
-        "loss_against_flops": plot_curves(runs, curves),
-        "loss_against_parameters": plot_profiles(fitted.profiles),
-    }
+    planned = plan_runs(config)
+    _write_table(folder / "curves.csv", _points(runs, curves))
+    terms = _terms(planned)
+    _write_table(folder / "terms.csv", terms)
+    budgets = np.geomspace(min(config.budgets) / 2, _AHEAD * max(config.budgets), 40).tolist()
+    predictions = [] if fitted.frontier is None else [fitted.predict(flops) for flops in budgets]
+    _write_table(folder / "optima.csv", _optima(budgets, predictions))
+    plots = _plots(fitted, runs, curves, terms, budgets, predictions)
     for name, content in plots.items():
-        (folder / f"{name}.png").write_bytes(content)
-    first = folder / "runs" / plan_runs(config)[0].name
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(_TEMPLATE.read_text()).render(
+        write_atomically(folder / f"{name}.png", content)
+    first = folder / "runs" / planned[0].name
+    page = _environment().render(
         plots={name: base64.b64encode(content).decode() for name, content in plots.items()},
         profiles=fitted.profiles,
-        fit=str(fitted),
+        approaches=_approaches(folder, fitted, max(config.budgets), num_bootstrap),
+        bias=fitted.bias,
+        flagged=fitted.flagged,
+        confidence=fitted.profiles[0].confidence,
+        num_bootstrap=num_bootstrap,
+        ahead=_AHEAD,
         runs=runs,
+        terms=_by_label(terms),
+        models=list(dict.fromkeys(row["model"] for row in terms)),
         noise=_noise(runs),
+        model=config.model,
         config=(folder / "config.json").read_text(),
-        environment=json.loads((first / "environment.json").read_text()),
+        environment=json.loads((first / "environment.json").read_text())
+        | {f"{name} (report)": version(name) for name in _LIBRARIES},
         commit=_commit(),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         hours=sum(run["seconds"] for run in runs) / 3600,
+        files=["runs.csv", "curves.csv", "optima.csv", "terms.csv", *(f"{n}.png" for n in plots)],
     )
     path = folder / "report.html"
-    path.write_text(page)
+    write_atomically(path, page.encode())
     return path
 
 
-def plot_curves(runs: list[dict[str, Any]], curves: dict[str, list[dict[str, Any]]]) -> bytes:
-    """Draw validation loss against FLOPs, a line per run, coloured by its size; a PNG."""
-    figure, axes = _axes("training FLOPs (causal)")
-    sizes = sorted({run["parameters"] for run in runs})
-    colours = dict(zip(sizes, colormaps["viridis"](np.linspace(0, 0.95, len(sizes))), strict=True))
-    for run in runs:
-        rows = curves[run["run"]]
-        axes.plot(
-            [row["flops"] for row in rows],
-            [row["validation_loss"] for row in rows],
-            color=colours[run["parameters"]],
-            linewidth=1.2,
-            marker=".",
-            markersize=4,
+def _plots(
+    fitted: ProfilesFit,
+    runs: list[dict[str, Any]],
+    curves: Mapping[str, list[dict[str, Any]]],
+    terms: list[dict[str, Any]],
+    budgets: list[float],
+    predictions: Sequence[Optimum],
+) -> dict[str, bytes]:
+    used = [profile for profile in fitted.profiles if profile.n_opt is not None]
+    laws = {name: law() for name, law in LAWS.items()}
+    return {
+        "loss_against_parameters": plot_profiles(fitted.profiles),
+        "parameters_against_flops": plot_frontier(
+            "optimal parameters",
+            [(p.flops, p.n_opt, p.intervals["n_opt"]) for p in used],
+            optima_along(predictions, "params"),
+            {name: [law.n_opt(flops) for flops in budgets] for name, law in laws.items()},
+            budgets,
+        ),
+        "tokens_against_flops": plot_frontier(
+            "optimal training tokens",
+            [(p.flops, p.d_opt, p.intervals["d_opt"]) for p in used],
+            optima_along(predictions, "tokens"),
+            {name: [law.d_opt(flops) for flops in budgets] for name, law in laws.items()},
+            budgets,
+        ),
+        "loss_against_flops": plot_curves(runs, curves, log=False),
+        "loss_against_flops_log": plot_curves(runs, curves, log=True),
+        "flops_by_term": plot_terms(_shares(terms)),
+    }
+
+
+def _approaches(
+    folder: Path, fitted: ProfilesFit, largest: float, num_bootstrap: int
+) -> list[dict[str, Any]]:
+    """What each approach says: exponents and the optimum at the largest budget, then beyond it."""
+    runs = fitted.runs
+
+    def envelope() -> Any:
+        curves = flopcount.read_curves(folder / "curves.csv", loss="validation_loss")
+        return flopcount.fit_training_curves(curves, num_bootstrap=num_bootstrap)
+
+    def surface(objective: str) -> Callable[[], Any]:
+        return lambda: flopcount.fit_surface(
+            runs, objective=objective, num_bootstrap=num_bootstrap // _SURFACE_SHARE
         )
-    for budget in sorted({run["budget"] for run in runs}):
-        axes.axvline(budget, color="0.6", linestyle="--", linewidth=0.8)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda flops, _: _short(flops))
-    lines = [Line2D([], [], color=colours[size]) for size in sizes]
-    axes.legend(lines, [f"N = {size:,.0f}" for size in sizes], frameon=False)
-    return _png(figure)
+
+    ways: dict[str, Callable[[], Any]] = {
+        "1, envelope of training curves": envelope,
+        "2, parabola per budget": lambda: fitted,
+        "3, Huber on log loss": surface("huber-log"),
+        "3, Huber on loss, variable projection": surface("variable-projection"),
+    }
+    rows = []
+    for name, fit in ways.items():
+        try:
+            found = fit()
+            here, ahead = found.predict(largest), found.predict(_AHEAD * largest)
+        except ValueError as error:
+            rows.append({"name": name, "reason": str(error)})
+            continue
+        exponents = _exponents(found)
+        rows.append({"name": name, "reason": "", "exponents": exponents, "best": here})
+        rows.append({"name": "", "reason": "", "exponents": [], "best": ahead})
+    return rows
 
 
-def plot_profiles(profiles: Sequence[Profile]) -> bytes:
-    """Draw loss against N, one colour per budget, with its parabola and vertex; a PNG."""
-    figure, axes = _axes("parameters N")
-    for profile, colour in zip(profiles, itertools.cycle(colormaps["tab10"].colors), strict=False):
-        sizes = profile.params
-        axes.plot(sizes, profile.loss, "o", color=colour, label=f"{_short(profile.flops)} FLOPs")
-        if profile.coefficients is not None:
-            grid = np.geomspace(sizes.min(), sizes.max(), 200)
-            parabola = np.polynomial.Polynomial(profile.coefficients)
-            axes.plot(grid, parabola(np.log(grid) - profile.centre), color=colour, linewidth=1)
-        if profile.n_opt is not None:
-            axes.plot(profile.n_opt, profile.loss_opt, "*", color=colour, markersize=13)
-    axes.set_xticks(sorted({size for profile in profiles for size in profile.params}))
-    axes.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
-    axes.legend(frameon=False)
-    return _png(figure)
+def _exponents(fit: Any) -> list[tuple[float, Any]]:
+    """The exponents of C in N_opt and D_opt, each with its interval."""
+    if hasattr(fit, "surface"):
+        a, intervals = fit.surface.n_exponent, fit.intervals
+        return [(a, intervals.get("a")), (1 - a, intervals.get("b"))]
+    law, intervals = fit.frontier.law, fit.frontier.intervals
+    return [(law.a, intervals["a"]), (law.b, intervals["b"])]
 
 
-def _axes(xlabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xscale="log", xlabel=xlabel, ylabel="validation loss, nats per token")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+def _points(
+    runs: list[dict[str, Any]], curves: Mapping[str, list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Every validation of every run, as approach 1 reads it."""
+    return [
+        {
+            "run": run["run"],
+            "parameters": run["parameters"],
+            "tokens": row.get("tokens", run["tokens"] * row["step"] / run["step"]),
+            "flops": row["flops"],
+            "validation_loss": row["validation_loss"],
+        }
+        for run in runs
+        for row in curves[run["run"]]
+    ]
 
 
-def _short(flops: float) -> str:
-    return f"{flops:.3g}".replace("e+", "e")
+def _optima(budgets: list[float], predictions: Sequence[Optimum]) -> list[dict[str, Any]]:
+    """N_opt, D_opt and loss along the budgets, with intervals, and the published laws'."""
+    laws = {name: law() for name, law in LAWS.items()}
+    rows = []
+    for index, flops in enumerate(budgets):
+        row: dict[str, Any] = {"flops": flops}
+        for name in ("params", "tokens", "loss"):
+            best = predictions[index] if predictions else None
+            interval = getattr(best, f"{name}_interval", None)
+            row[name] = getattr(best, name, None)
+            row[f"{name}_low"] = getattr(interval, "low", None)
+            row[f"{name}_high"] = getattr(interval, "high", None)
+        for name, law in laws.items():
+            row[f"params_{name}"], row[f"tokens_{name}"] = law.n_opt(flops), law.d_opt(flops)
+        rows.append(row)
+    return rows
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+def _terms(planned: Sequence[SweepRun]) -> list[dict[str, Any]]:
+    """FLOPs of a training step by term and model, per latent token, from smallest to largest."""
+    rows = []
+    seen = set()
+    for run in sorted(planned, key=lambda run: run.parameters):
+        model = run.config.model
+        name = f"{model.num_channels} × {model.num_layers}"
+        if name in seen:
+            continue
+        seen.add(name)
+        count = count_step(model, run.config.recipe.batch_size)
+        tokens = count.tokens
+        for term in count.to_dict()["terms"]:
+            rows.append(
+                {"model": name}
+                | {key: term[key] for key in ("part", "layer", "term")}
+                | {"flops_per_token": term["total"] / tokens, "share": term["total"] / count.total}
+            )
+        elementwise = count.elementwise.total
+        for term, flops in (("total", count.total), (_ELEMENTWISE, elementwise)):
+            rows.append(
+                {"model": name, "part": "", "layer": "", "term": term}
+                | {"flops_per_token": flops / tokens, "share": flops / count.total}
+            )
+    return rows
+
+
+def _by_label(terms: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Rows by what they count, then by model: in the order of the model with the most terms."""
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in sorted(terms, key=lambda row: row["part"] == ""):
+        label = ", ".join(filter(None, (row["part"], row["layer"], row["term"])))
+        table.setdefault(label, {})[row["model"]] = row
+    return table
+
+
+def _shares(terms: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    group_of = {term: group for group, names in _GROUPS.items() for term in names}
+    shares: dict[str, dict[str, float]] = {}
+    for row in terms:
+        if not row["part"]:
+            continue
+        group = group_of.get(row["term"], row["term"])
+        group = f"{group}, prefix" if row["part"] == "cross" else group
+        model = shares.setdefault(row["model"], {})
+        model[group] = model.get(group, 0.0) + row["share"]
+    return shares
+
+
+def _environment() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"power": _power, "number": _number, "minimum": _minimum}
+    return environment.from_string(_TEMPLATE.read_text())
+
+
+def _power(value: float) -> Markup:
+    """A number as HTML in three digits and a power of ten.
+
+    Example:
+        >>> print(_power(3e10), _power(1e12))
+        3 × 10<sup>10</sup> 10<sup>12</sup>
+    """
+    mantissa, exponent = f"{value:.2e}".split("e")
+    digits = mantissa.rstrip("0").rstrip(".")
+    front = "" if digits == "1" else f"{digits} × "
+    return Markup(f"{front}10<sup>{int(exponent)}</sup>")
+
+
+def _number(value: float) -> Markup:
+    """A count with separators below a billion, else a power of ten.
+
+    Example:
+        >>> print(_number(28722.4), _number(2.5e9))
+        28,722 2.5 × 10<sup>9</sup>
+    """
+    return Markup(f"{value:,.0f}") if value < 1e9 else _power(value)
+
+
+def _minimum(verdict: str) -> str:
+    """Say of a vertex whether it is a minimum inside the range.
+
+    Example:
+        >>> _minimum("used"), _minimum("not used: the parabola has no minimum")
+        ('yes', 'no: the parabola has no minimum')
+    """
+    if verdict.startswith("used"):
+        return verdict.replace("used", "yes", 1)
+    return verdict.replace("not used", "no", 1)
 
 
 def _read_table(path: Path) -> list[dict[str, Any]]:
     with path.open() as file:
-        return [
-            {name: value if name == "run" else float(value) for name, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+        return [{name: _cell(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _cell(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, table.getvalue().encode())
 
 
 def _noise(runs: list[dict[str, Any]]) -> float | None:

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flopcount.fitting.frontier import NO_FLOOR, Frontier, fit_frontier
-from flopcount.fitting.results import CONFIDENCE, Optimum, require_bootstrap
+from flopcount.fitting.results import (
+    CONFIDENCE,
+    Interval,
+    Optimum,
+    interval,
+    interval_text,
+    require_bootstrap,
+)
 from flopcount.fitting.runs import FlaggedRow, Runs, flag_notes, read_runs
 from flopcount.laws import CHINCHILLA_SURFACE, LossSurface
 from flopcount.sizes import quoted, require_positive_number
@@ -45,6 +52,9 @@ class Profile:
         d_opt: D at the vertex, on the parabola of log D in log N.
         loss_opt: Loss at the vertex.
         verdict: "used", perhaps with a remark, or why the vertex is not used.
+        samples: Bootstrap samples of c₀, c₁, c₂, shape (samples, 3).
+        vertices: Of log N, log D and loss at the vertex, NaN where it is not used.
+        confidence: Share of the bootstrap distribution in an interval.
     """
 
     flops: float
@@ -58,12 +68,48 @@ class Profile:
     d_opt: float | None
     loss_opt: float | None
     verdict: str
+    samples: FloatArray = dataclasses.field(repr=False)
+    vertices: FloatArray = dataclasses.field(repr=False)
+    confidence: float
+
+    @property
+    def intervals(self) -> dict[str, Interval | None]:
+        """Of ``n_opt``, ``d_opt`` and ``loss_opt``; None without a bootstrap or a vertex."""
+        import numpy as np
+
+        if self.n_opt is None:
+            return dict.fromkeys(("n_opt", "d_opt", "loss_opt"))
+        log_n, log_d, loss = self.vertices.T
+        columns = {"n_opt": np.exp(log_n), "d_opt": np.exp(log_d), "loss_opt": loss}
+        return {name: interval(column, self.confidence) for name, column in columns.items()}
+
+    def band(self, params: FloatArray) -> tuple[FloatArray, FloatArray] | None:
+        """The interval of the parabola at each of some sizes; None with fewer than two samples.
+
+        Args:
+            params: N, shape (sizes,).
+        """
+        import numpy as np
+
+        finite = self.samples[np.isfinite(self.samples).all(axis=1)]
+        if len(finite) < 2:
+            return None
+        x = np.log(params) - self.centre
+        losses = finite @ np.stack([np.ones_like(x), x, x * x])
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(losses, [tail, 1 - tail], axis=0)
+        return low, high
 
     def to_dict(self) -> dict[str, Any]:
-        """The profile as plain data."""
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        arrays = ("params", "loss", "residuals")
-        return plain | {name: plain[name].tolist() for name in arrays}
+        """The profile as plain data; of the bootstrap the intervals alone."""
+        left_out = ("samples", "vertices")
+        names = [field.name for field in dataclasses.fields(self) if field.name not in left_out]
+        plain = {name: getattr(self, name) for name in names}
+        found = self.intervals.items()
+        return plain | {
+            **{name: plain[name].tolist() for name in ("params", "loss", "residuals")},
+            "intervals": {name: each and dataclasses.asdict(each) for name, each in found},
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,12 +201,24 @@ class ProfilesFit:
         }
 
     def __str__(self) -> str:
+        bootstrapped = any(p.intervals["n_opt"] for p in self.profiles)
         rows = [
-            [p.flops, str(len(p.rows)), p.n_opt, p.d_opt, _digits(p.loss_opt), p.verdict]
+            [
+                p.flops,
+                str(len(p.rows)),
+                p.n_opt,
+                *([interval_text(p.intervals["n_opt"])] if bootstrapped else []),
+                p.d_opt,
+                _digits(p.loss_opt),
+                p.verdict,
+            ]
             for p in self.profiles
         ]
+        columns = ["FLOPs", "runs", "N_opt", "D_opt", "loss", "vertex"]
+        if bootstrapped:
+            columns.insert(3, f"{self.profiles[0].confidence:.0%} interval")
         text = table(
-            ["FLOPs", "runs", "N_opt", "D_opt", "loss", "vertex"],
+            columns,
             rows,
             title="Approach 2: a parabola in log N per budget",
         )
@@ -241,7 +299,13 @@ def _vertices(
     return coefficients, np.stack([vertex * scale, tokens, loss], axis=1)
 
 
-def _profile(runs: Runs, group: IndexArray) -> Profile:
+def _profile(
+    runs: Runs,
+    group: IndexArray,
+    num_bootstrap: int = 0,
+    generator: np.random.Generator | None = None,
+    confidence: float = CONFIDENCE,
+) -> Profile:
     import numpy as np
 
     log_n = np.log(runs.params[group])
@@ -261,9 +325,22 @@ def _profile(runs: Runs, group: IndexArray) -> Profile:
     elif planned is None and spread > BUDGET_GAP**2:
         verdict = f"not used: FLOPs differ by a factor of {spread:.3g}: give budgets"
     if verdict:
-        blank = np.full_like(x, np.nan)
+        blank, no_samples = np.full_like(x, np.nan), np.empty((0, 3))
         return Profile(
-            flops, rows, runs.params[group], loss, centre, None, blank, None, None, None, verdict
+            flops,
+            rows,
+            runs.params[group],
+            loss,
+            centre,
+            None,
+            blank,
+            None,
+            None,
+            None,
+            verdict,
+            no_samples,
+            no_samples,
+            confidence,
         )
     log_tokens = np.log(runs.tokens[group])
     coefficients, vertices = _vertices(x, loss, log_tokens, np.ones((1, len(x))))
@@ -281,8 +358,25 @@ def _profile(runs: Runs, group: IndexArray) -> Profile:
         centred = OFF_CENTRE <= share <= 1 - OFF_CENTRE
         verdict = "used" if centred else f"used, off-centre: at {share:.0%} of the range of log N"
         found = (math.exp(centre + at), math.exp(log_d), loss_opt)
+    size = len(group)
+    weights = np.empty((0, size))
+    if generator is not None:
+        counts = generator.multinomial(size, np.full(size, 1 / size), size=num_bootstrap)
+        weights = counts.astype(np.float64)
+    samples, drawn = _vertices(x, loss, log_tokens, weights)
     return Profile(
-        flops, rows, runs.params[group], loss, centre, (c0, c1, c2), residuals, *found, verdict
+        flops,
+        rows,
+        runs.params[group],
+        loss,
+        centre,
+        (c0, c1, c2),
+        residuals,
+        *found,
+        verdict,
+        samples,
+        drawn + np.array([centre, 0.0, 0.0]),
+        confidence,
     )
 
 
@@ -350,48 +444,35 @@ def fit_isoflop_profiles(
     >>> round(fit.frontier.law.a, 3), round(surface.n_exponent, 3)
     (0.452, 0.452)
     """
+    import numpy as np
+
     if not isinstance(runs, Runs):
         raise TypeError(f"runs = {quoted(runs)}: expected what read_runs returns")
     require_bootstrap(num_bootstrap, confidence)
     groups = _groups(runs, budgets)
-    profiles = tuple(_profile(runs, group) for group in groups)
-    frontier = _frontier(runs, groups, profiles, num_bootstrap, seed, confidence)
+    generator = np.random.default_rng(seed)
+    profiles = tuple(
+        _profile(runs, group, num_bootstrap, generator, confidence) for group in groups
+    )
+    frontier = _frontier(profiles, confidence)
     flagged = sorted((*runs.flagged, *_off_budget(runs, groups)), key=lambda flag: flag.row)
     return ProfilesFit(profiles, frontier, _typical_bias(profiles), tuple(flagged), runs)
 
 
-def _frontier(
-    runs: Runs,
-    groups: Sequence[IndexArray],
-    profiles: Sequence[Profile],
-    num_bootstrap: int,
-    seed: int,
-    confidence: float,
-) -> Frontier | None:
+def _frontier(profiles: Sequence[Profile], confidence: float) -> Frontier | None:
     import numpy as np
 
-    used = [
-        (group, profile)
-        for group, profile in zip(groups, profiles, strict=True)
-        if profile.n_opt is not None
-    ]
+    used = [profile for profile in profiles if profile.n_opt is not None]
     if len(used) < 2:
         return None
-    log_flops = np.log([profile.flops for _, profile in used])
-    points = np.array([[p.n_opt, p.d_opt, p.loss_opt] for _, p in used], dtype=np.float64)
+    log_flops = np.log([profile.flops for profile in used])
+    points = np.array([[p.n_opt, p.d_opt, p.loss_opt] for p in used], dtype=np.float64)
     optima = np.log(points).T
-    generator = np.random.default_rng(seed)
-    samples = np.empty((num_bootstrap, 3, len(used)))
-    for index, (group, profile) in enumerate(used):
-        size = len(group)
-        counts = generator.multinomial(size, np.full(size, 1 / size), size=num_bootstrap)
-        x = np.log(runs.params[group]) - profile.centre
-        log_tokens = np.log(runs.tokens[group])
-        _, vertices = _vertices(x, runs.loss[group], log_tokens, counts.astype(np.float64))
-        samples[:, 0, index] = vertices[:, 0] + profile.centre
-        samples[:, 1, index] = vertices[:, 1]
-        samples[:, 2, index] = np.log(np.where(vertices[:, 2] > 0, vertices[:, 2], np.nan))
-    source = f"approach 2, {len(used)} vertices of {len(runs.rows)} runs"
+    samples = np.stack([profile.vertices for profile in used], axis=2)
+    loss = samples[:, 2]
+    samples[:, 2] = np.log(np.where(loss > 0, loss, np.nan))
+    num_runs = sum(len(profile.rows) for profile in profiles)
+    source = f"approach 2, {len(used)} vertices of {num_runs} runs"
     return fit_frontier(log_flops, optima, log_flops, samples, confidence, source)
 
 
@@ -467,7 +548,7 @@ def approach_2_bias(
                 column.append(float(value))
     runs = read_runs(columns)
     groups = _groups(runs, None)
-    frontier = _frontier(runs, groups, [_profile(runs, group) for group in groups], 0, 0, 0.95)
+    frontier = _frontier([_profile(runs, group) for group in groups], CONFIDENCE)
     if frontier is None:
         raise ValueError(f"off_centre = {quoted(off_centre)}: expected vertices within the range")
     law, largest = frontier.law, max(costs)

@@ -160,6 +160,19 @@ def test_the_profiles_bootstrap():
     assert found.high - found.low < 0.1
     again = fit_isoflop_profiles(runs, num_bootstrap=500, seed=2)
     assert fit.to_dict() == again.to_dict()
+    for profile in fit.profiles:
+        n_opt = profile.intervals["n_opt"]
+        assert n_opt.low < profile.n_opt < n_opt.high < 1.2 * n_opt.low
+        assert n_opt.low < 0.1 * profile.flops**0.5 < n_opt.high
+        low, high = profile.band(profile.params)
+        c0, c1, c2 = profile.coefficients
+        x = np.log(profile.params) - profile.centre
+        assert (low < c0 + c1 * x + c2 * x * x).all()
+        assert (c0 + c1 * x + c2 * x * x < high).all()
+        assert str(n_opt) in str(fit)
+    unsampled = fit_isoflop_profiles(runs).profiles[0]
+    assert unsampled.band(unsampled.params) is None
+    assert unsampled.intervals["n_opt"] is None
 
 
 def test_weights_equal_repetition():

@@ -3,19 +3,23 @@
 import csv
 import html.parser
 import json
+import math
 
 import pytest
 
+import flopcount
+from flopcount.laws import chinchilla_approach_2
 from models.configuration import claim_folder
 from models.report import write_report
 from models.sweep import SweepConfig, plan_runs
 
+SIZES = dict(vocab_size=262, num_latents=512, num_prefix=1536)
 SHAPES = ((8, 1), (16, 1), (24, 1), (40, 1), (64, 1))
 
 
-def finished_sweep(folder, losses, seeds=(0,)):
-    """A sweep's folder as training leaves it, with the losses given per shape."""
-    config = SweepConfig(budgets=(1e12,), shapes=SHAPES, seeds=seeds)
+def finished_sweep(folder, losses, seeds=(0,), budgets=(1e12,)):
+    """A sweep's folder as training leaves it, with the losses given per shape, or a parabola's."""
+    config = SweepConfig(budgets=budgets, shapes=SHAPES, seeds=seeds)
     claim_folder(config, folder)
     rows = []
     for index, run in enumerate(plan_runs(config)):
@@ -33,9 +37,11 @@ def finished_sweep(folder, losses, seeds=(0,)):
                 "num_layers": 1,
                 "parameters": run.parameters,
                 "step": 10,
-                "tokens": 1000,
-                "flops": 1.001e12,
-                "validation_loss": losses[index],
+                "tokens": run.budget / 6 / run.parameters,
+                "flops": 1.001 * run.budget,
+                "validation_loss": losses[index]
+                if losses
+                else 2 + 0.1 * math.log(run.parameters / (0.06 * run.budget**0.5)) ** 2,
                 "train_loss": 2.0,
                 "seconds": 9.0,
                 "tokens_per_second": 1e4,
@@ -54,41 +60,99 @@ def write_table(path, rows):
 
 
 class Page(html.parser.HTMLParser):
-    """A page's text by cell, and its images."""
+    """A page's tables as rows of cells, its images, and what it links to."""
 
     def __init__(self, path):
         super().__init__()
-        self.cells, self.images = [], []
+        self.rows, self.images, self.links, self.text = [], [], [], ""
+        self.open_cell = False
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attrs):
         if tag == "img":
             self.images.append(dict(attrs)["src"])
+        if tag in ("a", "link", "script"):
+            self.links.append((tag, dict(attrs).get("href")))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.open_cell = True
+
+    def handle_endtag(self, tag):
+        self.open_cell = self.open_cell and tag not in ("td", "th")
 
     def handle_data(self, data):
-        if data.strip():
-            self.cells.append(data.strip())
+        self.text += data
+        if self.open_cell:
+            self.rows[-1][-1] += data
+
+    def below(self, heading, count=1):
+        """The rows below the one that ends with this heading."""
+        start = [row[-1] for row in self.rows].index(heading) + 1
+        return self.rows[start : start + count]
+
+    def named(self, name):
+        return next(row for row in self.rows if row[0] == name)
+
+
+def read_table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_report_is_one_file_that_states_the_minimum_and_every_run(tmp_path):
     rows = finished_sweep(tmp_path, [2.5, 2.2, 2.1, 2.2, 2.5])
-    page = Page(write_report(tmp_path))
-    assert len(page.images) == 2
+    page = Page(write_report(tmp_path, num_bootstrap=20))
+    assert len(page.images) == 6
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.images)
-    assert (tmp_path / "loss_against_flops.png").read_bytes()[:4] == b"\x89PNG"
-    assert page.cells[page.cells.index("minimum inside the range") + 6] == "yes"
-    assert all(row["run"] in page.cells for row in rows)
-    assert page.cells[page.cells.index(rows[2]["run"]) + 7] == "2.1000"
-    assert "<2" in page.cells  # what comes from files is escaped
-    assert any("does not measure the noise" in cell for cell in page.cells)
+    assert {tag for tag, _ in page.links} == {"a"}
+    for name in ("loss_against_flops", "parameters_against_flops", "flops_by_term"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    ((*_, verdict),) = page.below("minimum inside the range")
+    assert verdict == "yes"
+    for row in rows:
+        assert f"{row['validation_loss']:.4f}" in page.named(row["run"])
+    assert page.named("torch")[1] == "<2"  # what comes from files is escaped
+    assert "does not measure the noise" in page.text
+    assert "two budgets" in page.named("2, parabola per budget")[1]
+
+
+def test_tables_beside_the_report_hold_its_numbers(tmp_path):
+    rows = finished_sweep(tmp_path, [2.5, 2.2, 2.1, 2.2, 2.5])
+    page = Page(write_report(tmp_path, num_bootstrap=0))
+    curves = read_table(tmp_path / "curves.csv")
+    assert [row["validation_loss"] for row in curves] == ["5.5", "5.0"] * len(rows)
+    terms = [row for row in read_table(tmp_path / "terms.csv") if row["model"] == "64 × 1"]
+    model = flopcount.PerceiverAR(num_channels=64, num_layers=1, **SIZES)
+    total = model.flops().per_token
+    by_term = [float(row["flops_per_token"]) for row in terms if row["part"]]
+    assert sum(by_term) == pytest.approx(float(total))
+    assert page.named("total")[-1].startswith(f"{float(total):,.0f}")
+    optima = read_table(tmp_path / "optima.csv")
+    law = chinchilla_approach_2()
+    assert float(optima[0]["flops"]) == pytest.approx(5e11)
+    assert float(optima[-1]["params_chinchilla-2"]) == pytest.approx(law.n_opt(1e13))
+
+
+def test_two_budgets_carry_laws(tmp_path):
+    # On N_opt = 0.06·C^½ with parabolas in log N about it, the vertices are exact: a = ½.
+    finished_sweep(tmp_path, None, budgets=(1e12, 4e12))
+    page = Page(write_report(tmp_path, num_bootstrap=20))
+    _, a, b, *_ = page.named("2, parabola per budget")
+    assert a.startswith("0.500")
+    assert "…" in a
+    assert float(b[:5]) == pytest.approx(0.5, abs=0.02)
+    best = next(row for row in read_table(tmp_path / "optima.csv") if float(row["flops"]) > 4e12)
+    assert float(best["params"]) == pytest.approx(0.06 * float(best["flops"]) ** 0.5, rel=1e-3)
+    assert float(best["params_low"]) <= float(best["params"]) <= float(best["params_high"])
 
 
 @pytest.mark.parametrize("losses", [[2.5, 2.4, 2.3, 2.2, 2.1], [2.1, 2.3, 2.5, 2.3, 2.1]])
 def test_report_says_where_there_is_no_minimum(tmp_path, losses):
     finished_sweep(tmp_path, losses)
-    cells = Page(write_report(tmp_path)).cells
-    row = cells[cells.index("minimum inside the range") + 1 :][:6]
-    assert row[:4] == ["1e+12", "–", "–", "–"]
+    (row,) = Page(write_report(tmp_path, num_bootstrap=0)).below("minimum inside the range")
+    assert row[:4] == ["1012", "–", "–", "–"]
     assert row[5].startswith("no: ")
 
 
@@ -96,12 +160,11 @@ def test_report_measures_the_noise_between_seeds(tmp_path):
     # Per shape losses x and x + 0.02: a standard deviation of 0.02 / √2 = 0.0141.
     losses = [loss + seed for loss in (2.5, 2.2, 2.1, 2.2, 2.5) for seed in (0, 0.02)]
     finished_sweep(tmp_path, losses, seeds=(0, 1))
-    assert any(
-        "standard deviation of 0.0141" in cell for cell in Page(write_report(tmp_path)).cells
-    )
+    text = Page(write_report(tmp_path, num_bootstrap=0)).text
+    assert "standard deviation of 0.0141" in text
 
 
 def test_unfinished_sweep_is_named(tmp_path):
     claim_folder(SweepConfig(budgets=(1e12,), shapes=SHAPES), tmp_path)
     with pytest.raises(ValueError, match=r"must hold a finished sweep, got no runs\.csv"):
-        write_report(tmp_path)
+        write_report(tmp_path, num_bootstrap=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import subprocess
@@ -28,7 +29,6 @@ from models.plots import (
     plot_terms,
 )
 from models.sweep import SweepConfig, SweepRun, plan_runs
-from models.training import count_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -115,6 +115,9 @@ def write_report(folder: Path, num_bootstrap: int = _BOOTSTRAP) -> Path:
         runs=runs,
         terms=_by_label(terms),
         models=list(dict.fromkeys(row["model"] for row in terms)),
+        utilisations=[
+            name for name in ("mfu", "hfu") if all(isinstance(run.get(name), float) for run in runs)
+        ],
         noise=_noise(runs),
         model=config.model,
         config=(folder / "config.json").read_text(),
@@ -242,7 +245,7 @@ def _optima(budgets: list[float], predictions: Sequence[Optimum]) -> list[dict[s
 
 
 def _terms(planned: Sequence[SweepRun]) -> list[dict[str, Any]]:
-    """FLOPs of a training step by term and model, per latent token, from smallest to largest."""
+    """FLOPs of training by term and model, per latent token, from smallest to largest."""
     rows = []
     seen = set()
     for run in sorted(planned, key=lambda run: run.parameters):
@@ -251,7 +254,7 @@ def _terms(planned: Sequence[SweepRun]) -> list[dict[str, Any]]:
         if name in seen:
             continue
         seen.add(name)
-        count = count_step(model, run.config.recipe.batch_size)
+        count = flopcount.PerceiverAR(**dataclasses.asdict(model)).flops()
         tokens = count.tokens
         for term in count.to_dict()["terms"]:
             rows.append(

@@ -28,7 +28,9 @@ def finished_sweep(folder, losses, seeds=(0,), budgets=(1e12,)):
             for step in (5, 10)
         ]
         write_table(folder / "runs" / run.name / "metrics.csv", curve)
-        (folder / "runs" / run.name / "environment.json").write_text(json.dumps({"torch": "<2"}))
+        (folder / "runs" / run.name / "environment.json").write_text(
+            json.dumps({"torch": "<2", "execution": {"dtype": "fp32", "micro_batches": 2}})
+        )
         rows.append(
             {
                 "run": run.name,
@@ -45,6 +47,8 @@ def finished_sweep(folder, losses, seeds=(0,), budgets=(1e12,)):
                 "train_loss": 2.0,
                 "seconds": 9.0,
                 "tokens_per_second": 1e4,
+                "mfu": 0.375,
+                "hfu": "",
             }
         )
     write_table(folder / "runs.csv", rows)
@@ -113,7 +117,10 @@ def test_report_is_one_file_that_states_the_minimum_and_every_run(tmp_path):
     assert verdict == "yes"
     for row in rows:
         assert f"{row['validation_loss']:.4f}" in page.named(row["run"])
-    assert page.named("torch")[1] == "<2"  # what comes from files is escaped
+    assert page.named("execution")[1].strip() == "dtype: fp32, micro batches: 2"
+    assert page.named("run")[-1] == "MFU"
+    assert page.named(rows[0]["run"])[-1] == "37.5%"
+    assert page.named("torch")[1].strip() == "<2"  # what comes from files is escaped
     assert "does not measure the noise" in page.text
     assert "two budgets" in page.named("2, parabola per budget")[1]
 

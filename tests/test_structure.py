@@ -18,7 +18,15 @@ ALLOWED = {
     "validate": {"flopcount", "kernels", "models"},
     "benchmarks": {"flopcount", "kernels", "models", "validate"},
 }
-DRIVER = {"training.py", "sweep.py", "report.py", "throughput.py", "ray_sweep.py", "__main__.py"}
+DRIVER = {
+    "training.py",
+    "sweep.py",
+    "report.py",
+    "plots.py",
+    "throughput.py",
+    "ray_sweep.py",
+    "__main__.py",
+}
 
 
 def imported_rooms(source: str) -> set[str]:

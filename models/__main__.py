@@ -12,12 +12,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from flopcount.tables import table
 from models.configuration import read_config
+from models.distributed import launched, launched_rank
 from models.generation import generate
 from models.kill_test import kill_test
 from models.presets import DEMO
 from models.report import fit_sweep, write_report
 from models.sweep import SweepConfig, plan_runs, run_sweep
-from models.training import TrainConfig, load_model, load_tokenizer, open_corpus, train
+from models.throughput import why_no_utilisation
+from models.training import (
+    TrainConfig,
+    choose_device,
+    load_model,
+    load_tokenizer,
+    open_corpus,
+    train,
+)
 
 _Folder = tyro.conf.Positional[Path]
 _Sweep = tyro.extras.subcommand_type_from_defaults(
@@ -171,14 +180,23 @@ def _report(folder: Path) -> None:
 
 
 def _train_with_progress(config: TrainConfig, folder: Path) -> None:
-    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=launched_rank() > 0) as progress:
         task = progress.add_task("", total=config.steps)
         last = train(config, folder, lambda done: progress.update(task, completed=done))[-1]
+    if launched_rank() > 0:
+        return
     print(f"{last['flops']:.4g} FLOPs, validation loss {last['validation_loss']:.4f}")
+    rates = [f"{last['tokens_per_second']:,.0f} tokens/s", f"{last['flops_per_second']:.4g} FLOP/s"]
+    rates += [f"{name.upper()} {last[name]:.2%}" for name in ("mfu", "hfu") if name in last]
+    print(", ".join(rates))
+    if "mfu" not in last:
+        print(why_no_utilisation(choose_device(config.device)))
 
 
 if __name__ == "__main__":
     try:
         app.cli(prog="python -m models")
-    except (ValueError, RuntimeError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        process = f" in process {launched_rank()}" if launched() else ""
+        raise SystemExit(f"error{process}: {error}") from None

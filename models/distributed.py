@@ -8,6 +8,7 @@ by every process alike, so that the number of processes changes nothing but roun
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ ALONE = Processes()
 def launched() -> bool:
     """Tell whether ``torchrun`` started this process."""
     return dist.is_torchelastic_launched()
+
+
+def launched_rank() -> int:
+    """Give the rank that ``torchrun`` gave this process; 0 if it was started in another way."""
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 @contextmanager

@@ -6,7 +6,8 @@ row per finished run. Started again, it skips what is finished and resumes what 
 Small models run far below a machine's peak, so every run has one thread and a process of its own,
 and as many run side by side as there are cores. A process that is killed loses the steps since its
 last checkpoint; the sweep starts it again. When the sweep's own process is killed, those of its
-runs end with it, and the same command goes on where they stood.
+runs end with it, and the same command goes on where they stood. :mod:`models.ray_sweep` places the
+same runs on a cluster.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import filelock
 import torch
@@ -43,17 +44,21 @@ from flopcount.planning import isoflop_runs
 from models.checkpoints import CheckpointError, steps_done, write_atomically
 from models.configuration import claim_folder
 from models.data import CorpusConfig
+from models.distributed import launched
+from models.step import Execution
 from models.training import ModelConfig, Recipe, Row, TrainConfig, check_config, open_corpus, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from ctypes import Array, c_longlong
     from multiprocessing.connection import Connection
-    from multiprocessing.context import ForkServerContext, ForkServerProcess
+    from multiprocessing.context import ForkServerProcess
 
 OnStep: TypeAlias = Callable[[str, int], None] | None
 _DEATHS = 3
 """So often a run's process may die without having reached a further checkpoint."""
+_PLACEMENT = ("execution", "cluster", "workers", "cpus_per_run", "gpus_per_run")
+"""Fields of a sweep that may change while it is interrupted."""
 _PATIENCE = 30.0
 """Seconds to wait for a run's process that a killed sweep has left behind."""
 
@@ -74,7 +79,14 @@ class SweepConfig:
         checkpoint_steps: a checkpoint after so many steps, besides one at each validation.
         device: ``cpu``, ``cuda`` or ``auto``.
         peak: the device's name in ``flopcount devices``, for MFU.
-        workers: runs side by side; the number of usable cores by default.
+        peak_flops: in place of ``peak``, FLOP/s of one device.
+        execution: how the steps are executed.
+        cluster: ``local`` runs on this machine alone; ``ray`` places runs on a Ray cluster (extra
+            ``ray``).
+        workers: runs side by side on this machine; the number of usable cores by default.
+        cpus_per_run: cores that Ray gives a run, and threads that it computes with.
+        gpus_per_run: GPUs, or parts of one, that Ray gives a run; by default one for device
+            ``cuda`` and none otherwise.
 
     """
 
@@ -89,7 +101,12 @@ class SweepConfig:
     checkpoint_steps: int = 1000
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak: str | None = None
+    peak_flops: float | None = None
+    execution: Execution = field(default_factory=Execution)
+    cluster: Literal["local", "ray"] = "local"
     workers: int | None = None
+    cpus_per_run: int = 1
+    gpus_per_run: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,8 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
     """
     if config.workers is not None and config.workers < 1:
         raise ValueError(f"workers must be at least 1, got {config.workers}")
+    if config.cluster not in ("local", "ray"):
+        raise ValueError(f"cluster must be local or ray, got {config.cluster!r}")
     for name in ("budgets", "shapes", "seeds"):
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
@@ -148,6 +167,8 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
                 checkpoint_steps=config.checkpoint_steps,
                 device=config.device,
                 peak=config.peak,
+                peak_flops=config.peak_flops,
+                execution=config.execution,
             ),
         )
         for run, seed in itertools.product(planned, config.seeds)
@@ -174,19 +195,24 @@ def run_sweep(
             out of range, or the corpus too short.
         SweepError: if a run raises, or its process dies three times without having reached a
             further checkpoint; other runs go on first.
-        RuntimeError: if another process works on the folder.
+        RuntimeError: if another process works on the folder, or ``torchrun`` started this one.
+        ImportError: if ``cluster`` is ``ray`` and the extra ``ray`` is missing.
 
     """
+    if launched():
+        raise RuntimeError("torchrun trains one run; start a sweep without it")
     runs = plan_runs(config)
     for run in runs:
-        check_config(run.config)
+        # A cluster's nodes have devices that this machine may lack.
+        elsewhere = {"device": "cpu"} if config.cluster == "ray" else {}
+        check_config(dataclasses.replace(run.config, **elsewhere))
     open_corpus(runs[0].config)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", blocking=False):
-            claim_folder(config, folder, may_differ=("workers",))
-            workers = _usable_cores() if config.workers is None else config.workers
-            _train_all(runs, folder, workers, quiet, on_step)
+            claim_folder(config, folder, may_differ=_PLACEMENT)
+            with _open_place(config, runs, folder, on_step) as place:
+                _train_all(runs, folder, place, quiet)
             return gather(runs, folder)
     except filelock.Timeout:
         raise RuntimeError(f"another process is running the sweep in {folder}") from None
@@ -231,89 +257,146 @@ def _name(budget: float, num_channels: int, num_layers: int, seed: int) -> str:
     return f"{budget:.4g}-{num_channels}x{num_layers}-seed{seed}".replace("+", "")
 
 
-def _train_all(runs: list[SweepRun], folder: Path, workers: int, quiet: bool, on_step: OnStep):
-    # A fork server imports torch once; its children start in milliseconds and share no state.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["models.training"])
-    # Without a lock: a process killed while it held one would stop all others.
-    done = context.RawArray("q", [_saved_steps(folder / "runs" / run.name) for run in runs])
-    unfinished = [index for index, run in enumerate(runs) if done[index] < run.config.steps]
+class Place(Protocol):
+    """Where runs are trained: given some to start, it tells how far they are and which ended.
+
+    Attributes:
+        room: runs that may be started and not ended at a time; None for any number.
+        done: steps of each run.
+
+    """
+
+    room: int | None
+    done: Sequence[int]
+
+    def start(self, index: int) -> None:
+        """Start to train a run, from its checkpoint where it has one."""
+
+    def wait(self) -> None:
+        """Wait until a run ends, but not for long."""
+
+    def ended(self) -> dict[int, str | None]:
+        """Tell what the runs that have ended raised; None if they finished, or died silently."""
+
+
+@contextlib.contextmanager
+def _open_place(
+    config: SweepConfig, runs: list[SweepRun], folder: Path, on_step: OnStep
+) -> Iterator[Place]:
+    place: Any
+    if config.cluster == "ray":
+        from models.ray_sweep import RayCluster  # a sweep on one machine needs no Ray
+
+        gpus = config.gpus_per_run
+        if gpus is None:
+            gpus = 1 if config.device == "cuda" else 0
+        place = RayCluster(runs, folder, config.cpus_per_run, gpus, on_step)
+    else:
+        workers = _usable_cores() if config.workers is None else config.workers
+        place = _OneMachine(runs, folder, workers, on_step)
+    try:
+        yield place
+    finally:
+        place.close()
+
+
+def _train_all(runs: list[SweepRun], folder: Path, place: Place, quiet: bool) -> None:
+    unfinished = [index for index, run in enumerate(runs) if place.done[index] < run.config.steps]
     # The longest first, so that none is left running alone at the end.
     pending = sorted(unfinished, key=lambda index: runs[index].config.steps)
     deaths = dict.fromkeys(pending, 0)
-    running: dict[int, _Worker] = {}
+    running: dict[int, int] = {}  # the step that each started from
     failed: list[str] = []
 
-    with _Display(runs, done, quiet) as display:
-        try:
-            while pending or running:
-                while pending and len(running) < workers:
-                    index = pending.pop()
-                    running[index] = _start(context, runs[index], folder, done, index, on_step)
-                wait([worker.process.sentinel for worker in running.values()], timeout=0.5)
-                display.update(running)
-                for index, worker in list(running.items()):
-                    if worker.process.is_alive():
-                        continue
-                    del running[index]
-                    run = runs[index]
-                    problem = worker.problem()
-                    saved = _saved_steps(folder / "runs" / run.name)
-                    if problem is None and saved == run.config.steps:
-                        display.finished(run, folder)
-                    elif problem is not None:
-                        failed.append(f"{run.name}: {problem}")
+    with _Display(runs, place.done, quiet) as display:
+        while pending or running:
+            while pending and (place.room is None or len(running) < place.room):
+                index = pending.pop()
+                running[index] = saved_steps(folder / "runs" / runs[index].name)
+                place.start(index)
+            place.wait()
+            display.update(running)
+            for index, problem in place.ended().items():
+                started_from = running.pop(index)
+                run = runs[index]
+                saved = saved_steps(folder / "runs" / run.name)
+                if problem is None and saved == run.config.steps:
+                    display.finished(run, folder)
+                elif problem is not None:
+                    failed.append(f"{run.name}: {problem}")
+                else:
+                    deaths[index] = 1 if saved > started_from else deaths[index] + 1
+                    if deaths[index] < _DEATHS:
+                        pending.append(index)
                     else:
-                        deaths[index] = 1 if saved > worker.resumed_at else deaths[index] + 1
-                        if deaths[index] < _DEATHS:
-                            pending.append(index)
-                        else:
-                            failed.append(f"{run.name}: died {_DEATHS} times after step {saved}")
-        finally:
-            for worker in running.values():
-                worker.process.terminate()
-                worker.process.join()
+                        failed.append(f"{run.name}: died {_DEATHS} times after step {saved}")
     if failed:
         raise SweepError("\n".join([f"{len(failed)} of {len(runs)} runs failed", *failed]))
 
 
-def _saved_steps(folder: Path) -> int:
+def saved_steps(folder: Path) -> int:
+    """Count the steps that a run's checkpoint holds; 0 where it is missing or damaged."""
     try:
         return steps_done(folder)
     except CheckpointError:
         return 0  # the run itself will say what is wrong
 
 
-@dataclass
-class _Worker:
-    """A process that trains one run, and the pipe that it tells a problem through."""
-
-    process: ForkServerProcess
-    receiver: Connection
-    resumed_at: int
-
-    def problem(self) -> str | None:
-        """Tell what an ended process raised; None if it finished, or died without a word."""
-        self.process.join()
-        with self.receiver, contextlib.suppress(EOFError, OSError):
-            return self.receiver.recv()
-        return None
+def train_placed(
+    run: SweepRun, folder: Path, threads: int, report: Callable[[int], None] | None
+) -> str | None:
+    """Train a run in a process of its own; give the problem, where there is one."""
+    torch.set_num_threads(threads)
+    try:
+        train(run.config, folder, report, patience=_PATIENCE)
+    except (ValueError, RuntimeError, OSError) as error:
+        return str(error)
+    except Exception:
+        return traceback.format_exc()
+    return None
 
 
-def _start(
-    context: ForkServerContext,
-    run: SweepRun,
-    folder: Path,
-    done: Array[c_longlong],
-    index: int,
-    on_step: OnStep,
-) -> _Worker:
-    receiver, sender = context.Pipe(duplex=False)
-    arguments = (run, folder / "runs" / run.name, done, index, on_step, sender)
-    process = context.Process(target=_work, args=arguments, daemon=True)
-    process.start()
-    sender.close()
-    return _Worker(process, receiver, done[index])
+class _OneMachine:
+    """This machine: a process with one thread for each run, ``workers`` side by side."""
+
+    def __init__(self, runs: list[SweepRun], folder: Path, workers: int, on_step: OnStep) -> None:
+        self.runs, self.folder, self.room, self.on_step = runs, folder, workers, on_step
+        # A fork server imports torch once; its children start in milliseconds and share no state.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["models.training"])
+        # Without a lock: a process killed while it held one would stop all others.
+        saved = [saved_steps(folder / "runs" / run.name) for run in runs]
+        self.done = self._context.RawArray("q", saved)
+        self._processes: dict[int, tuple[ForkServerProcess, Connection]] = {}
+
+    def start(self, index: int) -> None:
+        receiver, sender = self._context.Pipe(duplex=False)
+        run = self.runs[index]
+        arguments = (run, self.folder / "runs" / run.name, self.done, index, self.on_step, sender)
+        process = self._context.Process(target=_work, args=arguments, daemon=True)
+        process.start()
+        sender.close()
+        self._processes[index] = process, receiver
+
+    def wait(self) -> None:
+        wait([process.sentinel for process, _ in self._processes.values()], timeout=0.5)
+
+    def ended(self) -> dict[int, str | None]:
+        ended: dict[int, str | None] = {}
+        for index, (process, receiver) in list(self._processes.items()):
+            if process.is_alive():
+                continue
+            process.join()
+            del self._processes[index]
+            ended[index] = None
+            with receiver, contextlib.suppress(EOFError, OSError):
+                ended[index] = receiver.recv()
+        return ended
+
+    def close(self) -> None:
+        for process, _ in self._processes.values():
+            process.terminate()
+            process.join()
 
 
 def _work(
@@ -326,21 +409,16 @@ def _work(
 ) -> None:
     """Train one run in this process; its steps go to ``done[index]``."""
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
-    torch.set_num_threads(1)
 
     def report(step: int) -> None:
         done[index] = step
         if on_step is not None:
             on_step(run.name, step)
 
-    try:
-        train(run.config, folder, report, patience=_PATIENCE)
-    except (ValueError, RuntimeError, OSError) as error:
-        problems.send(str(error))
-        raise SystemExit(1) from None
-    except Exception:
-        problems.send(traceback.format_exc())
-        raise SystemExit(1) from None
+    problem = train_placed(run, folder, threads=1, report=report)
+    if problem is not None:
+        problems.send(problem)
+        raise SystemExit(1)
 
 
 def _end_with_the_sweep() -> None:
@@ -352,7 +430,7 @@ def _end_with_the_sweep() -> None:
 class _Display:
     """A progress line for the sweep and for each run that is being trained, with the time left."""
 
-    def __init__(self, runs: list[SweepRun], done: Array[c_longlong], quiet: bool) -> None:
+    def __init__(self, runs: list[SweepRun], done: Sequence[int], quiet: bool) -> None:
         self.runs, self.done, self.quiet = runs, done, quiet
         self.progress = Progress(
             TextColumn("{task.description}"),

@@ -93,7 +93,33 @@ class ReferenceAttention(nn.Module):
         return self.values(weights.to(v.dtype), v).transpose(1, 2)
 
 
-ATTENTION = {"reference": ReferenceAttention}
+class FusedAttention(nn.Module):
+    """The same in one kernel, which keeps no scores; on a GPU, or in Triton's interpreter.
+
+    Scale and rotary embedding may be left to it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        from kernels.attention.attention import prefix_attention
+
+        self.kernel = prefix_attention
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        prefix_k: Tensor | None = None,
+        prefix_v: Tensor | None = None,
+        scale: float = 1.0,
+        angles: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from q (B, Q, H, C) to the prefix, where given, and k and v (B, S, H, C)."""
+        return self.kernel(q, k, v, prefix_k, prefix_v, scale, angles)
+
+
+ATTENTION = {"reference": ReferenceAttention, "fused": FusedAttention}
 
 
 class KeyValueCache:
@@ -143,11 +169,16 @@ class Attention(nn.Module):
         context: Tensor,
         angles: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        prefix: Tensor | None = None,
     ) -> Tensor:
         """Attend from x (B, Q, D) to context (B, S, D), of which x holds the last positions.
 
         ``angles`` (B or 1, S, P) belong to the context; the queries take the last Q of them.
+        Where :meth:`takes_prefix_apart`, ``prefix`` (B, K, D) may hold the context's first K
+        positions, and ``context`` the others.
         """
+        if self.takes_prefix_apart(cache):
+            return self.out(self._fused(x, context, prefix, angles).flatten(-2))
         heads = (self.num_heads, self.head_dim)
         q = self.query(x).unflatten(-1, heads) * self.head_dim**-0.5  # (B, Q, H, C)
         k = self.key(context).unflatten(-1, heads)  # (B, S, H, C)
@@ -158,6 +189,28 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self, k, v)
         return self.out(self.attend(q, k, v).flatten(-2))
+
+    def takes_prefix_apart(self, cache: KeyValueCache | None) -> bool:
+        """Whether the context need not be one tensor."""
+        return isinstance(self.attend, FusedAttention) and cache is None
+
+    def _fused(
+        self, x: Tensor, context: Tensor, prefix: Tensor | None, angles: Tensor | None
+    ) -> Tensor:
+        """One call for scale, rotary embedding and attention.
+
+        Prefix and context stay apart: two smaller products for each of keys and values cost less
+        than writing and reading their concatenation, and its gradient's, would.
+        """
+        heads = (self.num_heads, self.head_dim)
+        q = self.query(x).unflatten(-1, heads)
+        keys_and_values = [
+            project(part).unflatten(-1, heads)
+            for part in (context, prefix)
+            if part is not None
+            for project in (self.key, self.value)
+        ]
+        return self.attend(q, *keys_and_values, scale=self.head_dim**-0.5, angles=angles)
 
 
 class MLP(nn.Module):

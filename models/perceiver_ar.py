@@ -57,8 +57,13 @@ class HybridLayer(nn.Module):
     ) -> Tensor:
         """Latents (B, N, D), prefix (B, K, D), angles (B or 1, K + N, P) -> (B, N, D)."""
         queries = self.norm(latents)
-        context = torch.cat((self.prefix_norm(prefix), queries), dim=1)  # (B, K + N, D)
-        latents = latents + self.attention(queries, context, angles, cache)
+        prefix = self.prefix_norm(prefix)
+        if self.attention.takes_prefix_apart(cache):
+            attended = self.attention(queries, queries, angles, prefix=prefix)
+        else:
+            context = torch.cat((prefix, queries), dim=1)  # (B, K + N, D)
+            attended = self.attention(queries, context, angles, cache)
+        latents = latents + attended
         return latents + self.mlp(latents)
 
 

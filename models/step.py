@@ -25,7 +25,8 @@ class Execution:
     """How a step is executed.
 
     Attributes:
-        attention: which attention runs, a key of ``models.blocks.ATTENTION``.
+        attention: ``fused`` for the kernels, ``reference`` for plain PyTorch, or ``auto`` for the
+            kernels on a GPU and plain PyTorch elsewhere; ``environment.json`` records which ran.
         micro_batches: parts that a batch is computed in, one after another, to save memory.
         checkpointing: ``reentrant`` or ``non-reentrant``: recompute each layer's activations in
             the backward pass, to save memory.
@@ -41,7 +42,7 @@ class Execution:
 
     """
 
-    attention: str = "reference"
+    attention: Literal["auto", "reference", "fused"] = "auto"
     micro_batches: int = 1
     checkpointing: Literal["reentrant", "non-reentrant"] | None = None
     loss: Literal["whole", "chunked"] = "whole"
@@ -51,6 +52,17 @@ class Execution:
     fused_optimizer: bool = True
     prefetch: int | None = None
     parallel: Parallel = "ddp"
+
+    def resolve_attention(self, device: torch.device) -> str:
+        """Give the attention that runs on a device, a key of :data:`models.blocks.ATTENTION`.
+
+        Example:
+            >>> [Execution().resolve_attention(torch.device(name)) for name in ("cpu", "cuda")]
+            ['reference', 'fused']
+        """
+        if self.attention == "auto":
+            return "fused" if device.type == "cuda" else "reference"
+        return self.attention
 
     def resolve_dtype(self, device: torch.device) -> Literal["fp32", "bf16"]:
         """Give the dtype of matrix products on a device.

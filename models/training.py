@@ -241,7 +241,7 @@ def _measure(config: TrainConfig, device: torch.device, processes: Processes) ->
     return measure(
         flopcount.PerceiverAR(**dataclasses.asdict(config.model)),
         batch_size=config.recipe.batch_size,
-        attention=config.execution.attention,
+        attention=config.execution.resolve_attention(device),
         checkpointing=config.execution.checkpointing,
         device=peak_device(config.peak, config.peak_flops, config.execution.peak_dtype(device)),
         dtype=config.execution.peak_dtype(device),
@@ -306,7 +306,7 @@ class _Run:
         torch.manual_seed(config.seed)
         self.model = PerceiverAR(
             **dataclasses.asdict(config.model),
-            attention=config.execution.attention,
+            attention=config.execution.resolve_attention(self.device),
             checkpointing=config.execution.checkpointing,
         ).to(self.device)
         self.step = TrainStep(self.model, config.execution, config.recipe.gradient_clip, processes)
@@ -465,6 +465,7 @@ class _Run:
             else "cpu",
             "processes": self.processes.count,
             "execution": dataclasses.asdict(self.config.execution),
+            "attention": self.config.execution.resolve_attention(self.device),
             "utilisation": "in metrics.csv" if known else why_no_utilisation(self.device),
             "corpus_digest": self.corpus.digest,
             "train_tokens": len(self.corpus.train),

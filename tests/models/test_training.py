@@ -18,6 +18,7 @@ from models import training
 from models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from models.configuration import read_config
 from models.data import CorpusConfig
+from models.step import Execution
 from models.training import (
     DivergedError,
     ModelConfig,
@@ -180,10 +181,20 @@ def test_configuration_comes_back_from_its_file(config, tmp_path):
     assert read_config(TrainConfig, tmp_path) == config
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
+    assert environment["attention"] == "reference"
     model = load_model(tmp_path)
     assert sum(parameter.numel() for parameter in model.parameters()) == (
         flopcount.PerceiverAR(**dataclasses.asdict(config.model)).params().total
     )
+
+
+def test_a_run_on_the_fused_attention_says_so(config, tmp_path):
+    few = dataclasses.replace(config, steps=2, validations=1, validation_windows=1)
+    fused = dataclasses.replace(few, execution=Execution(attention="fused"))
+    expected, found = train(few, tmp_path / "reference"), train(fused, tmp_path / "fused")
+    environment = json.loads((tmp_path / "fused" / "environment.json").read_text())
+    assert environment["attention"] == "fused"
+    assert found[-1]["validation_loss"] == pytest.approx(expected[-1]["validation_loss"], abs=1e-4)
 
 
 def test_a_folder_holds_one_run(config, tmp_path):

@@ -212,10 +212,11 @@ class Architecture(abc.ABC):
         all_lines = lines("self", convention.self_part)
         has_prefix = is_array(exact.num_prefix) or exact.num_prefix != 0
         not_covered: frozenset[Part] = frozenset()
-        if has_prefix and convention.cross_part is None:
-            not_covered = frozenset({"cross"})
-        elif has_prefix and convention.cross_part is not None:
-            all_lines += lines("cross", convention.cross_part)
+        if has_prefix:
+            if convention.cross_part is None:
+                not_covered = frozenset({"cross"})
+            else:
+                all_lines += lines("cross", convention.cross_part)
         return Count(
             model=self,
             level=None,
@@ -609,5 +610,4 @@ def _exact_complement(fraction: Any) -> Any:
         import numpy as np
 
         return np.frompyfunc(lambda p: 1 - Fraction(p), 1, 1)(fraction)
-    complement = 1 - Fraction(fraction)
-    return complement.numerator if complement.denominator == 1 else complement
+    return 1 - Fraction(fraction)

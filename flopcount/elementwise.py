@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from flopcount.layers import causal_pairs
 from flopcount.rows import Elementwise, Part
-from flopcount.sizes import Size, floor_divide, minimum
+from flopcount.sizes import Size, minimum
 
 
 def rotated_channels(head_dim: Size) -> Size:
@@ -24,7 +24,7 @@ def rotated_channels(head_dim: Size) -> Size:
     >>> [rotated_channels(c) for c in (54, 64, 73, 78, 91)]
     [28, 32, 36, 40, 46]
     """
-    return 2 * floor_divide(floor_divide(head_dim, 2) + 1, 2)
+    return 2 * ((head_dim // 2 + 1) // 2)
 
 
 def embedding(

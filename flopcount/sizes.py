@@ -1,8 +1,8 @@
 """Sizes: what a dimension may be, and exact arithmetic on it.
 
-A size is a Python int, a NumPy integer array or a SymPy expression. Formulas use only ``+ - *`` and
-the helpers of this module, so that one text serves all three. NumPy and SymPy are never imported
-here before the caller has handed in one of their objects.
+A size is a Python int, a NumPy integer array or a SymPy expression. Formulas use only
+``+ - * //`` and the helpers of this module, so that one text serves all three. NumPy and SymPy are
+never imported here before the caller has handed in one of their objects.
 """
 
 from __future__ import annotations
@@ -254,15 +254,6 @@ def halve(even: Size) -> Size:
     return even / 2 if is_symbolic(even) else even // 2
 
 
-def floor_divide(numerator: Size, denominator: Size) -> Size:
-    """⌊numerator / denominator⌋."""
-    if is_symbolic(numerator) or is_symbolic(denominator):
-        from sympy import floor
-
-        return floor(numerator / denominator)
-    return numerator // denominator
-
-
 def minimum(left: Size, right: Size) -> Size:
     """The smaller of two sizes, element by element."""
     if is_symbolic(left) or is_symbolic(right):
@@ -321,7 +312,7 @@ def exact_ratio(numerator: Size, denominator: Size) -> Any:
         if not np.any(numerator % denominator):
             return numerator // denominator
         over, under = np.broadcast_arrays(as_objects(numerator), as_objects(denominator))
-        ratios = [exact_ratio(int(a), int(b)) for a, b in zip(over.flat, under.flat, strict=True)]
+        ratios = [exact_ratio(a, b) for a, b in zip(over.flat, under.flat, strict=True)]
         return np.array(ratios, dtype=object).reshape(over.shape)
     ratio = Fraction(numerator, denominator)
     return ratio.numerator if ratio.denominator == 1 else ratio

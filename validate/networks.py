@@ -61,6 +61,11 @@ def build(
     return network.train(training)
 
 
+def num_parameters(model: Architecture) -> int:
+    """Scalars of all parameters of the network that ``model`` describes, tied ones once."""
+    return sum(parameter.numel() for parameter in build(model).parameters())
+
+
 def tokens(model: Architecture, *, batch_size: int = 1, device: str | None = None) -> torch.Tensor:
     """Token ids of a full-length input, (batch_size, m + n)."""
     sizes = model.sizes()

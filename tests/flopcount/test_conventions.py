@@ -132,6 +132,18 @@ def test_decoder_conventions_say_nothing_of_a_prefix(name):
     assert row.ratio == row.self_ratio == pytest.approx(count.self_part.total / proven)
 
 
+def test_prefixes_in_an_array():
+    sizes = dict(vocab_size=1, num_latents=3, num_channels=1, num_layers=1, num_heads=1)
+    prefixes = fc.PerceiverAR(**sizes, num_prefix=np.array([0, 1]))
+    assert prefixes.flops(convention="kaplan").not_covered == {"cross"}
+    assert list(per_token(prefixes, "article", "cross_part")) == [0, 12]
+    assert list(per_token(prefixes, "article-update", "cross_part")) == [0, 24]
+    m = sympy.Symbol("m", integer=True, positive=True)
+    symbolic = per_token(fc.PerceiverAR(**sizes, num_prefix=m), "article", "cross_part")
+    # (4m + m·(4 + 2·3))/3, truncated, times 3.
+    assert [symbolic.subs(m, number) for number in (1, 2, 3)] == [12, 27, 42]
+
+
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_conventions_cover_a_decoder_whole(name):
     gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12, num_heads=12)

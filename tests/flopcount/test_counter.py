@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,72 @@ def test_terms_of_a_tiny_model_by_hand():
         ("cross", "hybrid", "values"): 2 * 2 * 4 * 3,
         ("self", "output", "logits"): 2 * 2 * 6 * 5,  # V=5
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["causal", "dense"])
+def test_rows_of_a_tiny_model_by_hand(level):
+    count = TINY.flops(level=level, checkpointing="reentrant", batch_size=3)
+    shapes = {(row.part, row.layer, row.term): row for row in count.rows if row.phase == "forward"}
+    # (products, M, N, K): batch 3, times 2 heads in attention.
+    linear, attention = (3, 2, 6, 6), (3 * 2, 2, 2, 3)
+    expected = {
+        **{("self", layer, term): linear for layer in ("hybrid", "self-attention")
+           for term in ("query", "key", "value", "out")},
+        **{("self", layer, "mlp up"): (3, 2, 12, 6) for layer in ("hybrid", "self-attention")},
+        **{("self", layer, "mlp down"): (3, 2, 6, 12) for layer in ("hybrid", "self-attention")},
+        **{("self", layer, term): attention for layer in ("hybrid", "self-attention")
+           for term in ("scores", "values")},
+        ("cross", "hybrid", "key"): linear,
+        ("cross", "hybrid", "value"): linear,
+        ("cross", "hybrid", "scores"): attention,
+        ("cross", "hybrid", "values"): attention,
+        ("self", "output", "logits"): (3, 2, 5, 6),
+    }  # fmt: skip
+    assert {key: (row.batch, row.M, row.N, row.K) for key, row in shapes.items()} == expected
+    masked = [
+        row.pairs for key, row in shapes.items() if key[0] == "self" and row.pairs is not None
+    ]
+    assert masked == [3 if level == "causal" else 4] * 4  # 1 + 2 of 2·2 pairs
+
+
+def test_parts_by_hand():
+    count, alone = TINY.flops(), TINY.flops().self_part
+    # k = 2: keys and values 2·144, scores and values 2·48.
+    assert count.cross_part.forward == 2 * 144 + 2 * 48
+    assert alone.forward == count.forward - 384
+    # Embedding 24·1, prefix norm 12·7, rotary 8·3, softmax 8·5.
+    assert count.cross_part.elementwise.forward == 24 + 12 * 7 + 8 * 3 + 8 * 5
+    assert alone.elementwise.forward == count.elementwise.forward - 172
+    gpt2 = fc.Decoder(vocab_size=5, seq_len=2, num_channels=6, num_layers=2, num_heads=2)
+    assert {row.part for row in gpt2.flops().elementwise.rows} == {"self"}
+    assert {line.part for line in gpt2.flops(convention="article").lines} == {"self"}
+
+
+def test_evaluation_has_no_element_wise_backward_pass():
+    work = TINY.flops(training=False).elementwise
+    assert work.backward == 0
+    assert work.total == work.forward > 0
+    widths = fc.Decoder(
+        vocab_size=5, seq_len=2, num_channels=np.array([6, 12]), num_layers=2, num_heads=2
+    )
+    assert list(widths.flops(training=False).elementwise.backward) == [0, 0]
+
+
+@pytest.mark.parametrize("way", [dict(level="causal"), dict(convention="megatron")])
+def test_a_batch_counts_its_sequences(way):
+    gpt2 = fc.Decoder(vocab_size=5, seq_len=2, num_channels=6, num_layers=2, num_heads=2)
+    one, three = gpt2.flops(**way), gpt2.flops(**way, batch_size=3)
+    assert (three.batch_size, three.tokens) == (3, 6)
+    assert three.total == 3 * one.total
+    assert three.per_sequence == one.total
+    assert three.per_token == one.total // 2
+
+
+def test_conventions_have_terms_but_no_products():
+    count = TINY.flops(convention="article")
+    assert count.rows == ()
+    assert count.recompute == 0
+    assert count.with_recompute == count.total
 
 
 def test_dense_counts_the_whole_square():
@@ -200,6 +267,8 @@ def test_training_run_over_tokens():
     assert count.for_tokens(1_300_000_000) == 291_793_920 * 1_300_000_000
     assert count.for_tokens(1.3e9) == count.for_tokens(1_300_000_000)
     assert count.for_tokens(0) == 0
+    with pytest.raises(ValueError, match="num_tokens = -1"):
+        count.for_tokens(-1)
 
 
 def test_utilisation():
@@ -224,9 +293,9 @@ def test_dense_is_no_numerator_of_mfu():
 def test_a_part_that_is_not_covered_is_never_zero():
     count = fc.PerceiverAR(**SEED).flops(convention="kaplan")
     assert count.self_part.total > 0
-    for ask in (lambda: count.total, lambda: count.cross_part.total, lambda: count.per_token):
+    for name in ("forward", "backward", "recompute", "total", "per_token", "cross_part"):
         with pytest.raises(NotCoveredError, match="kaplan"):
-            ask()
+            getattr(getattr(count, name), "total", None)
     assert count.to_dict()["cross_part"] == "not covered"
     assert "not covered" in str(count)
 

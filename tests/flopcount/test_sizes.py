@@ -1,0 +1,140 @@
+"""The exact helpers on ints, arrays and symbols, by hand."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import sympy
+
+import flopcount as fc
+from flopcount.sizes import divide, exact_ratio, kept_positions, minimum
+
+n, p = sympy.symbols("n p", positive=True)
+
+
+def test_minimum():
+    small = np.array([1, 5])
+    assert minimum(3, 2) == minimum(2, 3) == 2
+    assert list(minimum(small, 3)) == list(minimum(3, small)) == [1, 3]
+    assert minimum(n, 3) == minimum(3, n) == sympy.Min(3, n)
+
+
+def test_divide():
+    assert divide("a", 12, "b", 4) == 3
+    assert list(divide("a", np.array([12, 8]), "b", 4)) == [3, 2]
+    assert list(divide("a", 12, "b", np.array([4, 3]))) == [3, 4]
+    assert divide("a", n, "b", 2) == n / 2
+    assert divide("a", 2, "b", n) == 2 / n
+
+
+@pytest.mark.parametrize(
+    ("numerator", "divisor", "message"),
+    [
+        (7, 2, r"a = 7 is not divisible by b = 2"),
+        (np.array([4, 7, 9]), 2, r"a = 7 is not divisible by b = 2"),
+        (12, np.array([4, 5, 7]), r"a = 12 is not divisible by b = 5"),
+        (np.array([2, 8, 9]), np.array([2, 4, 5]), r"a = 9 is not divisible by b = 5"),
+    ],
+)
+def test_divide_names_what_does_not_divide(numerator, divisor, message):
+    with pytest.raises(ValueError, match=message):
+        divide("a", numerator, "b", divisor)
+
+
+def test_exact_ratio():
+    assert exact_ratio(6, 3) == 2
+    assert isinstance(exact_ratio(6, 3), int)
+    assert exact_ratio(Fraction(7, 2), 3) == Fraction(7, 6)
+    whole = exact_ratio(np.array([6, 9]), 3)
+    assert whole.dtype == np.int64
+    assert list(whole) == [2, 3]
+    assert list(exact_ratio(np.array([6, 7]), 3)) == [2, Fraction(7, 3)]
+    assert list(exact_ratio(6, np.array([3, 4]))) == [2, Fraction(3, 2)]
+    fractions = np.array([Fraction(7, 2), Fraction(3)], dtype=object)
+    assert list(exact_ratio(fractions, 3)) == [Fraction(7, 6), 1]
+    assert exact_ratio(n, 2) == n / 2
+    assert exact_ratio(2, n) == 2 / n
+
+
+def test_kept_positions():
+    assert kept_positions(10, 0.25) == 8
+    assert list(kept_positions(np.array([10, 4]), 0.25)) == [8, 3]
+    assert list(kept_positions(10, np.array([0.25, 0.5]))) == [8, 5]
+    assert kept_positions(n, 0.25) == n - sympy.floor(0.25 * n)
+    assert kept_positions(10, p) == 10 - sympy.floor(10 * p)
+
+
+def test_kept_positions_of_python_ints_in_arrays():
+    # Half of 2^70 is a float exactly; 0.75 of 4 leaves 1.
+    prefix = np.array([2**70, 0, 4], dtype=object)
+    assert list(kept_positions(prefix, 0.5)) == [2**69, 0, 2]
+    assert list(kept_positions(prefix, np.array([0.5, 0.5, 0.75]))) == [2**69, 0, 1]
+
+
+@pytest.mark.parametrize("prefix", [10**400, np.array([1, 10**400], dtype=object)])
+def test_a_prefix_beyond_floats_is_refused(prefix):
+    with pytest.raises(ValueError, match="num_kept"):
+        kept_positions(prefix, 0.9999999999999999)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sizes_of_perceiver_ar(training):
+    model = fc.PerceiverAR(
+        vocab_size=11, num_latents=5, num_prefix=8, num_channels=6, num_layers=3, num_heads=2,
+        prefix_dropout=0.25,
+    )  # fmt: skip
+    assert vars(model.sizes(training=training)) == dict(
+        batch_size=1, num_latents=5, num_prefix=8, num_kept=6 if training else 8,
+        num_selected=6 if training else 0, num_heads=2, head_dim=3, num_channels=6, num_layers=3,
+        vocab_size=11, widening_factor=4,
+    )  # fmt: skip
+
+
+def test_sizes_of_a_decoder():
+    model = fc.Decoder(vocab_size=11, seq_len=5, num_channels=6, num_layers=3, num_heads=2)
+    assert vars(model.sizes()) == dict(
+        batch_size=1, num_latents=5, num_prefix=0, num_kept=0, num_selected=0, num_heads=2,
+        head_dim=3, num_channels=6, num_layers=3, vocab_size=11, widening_factor=4,
+    )  # fmt: skip
+
+
+def with_dropout(dropout):
+    return fc.PerceiverAR(
+        vocab_size=11, num_latents=5, num_prefix=8, num_channels=6, num_layers=3, num_heads=2,
+        prefix_dropout=dropout,
+    )  # fmt: skip
+
+
+def test_dropouts_in_an_array():
+    model = with_dropout(np.array([0.0, 0.25, 0.5]))
+    assert list(model.sizes().num_kept) == [8, 6, 4]
+    assert list(model.sizes().num_selected) == [0, 6, 4]  # without dropout nothing is gathered
+    evaluation = model.sizes(training=False)
+    assert (evaluation.num_kept, evaluation.num_selected) == (8, 0)
+
+
+def test_a_symbolic_dropout():
+    model = with_dropout(p)
+    kept = 8 - sympy.floor(8 * p)
+    assert (model.sizes().num_kept, model.sizes().num_selected) == (kept, kept)
+    assert model.sizes(training=False).num_kept == 8
+    # It may be 0: nothing asks whether it is.
+    q = sympy.Symbol("q", nonnegative=True)
+    assert with_dropout(q).sizes().num_kept == 8 - sympy.floor(8 * q)
+    # (4·d·m + (1 - p)·m·(4d² + 2dn))/n per token, d = 6, n = 5, m = 8: 6 are kept at p = 1/4.
+    article = model.flops(convention="article").cross_part
+    assert article.per_token.subs(p, sympy.Rational(1, 4)) == 3 * ((192 + 6 * (144 + 60)) // 5)
+    halves = with_dropout(np.array([0.5, 0.25])).flops(convention="article").cross_part
+    assert list(halves.per_token) == [3 * ((192 + kept * 204) // 5) for kept in (4, 6)]
+
+
+@pytest.mark.parametrize("architecture", [fc.PerceiverAR, fc.Decoder])
+def test_a_batch_of_another_kind_is_refused(architecture):
+    length = "num_latents" if architecture is fc.PerceiverAR else "seq_len"
+    prefix = {"num_prefix": 2} if architecture is fc.PerceiverAR else {}
+    model = architecture(
+        vocab_size=3, num_channels=2, num_layers=1, num_heads=1, **{length: np.array([2, 3])},
+        **prefix,
+    )  # fmt: skip
+    with pytest.raises(TypeError, match="not both"):
+        model.sizes(batch_size=sympy.Symbol("B", integer=True, positive=True))

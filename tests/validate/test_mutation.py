@@ -1,0 +1,88 @@
+"""A wrong formula would be noticed, and a witness that is too weak would be too."""
+
+import json
+
+import pytest
+
+from validate import matrix, mutation
+from validate.mutants import Target, mutants_of
+from validate.mutation import LITERALS, ROWS, Formulas, Judges, equivalent_mutants, run
+
+ROWS_MODULE = Formulas(Target("flopcount.rows"))
+
+
+def test_every_mutant_is_found_or_listed_with_the_reason():
+    result = run()
+    assert [mutant.name for mutant in result.unlisted(equivalent_mutants())] == []
+    assert result.stale(equivalent_mutants()) == []
+    modules = result.to_dict(equivalent_mutants())
+    assert sum(entry["mutants"] for entry in modules.values()) > 1_000
+    # What the networks execute is found by what was traced of them; conventions by literals alone.
+    assert modules["flopcount.layers"]["found"][ROWS] > 80
+    assert set(modules["flopcount.conventions"]["found"]) == {LITERALS}
+
+
+def survivors(formulas, *judges):
+    with mutation.kept_witnesses():
+        result = run([formulas], Judges(judges))
+    return [mutant.name for mutant in result.survivors[formulas.target.module]]
+
+
+def test_weaker_witnesses_leave_survivors(monkeypatch):
+    assert survivors(ROWS_MODULE, ROWS) == []
+    # Forward and backward totals alone say nothing of recomputation.
+    monkeypatch.setattr(matrix, "CHECKS", matrix.CHECKS[1:2])
+    left = survivors(ROWS_MODULE, ROWS)
+    assert "flopcount.rows.Matmul: last_of_layer=False -> last_of_layer=True" in left
+    # No trace knows what an element costs; the literals do.
+    costs = Formulas(Target("flopcount.elementwise", ("softmax",)))
+    assert "flopcount.elementwise.softmax: 5 -> 6" in survivors(costs, ROWS)
+    assert survivors(costs, LITERALS) == []
+
+
+def test_a_counter_that_is_wrong_already_is_refused(monkeypatch):
+    first = next(iter(mutants_of(Target("flopcount.layers", ("causal_pairs",)))))
+    judges = Judges([LITERALS])
+    with first.applied(), pytest.raises(ValueError, match="before it is changed"):
+        run([ROWS_MODULE], judges)
+
+
+def test_a_mutant_is_taken_back():
+    from flopcount.layers import causal_pairs
+
+    for mutant in mutants_of(Target("flopcount.layers", ("causal_pairs",))):
+        with mutant.applied():
+            assert causal_pairs(3) != 6 or causal_pairs(4) != 10, mutant.name
+        assert causal_pairs(3) == 6
+
+
+def test_what_is_changed():
+    changes = {
+        mutant.change for mutant in mutants_of(Target("flopcount.layers", ("causal_pairs",)))
+    }
+    assert {
+        "halve(num_latents * (num_latents + 1)) -> num_latents * (num_latents + 1)",
+        "num_latents * (num_latents + 1) -> num_latents",
+        "num_latents + 1 -> num_latents - 1",
+        "1 -> 2",
+        "1 -> 0",
+    } <= changes
+    with pytest.raises(ValueError, match="defines no nonsense"):
+        list(mutants_of(Target("flopcount.layers", ("nonsense",))))
+
+
+def test_the_command_fails_on_survivors_and_on_stale_entries(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(mutation, "FORMULAS", (ROWS_MODULE,))
+    assert mutation.main() == 0
+    assert "flopcount.rows" in capsys.readouterr().out
+    listed = tmp_path / "equivalent.json"
+    monkeypatch.setattr(mutation, "EQUIVALENT", listed)
+    listed.write_text(json.dumps({"a reason": ["flopcount.rows.Row.flops: 2 -> 2"]}))
+    assert mutation.main() == 1
+    assert "STALE" in capsys.readouterr().out
+    listed.write_text("{}")
+    monkeypatch.setattr(mutation, "FORMULAS", (Formulas(Target("flopcount.rows"), ()),))
+    assert mutation.main(json=True) == 1
+    assert len(json.loads(capsys.readouterr().out)["flopcount.rows"]["survivors"]) == 26
+    with pytest.raises(ValueError, match=r"flopcount\.laws"):
+        mutation.main(modules=("flopcount.laws",))

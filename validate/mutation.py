@@ -1,0 +1,390 @@
+"""Whether a wrong formula would be noticed: ``python -m validate.mutation``.
+
+Every formula of the counter is changed, one small change at a time (:mod:`validate.mutants`), and
+the witnesses judge each mutant: first what they saw of the real networks, traced once and kept;
+then the literals, published or derived by hand, of the tests. A mutant that neither tells from the
+counter survives. Survivors that equal the counter wherever it can be asked are listed, with the
+reason, in ``equivalent_mutants.json``; an entry that is no survivor any more fails like a survivor
+that is no entry.
+
+General tools (mutmut, cosmic-ray) run a test command per mutant and change no term of a tuple; here
+a mutant is judged in milliseconds, against rows that were traced before.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import json as json_format
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import tyro
+
+import flopcount as fc
+from flopcount.tables import table
+from validate import (
+    elementwise_trace,
+    fvcore_trace,
+    mask_enumeration,
+    matrix,
+    networks,
+    torch_counter,
+)
+from validate.mutants import Mutant, Target, mutants_of
+
+ROOT = Path(__file__).parent.parent
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
+
+ROWS, LITERALS = "kept rows", "literals"
+
+
+@dataclasses.dataclass(frozen=True)
+class Formulas:
+    """Formulas to change, and who has to notice.
+
+    Attributes:
+        target: The formulas.
+        judges: In the order in which they are asked.
+    """
+
+    target: Target
+    judges: tuple[str, ...] = (ROWS, LITERALS)
+
+
+FORMULAS = (
+    Formulas(Target("flopcount.layers")),
+    Formulas(Target("flopcount.elementwise")),
+    Formulas(Target("flopcount.parameters")),
+    Formulas(Target("flopcount.rows")),
+    Formulas(Target("flopcount.conventions"), (LITERALS,)),
+    Formulas(
+        Target(
+            "flopcount.architectures",
+            (
+                "Architecture.params",
+                "Architecture._level_count",
+                "Architecture._convention_count",
+                "PerceiverAR",
+                "PerceiverAR.sizes",
+                "PerceiverAR.matmuls",
+                "PerceiverAR.elementwise",
+                "PerceiverAR.parameter_rows",
+                "PerceiverAR._kept_prefix",
+                "Decoder",
+                "Decoder.sizes",
+                "Decoder.matmuls",
+                "Decoder.elementwise",
+                "Decoder.parameter_rows",
+                "Decoder._kept_prefix",
+                "_exact_complement",
+            ),
+        )
+    ),
+    Formulas(
+        Target(
+            "flopcount.count",
+            (
+                "_sum",
+                "Line",
+                "Line.backward",
+                "Line.recompute",
+                "Line.rows",
+                "recompute_products",
+                "ElementwiseCount._forward",
+                "ElementwiseCount._backward",
+                "ElementwiseCount._recompute",
+                "ElementwiseCount.forward",
+                "ElementwiseCount.backward",
+                "ElementwiseCount.recompute",
+                "ElementwiseCount.total",
+                "ElementwiseCount._part",
+                "Count.forward",
+                "Count.backward",
+                "Count.recompute",
+                "Count.total",
+                "Count.with_recompute",
+                "Count.per_token",
+                "Count.per_sequence",
+                "Count._part",
+                "Count.for_tokens",
+                "Count.mfu",
+                "Count.hfu",
+                "Count._utilisation",
+                "ParameterCount.total",
+                "ParameterCount.self_part",
+                "ParameterCount.cross_part",
+                "ParameterCount.position_embedding",
+                "ParameterCount._where",
+            ),
+        )
+    ),
+    Formulas(
+        Target(
+            "flopcount.sizes",
+            (
+                "halve",
+                "minimum",
+                "divide",
+                "exact_ratio",
+                "kept_positions",
+                "_kept_positions_in_arrays",
+            ),
+        )
+    ),
+)
+"""What is changed. A further module's witnesses go to ``matrix``, or to :data:`LITERAL_TESTS`."""
+
+LITERAL_TESTS = (
+    "tests/flopcount/test_conventions.py",
+    "tests/flopcount/test_elementwise.py",
+    "tests/flopcount/test_counter.py",
+    "tests/flopcount/test_sizes.py",
+    "tests/flopcount/test_exact_numbers.py",
+    "tests/flopcount/test_article.py",
+    "tests/flopcount/test_errors.py",
+)
+"""Tests whose numbers are published or derived by hand; those with fixtures are left out."""
+
+MODELS = (
+    fc.PerceiverAR(
+        vocab_size=11, num_latents=5, num_prefix=7, num_channels=6, num_layers=3, num_heads=2,
+        prefix_dropout=0.5, widening_factor=3,
+    ),
+    fc.Decoder(vocab_size=11, seq_len=5, num_channels=6, num_layers=3, num_heads=2),
+    fc.PerceiverAR(
+        vocab_size=3, num_latents=4, num_prefix=5, num_channels=15, num_layers=1, num_heads=3,
+        num_kept=2,
+    ),
+    fc.Decoder(
+        vocab_size=7, seq_len=3, num_channels=10, num_layers=2, num_heads=2, widening_factor=5,
+        bias=False, tie_embeddings=False,
+    ),
+    fc.PerceiverAR(
+        vocab_size=2, num_latents=6, num_prefix=0, num_channels=8, num_layers=2, num_heads=1
+    ),
+    fc.PerceiverAR(
+        vocab_size=5, num_latents=1, num_prefix=10, num_channels=4, num_layers=2, num_heads=4,
+        prefix_dropout=0.9, widening_factor=1,
+    ),
+)  # fmt: skip
+"""What the witnesses trace once; sizes that no exchange of two leaves a count unchanged."""
+
+WITNESSES = (
+    (fvcore_trace, "forward_modules"),
+    (torch_counter, "totals"),
+    (mask_enumeration, "attention_terms"),
+    (elementwise_trace, "operations"),
+    (networks, "num_parameters"),
+)
+"""The functions that run the real networks; their results are kept."""
+
+Check = Callable[[], object]
+"""Raises where the counter differs from a witness."""
+
+
+def _rows() -> list[Check]:
+    """The checks of the matrix, each on each model."""
+
+    def agree(check: matrix.Check, model: Any) -> None:
+        wrong = {name: missed for name, missed in check.compare(model).items() if missed}
+        if wrong:
+            raise matrix.DisagreementError(str(wrong))
+
+    return [functools.partial(agree, check, model) for model in MODELS for check in matrix.CHECKS]
+
+
+class _Collected:
+    """Takes the plain tests that pytest collects: no fixtures, nothing drawn."""
+
+    def __init__(self) -> None:
+        self.checks: list[Check] = []
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            if isinstance(item, pytest.Function) and not hasattr(item.obj, "hypothesis"):
+                parameters = item.callspec.params if hasattr(item, "callspec") else {}
+                if set(item.fixturenames) <= set(parameters):
+                    self.checks.append(functools.partial(item.obj, **parameters))
+
+
+def _literals() -> list[Check]:
+    collected = _Collected()
+    options = ["--collect-only", "-p", "no:terminal", "-p", "no:xdist", f"--rootdir={ROOT}"]
+    status = pytest.main([*options, *(str(ROOT / path) for path in LITERAL_TESTS)], [collected])
+    if status != pytest.ExitCode.OK or not collected.checks:
+        raise ValueError(f"{', '.join(LITERAL_TESTS)}: expected tests that pytest can collect")
+    return collected.checks
+
+
+JUDGES: dict[str, Callable[[], list[Check]]] = {ROWS: _rows, LITERALS: _literals}
+
+
+class Judges:
+    """Asks the witnesses; the check that found the last mutant is asked first."""
+
+    def __init__(self, names: Iterable[str] = tuple(JUDGES)) -> None:
+        self.checks = {name: JUDGES[name]() for name in names}
+
+    def found_by(self, names: Iterable[str]) -> str | None:
+        """Which kind of witness tells the counter, as it is now, from the networks; or None."""
+        for name in names:
+            checks = self.checks[name]
+            for index, check in enumerate(checks):
+                try:
+                    check()
+                # A mutant may fail in any way; whichever, it is noticed.
+                except (Exception, pytest.fail.Exception):
+                    checks.insert(0, checks.pop(index))
+                    return name
+        return None
+
+
+@contextlib.contextmanager
+def kept_witnesses() -> Iterator[None]:
+    """Witnesses run once for each question, and answer from what they saw from then on."""
+    with contextlib.ExitStack() as stack:
+        for module, name in WITNESSES:
+            kept = functools.cache(getattr(module, name))
+            stack.enter_context(mock.patch.object(module, name, kept))
+        yield
+
+
+@dataclasses.dataclass
+class Result:
+    """What became of the mutants.
+
+    Attributes:
+        found: By module, how many each kind of witness found.
+        survivors: By module, the mutants that none found.
+        seconds: How long it took.
+    """
+
+    found: dict[str, collections.Counter[str]]
+    survivors: dict[str, list[Mutant]]
+    seconds: float
+
+    def unlisted(self, equivalent: dict[str, str]) -> list[Mutant]:
+        """Survivors that are not listed as equivalent."""
+        survivors = (mutant for found in self.survivors.values() for mutant in found)
+        return [mutant for mutant in survivors if mutant.name not in equivalent]
+
+    def stale(self, equivalent: dict[str, str]) -> list[str]:
+        """Listed as equivalent, but found or no mutant any more."""
+        names = {mutant.name for found in self.survivors.values() for mutant in found}
+        tried = tuple(f"{module}." for module in self.found)
+        return [name for name in equivalent if name.startswith(tried) and name not in names]
+
+    def to_dict(self, equivalent: dict[str, str]) -> dict[str, Any]:
+        """Per module: mutants, how many each kind of witness found, equivalent ones, survivors."""
+        modules = {}
+        for module, found in self.found.items():
+            survivors = [mutant.name for mutant in self.survivors[module]]
+            modules[module] = {
+                "mutants": sum(found.values()) + len(survivors),
+                "found": {judge: found[judge] for judge in JUDGES if found[judge]},
+                "equivalent": sum(name in equivalent for name in survivors),
+                "survivors": [name for name in survivors if name not in equivalent],
+            }
+        return modules
+
+
+def equivalent_mutants() -> dict[str, str]:
+    """The committed list of equivalent mutants, with the reason of each."""
+    by_reason: dict[str, list[str]] = json_format.loads(EQUIVALENT.read_text())
+    return {name: reason for reason, names in by_reason.items() for name in names}
+
+
+def run(formulas: Iterable[Formulas] = FORMULAS, judges: Judges | None = None) -> Result:
+    """Judge every mutant.
+
+    Args:
+        formulas: What to change.
+        judges: Who judges; every kind of witness unless given.
+
+    Raises:
+        ValueError: If a witness disagrees with the counter as it stands.
+    """
+    start = time.monotonic()
+    formulas = tuple(formulas)
+    result = Result({}, {}, 0.0)
+    with kept_witnesses(), warnings.catch_warnings(action="ignore"):
+        asked = judges or Judges({name: None for entry in formulas for name in entry.judges})
+        wrong = asked.found_by(asked.checks)
+        if wrong:
+            raise ValueError(f"{wrong}: expected agreement with the counter before it is changed")
+        for entry in formulas:
+            found: collections.Counter[str] = collections.Counter()
+            survivors = []
+            for mutant in mutants_of(entry.target):
+                with mutant.applied():
+                    judge = asked.found_by(name for name in entry.judges if name in asked.checks)
+                if judge is None:
+                    survivors.append(mutant)
+                else:
+                    found[judge] += 1
+            result.found[entry.target.module] = found
+            result.survivors[entry.target.module] = survivors
+    result.seconds = time.monotonic() - start
+    return result
+
+
+def as_table(result: Result, equivalent: dict[str, str]) -> str:
+    """The result as text."""
+    cells = [
+        [
+            module,
+            entry["mutants"],
+            *(entry["found"].get(judge, 0) for judge in JUDGES),
+            entry["equivalent"],
+            len(entry["survivors"]),
+        ]
+        for module, entry in result.to_dict(equivalent).items()
+    ]
+    headings = ["module", "mutants", *(f"found by {judge}" for judge in JUDGES)]
+    return table([*headings, "equivalent", "survivors"], cells)
+
+
+def main(modules: tuple[str, ...] = (), json: bool = False) -> int:
+    """Change every formula, and report which changes no witness notices.
+
+    Args:
+        modules: Only these, for example ``flopcount.layers``.
+        json: Print JSON.
+
+    Returns:
+        The exit status: 1 if a mutant survives that is not listed as equivalent, or if an entry of
+        the list is stale.
+    """
+    known = {entry.target.module: entry for entry in FORMULAS}
+    unknown = set(modules) - set(known)
+    if unknown:
+        raise ValueError(f"modules = {sorted(unknown)}: expected some of {', '.join(known)}")
+    result = run([known[name] for name in modules or known])
+    equivalent = equivalent_mutants()
+    survivors, stale = result.unlisted(equivalent), result.stale(equivalent)
+    if json:
+        print(json_format.dumps(result.to_dict(equivalent), indent=2))
+    else:
+        print(as_table(result, equivalent))
+        print(f"{result.seconds:.0f} s")
+        for mutant in survivors:
+            print(f"SURVIVES {mutant.name}, line {mutant.line}")
+        for name in stale:
+            print(f"STALE in {EQUIVALENT.name}: {name}")
+    return 1 if survivors or stale else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(tyro.cli(main, prog="python -m validate.mutation"))
+    except ValueError as error:
+        sys.exit(f"mutation: {error}")

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.accuracy import WrongResultError, shares_of_allowed
 from benchmarks.implementations import IMPLEMENTATIONS, Attend, NotApplicableError
 from benchmarks.measurement import (
     Ceilings,
@@ -48,14 +49,6 @@ COLUMNS = (
     "error",
     "message",
 )
-# Against float64: how many times the error of plain PyTorch in the same dtype is allowed.
-ALLOWED = {"forward": 2, "backward": 3}
-
-
-class WrongResultError(AssertionError):
-    """An implementation's result is further from float64 than plain PyTorch's by too much."""
-
-
 STATUS_OF = {WrongResultError: "wrong", NotApplicableError: "does not apply"}
 
 
@@ -76,10 +69,8 @@ def draw(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def errors(attend: Attend, shape: Shape, backward: bool) -> dict[str, float]:
     """The largest error by pass, as a share of what is allowed; above 1 is wrong.
 
-    Compared are the first head of the first sequence and the last of the last, in float64 and in
-    plain PyTorch of the same dtype; everything has to be finite. Allowed are 2 times plain
-    PyTorch's largest error for the output and 3 times for each gradient, plus the dtype's
-    resolution of the largest value.
+    Compared are the first head of the first sequence and the last of the last, by
+    :func:`benchmarks.accuracy.shares_of_allowed`; everything has to be finite.
 
     Raises:
         WrongResultError: if a value is not finite or a shape is not the operand's.
@@ -87,28 +78,24 @@ def errors(attend: Attend, shape: Shape, backward: bool) -> dict[str, float]:
     *operands, grad = draw(shape)
     operands = [x.requires_grad_(backward) for x in operands]
     out = attend(*operands)
-    ours = [out, *torch.autograd.grad(out, operands, grad)] if backward else [out]
-    likes = (operands[0], *operands)[: len(ours)]
-    names = ("out", "grad_q", "grad_k", "grad_v")[: len(ours)]
-    for name, found, like in zip(names, ours, likes, strict=True):
+    ours = [out.detach(), *(torch.autograd.grad(out, operands, grad) if backward else ())]
+    for found, like in zip(ours, (grad, *operands), strict=False):
         if found.shape != like.shape:
-            raise WrongResultError(
-                f"{name} has shape {tuple(found.shape)}, not {tuple(like.shape)}"
-            )
+            raise WrongResultError(f"shape {tuple(found.shape)} instead of {tuple(like.shape)}")
         if not torch.isfinite(found).all():
-            raise WrongResultError(f"{name} has values that are not finite")
-    shares = {"forward": 0.0} | ({"backward": 0.0} if backward else {})
+            raise WrongResultError("values that are not finite")
+    worst: dict[str, float] = {}
     for b, h in {(0, 0), (shape.batch - 1, shape.heads - 1)}:
-        head = [x.detach()[b : b + 1, :, h : h + 1] for x in (*operands, grad)]
-        exact = _results([x.double() for x in head], backward)
-        plain = _results(head, backward)
-        for index, (truth, usual, found) in enumerate(zip(exact, plain, ours, strict=True)):
-            pass_name = "forward" if index == 0 else "backward"
-            allowed = ALLOWED[pass_name] * (usual.double() - truth).abs().max()
-            allowed += torch.finfo(grad.dtype).eps * truth.abs().max()
-            error = (found.detach()[b : b + 1, :, h : h + 1].double() - truth).abs().max()
-            shares[pass_name] = max(shares[pass_name], (error / allowed).item())
-    return shares
+
+        def head(x: Tensor, b: int = b, h: int = h) -> Tensor:
+            return x.detach()[b : b + 1, :, h : h + 1]
+
+        given = [head(x) for x in (*operands, grad)]
+        exact = _results([x.double() for x in given], backward)
+        plain = _results(given, backward)
+        shares = shares_of_allowed([head(x) for x in ours], plain, exact, grad.dtype)
+        worst = {name: max(share, worst.get(name, 0.0)) for name, share in shares.items()}
+    return worst
 
 
 def _results(operands: list[Tensor], backward: bool) -> list[Tensor]:

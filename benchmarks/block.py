@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import flopcount as fc
-from benchmarks.attention import ALLOWED, WrongResultError, one_line, require_working_device
+from benchmarks.accuracy import WrongResultError, shares_of_allowed
+from benchmarks.attention import one_line, require_working_device
 from benchmarks.measurement import (
     Table,
     device,
@@ -136,16 +137,7 @@ def errors(run: Callable[..., Tensor], attention: nn.Module, shape: Shape) -> fl
         return exact_block(latents, torch.cat((prefix, latents), dim=1), angles)
 
     truth = _results(exact, latents.double(), prefix.double(), angles.double(), grad.double())
-    worst = 0.0
-    for index, (found, like, true) in enumerate(zip(ours, usual, truth, strict=True)):
-        if not torch.isfinite(found).all():
-            raise WrongResultError("the block gives values that are not finite")
-        if true.numel() == 0:
-            continue
-        allowed = ALLOWED["forward" if index == 0 else "backward"] * (like - true).abs().max()
-        allowed = allowed + torch.finfo(working_dtype()).eps * true.abs().max()
-        worst = max(worst, ((found - true).abs().max() / allowed).item())
-    return worst
+    return max(shares_of_allowed(ours, usual, truth, working_dtype()).values())
 
 
 def _results(

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -121,32 +122,28 @@ def _exponential_rate() -> float:
 @functools.cache
 def environment() -> dict[str, str]:
     """Where a result comes from: device, versions, commit, date, command."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else NO_GPU,
-        "driver": _driver(),
+        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        or "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "triton": triton.__version__,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": os.environ.get("FLOPCOUNT_COMMIT")
+        or _said("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12")
+        or "unknown: set FLOPCOUNT_COMMIT where there is no git",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
     }
 
 
-def _driver() -> str:
+def _said(*command: str) -> str:
+    """What a program prints; nothing where it is not there or fails."""
     try:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "none"
+        return ""
 
 
 class Table:

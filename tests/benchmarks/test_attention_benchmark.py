@@ -9,7 +9,13 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks import attention, implementations, report
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation, heads_first, padded_to
-from benchmarks.measurement import Ceilings, Table, measure_ceilings, read_table
+from benchmarks.measurement import (
+    Ceilings,
+    Table,
+    environment,
+    measure_ceilings,
+    read_table,
+)
 from benchmarks.shapes import SETS, Shape
 from kernels.attention.reference import admitted_pairs, reference_attention
 
@@ -44,6 +50,14 @@ def test_the_floor_is_the_slowest_of_three(work, binds):
 
 def test_ceilings_run():
     assert all(rate > 0 for rate in dataclasses.astuple(measure_ceilings()))
+
+
+def test_the_origin_of_a_result_is_told_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("FLOPCOUNT_COMMIT", raising=False)
+    assert environment.__wrapped__()["commit"].startswith("unknown")
+    monkeypatch.setenv("FLOPCOUNT_COMMIT", "abc")
+    assert environment.__wrapped__()["commit"] == "abc"
 
 
 def test_every_shape_of_the_plan_is_there():

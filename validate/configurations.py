@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flopcount as fc
@@ -55,3 +56,32 @@ def decoders(draw: Any, largest: int = 12) -> fc.Decoder:
 def models(largest: int = 12) -> st.SearchStrategy[Any]:
     """Either architecture."""
     return st.one_of(perceivers(largest), decoders(largest))
+
+
+@st.composite
+def attention_shapes(draw: Any) -> tuple[int, int, int, int, int, int]:
+    """Batch, latents, prefix, heads, key-value heads, head dim of one attention."""
+    sizes = st.integers(1, 12)
+    num_key_heads = draw(st.integers(1, 4))
+    num_heads = num_key_heads * draw(st.integers(1, 3))
+    head_dim = draw(st.integers(1, 256))
+    return draw(sizes), draw(sizes), draw(st.integers(0, 12)), num_heads, num_key_heads, head_dim
+
+
+def draw(strategy: st.SearchStrategy[Any], number: int) -> list[Any]:
+    """The same ``number`` draws each time, small ones first."""
+    drawn: list[Any] = []
+
+    @settings(
+        max_examples=number,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def keep(value: Any) -> None:
+        drawn.append(value)
+
+    keep()
+    return drawn

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
 
 from validate.networks import Term, build, term_of, tokens
 
@@ -42,18 +43,34 @@ def forward_modules(
     """
     network = build(model, training=training)
     inputs = tokens(model, batch_size=batch_size)
-    analysis = FlopCountAnalysis(network, inputs)
-    analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
-    analysis.tracer_warnings("none")
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    by_operator = analysis.by_operator()
-    unknown = set(by_operator) - set(PRODUCTS) - set(NOT_PRODUCTS)
-    if unknown:
-        raise ValueError(f"fvcore counts {sorted(unknown)}: expected {PRODUCTS + NOT_PRODUCTS}")
+    analysis = analyse(network, inputs)
+    whole = total(analysis, PRODUCTS)
     terms: dict[Term, dict[str, int]] = collections.defaultdict(dict)
     children = {name for name, module in network.named_modules() if not list(module.children())}
     for name, counts in analysis.by_module_and_operator().items():
         multiply_adds = sum(counts[operator] for operator in PRODUCTS)
         if name in children and multiply_adds:
             terms[term_of(name, model)][name] = 2 * int(multiply_adds)
-    return dict(terms), 2 * int(sum(by_operator[operator] for operator in PRODUCTS))
+    return dict(terms), whole
+
+
+def analyse(network: nn.Module, inputs: Tensor) -> FlopCountAnalysis:
+    """Fvcore's analysis of a call, without its warnings of operators that are no products."""
+    analysis = FlopCountAnalysis(network, inputs)
+    analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
+    analysis.tracer_warnings("none")
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    return analysis
+
+
+def total(analysis: FlopCountAnalysis, products: tuple[str, ...]) -> int:
+    """FLOPs of the ``products`` over the whole network.
+
+    Raises:
+        ValueError: If fvcore counts an operator that is neither one of them nor a norm.
+    """
+    by_operator = analysis.by_operator()
+    unknown = set(by_operator) - set(products) - set(NOT_PRODUCTS)
+    if unknown:
+        raise ValueError(f"fvcore counts {sorted(unknown)}: expected {products + NOT_PRODUCTS}")
+    return 2 * int(sum(by_operator[operator] for operator in products))

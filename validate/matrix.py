@@ -15,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 
 from flopcount.count import recompute_products
 from flopcount.tables import shown, table
+from kernels.attention.flops import backward_flops, forward_flops
 from validate import (
     configurations,
     elementwise_trace,
+    fused,
     fvcore_trace,
     mask_enumeration,
     networks,
@@ -226,6 +228,53 @@ def elementwise_elements(model: Architecture) -> Differences:
     return differences
 
 
+def fused_totals(model: Architecture) -> Differences:
+    """Dense totals, recomputation included, against both counters of the fused network."""
+    differences = {}
+    for flavour in (None, "reentrant", "non-reentrant"):
+        count = model.flops(level="dense", batch_size=BATCH_SIZE, checkpointing=flavour)
+        forward, backward = fused.torch_totals(
+            model, training=True, batch_size=BATCH_SIZE, checkpointing=flavour
+        )
+        named = f"torch, checkpointing {flavour}"
+        differences[f"forward, {named}"] = count.forward - forward
+        differences[f"backward and recompute, {named}"] = (
+            count.backward + (count.recompute or 0) - backward
+        )
+    for training in (True, False):
+        count = model.flops(level="dense", training=training, batch_size=BATCH_SIZE)
+        seen = fused.fvcore_total(model, training=training, batch_size=BATCH_SIZE)
+        mode = "training" if training else "evaluation"
+        differences[f"forward, fvcore, {mode}"] = count.forward - seen
+    forward, _ = fused.torch_totals(model, training=False, batch_size=BATCH_SIZE)
+    differences["forward, torch, evaluation"] = count.forward - forward
+    return differences
+
+
+def fused_models(quick: bool) -> Iterable[tuple[str, Differences]]:
+    """The fused network's totals on the article's models and on drawn ones."""
+    seed_models = configurations.SEED_MODELS[:: 4 if quick else 1]
+    drawn = configurations.draw(configurations.models(), 10 if quick else 200)
+    for model in (*seed_models, *drawn):
+        yield str(model), fused_totals(model)
+
+
+def declared_flops(quick: bool) -> Iterable[tuple[str, Differences]]:
+    """The fused operators' declared FLOPs against what their specification executes."""
+    for shape in configurations.draw(configurations.attention_shapes(), 50 if quick else 1000):
+        batch, num_latents, num_prefix, num_heads, num_key_heads, head_dim = shape
+        out = (batch, num_latents, num_heads, head_dim)
+        keys = (batch, num_prefix + num_latents, num_key_heads, head_dim)
+        forward, backward = fused.specification(*shape)
+        yield (
+            f"(batch, n, k, heads, key-value heads, head dim) = {shape}",
+            {
+                "forward": forward_flops(out, keys, None) - forward,
+                "backward": backward_flops(out, keys, None) - backward,
+            },
+        )
+
+
 CHECKS = (
     Check("dense forward, by module and in total", "fvcore", fvcore_forward),
     Check("dense forward and backward, totals", "torch FlopCounterMode", torch_totals),
@@ -243,7 +292,16 @@ CHECKS = (
         elementwise_elements,
     ),
 )
-STANDALONE: tuple[Standalone, ...] = ()
+STANDALONE = (
+    Standalone(
+        "declared FLOPs of the fused attention", "trace of its specification", declared_flops
+    ),
+    Standalone(
+        "dense totals and recomputation of the fused model",
+        "fvcore and torch FlopCounterMode",
+        fused_models,
+    ),
+)
 WITHOUT_WITNESS = ("per-element costs of element-wise rows, a stated convention",)
 
 

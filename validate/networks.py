@@ -47,17 +47,19 @@ def build(
     training: bool = True,
     device: str | None = None,
     checkpointing: str | None = None,
+    attention: str = "reference",
 ) -> nn.Module:
     """Build the network that ``model`` describes, on :func:`cheapest_device` unless one is given.
 
     On the meta device it holds no data.
     """
+    options = {"checkpointing": checkpointing, "attention": attention}
     with torch.device(device or cheapest_device(model)):
         network: nn.Module
         if isinstance(model, fc.PerceiverAR):
-            network = perceiver_ar.PerceiverAR(**vars(model), checkpointing=checkpointing)
+            network = perceiver_ar.PerceiverAR(**vars(model), **options)
         else:
-            network = decoder.Decoder(**vars(model), checkpointing=checkpointing)
+            network = decoder.Decoder(**vars(model), **options)
     return network.train(training)
 
 

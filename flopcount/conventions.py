@@ -84,6 +84,17 @@ def article_self(inputs: Inputs) -> Terms:
     )
 
 
+def _truncated_per_token(terms: Terms, num_latents: Size) -> Terms:
+    """Exact terms of a sequence, and what truncating their sum per token to an integer takes off.
+
+    The last term is n·⌊Σ/n⌋ - Σ, so that all of them add up to n times the truncated integer.
+    """
+    whole = sum(flops for _, _, flops in terms)
+    truncated = num_latents * truncate(exact_ratio(whole, num_latents))
+    exact = tuple((layer, term, exact_ratio(flops, 1)) for layer, term, flops in terms)
+    return (*exact, ("hybrid", "truncation per token", exact_ratio(truncated - whole, 1)))
+
+
 def article_cross(inputs: Inputs) -> Terms:
     """Per token 4d·m/n + (1 - p)(4d² + 2dn)·m/n, truncated to an integer.
 
@@ -91,8 +102,12 @@ def article_cross(inputs: Inputs) -> Terms:
     """
     s, kept = inputs.sizes, inputs.kept_prefix
     n, d = s.num_latents, s.num_channels
-    per_token = exact_ratio(4 * d * s.num_prefix + kept * (4 * d * d + 2 * d * n), n)
-    return (("hybrid", "prefix embedding and attention", n * truncate(per_token)),)
+    terms = (
+        ("embedding", "prefix embedding", 4 * d * s.num_prefix),
+        ("hybrid", "keys and values", kept * 4 * d * d),
+        ("hybrid", "one attention product", kept * 2 * d * n),
+    )
+    return _truncated_per_token(terms, n)
 
 
 def article_update_self(inputs: Inputs) -> Terms:
@@ -110,8 +125,12 @@ def article_update_cross(inputs: Inputs) -> Terms:
     """Per token (1 - p)(4d²·m/n + 4dm + 3hm), truncated to an integer."""
     s, kept = inputs.sizes, inputs.kept_prefix
     n, d = s.num_latents, s.num_channels
-    per_token = exact_ratio(kept * (4 * d * d + 4 * d * n + 3 * s.num_heads * n), n)
-    return (("hybrid", "prefix attention", n * truncate(per_token)),)
+    terms = (
+        ("hybrid", "keys and values", kept * 4 * d * d),
+        ("hybrid", "both attention products", kept * 4 * d * n),
+        ("hybrid", "softmax", kept * 3 * s.num_heads * n),
+    )
+    return _truncated_per_token(terms, n)
 
 
 def kaplan_self(inputs: Inputs) -> Terms:

@@ -59,7 +59,8 @@ FINDINGS = """\
 NOTE = """
 Each entry is a share of the causal count of its part, self or cross; the entries below a way to
 count add up exactly to its difference, in FLOPs (a test adds them). Where a part has no entry, the
-way to count is equal to the causal count there, or does not cover it. FLOPs per term: `python -m flopcount compare ... --json`.
+way to count is equal to the causal count there, or does not cover it. FLOPs per term:
+`python -m flopcount compare ... --json`.
 """
 
 

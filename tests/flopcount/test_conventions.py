@@ -31,6 +31,12 @@ def test_article_update():
     assert per_token(SEED, "article-update", "cross_part") == 9_492_480
 
 
+@pytest.mark.parametrize("name", ["article", "article-update"])
+def test_whole_numbers_are_integers(name):
+    lines = SEED.flops(convention=name).lines
+    assert {type(line.forward) for line in lines} == {int}
+
+
 def test_article_truncates_before_tripling():
     model = fc.PerceiverAR(
         vocab_size=1, num_latents=3, num_prefix=1, num_channels=1, num_layers=1, num_heads=1

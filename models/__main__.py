@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from flopcount.tables import table
-from models.configuration import read_config
+from models.configuration import read_config, read_fields
 from models.distributed import launched, launched_rank
 from models.generation import generate
 from models.kill_test import kill_test
@@ -28,6 +38,7 @@ from models.training import (
     train,
 )
 
+_CONSOLE = Console(stderr=True, soft_wrap=True)
 _Folder = tyro.conf.Positional[Path]
 _Sweep = tyro.extras.subcommand_type_from_defaults(
     {"demo": DEMO, "custom": SweepConfig(budgets=tyro.MISSING, shapes=tyro.MISSING)},
@@ -96,7 +107,7 @@ def resume(folder: _Folder) -> None:
         folder: of the run or the sweep.
 
     """
-    if "budgets" in json.loads((folder / "config.json").read_text()):
+    if "budgets" in read_fields(folder):
         sweep_runs(folder, read_config(SweepConfig, folder))
     else:
         _train_with_progress(read_config(TrainConfig, folder), folder)
@@ -180,10 +191,20 @@ def _report(folder: Path) -> None:
 
 
 def _train_with_progress(config: TrainConfig, folder: Path) -> None:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=launched_rank() > 0) as progress:
-        task = progress.add_task("", total=config.steps)
-        last = train(config, folder, lambda done: progress.update(task, completed=done))[-1]
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn())
+    columns += (TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+    progress = Progress(*columns, console=_CONSOLE, disable=launched_rank() > 0)
+    task = progress.add_task("", total=config.steps)
+
+    def show(done: int) -> None:
+        progress.start()  # not before there is something to show
+        progress.update(task, completed=done)
+
+    try:
+        last = train(config, folder, show)[-1]
+    finally:
+        if progress.live.is_started:
+            progress.stop()
     if launched_rank() > 0:
         return
     print(f"{last['flops']:.4g} FLOPs, validation loss {last['validation_loss']:.4f}")
@@ -194,9 +215,32 @@ def _train_with_progress(config: TrainConfig, folder: Path) -> None:
         print(why_no_utilisation(choose_device(config.device)))
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the command line.
+
+    Returns:
+        The exit status: 0; with one line on standard error, 2 where the input is wrong, 1 where
+        the work failed, 130 where it was interrupted.
+    """
+    handler = RichHandler(console=_CONSOLE, show_time=False, show_level=False, show_path=False)
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.getLogger("models").setLevel(logging.INFO if launched_rank() == 0 else logging.WARNING)
     try:
         app.cli(prog="python -m models")
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        process = f" in process {launched_rank()}" if launched() else ""
-        raise SystemExit(f"error{process}: {error}") from None
+    except (ValueError, ImportError) as error:
+        return _end(2, f"error: {error}")
+    except (RuntimeError, OSError) as error:
+        return _end(1, f"error: {error}")
+    except KeyboardInterrupt:
+        return _end(130, "interrupted: python -m models resume FOLDER goes on from here")
+    return 0
+
+
+def _end(status: int, message: str) -> int:
+    process = f"process {launched_rank()}: " if launched() else ""
+    print(process + message, file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -28,7 +28,10 @@ def claim_folder(config: Any, folder: Path, may_differ: tuple[str, ...] = ()) ->
     if (folder / _FILE).exists():
         ignored = {name: getattr(config, name) for name in may_differ}
         if dataclasses.replace(read_config(type(config), folder), **ignored) != config:
-            raise ValueError(f"{folder} was made with another configuration: see its {_FILE}")
+            raise ValueError(
+                f"{folder} was made with another configuration: "
+                f"{_difference(read_config(type(config), folder), config, may_differ)}"
+            )
         return
     text = json.dumps(dataclasses.asdict(config), indent=2, default=str)
     write_atomically(folder / _FILE, text.encode())
@@ -41,12 +44,49 @@ def read_config(kind: type[_Config], folder: Path) -> _Config:
         ValueError: if the folder has none, or one of another kind.
 
     """
+    fields = read_fields(folder)
     try:
-        return _build(kind, json.loads((folder / _FILE).read_text()))
-    except FileNotFoundError:
+        return _build(kind, fields)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / _FILE} must hold a {kind.__name__}, got other fields: {error}"
+        ) from error
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """Read the fields of the configuration that a folder was made with, of whatever type.
+
+    Raises:
+        ValueError: if the folder has none.
+
+    """
+    try:
+        fields = json.loads((folder / _FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} must be the folder of a run or a sweep, got none") from None
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder / _FILE} must hold a {kind.__name__}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder / _FILE} must be JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{folder / _FILE} must hold a configuration, got {fields!r}")
+    return fields
+
+
+def _difference(made: Any, asked: Any, may_differ: tuple[str, ...]) -> str:
+    """Name each field that differs, with both values."""
+    before, now = (_flat(dataclasses.asdict(config)) for config in (made, asked))
+    names = [name for name in now if before[name] != now[name]]
+    names = [name for name in names if name.split(".")[0] not in may_differ]
+    return "; ".join(f"{name} was {before[name]}, now {now[name]}" for name in names)
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _build(kind: Any, value: Any) -> Any:

@@ -19,6 +19,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -408,6 +409,7 @@ def _work(
     problems: Connection,
 ) -> None:
     """Train one run in this process; its steps go to ``done[index]``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep is interrupted, and ends its runs
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
 
     def report(step: int) -> None:

@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import math
 import platform
 import time
@@ -40,6 +41,7 @@ from models.tokenizers import BYTE_VOCAB_SIZE, ByteTokenizer, SentencePieceToken
 
 Row = dict[str, float]
 _VOCABULARY = "sentencepiece.model"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -396,6 +398,12 @@ class _Run:
         }
         row |= self.speed.row(seconds / steps)
         self.rows.append(row)
+        _log.info(
+            "step %s of %s: validation loss %.4f",
+            f"{self.done:,}",
+            f"{self.config.steps:,}",
+            row["validation_loss"],
+        )
         self.loss_sum = torch.zeros_like(self.loss_sum)
         if not self.processes.is_first:
             return

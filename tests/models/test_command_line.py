@@ -1,9 +1,15 @@
 """The command line, from training to text."""
 
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from models.__main__ import main
 
 
 @pytest.fixture
@@ -28,43 +34,148 @@ def corpus(tmp_path):
     ]
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "models", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+SIZES = ["--model.num-channels", "8", "--model.num-layers", "2"]
 
 
-def test_a_run_is_trained_resumed_and_heard(corpus, tmp_path):
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process: its status, and what it printed."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["models", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            status = main()
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_a_run_is_trained_resumed_and_heard(run, corpus, tmp_path):
     folder = tmp_path / "run"
-    sizes = ["--model.num-channels", "8", "--model.num-layers", "2", "--steps", "6"]
-    trained = run("train", folder, *sizes, "--validations", "2", *corpus)
-    assert "FLOPs, validation loss" in trained.stdout, trained.stderr
-    last = trained.stdout.splitlines()[-1]
-    assert run("resume", folder).stdout.splitlines()[-1] == last
-    text = run("generate", folder, "--prompt", "the quick", "--num-tokens", 5).stdout
+    status, trained, _ = run("train", folder, *SIZES, "--steps", 6, "--validations", 2, *corpus)
+    assert status == 0
+    assert "FLOPs, validation loss" in trained
+    status, resumed, _ = run("resume", folder)
+    assert (status, resumed.splitlines()[0]) == (0, trained.splitlines()[0])
+    status, text, _ = run("generate", folder, "--prompt", "the quick", "--num-tokens", 5)
+    assert status == 0
     assert text.startswith("the quick")
     assert len(text) > len("the quick\n")
+    # Without a prompt, with the first M + 1 tokens of the held-out text.
+    _, text, _ = run("generate", folder, "--num-tokens", 5)
+    held_out = [(tmp_path / f"{index}.txt").read_text() for index in range(4)]
+    assert any(document.startswith(text[:7]) for document in held_out)
 
 
-def test_a_sweep_is_trained_and_reported(corpus, tmp_path):
+def test_a_sentencepiece_run_speaks_without_its_corpus(run, corpus, tmp_path):
+    folder = tmp_path / "run"
+    pieces = ["--corpus.tokenizer", "sentencepiece", "--model.vocab-size", "300"]
+    draw = random.Random(0)
+    words = ["".join(draw.choices("aeioumnrst", k=5)) for _ in range(300)]
+    for index in range(4):
+        (tmp_path / f"{index}.txt").write_text(" ".join(draw.choices(words, k=900)))
+    status, *_ = run("train", folder, *SIZES, "--steps", 3, "--validations", 1, *pieces, *corpus)
+    assert status == 0
+    for file in tmp_path.glob("*.txt"):
+        file.unlink()
+    status, text, _ = run("generate", folder, "--prompt", "the quick", "--num-tokens", 5)
+    assert status == 0
+    assert text.startswith("the quick")
+
+
+def test_a_sweep_is_trained_and_reported(run, corpus, tmp_path):
     folder = tmp_path / "sweep"
-    family = [
-        "--budgets",
-        "1e7",
-        "--shapes",
-        *map(str, (4, 1, 8, 1, 12, 1, 16, 1)),
-        "--validations",
-        "1",
-    ]
-    trained = run("sweep", folder, "custom", *family, *corpus)
-    assert trained.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}", trained.stderr
-    assert "parabola in log N per budget" in trained.stdout
+    family = ["--budgets", "1e7", "--shapes", *"4 1 8 1 12 1 16 1".split(), "--validations", "1"]  # noqa: SIM905
+    status, trained, _ = run("sweep", folder, "custom", *family, *corpus)
+    assert status == 0
+    assert trained.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    assert trained.count(": validation loss ") == 4
+    assert "sweep, 4/4 runs" in trained
     (folder / "report.html").unlink()
-    assert run("report", folder).returncode == 0
+    assert run("report", folder)[0] == 0
     assert (folder / "report.html").exists()
+    status, _, error = run("generate", folder)
+    assert status == 2
+    assert "config.json must hold a TrainConfig" in error
 
 
-def test_mistakes_are_one_line(corpus, tmp_path):
-    nothing = run("resume", tmp_path / "nothing")
-    assert nothing.returncode == 1
-    assert nothing.stderr.startswith("error: ")
-    assert len(nothing.stderr.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["resume", "nosuch"], 2, "nosuch must be the folder of a run or a sweep, got none"),
+        (["generate", "nosuch"], 2, "nosuch must be the folder of a run or a sweep, got none"),
+        (["report", "nosuch"], 2, "nosuch must be the folder of a run or a sweep, got none"),
+        (["train", "x", "--corpus.files", "nosuch"], 2, "must match a file, got 'nosuch'"),
+        (["train", "x", "--corpus.held-out", "2"], 2, "held_out must be between 0 and 1, got 2.0"),
+        (["train", "x", "--steps", "0"], 2, "steps must be at least 1, got 0"),
+        (["train", "x", "--model.num-heads", "7"], 2, "num_heads"),
+        (["train", "x", "--peak", "nosuch"], 2, "nosuch"),
+        (
+            ["sweep", "x", "custom", "--budgets", "1", "--shapes", "8", "1", "--seeds", "0", "0"],
+            2,
+            "seeds must be given, each once",
+        ),
+        (["kill-test", "x", "--kills", "0"], 2, "kills must be at least 1, got 0"),
+    ],
+)
+def test_wrong_input_is_one_line(run, tmp_path, monkeypatch, arguments, status, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run(*arguments)
+    (line,) = error.splitlines()
+    assert code == status
+    assert line.startswith("error: ")
+    assert message in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected one of"),
+        (["train"], "Missing"),
+        (["train", "x", "--steps", "many"], "Error parsing --steps"),
+        (["train", "x", "--nosuch", "3"], "Unrecognized options: --nosuch"),
+    ],
+)
+def test_a_wrong_command_is_explained(run, arguments, message):
+    code, _, error = run(*arguments)
+    assert code == 2
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_work_that_fails_has_another_status(run, corpus, tmp_path):
+    rate = ["--recipe.learning-rate", "1e30", "--recipe.warmup-steps", "0"]
+    folder = tmp_path / "run"
+    status, _, error = run("train", folder, *SIZES, "--steps", 20, *rate, *corpus)
+    assert status == 1
+    assert "a smaller learning rate than 1e+30 may help" in error.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_an_interrupted_sweep_ends_in_a_line_and_goes_on(run, corpus, tmp_path):
+    folder = tmp_path / "sweep"
+    family = ["--budgets", "3e8", "--shapes", "4", "1", "8", "1", "--validations", "1"]
+    command = [sys.executable, "-m", "models", "sweep", folder, "custom", *family, *corpus]
+    command += ["--checkpoint-steps", "20"]
+    sweep = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("runs/*/checkpoint.json"))) < 2:
+        assert time.monotonic() < deadline
+        assert sweep.poll() is None, sweep.communicate()
+        time.sleep(0.01)
+    os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does: to the sweep and to all its runs
+    _, error = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("interrupted: ")
+    assert not (folder / "runs.csv").exists()

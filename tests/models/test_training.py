@@ -199,16 +199,35 @@ def test_a_run_on_the_fused_attention_says_so(config, tmp_path):
 
 def test_a_folder_holds_one_run(config, tmp_path):
     train(config, tmp_path)
-    with pytest.raises(ValueError, match="made with another configuration"):
+    with pytest.raises(ValueError, match=r"made with another configuration: seed was 0, now 1$"):
         train(dataclasses.replace(config, seed=1), tmp_path)
+    with pytest.raises(ValueError, match=r"configuration: recipe\.batch_size was 3, now 6$"):
+        train(dataclasses.replace(config, recipe=Recipe(6, learning_rate=1e-2)), tmp_path)
 
 
 def test_a_folder_without_a_run_is_named(config, tmp_path):
     with pytest.raises(ValueError, match="must be the folder of a run or a sweep"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text('{"steps": 3, "nosuch": 4}')
-    with pytest.raises(ValueError, match="must hold a TrainConfig: 'nosuch'"):
+    with pytest.raises(ValueError, match="must hold a TrainConfig, got other fields: 'nosuch'"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "must be JSON"), ("[]", "must hold a configuration, got"), ("3", "got 3")],
+)
+def test_a_broken_configuration_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"config\.json {message}|{message}"):
+        load_model(tmp_path)
+
+
+def test_wrong_input_leaves_the_folder_unclaimed(config, tmp_path):
+    wrong = dataclasses.replace(config, corpus=CorpusConfig(files=("nosuch",)))
+    with pytest.raises(ValueError, match="must match a file"):
+        train(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_has_one_process(config, tmp_path):
@@ -229,6 +248,20 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp
     with pytest.raises(DivergedError, match="the loss is nan within the steps before 8"):
         train(config, tmp_path)
     assert load_checkpoint(tmp_path)[0] == 4
+
+
+def test_a_full_disk_ends_the_run_and_room_resumes_it_to_the_bit(config, tmp_path, small_disk):
+    whole = train(config, tmp_path / "whole")
+    folder = small_disk / "run"
+    with pytest.raises(StoppedError):
+        train(config, folder, stop_at(6))
+    free = os.statvfs(small_disk)
+    (small_disk / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize - 20_000))
+    with pytest.raises(OSError, match="No space left"):
+        train(config, folder)
+    assert load_checkpoint(folder)[0] == 4
+    (small_disk / "ballast").unlink()
+    assert without_time(train(config, folder)) == without_time(whole)
 
 
 def test_changed_corpus_is_refused(config, tmp_path, corpus):

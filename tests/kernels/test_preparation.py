@@ -134,8 +134,8 @@ class Recorded(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("head_dim", "turned", "expected"),
     [
-        (8, False, ["attention"]),
-        (8, True, ["prepare_attention", "attention"]),
+        (16, False, ["attention"]),
+        (16, True, ["prepare_attention", "attention"]),
         (9, False, ["prepare_attention", "attention"]),
         (9, True, ["prepare_attention", "attention"]),
     ],

@@ -425,7 +425,9 @@ class _Run:
         sharded = {f"model.{name}": value for name, value in self.model.named_parameters()}
         for index, values in self.step.optimizer.state_dict()["state"].items():
             sharded |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-        for name, value in sharded.items():
+        # Sorted: a loaded checkpoint has its tensors in another order in each process, and those
+        # that gather together must gather the same one.
+        for name, value in sorted(sharded.items()):
             gathered = whole(value.detach())
             if self.processes.is_first:
                 yield name, gathered.cpu().contiguous()

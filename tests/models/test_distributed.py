@@ -1,0 +1,196 @@
+"""One run over two processes that torchrun starts: the loss of one process, killed and resumed."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import training
+from models.checkpoints import load_checkpoint
+from models.configuration import claim_folder
+from models.data import CorpusConfig
+from models.distributed import ALONE, Processes, launched, launched_rank, sharded_like, whole
+from models.presets import DEMO
+from models.step import Execution
+from models.sweep import run_sweep
+from models.training import ModelConfig, Recipe, TrainConfig, train
+
+ROOT = Path(__file__).parents[2]
+# Losses and weights in single precision, added up in another order over 12 steps.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for index in range(4):
+        (folder / f"{index}.txt").write_text(f"{index} and the quick brown fox; " * 40)
+    return TrainConfig(
+        model=ModelConfig(
+            num_latents=8,
+            num_prefix=6,
+            num_channels=8,
+            num_layers=2,
+            num_heads=2,
+            prefix_dropout=0.5,
+        ),
+        corpus=CorpusConfig(files=(str(folder / "*.txt"),), cache=folder / "cache"),
+        recipe=Recipe(batch_size=4, learning_rate=1e-2),
+        steps=12,
+        validations=3,
+        validation_windows=6,
+        checkpoint_steps=5,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return train(config, folder), load_checkpoint(folder)
+
+
+def launch(*command):
+    """Run a command in two processes; each computes with one thread."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*torchrun, *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=240,
+    )
+
+
+def largest_deviation(rows, checkpoint, alone):
+    """Of losses, relatively, and of weights, relatively to the largest."""
+    expected_rows, (_, expected, _) = alone
+    assert [row["step"] for row in rows] == [row["step"] for row in expected_rows]
+    losses = [
+        abs(row[name] / expected_row[name] - 1)
+        for row, expected_row in zip(rows, expected_rows, strict=True)
+        for name in ("train_loss", "validation_loss")
+    ]
+    step, tensors, _ = checkpoint
+    assert step == 12
+    assert tensors.keys() == expected.keys()
+    weights = [
+        ((tensors[name] - expected[name]).abs().max() / expected[name].abs().max()).item()
+        for name in expected
+        if name.startswith("model.")
+    ]
+    return max(losses + weights)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(step):
+    def on_step(done):
+        if done == step:
+            raise StoppedError
+
+    return on_step
+
+
+@pytest.mark.parametrize(
+    ("execution", "start"),
+    [
+        (Execution(parallel="ddp", micro_batches=2), 0),
+        # Started by one process and gone on with by two.
+        (Execution(parallel="fsdp2", checkpointing="non-reentrant"), 7),
+    ],
+)
+def test_two_processes_reach_the_loss_of_one(config, alone, tmp_path, execution, start):
+    config = dataclasses.replace(config, execution=execution)
+    if start:
+        with pytest.raises(StoppedError):
+            train(config, tmp_path, stop_at(start))
+    else:
+        claim_folder(config, tmp_path)
+    job = launch("-m", "models", "resume", tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.count("validation loss") == 1  # one process speaks
+    # This process finds the run finished, and reads what the two have written.
+    rows = train(config, tmp_path, stop_at(-1))
+    assert largest_deviation(rows, load_checkpoint(tmp_path), alone) < TOLERANCE
+
+
+def test_a_process_that_took_another_share_would_be_seen(config, alone, tmp_path, monkeypatch):
+    """The twin: as if both processes computed on the first half of each batch."""
+    original = training.training_batch
+
+    def first_half_twice(*arguments):
+        return tuple(part[:2].repeat(2, 1) for part in original(*arguments))
+
+    monkeypatch.setattr(training, "training_batch", first_half_twice)
+    rows = train(config, tmp_path)
+    assert largest_deviation(rows, load_checkpoint(tmp_path), alone) > 100 * TOLERANCE
+
+
+KILLED = """
+import os, pathlib, signal, sys
+import torch
+from models.configuration import read_config
+from models.training import TrainConfig, train
+
+def kill_second(done):
+    if done == 7 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    folder = pathlib.Path(sys.argv[1])
+    train(read_config(TrainConfig, folder), folder, kill_second)
+"""
+
+
+def test_a_killed_process_ends_the_job_and_one_process_goes_on(config, alone, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    claim_folder(config, folder)
+    job = launch(script, folder)
+    assert job.returncode != 0
+    assert "Signal 9 (SIGKILL)" in job.stderr
+    assert load_checkpoint(folder)[0] == 5
+    rows = train(config, folder)
+    assert largest_deviation(rows, load_checkpoint(folder), alone) < TOLERANCE
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_shares_make_up_the_whole(count):
+    numbers = np.arange(20)
+    shares = [numbers[Processes(rank, count).share(20)] for rank in range(count)]
+    assert np.array_equal(np.concatenate(shares), numbers)
+    assert {len(share) for share in shares} == {20 // count}
+
+
+def test_one_process_is_alone():
+    assert not launched()
+    assert launched_rank() == 0
+    assert ALONE.is_first
+    ALONE.wait_for_all()
+    value = torch.tensor([3.0])
+    assert ALONE.mean(value) is whole(value) is sharded_like(value, value) is value
+
+
+def test_unequal_shares_are_named(config):
+    with pytest.raises(ValueError, match=r"validation_windows must be a multiple of the 4 proc"):
+        training._check_shares(config, Processes(0, 4))
+    with pytest.raises(ValueError, match=r"batch_size must be a multiple of .* 3 · 1, got 4"):
+        training._check_shares(config, Processes(0, 3))
+
+
+def test_a_sweep_is_not_started_by_torchrun(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    with pytest.raises(RuntimeError, match="torchrun trains one run; start a sweep without it"):
+        run_sweep(DEMO, tmp_path, quiet=True)

@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from flopcount.architectures import Architecture, Decoder, PerceiverAR
 from flopcount.planning import HEAD_DIMS
 from flopcount.tables import table
+
+if TYPE_CHECKING:
+    from flopcount.devices import Peak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,17 +399,27 @@ def devices(json: bool = False) -> None:
     Args:
         json: Print JSON.
     """
-    from flopcount.devices import DEVICES
+    from flopcount.devices import ADDING, DEVICES, DTYPES
 
     if json:
         print(to_json({name: dataclasses.asdict(device) for name, device in DEVICES.items()}))
         return
     rows = [
-        [name, dtype, f"{peak.flops_per_second / 1e12:,.1f}", peak.reference]
+        [name, *(_teraflops(device.peaks.get(dtype)) for dtype in DTYPES)]
         for name, device in DEVICES.items()
-        for dtype, peak in device.peaks.items()
     ]
-    print(table(["device", "dtype", "TFLOP/s", "source"], rows))
+    sources = [
+        f"{name}: {reference}"
+        for name, device in DEVICES.items()
+        for reference in dict.fromkeys(peak.reference for peak in device.peaks.values())
+    ]
+    note = "\n".join([*sources, f"for another, in Python: {ADDING}"])
+    title = "Peak TFLOP/s of one device, without sparsity"
+    print(table(["device", *DTYPES], rows, title=title, note=note))
+
+
+def _teraflops(peak: Peak | None) -> str:
+    return "" if peak is None else f"{peak.flops_per_second / 1e12:g}"
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

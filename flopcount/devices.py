@@ -85,15 +85,27 @@ def _device(name: str, reference: str, **tflops: float) -> Device:
 
 
 _H100_SXM = dict(fp64=66.9, fp32=66.9, tf32=494.7, bf16=989.4, fp16=989.4, fp8=1978.9)
-_HOPPER = "NVIDIA H100 Tensor Core GPU Architecture whitepaper V1.04, Table 2 (dense)"
+_UNITS = "dense; fp64 on tensor cores, fp32 beside them"
+_HOPPER = "NVIDIA H100 Tensor Core GPU Architecture whitepaper V1.04, Table 2"
+_GOOGLE = "Google Cloud TPU documentation, system architecture of {}: peak compute per chip, dense"
 
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        _device("h100", _HOPPER + ", SXM5", **_H100_SXM),
+        _device(
+            "b200",
+            "NVIDIA HGX B200 datasheet (1000 W), halved where it states sparsity; " + _UNITS,
+            fp64=37.0,
+            fp32=75.0,
+            tf32=1100.0,
+            bf16=2250.0,
+            fp16=2250.0,
+            fp8=4500.0,
+        ),
+        _device("h100", f"{_HOPPER}, SXM5; {_UNITS}", **_H100_SXM),
         _device(
             "h100-pcie",
-            _HOPPER + ", PCIe",
+            f"{_HOPPER}, PCIe; {_UNITS}",
             fp64=51.2,
             fp32=51.2,
             tf32=378.0,
@@ -103,22 +115,29 @@ DEVICES: dict[str, Device] = {
         ),
         _device(
             "h200",
-            "NVIDIA H200 datasheet: the compute rates of H100 SXM; digits from " + _HOPPER,
+            "NVIDIA H200 datasheet, SXM: the compute rates of H100 SXM; digits from "
+            f"{_HOPPER}; {_UNITS}",
             **_H100_SXM,
         ),
         _device(
             "a100",
-            "NVIDIA A100 Tensor Core GPU Architecture whitepaper V1.0, Table 1 (dense)",
+            f"NVIDIA A100 Tensor Core GPU Architecture whitepaper V1.0, Table 1; {_UNITS}",
             fp64=19.5,
             fp32=19.5,
             tf32=156.0,
             bf16=312.0,
             fp16=312.0,
         ),
-        _device("v100", "NVIDIA V100 datasheet, SXM2", fp64=7.8, fp32=15.7, fp16=125.0),
+        _device(
+            "v100",
+            "NVIDIA V100 datasheet, SXM2; dense; fp16 on tensor cores, the rest beside them",
+            fp64=7.8,
+            fp32=15.7,
+            fp16=125.0,
+        ),
         _device(
             "l4",
-            "NVIDIA L4 datasheet, halved where it states sparsity",
+            "NVIDIA L4 datasheet, halved where it states sparsity; dense; fp32 beside tensor cores",
             fp32=30.3,
             tf32=60.0,
             bf16=121.0,
@@ -127,16 +146,21 @@ DEVICES: dict[str, Device] = {
         ),
         _device(
             "l40s",
-            "NVIDIA L40S datasheet (dense)",
+            "NVIDIA L40S datasheet, the figures without sparsity; fp32 beside tensor cores",
             fp32=91.6,
             tf32=183.0,
             bf16=362.05,
             fp16=362.05,
             fp8=733.0,
         ),
-        _device("tpu-v4", "Chowdhery et al. 2022 (arXiv 2204.02311), section 4", bf16=275.0),
+        _device("tpu-v4", _GOOGLE.format("TPU v4"), bf16=275.0),
+        _device("tpu-v5e", _GOOGLE.format("TPU v5e"), bf16=197.0),
+        _device("tpu-v5p", _GOOGLE.format("TPU v5p"), bf16=459.0),
+        _device("tpu-v6e", _GOOGLE.format("TPU v6e"), bf16=918.0),
     )
 }
+"""Peak dense FLOP/s; a multiply-add is 2, and no peak assumes structured sparsity."""
+ADDING = "flopcount.Device(name, {'bf16': flopcount.Peak(flops_per_second, reference)})"
 
 
 def find_device(device: str | Device) -> Device:
@@ -157,6 +181,6 @@ def find_device(device: str | Device) -> Device:
     if device.lower() not in DEVICES:
         raise ValueError(
             f"device = {quoted(device)}: expected one of {', '.join(DEVICES)}; for another, pass "
-            "flopcount.Device(name, {'bf16': flopcount.Peak(flops_per_second, reference)})"
+            f"{ADDING}"
         )
     return DEVICES[device.lower()]

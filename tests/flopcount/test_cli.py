@@ -187,7 +187,10 @@ def test_fit_of_training_curves(capsys, tmp_path):
 
 def test_devices(capsys):
     assert main(["devices"]) == 0
-    assert "989.4" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "989.4" in out
+    assert "Device(name" in out
+    assert max(len(line) for line in out.splitlines()) <= 110
     assert main(["devices", "--json"]) == 0
     peaks = json.loads(capsys.readouterr().out)["h200"]["peaks"]
     assert peaks["bf16"]["flops_per_second"] == 989.4e12

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,13 +76,16 @@ class ScalingLaw:
     k_d: float
     source: str
 
+    def __post_init__(self) -> None:
+        _require_finite(self)
+
     def n_opt(self, flops: float) -> float:
         """Compute-optimal parameters for a budget of ``flops`` training FLOPs.
 
         Raises:
             ValueError: If they exceed a float.
         """
-        return _power(self.k_n, flops, self.a)
+        return power(self.k_n, flops, self.a)
 
     def d_opt(self, flops: float) -> float:
         """Compute-optimal training tokens for a budget of ``flops`` training FLOPs.
@@ -89,16 +93,37 @@ class ScalingLaw:
         Raises:
             ValueError: If they exceed a float.
         """
-        return _power(self.k_d, flops, self.b)
+        return power(self.k_d, flops, self.b)
 
 
-def _power(factor: float, flops: float, exponent: float) -> float:
+def power(factor: float, flops: float, exponent: float) -> float:
+    """Return factor · C^exponent.
+
+    Raises:
+        ValueError: If it exceeds a float.
+
+    >>> power(3.0, 16.0, 0.5)
+    12.0
+    """
     try:
         return factor * math.pow(flops, exponent)
     except OverflowError:
         raise ValueError(
             f"flops = {quoted(flops)}: {factor:.4g} · C^{exponent:.4g} exceeds a float"
         ) from None
+
+
+def _require_finite(law: ScalingLaw | LossSurface) -> None:
+    """Make every number of a law a finite float, so that no prediction meets another type."""
+    for field in dataclasses.fields(law):
+        value = getattr(law, field.name)
+        if field.name == "source":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{field.name} = {quoted(value)}: expected a finite number")
+        if not -sys.float_info.max <= value <= sys.float_info.max:
+            raise ValueError(f"{field.name} = {quoted(value)}: expected a finite number")
+        object.__setattr__(law, field.name, float(value))
 
 
 FLOPS_PER_PARAM_TOKEN = 6
@@ -135,6 +160,9 @@ class LossSurface:
     source: str
     flops_per_param_token: float = FLOPS_PER_PARAM_TOKEN
 
+    def __post_init__(self) -> None:
+        _require_finite(self)
+
     @property
     def n_exponent(self) -> float:
         """The exponent of C in N_opt: β / (α + β)."""
@@ -153,10 +181,10 @@ class LossSurface:
             ValueError: If no size is optimal, since A, B, α or β is not positive, or if the
                 optimal one exceeds a float.
         """
-        if min(self.a, self.b, self.alpha, self.beta) <= 0:
-            raise ValueError(f"{self}: expected A, B, α and β above 0, else no size is optimal")
-        log_ratio = math.log(self.alpha * self.a) - math.log(self.beta * self.b)
-        log_product = math.log(flops / self.flops_per_param_token)
+        if min(self.a, self.b, self.alpha, self.beta, self.flops_per_param_token) <= 0:
+            raise ValueError(f"{self}: expected A, B, α, β, κ above 0, else no size is optimal")
+        log_ratio = math.log(self.alpha) + math.log(self.a) - math.log(self.beta) - math.log(self.b)
+        log_product = math.log(flops) - math.log(self.flops_per_param_token)
         try:
             return math.exp((log_ratio + self.beta * log_product) / (self.alpha + self.beta))
         except OverflowError:
@@ -229,13 +257,22 @@ def _power_law(
     flops: list[float], values: list[float], exponent: float | None
 ) -> tuple[float, float]:
     if exponent is not None:
-        powers = [math.pow(budget, exponent) for budget in flops]
-        products = sum(value * power for value, power in zip(values, powers, strict=True))
-        return exponent, products / sum(power * power for power in powers)
+        # Relative to the largest power, which would overflow first.
+        largest = max(flops) if exponent > 0 else min(flops)
+        powers = [math.pow(budget / largest, exponent) for budget in flops]
+        products = sum(value * each for value, each in zip(values, powers, strict=True))
+        factor = products / sum(each * each for each in powers)
+        return exponent, power(factor, largest, -exponent)
     line = statistics.linear_regression(
         [math.log(budget) for budget in flops], [math.log(value) for value in values]
     )
-    return line.slope, math.exp(line.intercept)
+    try:
+        return line.slope, math.exp(line.intercept)
+    except OverflowError:
+        raise ValueError(
+            f"estimates: the factor e^{line.intercept:.4g} exceeds a float: expected budgets that "
+            "lie further apart"
+        ) from None
 
 
 def chinchilla_approach_1() -> ScalingLaw:

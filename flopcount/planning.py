@@ -622,7 +622,10 @@ class _Shapes:
         count = (params.self_part if part == "self" else params).total
         friendly = (width % FRIENDLY_WIDTH == 0).astype(float) + np.isin(dim, FRIENDLY_HEAD_DIMS)
         penalty = _PREFERENCE * (2 - friendly + np.abs(np.log(aspect / TYPICAL_ASPECT_RATIO)))
-        log_params = np.log(count.astype(np.float64))
+        try:
+            log_params = np.log(count.astype(np.float64))
+        except OverflowError:
+            raise ValueError("the parameters exceed a float: expected smaller sizes") from None
         return cls(sizes, width, depth, heads, log_params, penalty, num_searched)
 
     def family(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     FloatArray = npt.NDArray[np.float64]
 
+MOST_BUDGETS = 100_000
 NUM_BUDGETS = 1500
 """Budgets at which the envelope is read: Hoffmann et al. 2022, section 3.1."""
 
@@ -250,8 +251,10 @@ def fit_training_curves(
 
     if not isinstance(curves, Curves):
         raise TypeError(f"curves = {quoted(curves)}: expected what read_curves returns")
-    if type(num_budgets) is not int or num_budgets < 2:
-        raise ValueError(f"num_budgets = {quoted(num_budgets)}: expected an integer >= 2")
+    if type(num_budgets) is not int or not 2 <= num_budgets <= MOST_BUDGETS:
+        raise ValueError(
+            f"num_budgets = {quoted(num_budgets)}: expected an integer from 2 to {MOST_BUDGETS:,}"
+        )
     require_bootstrap(num_bootstrap, confidence)
     sizes = np.array([curve.params for curve in curves.curves])
     if len(np.unique(sizes)) < 3:

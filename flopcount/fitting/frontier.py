@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from flopcount.fitting.results import Interval, Optimum, interval, interval_text, optimum
-from flopcount.laws import ScalingLaw
+from flopcount.laws import ScalingLaw, power
 from flopcount.sizes import require_positive_number
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ class Frontier:
         budget = require_positive_number("flops", flops)
         loss_opt = None
         if self.loss_factor is not None and self.loss_exponent is not None:
-            loss_opt = float(self.loss_factor * budget**self.loss_exponent)
+            loss_opt = power(self.loss_factor, budget, self.loss_exponent)
         point = self.law.n_opt(budget), self.law.d_opt(budget), loss_opt
-        params, tokens, loss = np.exp(self.intercepts + self.slopes * np.log(budget)).T
+        with np.errstate(over="ignore"):
+            params, tokens, loss = np.exp(self.intercepts + self.slopes * np.log(budget)).T
         return optimum(budget, point, (params, tokens, loss), self.confidence, method)
 
     def records(self) -> list[list[Any]]:
@@ -147,11 +148,13 @@ def fit_frontier(
     slope, intercept = (part[0] for part in lines(log_flops, values[None]))
     slopes, intercepts = lines(sample_log_flops, samples)
     usable = np.isfinite(slopes[:, :2]).all(axis=1)
-    k_n, k_d, k_l = np.exp(intercept).tolist()
+    has_loss = bool(np.isfinite(slope[2]))
+    with np.errstate(over="ignore"):
+        k_n, k_d, k_l = np.exp(intercept).tolist()
     return Frontier(
         law=ScalingLaw(float(slope[0]), float(slope[1]), k_n, k_d, source),
-        loss_factor=k_l,
-        loss_exponent=float(slope[2]),
+        loss_factor=k_l if has_loss else None,
+        loss_exponent=float(slope[2]) if has_loss else None,
         slopes=slopes[usable],
         intercepts=intercepts[usable],
         failed=int((~usable).sum()),

@@ -16,7 +16,7 @@ from flopcount.fitting.results import (
     interval_text,
     require_bootstrap,
 )
-from flopcount.fitting.runs import FlaggedRow, Runs, flag_notes, read_runs
+from flopcount.fitting.runs import LARGEST, SMALLEST, FlaggedRow, Runs, flag_notes, read_runs
 from flopcount.laws import CHINCHILLA_SURFACE, LossSurface
 from flopcount.sizes import quoted, require_positive_number
 from flopcount.tables import table
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     FloatArray = npt.NDArray[np.float64]
     IndexArray = npt.NDArray[np.intp]
 
+MOST_SPAN = 1e6
 BUDGET_GAP = 1.2
 """Runs whose FLOPs differ by less than this factor, in steps, share a budget."""
 OFF_BUDGET = 1.1
@@ -467,6 +468,7 @@ def _frontier(profiles: Sequence[Profile], confidence: float) -> Frontier | None
         return None
     log_flops = np.log([profile.flops for profile in used])
     points = np.array([[p.n_opt, p.d_opt, p.loss_opt] for p in used], dtype=np.float64)
+    points[points <= 0] = np.nan  # a parabola's loss may fall below 0
     optima = np.log(points).T
     samples = np.stack([profile.vertices for profile in used], axis=2)
     loss = samples[:, 2]
@@ -527,21 +529,29 @@ def approach_2_bias(
     import numpy as np
 
     costs = [require_positive_number("budgets", budget) for budget in budgets]
+    if not all(SMALLEST <= cost <= LARGEST for cost in costs):
+        raise ValueError(f"budgets = {quoted(budgets)}: expected {SMALLEST:g} to {LARGEST:g} FLOPs")
     if len(set(costs)) < 2:
         raise ValueError(f"budgets = {quoted(budgets)}: expected at least two different ones")
-    if require_positive_number("span", span) <= 1:
-        raise ValueError(f"span = {quoted(span)}: expected a ratio above 1")
+    if not 1 < require_positive_number("span", span) <= MOST_SPAN:
+        raise ValueError(f"span = {quoted(span)}: expected a ratio above 1, to {MOST_SPAN:g}")
     if type(num_models) is not int or num_models < 3:
         raise ValueError(f"num_models = {quoted(num_models)}: expected an integer >= 3")
     centres = list(off_centre) if isinstance(off_centre, Sequence) else [off_centre] * len(costs)
     if len(centres) != len(costs):
         raise ValueError(f"off_centre = {quoted(off_centre)}: expected one number or one a budget")
+    for centre in centres:
+        if not 1 / MOST_SPAN <= require_positive_number("off_centre", centre) <= MOST_SPAN:
+            raise ValueError(
+                f"off_centre = {quoted(centre)}: expected a ratio from {1 / MOST_SPAN:g} to "
+                f"{MOST_SPAN:g}"
+            )
     half = math.log(span) / 2
     ratios = np.exp(np.linspace(-half, half, num_models))
     columns: dict[str, list[float]] = {"N": [], "D": [], "C": [], "budget": [], "loss": []}
     for cost, centre in zip(costs, centres, strict=True):
         for ratio in ratios:
-            size = surface.n_opt(cost) * require_positive_number("off_centre", centre) * ratio
+            size = surface.n_opt(cost) * centre * ratio
             tokens = cost / surface.flops_per_param_token / size
             row = (size, tokens, cost, cost, surface.loss(size, tokens))
             for column, value in zip(columns.values(), row, strict=True):

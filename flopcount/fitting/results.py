@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 """The share of the bootstrap distribution that an interval holds, unless another is given."""
+MOST_BOOTSTRAP = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +63,15 @@ def require_bootstrap(num_bootstrap: object, confidence: object) -> tuple[int, f
 
     Raises:
         TypeError: If ``num_bootstrap`` is no integer or ``confidence`` no float.
-        ValueError: If ``num_bootstrap`` is negative, or ``confidence`` outside (0, 1).
+        ValueError: If ``num_bootstrap`` is out of range, or ``confidence`` outside (0, 1).
     """
     if type(num_bootstrap) is not int:
         raise TypeError(f"num_bootstrap = {quoted(num_bootstrap)}: expected an integer >= 0")
-    if num_bootstrap < 0:
-        raise ValueError(f"num_bootstrap = {quoted(num_bootstrap)}: expected an integer >= 0")
+    if not 0 <= num_bootstrap <= MOST_BOOTSTRAP:
+        raise ValueError(
+            f"num_bootstrap = {quoted(num_bootstrap)}: expected an integer from 0 to "
+            f"{MOST_BOOTSTRAP:,}"
+        )
     if not isinstance(confidence, float):
         raise TypeError(f"confidence = {quoted(confidence)}: expected a float in (0, 1)")
     if not 0 < confidence < 1:

@@ -251,8 +251,12 @@ def read_table(source: object) -> tuple[list[str], list[list[Any]]]:
     return [str(heading) for heading in source], [list(row) for row in zip(*columns, strict=True)]
 
 
+SMALLEST, LARGEST = 1e-100, 1e100
+"""Numbers outside are no measurement, and their products would leave the range of floats."""
+
+
 def positive(cell: object, counts: bool = False) -> float | None:
-    """The cell as a positive, finite float; None if it is not one.
+    """The cell as a positive float between 1e-100 and 1e100; None if it is not one.
 
     Args:
         cell: A number, or text; ``"1,234,567"`` is a number.
@@ -275,7 +279,7 @@ def positive(cell: object, counts: bool = False) -> float | None:
         number = scale * float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) and number > 0 else None
+    return number if SMALLEST <= number <= LARGEST else None
 
 
 def parse_rows(

@@ -404,11 +404,13 @@ def fit_surface(
         np.ones_like(runs.loss),
         HUBER_DELTA * float(np.median(runs.loss)),
     )
-    best = _solve(points, None, objective)
-    residuals, value = _residuals(best, points, objective)
-    samples, failed = _bootstrap(points, best, objective, num_bootstrap, seed)
-    e, a, b, alpha, beta = _uncentred(best, centre).tolist()
-    samples = _uncentred(samples, centre)
+    # A steep exponent over a wide range overflows: such a trial, or sample, is infinitely bad.
+    with np.errstate(over="ignore", invalid="ignore"):
+        best = _solve(points, None, objective)
+        residuals, value = _residuals(best, points, objective)
+        samples, failed = _bootstrap(points, best, objective, num_bootstrap, seed)
+        e, a, b, alpha, beta = _uncentred(best, centre).tolist()
+        samples = _uncentred(samples, centre)
     columns = dict(zip(PARAMETERS, samples.T, strict=True))
     columns["a"] = columns["β"] / (columns["α"] + columns["β"])
     columns["b"] = 1 - columns["a"]

@@ -495,6 +495,8 @@ def test_named_columns_and_frames():
         (fit_training_curves, ("curves",), TypeError, "curves = 'curves'"),
         (fit_surface, (read_runs({"N": [1.0], "D": [1.0], "loss": [1.0]}),), ValueError, "holds 1"),
         (approach_2_bias, ([1e18],), ValueError, "at least two"),
+        (approach_2_bias, ([1e18, 1e300],), ValueError, "expected 1e-100 to 1e\\+100 FLOPs"),
+        (read_runs, ({"N": [1e300], "D": [1.0], "loss": [1.0]},), ValueError, "no usable row"),
     ],
 )
 def test_bad_input(function, arguments, error, message):
@@ -508,12 +510,36 @@ def test_bad_input(function, arguments, error, message):
         (dict(objective="huber"), ValueError, "objective = 'huber'.*'huber-log'"),
         (dict(num_bootstrap=-1), ValueError, "num_bootstrap = -1"),
         (dict(num_bootstrap=1.5), TypeError, "num_bootstrap = 1.5"),
+        (dict(num_bootstrap=10**9), ValueError, "expected an integer from 0 to 100,000"),
         (dict(confidence=1.0), ValueError, "confidence = 1.0"),
     ],
 )
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):
         fit_surface(read_runs(table_of(CHINCHILLA_SURFACE)), **options)
+
+
+def test_bad_options_of_the_other_fits():
+    curves = read_curves(curves_table(sizes=3))
+    with pytest.raises(ValueError, match="num_budgets = 1000000000"):
+        fit_training_curves(curves, num_budgets=10**9)
+    for option, message in ((dict(span=1e9), "span"), (dict(off_centre=1e9), "off_centre")):
+        with pytest.raises(ValueError, match=f"{message} = 1000000000.0"):
+            approach_2_bias([1e18, 1e20], **option)
+    with pytest.raises(ValueError, match="a = -1"):
+        fit_optima(read_runs(optima_table(), optima=True), a=-1)
+
+
+def test_a_parabola_below_zero_gives_no_line_of_losses():
+    # x = -1, -½, 0, ½, 1 and losses 10, 0.1, 0.1, 0.1, 10: the normal equations 5c₀ + 2.5c₂ = 20.3
+    # and 2.5c₀ + 2.125c₂ = 20.05 give c₀ = -1.597, whose log is no number.
+    table = profile_table(ratios=np.exp([-1, -0.5, 0, 0.5, 1]))
+    table["loss"] = [10.0, 0.1, 0.1, 0.1, 10.0] * 3
+    fit = fit_isoflop_profiles(read_runs(table))
+    assert fit.profiles[0].loss_opt == pytest.approx(-1.597, abs=1e-3)
+    assert fit.frontier.loss_exponent is None
+    assert fit.predict(1e20).loss is None
+    assert fit.frontier.law.a == pytest.approx(0.5)
 
 
 def loads(statement):

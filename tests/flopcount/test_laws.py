@@ -69,6 +69,28 @@ def test_estimates_that_carry_no_law(estimates, message):
         fit_power_law(estimates, "bad")
 
 
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: ScalingLaw("x", 0.5, 1, 1, "bad"), TypeError, "a = 'x'"),
+        (lambda: ScalingLaw(0.5, 0.5, True, 1, "bad"), TypeError, "k_n = True"),
+        (lambda: ScalingLaw(0.5, 0.5, 1, float("nan"), "bad"), ValueError, "k_d = nan"),
+        (lambda: LossSurface(1, 10**400, 1, 1, 1, "bad"), ValueError, "a = an integer of"),
+        (lambda: ScalingLaw(9.0, 0.5, 1, 1, "steep").n_opt(1e300), ValueError, "exceeds a float"),
+        (lambda: LossSurface(1, 0, 1, 1, 1, "flat").n_opt(1e20), ValueError, "no size is optimal"),
+    ],
+)
+def test_laws_without_an_answer(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_a_given_exponent_is_fitted_without_overflow():
+    # (1e80)^4 exceeds a float; relative to the largest budget it does not.
+    law = fit_power_law([Estimate(2e-30, 1e80, 1e80)], "steep", a=4.0, b=1.0)
+    assert law.k_d == pytest.approx(1)
+
+
 def test_the_surfaces_optimum_by_hand():
     # αA/N^α = βB/D^β at N = D = 1e6 with equal terms; C = 6·1e12. L = 1 + 100/1e3 + 100/1e3.
     surface = LossSurface(1.0, 100.0, 100.0, 0.5, 0.5, "by hand")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import flopcount as fc
 from benchmarks.accuracy import WrongResultError, shares_of_allowed
@@ -99,11 +99,12 @@ def draw_inputs(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return latents, prefix, rotary_angles(positions, shape.head_dim), drawn(shape.queries)
 
 
-def call(attention: nn.Module, latents: Tensor, prefix: Tensor, angles: Tensor) -> Tensor:
+def call(attention: Attention, latents: Tensor, prefix: Tensor, angles: Tensor) -> Tensor:
     """Run a block as the hybrid layer does, under autocast on a GPU."""
     with torch.autocast(device().type, working_dtype(), enabled=torch.cuda.is_available()):
-        context = torch.cat((prefix, latents), dim=1)
-        return attention(latents, context, angles)
+        if attention.takes_prefix_apart(None):
+            return attention(latents, latents, angles, None, prefix)
+        return attention(latents, torch.cat((prefix, latents), dim=1), angles)
 
 
 def block_flops(shape: Shape) -> int:
@@ -120,7 +121,7 @@ def block_flops(shape: Shape) -> int:
     return sum(row.flops for row in rows if row.layer == "hybrid" and "mlp" not in row.term)
 
 
-def errors(run: Callable[..., Tensor], attention: nn.Module, shape: Shape) -> float:
+def errors(run: Callable[..., Tensor], attention: Attention, shape: Shape) -> float:
     """The largest error of the output and the gradients, as a share of what is allowed.
 
     Held against the block with plain PyTorch attention on the first sequence: in float64 for the

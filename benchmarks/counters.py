@@ -26,7 +26,7 @@ import triton.language as tl
 from benchmarks import profiler
 from benchmarks.attention import draw
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.measurement import Table, device, environment, write_environment
+from benchmarks.measurement import FINDING, Table, device, environment, write_environment
 from benchmarks.profiler import Kernel, ProfilerError, verdict
 from benchmarks.shapes import ARTICLE_HEAD_DIMS, Shape
 from benchmarks.steps import (
@@ -209,7 +209,6 @@ def run_step(
     write_environment(out, "step", batch_size=batch_size, attention=attention)
     for name in names:
         model = seed_model(name)
-        products = dispatched(*one_step(model, batch_size, attention))
         arguments = ["step", "--model", name, "--batch-size", str(batch_size)]
         log = out / f"step-{name}.ncu.csv"
         try:
@@ -217,6 +216,7 @@ def run_step(
         except ProfilerError as error:
             print(f"not confirmed: {error}")
             continue
+        products = dispatched(*one_step(model, batch_size, attention))
         for row in step_rows(name, model, products, kernels, batch_size):
             table.add(device=environment()["device"], **row)
     return table.path
@@ -272,13 +272,13 @@ def main(arguments: list[str] | None = None) -> None:
         if name == "kernels":
             part.add_argument("--drawn", type=int, default=24, help="drawn shapes, odd sizes")
         if name == "step":
-            part.add_argument("--models", nargs="+", choices=SEED_MODELS, default=_TWO)
+            part.add_argument("--models", nargs="+", choices=[*SEED_MODELS, "tiny"], default=_TWO)
             part.add_argument("--batch-size", type=int, default=8)
             part.add_argument("--attention", default="fused")
     inner = parts.add_parser("workload")
     inner.add_argument("parts", nargs="+", choices=("gemm", "kernels", "step"))
     inner.add_argument("--drawn", type=int, default=24)
-    inner.add_argument("--model", choices=SEED_MODELS, default=_TWO[0])
+    inner.add_argument("--model", choices=[*SEED_MODELS, "tiny"], default=_TWO[0])
     inner.add_argument("--batch-size", type=int, default=8)
     inner.add_argument("--attention", default="fused")
     given = parser.parse_args(arguments)
@@ -288,13 +288,14 @@ def main(arguments: list[str] | None = None) -> None:
         elif given.part == "kernels":
             path, confirmed = run_kernels(given.out, given.drawn)
             print(path, "every row confirmed" if confirmed else "not every row is confirmed")
-            raise SystemExit(0 if confirmed else 1)
+            raise SystemExit(0 if confirmed else FINDING)
         elif given.part == "step":
             print(run_step(given.out, given.models, given.batch_size, given.attention))
         else:
             workload(given.parts, given.drawn, given.model, given.batch_size, given.attention)
     except ProfilerError as error:
-        raise SystemExit(f"error: {error}") from None
+        print(f"error: {error}")
+        raise SystemExit(FINDING) from None
 
 
 _TWO = ["728x13-V32000-m1536", "512x9-V262-m3584"]

@@ -22,6 +22,8 @@ import triton.language as tl
 
 ROOT = Path(__file__).parent.parent
 NO_GPU = "no GPU"
+FINDING = 3
+"""Exit code of a check that ran to its end and found something wrong, or nothing to run with."""
 ROUNDS = 3
 WARM_UP_MS, ROUND_MS = 10, 60
 

@@ -1,4 +1,4 @@
-"""Everything that a GPU has to say, most valuable first: ``python -m benchmarks.schedule --out DIR``.
+"""Everything that needs a GPU, most valuable first: ``python -m benchmarks.schedule --out DIR``.
 
 Each part is a process of its own with a time limit, and writes its results as they come. What is
 finished is noted in ``schedule.json`` and skipped by the next call, so that several short calls do
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measurement import ROOT
+from benchmarks.measurement import FINDING, ROOT
 from benchmarks.report import write_report
 
 TRIES = 3
@@ -39,13 +39,15 @@ class Part:
         name: as in ``schedule.json`` and of its log.
         arguments: of ``python -m``; ``{out}`` stands for the folder of the results.
         minutes: the most it gets in one go.
-        tiny: what it gets in a dry run.
+        tiny: what it gets in a dry run; the same where it is empty.
+        findings: exit codes of a part that ran to its end and found something.
     """
 
     name: str
     arguments: str
     minutes: float
     tiny: str
+    findings: tuple[int, ...] = (FINDING,)
 
 
 _DIRECT = "fused sdpa-flash cudnn flex flash-split cudnn-split fa2 fa3 fa4"
@@ -54,7 +56,8 @@ PARTS = (
     Part("probe", "benchmarks.counters probe --out {out}", 1, ""),
     Part(
         "attention",
-        f"benchmarks.attention --out {{out}} --shapes article --implementations {_DIRECT} --jobs 12",
+        f"benchmarks.attention --out {{out}} --shapes article --implementations {_DIRECT}"
+        " --jobs 12",
         5,
         "benchmarks.attention --out {out} --shapes tiny",
     ),
@@ -104,7 +107,7 @@ PARTS = (
     Part("determinism", "benchmarks.soundness determinism --out {out}", 1.5,
          "benchmarks.soundness determinism --out {out} --runs 2 --largest 2"),
     Part("sanitizer", "benchmarks.soundness sanitizer --out {out}", 3, ""),
-    Part("tests", "pytest -m gpu -q -rs tests", 3, "pytest -m gpu -q -rs tests/benchmarks"),
+    Part("tests", "pytest -m gpu -q -rs tests", 3, "pytest -m gpu -q -rs tests/benchmarks", (1, 5)),
     Part(
         "curves",
         "benchmarks.training curves --out {out} --models 512x9-V262-m3584",
@@ -138,7 +141,7 @@ class Progress:
     def is_open(self, name: str) -> bool:
         """Whether a part should run (again)."""
         part = self.parts.get(name, {"tries": 0, "end": ""})
-        return part["end"] != "done" and part["tries"] < TRIES
+        return not part["end"].startswith("done") and part["tries"] < TRIES
 
     def note(self, name: str, end: str, seconds: float) -> None:
         """Note how a part ended."""
@@ -147,11 +150,13 @@ class Progress:
         self.path.write_text(json.dumps(self.parts, indent=1) + "\n")
 
 
-def run_part(arguments: list[str], log: Path, seconds: float) -> str:
+def run_part(
+    arguments: list[str], log: Path, seconds: float, findings: tuple[int, ...] = ()
+) -> str:
     """Run a module, its output into a log; ended with all its processes when time is up.
 
     Returns:
-        ``"done"``, ``"ended with N"`` or ``"out of time"``.
+        ``"done"``, ``"done, with findings"``, ``"ended with N"`` or ``"out of time"``.
     """
     environment = dict(os.environ, PYTHONUNBUFFERED="1", MPLBACKEND="Agg")
     if not torch.cuda.is_available():
@@ -175,6 +180,8 @@ def run_part(arguments: list[str], log: Path, seconds: float) -> str:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return "out of time"
+    if code in findings:
+        return "done, with findings"
     return "done" if code == 0 else f"ended with {code}"
 
 
@@ -227,7 +234,7 @@ def run(
             arguments = [word.replace("{out}", str(out.resolve())) for word in text.split()]
             started = time.monotonic()
             limit = min(60 * part.minutes, end - started)
-            ended = run_part(arguments, out / "logs" / f"{name}.log", limit)
+            ended = run_part(arguments, out / "logs" / f"{name}.log", limit, part.findings)
             progress.note(name, ended, time.monotonic() - started)
             print(f"{name}: {ended} after {time.monotonic() - started:.0f} s", flush=True)
             if packed is not None:
@@ -251,8 +258,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--archive", type=Path, help="pack the results into this .tar.gz")
     given = parser.parse_args(arguments)
     parts = run(given.out, given.minutes, given.parts, given.dry_run, given.archive)
-    left = [part.name for part in PARTS if parts.get(part.name, {}).get("end") != "done"]
-    print(f"not done: {', '.join(left) or 'nothing'}")
+    ends = {part.name: str(parts.get(part.name, {}).get("end", "not begun")) for part in PARTS}
+    for name, end in ends.items():
+        if end != "done":
+            print(f"{name}: {end}; see {given.out / 'logs' / name}.log")
 
 
 if __name__ == "__main__":

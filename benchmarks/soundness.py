@@ -3,7 +3,7 @@
 ``random`` holds drawn shapes against float64, output and gradients, in every 16-bit dtype, with
 grouped heads, keys of the prefix apart, and inputs by strides; ``determinism`` runs the same input
 twenty times and wants equal bits; ``sanitizer`` runs each kernel once under NVIDIA's
-compute-sanitizer. Each adds a row to ``soundness.csv``, and ends with 1 where anything is wrong.
+compute-sanitizer. Each adds a row to ``soundness.csv``, and ends with 3 where anything is wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.accuracy import shares_of_allowed
 from benchmarks.attention import one_line
-from benchmarks.measurement import ROOT, Table, device, environment, write_environment
+from benchmarks.measurement import FINDING, ROOT, Table, device, environment, write_environment
 from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
 
@@ -256,10 +256,9 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             check = check_sanitizer(given.tools)
         except FileNotFoundError as error:
-            raise SystemExit(
-                f"error: {error}; remaining: run the same command where it is"
-            ) from None
-    raise SystemExit(0 if record(given.out, given.part, *check) else 1)
+            print(f"error: {error}; remaining: run the same command where it is")
+            raise SystemExit(FINDING) from None
+    raise SystemExit(0 if record(given.out, given.part, *check) else FINDING)
 
 
 if __name__ == "__main__":

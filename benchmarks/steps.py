@@ -27,6 +27,17 @@ SEED_MODELS = {
 }
 """Models of the article; n = 512, 8 heads, half of the prefix dropped."""
 
+TINY = fc.PerceiverAR(
+    vocab_size=262,
+    num_latents=8,
+    num_prefix=8,
+    num_channels=16,
+    num_layers=2,
+    num_heads=2,
+    prefix_dropout=0.5,
+)
+"""The model called ``tiny``, to try a path."""
+
 STEP_COLUMNS = (
     "device",
     "model",
@@ -203,7 +214,9 @@ def level_by_term(
 
 
 def seed_model(name: str) -> fc.PerceiverAR:
-    """A model of the article, as the counter describes it."""
+    """A model of the article, or the tiny one, as the counter describes it."""
+    if name == "tiny":
+        return TINY
     return fc.PerceiverAR(num_latents=512, num_heads=8, prefix_dropout=0.5, **SEED_MODELS[name])
 
 

@@ -33,7 +33,7 @@ from benchmarks.measurement import (
     write_environment,
 )
 from benchmarks.peers import shapes_of_model, with_attention
-from benchmarks.steps import SEED_MODELS, seed_model
+from benchmarks.steps import SEED_MODELS, TINY, seed_model
 from models.data import CorpusConfig
 from models.perceiver_ar import PerceiverAR
 from models.step import Execution, TrainStep
@@ -75,15 +75,6 @@ CURVE_PATHS = {
 }
 """Attention, and micro-batches."""
 CURVE_COLUMNS = ("device", "path", "step", "train_loss", "validation_loss")
-TINY = fc.PerceiverAR(
-    vocab_size=262,
-    num_latents=8,
-    num_prefix=8,
-    num_channels=16,
-    num_layers=2,
-    num_heads=2,
-    prefix_dropout=0.5,
-)
 Step = Callable[[], Any]
 
 

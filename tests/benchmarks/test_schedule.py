@@ -1,0 +1,127 @@
+"""The schedule: limits, order, resumption, and that every part's command is one that exists."""
+
+import argparse
+import importlib
+import json
+import tarfile
+import time
+
+import pytest
+
+from benchmarks import schedule
+from benchmarks.measurement import FINDING
+from benchmarks.schedule import Part
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+@pytest.mark.parametrize("part", schedule.PARTS, ids=lambda part: part.name)
+def test_every_command_is_understood(part, tiny, monkeypatch):
+    words = (part.tiny if tiny and part.tiny else part.arguments).split()
+    if words[0] == "pytest":
+        return
+    understood = []
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self, arguments=None, namespace=None):
+        understood.append(parse(self, arguments, namespace))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module(words[0]).main([word.format(out="x") for word in words[1:]])
+    assert understood
+
+
+def test_names_are_distinct_and_the_probe_is_first():
+    names = [part.name for part in schedule.PARTS]
+    assert names[0] == "probe"
+    assert len(names) == len(set(names))
+
+
+@pytest.fixture
+def parts(monkeypatch, tmp_path):
+    """Replace the schedule by parts that run Python source, given as (name, source, minutes)."""
+
+    def make(*given):
+        modules = tmp_path / "modules"
+        modules.mkdir(exist_ok=True)
+        made = []
+        for name, source, minutes in given:
+            (modules / f"{name}.py").write_text(source)
+            made.append(Part(name, f"{name} {{out}}", minutes, f"{name} tiny"))
+        monkeypatch.setattr(schedule, "PARTS", tuple(made))
+        monkeypatch.setenv("PYTHONPATH", str(modules))
+        return tmp_path / "out"
+
+    return make
+
+
+APPEND = "import sys; open({path!r}, 'a').write({name!r}); sys.exit({code})"
+
+
+def test_parts_run_in_order_and_once(parts, tmp_path):
+    path = str(tmp_path / "order")
+    out = parts(
+        ("one", APPEND.format(path=path, name="1", code=0), 1),
+        ("two", APPEND.format(path=path, name="2", code=4), 1),
+        ("three", APPEND.format(path=path, name="3", code=0), 1),
+    )
+    found = schedule.run(out, minutes=5)
+    # What fails is tried again after the others, three times in all.
+    assert (tmp_path / "order").read_text() == "12322"
+    assert {name: part["end"] for name, part in found.items()} == {
+        "one": "done",
+        "two": "ended with 4",
+        "three": "done",
+    }
+    assert json.loads((out / "schedule.json").read_text()) == found
+    schedule.run(out, minutes=5)
+    assert (tmp_path / "order").read_text() == "12322"
+
+
+def test_a_finding_is_an_end(parts, tmp_path):
+    path = str(tmp_path / "order")
+    out = parts(("one", APPEND.format(path=path, name="1", code=FINDING), 1))
+    assert schedule.run(out, minutes=5)["one"]["end"] == "done, with findings"
+    assert (tmp_path / "order").read_text() == "1"
+
+
+def test_a_part_is_ended_with_its_children_when_its_time_is_up(parts, tmp_path):
+    child = f"import time; time.sleep(2); open({str(tmp_path / 'late')!r}, 'w')"
+    source = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    out = parts(("slow", source, 0.5 / 60))
+    started = time.monotonic()
+    assert schedule.run_part(["slow"], out / "log", seconds=0.5) == "out of time"
+    assert time.monotonic() - started < 4
+    time.sleep(2.5)
+    assert not (tmp_path / "late").exists()
+
+
+def test_nothing_is_begun_without_time(parts):
+    out = parts(("one", "", 1))
+    assert schedule.run(out, minutes=0.5) == {}
+
+
+def test_a_dry_run_is_tiny(parts, tmp_path):
+    path = str(tmp_path / "said")
+    out = parts(("one", f"import sys; open({path!r}, 'w').write(sys.argv[1])", 1))
+    schedule.run(out, minutes=5, dry_run=True)
+    assert (tmp_path / "said").read_text() == "tiny"
+
+
+def test_the_archive_holds_results_and_no_checkpoints(parts, tmp_path):
+    source = (
+        "import pathlib, sys; out = pathlib.Path(sys.argv[1]);"
+        "(out / 'runs').mkdir(); (out / 'runs' / 'checkpoint').write_text('x');"
+        "(out / 'table.csv').write_text('a')"
+    )
+    out = parts(("one", source, 1))
+    packed = tmp_path / "results.tar.gz"
+    schedule.run(out, minutes=5, packed=packed)
+    with tarfile.open(packed) as archive:
+        assert sorted(archive.getnames()) == ["logs/one.log", "schedule.json", "table.csv"]
+
+
+def test_unknown_parts_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"parts must be of .*, got \['lunch'\]"):
+        schedule.run(tmp_path, 1, ["probe", "lunch"])

@@ -20,6 +20,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -362,9 +363,11 @@ class _OneMachine:
 
     def __init__(self, runs: list[SweepRun], folder: Path, workers: int, on_step: OnStep) -> None:
         self.runs, self.folder, self.room, self.on_step = runs, folder, workers, on_step
-        # A fork server imports torch once; its children start in milliseconds and share no state.
+        # A fork server imports torch once, and what the program imports, which each of its
+        # children would import again; they start in milliseconds and share no state.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["models.training"])
+        program = sys.modules["__main__"].__spec__
+        self._context.set_forkserver_preload([__name__, *([program.name] if program else [])])
         # Without a lock: a process killed while it held one would stop all others.
         saved = [saved_steps(folder / "runs" / run.name) for run in runs]
         self.done = self._context.RawArray("q", saved)

@@ -108,6 +108,67 @@ def test_killed_worker_is_started_again_and_nothing_is_lost(config, tmp_path):
     assert without_time(rows) == without_time(whole)
 
 
+@dataclasses.dataclass(frozen=True)
+class DieAt:
+    """Kills a run's own process at some steps, each once or whenever it comes there."""
+
+    folder: Path
+    run: str
+    steps: tuple[int, ...]
+    once: bool
+
+    def __call__(self, run, step):
+        if run == self.run and step in self.steps:
+            mark = self.folder / f"died-at-{step}"
+            if not (self.once and mark.exists()):
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def alone(config):
+    """A sweep of one run."""
+    return dataclasses.replace(config, budgets=(2e7,), shapes=((4, 1),))
+
+
+def test_a_run_that_dies_often_but_gets_on_is_finished(alone, tmp_path):
+    """Four deaths, each one checkpoint of five steps further."""
+    (run,) = plan_runs(alone)
+    whole = train(run.config, tmp_path / "whole")
+    die = DieAt(tmp_path, run.name, (7, 12, 17, 22), once=True)
+    (row,) = run_sweep(alone, tmp_path / "dying", quiet=True, on_step=die)
+    assert len(list(tmp_path.glob("died-at-*"))) == 4
+    assert row["validation_loss"] == whole[-1]["validation_loss"]
+
+
+def test_a_run_that_dies_at_the_same_place_is_given_up_and_named(alone, tmp_path):
+    (run,) = plan_runs(alone)
+    die = DieAt(tmp_path, run.name, (7,), once=False)
+    with pytest.raises(SweepError, match=rf"^1 of 1 runs failed\n{run.name}: died 3 times .* 5$"):
+        run_sweep(alone, tmp_path / "sweep", quiet=True, on_step=die)
+    # Once the cause is gone, the same command goes on.
+    assert len(run_sweep(alone, tmp_path / "sweep", quiet=True)) == 1
+
+
+def test_a_damaged_checkpoint_is_named_by_its_run(alone, tmp_path):
+    (run,) = plan_runs(alone)
+    run_sweep(alone, tmp_path / "sweep", quiet=True)
+    state = tmp_path / "sweep" / "runs" / run.name / "checkpoint.json"
+    state.write_text(state.read_text()[:-9])
+    with pytest.raises(
+        SweepError, match=rf"^1 of 1 runs failed\n{run.name}: .* cannot be read: .*$"
+    ):
+        run_sweep(alone, tmp_path / "sweep", quiet=True)
+
+
+def test_a_corpus_that_is_too_short_is_named_once_and_leaves_no_folder(config, tmp_path):
+    (tmp_path / "short.txt").write_text("short")
+    corpus = dataclasses.replace(config.corpus, validation_files=(str(tmp_path / "short.txt"),))
+    with pytest.raises(ValueError, match=r"^the validation text must hold a window of"):
+        run_sweep(dataclasses.replace(config, corpus=corpus), tmp_path / "sweep", quiet=True)
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_failing_run_is_named_after_the_others_are_done(config, tmp_path):
     folder = tmp_path / "sweep"
     run = plan_runs(config)[0]
@@ -130,6 +191,11 @@ def test_a_folder_holds_one_sweep_and_one_process(config, tmp_path):
     run_sweep(small, folder, quiet=True)
     with pytest.raises(ValueError, match="made with another configuration"):
         run_sweep(config, folder, quiet=True)
+
+
+def test_no_workers_are_named(config):
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        plan_runs(dataclasses.replace(config, workers=0))
 
 
 @pytest.mark.parametrize("name", ["budgets", "shapes", "seeds"])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flopcount.architectures import Decoder, PerceiverAR
     from flopcount.comparison import compare
     from flopcount.devices import Device, Peak
+    from flopcount.executed import Tiling
     from flopcount.explanation import explain
     from flopcount.fitting import (
         fit_isoflop_profiles,
@@ -32,6 +33,7 @@ __all__ = [
     "Device",
     "Peak",
     "PerceiverAR",
+    "Tiling",
     "compare",
     "explain",
     "fit_isoflop_profiles",
@@ -49,6 +51,7 @@ _HOMES = {
     "Device": "devices",
     "Peak": "devices",
     "PerceiverAR": "architectures",
+    "Tiling": "executed",
     "compare": "comparison",
     "explain": "explanation",
     "fit_isoflop_profiles": "fitting",

@@ -18,6 +18,7 @@ from flopcount.count import (
     ParameterCount,
     recompute_products,
 )
+from flopcount.executed import ATTENTION_TERMS, Tiling, tiled
 from flopcount.rows import Elementwise, Matmul, Parameters, Part
 from flopcount.sizes import (
     Size,
@@ -127,16 +128,7 @@ class Architecture(abc.ABC):
         291793920
 
         """
-        require_flag("training", training)
-        batch = require_size("batch_size", batch_size)
-        if checkpointing is not None:
-            require_choice("checkpointing", checkpointing, CHECKPOINTING)
-            if not training:
-                raise ValueError(
-                    f"checkpointing = {checkpointing!r} with training = False: expected None, "
-                    "since nothing is recomputed without a backward pass"
-                )
-        sizes = self.sizes(batch_size=batch, training=training)
+        sizes = self._step_sizes(training, batch_size, checkpointing)
         if convention is not None:
             if level is not None or checkpointing is not None:
                 raise ValueError(
@@ -145,6 +137,8 @@ class Architecture(abc.ABC):
                 )
             require_choice("convention", convention, CONVENTIONS)
             return self._convention_count(sizes, convention, training)
+        if level == "executed":
+            raise ValueError("level = 'executed' needs the kernels' tiling: call .executed(tiling)")
         level = require_choice("level", "causal" if level is None else level, LEVELS)
 
         def count(bound: Sizes) -> Count:
@@ -157,8 +151,86 @@ class Architecture(abc.ABC):
 
         return count(sizes.safe_for(all_totals))
 
+    def executed(
+        self,
+        tiling: Tiling,
+        *,
+        training: bool = True,
+        batch_size: Size = 1,
+        checkpointing: str | None = None,
+    ) -> Count:
+        """FLOPs of one step as hardware executes it with fused attention kernels.
+
+        Attention counts every tile that the kernels visit, in whole and at the padded head dim, and
+        the seven or eight products of their backward pass: see :mod:`flopcount.executed`. Linear
+        layers count as they are; what a library's matrix product pads is not in it.
+
+        Args:
+            tiling: How the kernels cut their work.
+            training: As for :meth:`flops`.
+            batch_size: As for :meth:`flops`.
+            checkpointing: As for :meth:`flops`: attention's forward kernel runs again.
+
+        Returns:
+            A :class:`~flopcount.count.Count` at level ``executed``; ``.hfu`` is hardware FLOPs
+            utilisation. Element-wise work is not counted.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If a flavour of checkpointing is unknown, or given without training.
+
+        >>> import flopcount as fc
+        >>> model = fc.Decoder(vocab_size=50257, seq_len=512, num_channels=876, num_layers=12,
+        ...                    num_heads=12)  # head dim 73
+        >>> tiling = fc.Tiling(forward=(128, 64), key_value=(32, 128), query=(128, 64))
+        >>> executed, causal = model.executed(tiling), model.flops()
+        >>> round(executed.total / causal.total, 4)
+        1.0354
+
+        """
+        if not isinstance(tiling, Tiling):
+            raise TypeError(f"tiling = {quoted(tiling)}: expected a flopcount.Tiling")
+
+        def count(sizes: Sizes) -> Count:
+            matmuls = tuple(
+                tiled(matmul, tiling) if matmul.term in ATTENTION_TERMS else matmul
+                for matmul in self.matmuls(sizes, "causal")
+            )
+            return self._count(sizes, "executed", matmuls, None, training, checkpointing)
+
+        sizes = self._step_sizes(training, batch_size, checkpointing)
+        return count(sizes.safe_for(lambda bound: count(bound).with_recompute))
+
+    def _step_sizes(self, training: bool, batch_size: Size, checkpointing: str | None) -> Sizes:
+        """The sizes of a step whose options do not contradict each other."""
+        require_flag("training", training)
+        batch = require_size("batch_size", batch_size)
+        if checkpointing is not None:
+            require_choice("checkpointing", checkpointing, CHECKPOINTING)
+            if not training:
+                raise ValueError(
+                    f"checkpointing = {checkpointing!r} with training = False: expected None, "
+                    "since nothing is recomputed without a backward pass"
+                )
+        return self.sizes(batch_size=batch, training=training)
+
     def _level_count(
         self, sizes: Sizes, level: str, training: bool, checkpointing: str | None
+    ) -> Count:
+        elementwise = ElementwiseCount(
+            self.elementwise(sizes, level, training), training, checkpointing
+        )
+        matmuls = self.matmuls(sizes, level)
+        return self._count(sizes, level, matmuls, elementwise, training, checkpointing)
+
+    def _count(
+        self,
+        sizes: Sizes,
+        level: str,
+        matmuls: tuple[Matmul, ...],
+        elementwise: ElementwiseCount | None,
+        training: bool,
+        checkpointing: str | None,
     ) -> Count:
         lines = tuple(
             Line(
@@ -166,12 +238,12 @@ class Architecture(abc.ABC):
                 matmul.layer,
                 matmul.term,
                 matmul.flops,
-                2 if training else 0,
+                len(matmul.backward_rows()) if training else 0,
                 recompute_products(matmul, checkpointing, training),
                 matmul.source,
                 matmul,
             )
-            for matmul in self.matmuls(sizes, level)
+            for matmul in matmuls
         )
         return Count(
             model=self,
@@ -182,9 +254,7 @@ class Architecture(abc.ABC):
             checkpointing=checkpointing,
             batch_size=sizes.batch_size,
             tokens=sizes.batch_size * sizes.num_latents,
-            elementwise=ElementwiseCount(
-                self.elementwise(sizes, level, training), training, checkpointing
-            ),
+            elementwise=elementwise,
         )
 
     def _convention_count(self, sizes: Sizes, name: str, training: bool) -> Count:

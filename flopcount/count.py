@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flopcount import extras
 from flopcount.devices import Device, find_device
-from flopcount.rows import Elementwise, Matmul, Parameters, Part, Phase, Row
+from flopcount.rows import Elementwise, Matmul, Parameters, Part, Row
 from flopcount.sizes import (
     INT64_MAX,
     Size,
@@ -62,7 +62,8 @@ class Line:
         layer: The layer.
         term: The term within the layer.
         forward: FLOPs of the forward pass.
-        backward_products: Backward FLOPs over forward FLOPs: 2 in training, else 0.
+        backward_products: Products of the backward pass; 0 in evaluation. All are as large as the
+            forward one, but for those that ``matmul.backward_pairs`` lists.
         recompute_products: 1 where checkpointing executes the term again, else 0.
         source: Where the formula stands.
         matmul: The product behind the line; None for a published convention's term.
@@ -81,7 +82,9 @@ class Line:
     @property
     def backward(self) -> Size:
         """FLOPs of the backward pass."""
-        return self.backward_products * self.forward
+        if self.matmul is None or self.matmul.backward_pairs is None or not self.backward_products:
+            return self.backward_products * self.forward
+        return _sum(row.flops for row in self.matmul.backward_rows())
 
     @property
     def recompute(self) -> Size:
@@ -92,12 +95,9 @@ class Line:
         """The products as executed, one row each; none for a published convention."""
         if self.matmul is None:
             return ()
-        times: dict[Phase, int] = {
-            "forward": 1,
-            "backward": self.backward_products,
-            "recompute": self.recompute_products,
-        }
-        return tuple(self.matmul.row(phase) for phase in times for _ in range(times[phase]))
+        backward = self.matmul.backward_rows() if self.backward_products else ()
+        recompute = (self.matmul.row("recompute"),) * self.recompute_products
+        return (self.matmul.row("forward"), *backward, *recompute)
 
 
 def recompute_products(row: Matmul | Elementwise, checkpointing: str | None, training: bool) -> int:
@@ -212,14 +212,15 @@ class Count:
     Attributes:
         model: The model counted.
         label: The level or convention, for titles.
-        level: ``"causal"`` or ``"dense"``; None for a published convention.
+        level: ``"causal"``, ``"dense"`` or ``"executed"``; None for a published convention.
         convention: The published convention's name; None for a level.
         lines: One per term.
         training: Whether the backward pass counts.
         checkpointing: ``None``, ``"reentrant"`` or ``"non-reentrant"``.
         batch_size: B, sequences.
         tokens: Latent tokens of the step: B · n.
-        elementwise: Element-wise FLOPs, never part of :attr:`total`; None for a convention.
+        elementwise: Element-wise FLOPs, never part of :attr:`total`; None for a convention, and at
+            level ``executed``, which counts products.
         not_covered: Parts that the convention was never defined for.
 
     """
@@ -352,13 +353,15 @@ class Count:
             A fraction of the peak; 0.4 is 40 %.
 
         Raises:
-            ValueError: For a count at level ``dense``, or for an unknown device or dtype.
+            ValueError: For a count at another level, or for an unknown device or dtype.
 
         Source: Chowdhery et al. 2022 (arXiv 2204.02311), Appendix B.
 
         """
-        if self.level == "dense":
-            raise ValueError("MFU of a dense count: expected level='causal' or a convention")
+        if self.level in ("dense", "executed"):
+            raise ValueError(
+                f"MFU of a count at level {self.level!r}: expected level='causal' or a convention"
+            )
         return self._utilisation(self.total, seconds, device, dtype, num_devices)
 
     def hfu(
@@ -370,7 +373,8 @@ class Count:
     ) -> Any:
         """Hardware FLOPs utilisation at this level: like :meth:`mfu`, with recomputation.
 
-        It counts the products that the level counts; what a kernel's tiling adds is not in it.
+        It counts the products that the level counts; what a kernel's tiling adds is in it at level
+        ``executed`` alone, see :meth:`Architecture.executed`.
         """
         return self._utilisation(self.with_recompute, seconds, device, dtype, num_devices)
 

@@ -25,7 +25,8 @@ class Row:
         N: Columns of the product; keys, for attention.
         K: The depth; the head dim, for attention, whichever size is contracted.
         phase: ``"forward"``, ``"backward"`` (one row per operand's gradient) or ``"recompute"``.
-        pairs: The admitted query-key pairs, which replace M · N; None where all are admitted.
+        pairs: The query-key pairs that count, which replace M · N; None where all do. At level
+            ``executed``, what the visited tiles cover.
 
     """
 
@@ -67,6 +68,8 @@ class Matmul:
         pairs: As in :class:`Row`.
         checkpointed: Whether the product lies in a layer that checkpointing recomputes.
         last_of_layer: Whether it is the last product of such a layer.
+        backward_pairs: The pairs of each product of the backward pass, where these are not the two
+            of a plain backward pass: fused kernels visit other tiles, and multiply again.
 
     """
 
@@ -81,12 +84,20 @@ class Matmul:
     pairs: Size | None = None
     checkpointed: bool = True
     last_of_layer: bool = False
+    backward_pairs: tuple[Size, ...] | None = None
 
     def row(self, phase: Phase) -> Row:
         """This product as a row of ``phase``."""
         return Row(
             self.part, self.layer, self.term, self.batch, self.M, self.N, self.K, phase, self.pairs
         )
+
+    def backward_rows(self) -> tuple[Row, ...]:
+        """The products of the backward pass."""
+        row = self.row("backward")
+        if self.backward_pairs is None:
+            return (row, row)
+        return tuple(dataclasses.replace(row, pairs=pairs) for pairs in self.backward_pairs)
 
     @functools.cached_property
     def flops(self) -> Size:

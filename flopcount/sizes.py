@@ -254,6 +254,15 @@ def halve(even: Size) -> Size:
     return even / 2 if is_symbolic(even) else even // 2
 
 
+def ceil_divide(numerator: Size, denominator: int) -> Size:
+    """⌈numerator / denominator⌉."""
+    if is_symbolic(numerator):
+        from sympy import ceiling
+
+        return ceiling(numerator / denominator)
+    return (numerator + (denominator - 1)) // denominator
+
+
 def minimum(left: Size, right: Size) -> Size:
     """The smaller of two sizes, element by element."""
     if is_symbolic(left) or is_symbolic(right):

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from kernels.attention.operators import attention, prepare
-from kernels.attention.tilings import MAX_HEAD_DIM, stored_head_dim
+from kernels.attention.tilings import MAX_HEAD_DIM, padded_head_dim
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTERPRETED = triton.knobs.runtime.interpret
@@ -118,11 +118,11 @@ def _attend(
     """Turn, scale and pad in one pass where there is something to turn or to pad; then attend."""
     head_dim = q.shape[-1]
     scale = head_dim**-0.5 if scale is None else float(scale)
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}")
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
     num_positions = k.shape[1] + (0 if prefix_k is None else prefix_k.shape[1])
     table = None if angles is None else _table(angles, q, num_positions)
-    stored = stored_head_dim(head_dim, q.element_size())
+    stored = padded_head_dim(head_dim)
     if table is not None or stored != head_dim:
         values = (v, prefix_v) if stored != head_dim else (None, None)
         rest = iter(prepare(q, k, prefix_k, *values, table, scale, stored, False))

@@ -1,4 +1,4 @@
-"""The backward kernels: deterministic, without atomics, seven products per pair of tiles.
+"""The backward kernels: deterministic, without atomics, seven products per pair of tiles or eight.
 
 Letters as in the forward kernel. With p = exp(scale · q kᵀ − lse) recomputed per tile and
 delta = Σ_channels out · grad_out:
@@ -22,15 +22,17 @@ from kernels.attention.tiles import (
     zero_rows,
 )
 
+ROW_BLOCK = 32
+
 
 def declare_row_products(grid, metadata, args):
-    """What a profile shows for a launch of :func:`row_products`."""
-    batch, heads, n = args["batch"], args["num_heads"], args["num_latents"]
-    size = args["out"].element_size()
+    """What a profile shows: a multiply-add per channel; what is read and written once."""
+    rows = args["batch"] * args["num_heads"] * args["num_latents"]
+    channels = 2 * args["HEAD_DIM"] + (args["STORED"] if args["COPY"] else 0)
     return {
         "name": metadata.name,
-        "flops32": 2 * batch * heads * n * args["HEAD_DIM"],
-        "bytes": batch * heads * n * (2 * args["HEAD_DIM"] * size + 4),
+        "flops32": 2 * rows * args["HEAD_DIM"],
+        "bytes": rows * (channels * args["out"].element_size() + 4),
     }
 
 
@@ -64,16 +66,24 @@ def row_products(
     out,
     grad_out,
     delta,
+    copy,
     out_strides,
     grad_out_strides,
+    copy_strides,
     batch,
     num_latents,
     num_heads,
     BLOCK_QUERIES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    STORED: tl.constexpr,
     PARTS: tl.constexpr,
+    COPY: tl.constexpr,
 ):
-    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, N) in fp32. No products."""
+    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, N) in fp32. No products.
+
+    With ``COPY`` also grad_out as (B, N, H, STORED), zeros from C on: rows that the other
+    backward kernels load sixteen bytes at a time.
+    """
     num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
     first = tl.program_id(0) % num_blocks * BLOCK_QUERIES
     head = tl.program_id(0) // num_blocks
@@ -107,6 +117,19 @@ def row_products(
     queries = first + tl.arange(0, BLOCK_QUERIES)
     delta += (b * num_heads + h) * num_latents
     tl.store(delta + queries, total, mask=queries < num_latents)
+    if COPY:
+        store_rows(
+            copy + b * copy_strides[0] + h * copy_strides[2],
+            first,
+            num_latents,
+            copy_strides[1],
+            copy_strides[3],
+            grad_tile,
+            1.0,
+            BLOCK_QUERIES,
+            STORED,
+            PARTS,
+        )
 
 
 @triton.jit
@@ -125,41 +148,61 @@ def add_key_value_tiles(
     last,
     num_latents,
     keys,
+    group,
     scale_log2,
     BLOCK_QUERIES: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
     STORED: tl.constexpr,
     PARTS: tl.constexpr,
     CAUSAL: tl.constexpr,
+    GRADIENT: tl.constexpr,
 ):
-    """Add what the query blocks from ``first`` to ``last`` give: four products per tile."""
-    for start in tl.range(first, last, BLOCK_QUERIES):
+    """Add what the query blocks from ``first`` to ``last`` of each head of the group give.
+
+    ``GRADIENT`` "v" issues two products per tile, k qᵀ and weights · grad_out; "k" three, k qᵀ,
+    v grad_outᵀ and grad_scores · q; "kv" the four that these are together.
+    """
+    blocks = tl.cdiv(last - first, BLOCK_QUERIES)
+    for i in tl.range(0, group * blocks, disable_licm=True):
+        member = i // blocks if group != 1 else 0
+        start = first + (i - member * blocks) * BLOCK_QUERIES
+        h = tl.cast(member, tl.int64)
         q_tile = load_rows(
-            q, start, num_latents, q_strides[1], q_strides[3], BLOCK_QUERIES, STORED, PARTS, False
+            q + h * q_strides[2],
+            start,
+            num_latents,
+            q_strides[1],
+            q_strides[3],
+            BLOCK_QUERIES,
+            STORED,
+            PARTS,
+            False,
         )
         queries = start + tl.arange(0, BLOCK_QUERIES)
+        rows = h * num_latents + queries
         # Beyond the last query the log-sum-exp is infinite, so the weights are zero.
-        row_lse = tl.load(lse + queries, mask=queries < num_latents, other=float("inf"))
+        row_lse = tl.load(lse + rows, mask=queries < num_latents, other=float("inf"))
         scores = product_over_channels(k, q_tile) * scale_log2
         weights = tl.exp2(scores - (row_lse * LOG2_E)[None, :])
         if CAUSAL:
             weights = tl.where(queries[None, :] >= keys[:, None], weights, 0.0)
         grad_tile = load_rows(
-            grad_out,
+            grad_out + h * grad_out_strides[2],
             start,
             num_latents,
             grad_out_strides[1],
             grad_out_strides[3],
             BLOCK_QUERIES,
-            HEAD_DIM,
+            STORED,
             PARTS,
             False,
         )
-        grad_v = add_product_over_rows(grad_v, weights, grad_tile)
-        row_delta = tl.load(delta + queries, mask=queries < num_latents, other=0.0)
-        grad_weights = product_over_channels(v, grad_tile)
-        grad_scores = weights * (grad_weights - row_delta[None, :])
-        grad_k = add_product_over_rows(grad_k, grad_scores, q_tile)
+        if GRADIENT != "k":
+            grad_v = add_product_over_rows(grad_v, weights, grad_tile)
+        if GRADIENT != "v":
+            row_delta = tl.load(delta + rows, mask=queries < num_latents, other=0.0)
+            grad_weights = product_over_channels(v, grad_tile)
+            grad_scores = weights * (grad_weights - row_delta[None, :])
+            grad_k = add_product_over_rows(grad_k, grad_scores, q_tile)
     return grad_k, grad_v
 
 
@@ -192,21 +235,25 @@ def attention_key_value_gradient(
     STORED: tl.constexpr,
     PARTS: tl.constexpr,
     CAUSAL: tl.constexpr,
+    GRADIENTS: tl.constexpr,
 ):
     """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
 
     k, v and their gradients are (B, num_keys, G, STORED), num_keys N or K; q (B, N, H, STORED);
-    grad_out (B, N, H, C); lse and delta (B, H, N).
+    grad_out (B, N, H, STORED); lse and delta (B, H, N).
 
-    One program owns BLOCK_KEYS = J keys of one key-value head, and for each of the H / G query
-    heads in turn visits blocks of BLOCK_QUERIES = M queries (J is a multiple of M):
+    One program owns BLOCK_KEYS = J keys of one key-value head and visits blocks of BLOCK_QUERIES
+    = M queries (J is a multiple of M) of each of the H / G query heads:
 
     - CAUSAL, with its first key j₀: from j₀ to min(j₀ + J, N), masked; then from j₀ + J to N;
     - prefix: from 0 to N.
 
     Each visited tile issues four products, k qᵀ, weights · grad_out, v grad_outᵀ and
     grad_scores · q, of 2·M·J·(sum of parts) FLOPs, whole tiles always; none outside of a loop.
-    There are ⌈num_keys / J⌉ programs for each of B·G heads.
+    So it is with GRADIENTS ("kv",). With ("v", "k") all tiles are visited twice, for the values
+    with the first two products and for the keys with all but the second: five products, and one
+    accumulator at a time, which is all that fits the registers where heads are wide. There are
+    ⌈num_keys / J⌉ programs for each of B·G heads.
     """
     num_blocks = tl.cdiv(num_keys, BLOCK_KEYS)
     first_key = tl.program_id(0) % num_blocks * BLOCK_KEYS
@@ -238,85 +285,95 @@ def attention_key_value_gradient(
         PARTS,
         False,
     )
-    grad_k_tile = zero_rows(BLOCK_KEYS, PARTS)
-    grad_v_tile = zero_rows(BLOCK_KEYS, PARTS)
     scale_log2 = scale * LOG2_E
-    for member in tl.range(0, group, num_stages=1):
-        h = g * group + member
-        rows = (b * num_heads + h) * num_latents
-        q_head = q + b * q_strides[0] + h * q_strides[2]
-        grad_out_head = grad_out + b * grad_out_strides[0] + h * grad_out_strides[2]
-        unmasked = 0
+    q += b * q_strides[0] + g * group * q_strides[2]
+    grad_out += b * grad_out_strides[0] + g * group * grad_out_strides[2]
+    rows = (b * num_heads + g * group) * num_latents
+    lse += rows
+    delta += rows
+    # The first loops are never empty, as in the forward kernel.
+    tl.assume(group > 0)
+    unmasked = tl.minimum(first_key + BLOCK_KEYS, num_latents) if CAUSAL else 0
+    if CAUSAL:
+        tl.assume(first_key < unmasked)
+    else:
+        tl.assume(unmasked < num_latents)
+    for i in tl.static_range(len(GRADIENTS)):
+        grad_k_tile = zero_rows(BLOCK_KEYS, PARTS) if GRADIENTS[i] != "v" else ()
+        grad_v_tile = zero_rows(BLOCK_KEYS, PARTS) if GRADIENTS[i] != "k" else ()
         if CAUSAL:
-            unmasked = tl.minimum(first_key + BLOCK_KEYS, num_latents)
             grad_k_tile, grad_v_tile = add_key_value_tiles(
                 grad_k_tile,
                 grad_v_tile,
                 k_tile,
                 v_tile,
-                q_head,
-                grad_out_head,
-                lse + rows,
-                delta + rows,
+                q,
+                grad_out,
+                lse,
+                delta,
                 q_strides,
                 grad_out_strides,
                 first_key,
                 unmasked,
                 num_latents,
                 keys,
+                group,
                 scale_log2,
                 BLOCK_QUERIES,
-                HEAD_DIM,
                 STORED,
                 PARTS,
                 True,
+                GRADIENTS[i],
             )
         grad_k_tile, grad_v_tile = add_key_value_tiles(
             grad_k_tile,
             grad_v_tile,
             k_tile,
             v_tile,
-            q_head,
-            grad_out_head,
-            lse + rows,
-            delta + rows,
+            q,
+            grad_out,
+            lse,
+            delta,
             q_strides,
             grad_out_strides,
             unmasked,
             num_latents,
             num_latents,
             keys,
+            group,
             scale_log2,
             BLOCK_QUERIES,
-            HEAD_DIM,
             STORED,
             PARTS,
             False,
+            GRADIENTS[i],
         )
-    store_rows(
-        grad_k + b * grad_k_strides[0] + g * grad_k_strides[2],
-        first_key,
-        num_keys,
-        grad_k_strides[1],
-        grad_k_strides[3],
-        grad_k_tile,
-        scale,
-        BLOCK_KEYS,
-        STORED,
-        PARTS,
-    )
-    store_rows(
-        grad_v + b * grad_v_strides[0] + g * grad_v_strides[2],
-        first_key,
-        num_keys,
-        grad_v_strides[1],
-        grad_v_strides[3],
-        grad_v_tile,
-        1.0,
-        BLOCK_KEYS,
-        STORED,
-        PARTS,
-    )
+        if GRADIENTS[i] != "k":
+            store_rows(
+                grad_v + b * grad_v_strides[0] + g * grad_v_strides[2],
+                first_key,
+                num_keys,
+                grad_v_strides[1],
+                grad_v_strides[3],
+                grad_v_tile,
+                1.0,
+                BLOCK_KEYS,
+                STORED,
+                PARTS,
+            )
+        if GRADIENTS[i] != "v":
+            store_rows(
+                grad_k + b * grad_k_strides[0] + g * grad_k_strides[2],
+                first_key,
+                num_keys,
+                grad_k_strides[1],
+                grad_k_strides[3],
+                grad_k_tile,
+                scale,
+                BLOCK_KEYS,
+                STORED,
+                PARTS,
+            )
 
 
 @triton.jit
@@ -344,7 +401,7 @@ def add_query_tiles(
 
     ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
     """
-    for start in tl.range(first, last, BLOCK_KEYS):
+    for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
         k_tile = load_rows(
             k,
             start,
@@ -444,7 +501,7 @@ def attention_query_gradient(
         grad_out_strides[1],
         grad_out_strides[3],
         BLOCK_QUERIES,
-        HEAD_DIM,
+        STORED,
         PARTS,
         False,
     )
@@ -455,6 +512,51 @@ def attention_query_gradient(
     tile = zero_rows(BLOCK_QUERIES, PARTS)
     scale_log2 = scale * LOG2_E
 
+    k += b * k_strides[0] + g * k_strides[2]
+    v += b * v_strides[0] + g * v_strides[2]
+    end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
+    # Never empty, as in the forward kernel.
+    tl.assume(first_query < end)
+    tile = add_query_tiles(
+        tile,
+        q_tile,
+        grad_out_tile,
+        row_lse_log2,
+        row_delta,
+        k,
+        v,
+        k_strides,
+        v_strides,
+        first_query,
+        end,
+        num_latents,
+        queries,
+        scale_log2,
+        BLOCK_KEYS,
+        STORED,
+        PARTS,
+        "causal",
+    )
+    tile = add_query_tiles(
+        tile,
+        q_tile,
+        grad_out_tile,
+        row_lse_log2,
+        row_delta,
+        k,
+        v,
+        k_strides,
+        v_strides,
+        0,
+        first_query,
+        num_latents,
+        queries,
+        scale_log2,
+        BLOCK_KEYS,
+        STORED,
+        PARTS,
+        "none",
+    )
     if HAS_PREFIX:
         prefix_k += b * prefix_k_strides[0] + g * prefix_k_strides[2]
         prefix_v += b * prefix_v_strides[0] + g * prefix_v_strides[2]
@@ -499,48 +601,6 @@ def attention_query_gradient(
             PARTS,
             "end",
         )
-    k += b * k_strides[0] + g * k_strides[2]
-    v += b * v_strides[0] + g * v_strides[2]
-    tile = add_query_tiles(
-        tile,
-        q_tile,
-        grad_out_tile,
-        row_lse_log2,
-        row_delta,
-        k,
-        v,
-        k_strides,
-        v_strides,
-        0,
-        first_query,
-        num_latents,
-        queries,
-        scale_log2,
-        BLOCK_KEYS,
-        STORED,
-        PARTS,
-        "none",
-    )
-    tile = add_query_tiles(
-        tile,
-        q_tile,
-        grad_out_tile,
-        row_lse_log2,
-        row_delta,
-        k,
-        v,
-        k_strides,
-        v_strides,
-        first_query,
-        tl.minimum(first_query + BLOCK_QUERIES, num_latents),
-        num_latents,
-        queries,
-        scale_log2,
-        BLOCK_KEYS,
-        STORED,
-        PARTS,
-        "causal",
-    )
     store_rows(
         grad_q + b * grad_q_strides[0] + h * grad_q_strides[2],
         first_query,

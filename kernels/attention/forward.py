@@ -62,9 +62,10 @@ def attend_tiles(
 ):
     """Online softmax over the key blocks from ``first`` to ``last``: two products per tile.
 
+    ``scale_log2`` must be positive: the largest score is then the largest scaled one.
     ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
     """
-    for start in tl.range(first, last, BLOCK_KEYS):
+    for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
         k_tile = load_rows(
             k,
             start,
@@ -76,15 +77,16 @@ def attend_tiles(
             PARTS,
             MASK == "none",
         )
-        scores = product_over_channels(q, k_tile) * scale_log2
+        scores = product_over_channels(q, k_tile)
         keys = start + tl.arange(0, BLOCK_KEYS)
         if MASK == "end":
             scores = tl.where((keys < num_keys)[None, :], scores, float("-inf"))
         if MASK == "causal":
             scores = tl.where(queries[:, None] >= keys[None, :], scores, float("-inf"))
+        # Scaling the maximum, not each score, leaves one multiply-add per score before its exp2.
         # Every row has met an admitted key by its first tile, so the maximum is finite here.
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_max[:, None])
+        new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
+        weights = tl.exp2(scores * scale_log2 - new_max[:, None])
         correction = tl.exp2(row_max - new_max)
         row_sum = row_sum * correction + tl.sum(weights, 1)
         row_max = new_max
@@ -138,9 +140,9 @@ def attention_forward(
 
     One program owns BLOCK_QUERIES = M queries of one head and visits, with J = BLOCK_KEYS:
 
-    - every key block of the prefix, ⌈K / J⌉, the last one masked where K ends inside it;
-    - the latents' key blocks wholly below the diagonal: those from 0 to its first query m₀;
-    - the diagonal's, masked: those from m₀ to min(m₀ + M, N).
+    - the latents' key blocks on the diagonal, masked: from its first query m₀ to min(m₀ + M, N);
+    - those wholly below the diagonal: from 0 to m₀;
+    - every key block of the prefix, ⌈K / J⌉, the last one masked where K ends inside it.
 
     Each visited tile issues two products, q kᵀ and weights · v, of 2·M·J·(sum of parts) FLOPs,
     whole tiles always. None is issued outside of a loop. There are ⌈N / M⌉ programs for each of
@@ -171,6 +173,50 @@ def attention_forward(
     row_sum = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
     scale_log2 = scale * LOG2_E
 
+    k += b * k_strides[0] + g * k_strides[2]
+    v += b * v_strides[0] + g * v_strides[2]
+    end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
+    # The diagonal comes first since it is never empty: after a loop that might not run at all, the
+    # assembler sees accumulators set while products are in flight, and makes every product wait.
+    tl.assume(first_query < end)
+    accumulator, row_max, row_sum = attend_tiles(
+        accumulator,
+        row_max,
+        row_sum,
+        q_tile,
+        k,
+        v,
+        k_strides,
+        v_strides,
+        first_query,
+        end,
+        num_latents,
+        queries,
+        scale_log2,
+        BLOCK_KEYS,
+        STORED,
+        PARTS,
+        "causal",
+    )
+    accumulator, row_max, row_sum = attend_tiles(
+        accumulator,
+        row_max,
+        row_sum,
+        q_tile,
+        k,
+        v,
+        k_strides,
+        v_strides,
+        0,
+        first_query,
+        num_latents,
+        queries,
+        scale_log2,
+        BLOCK_KEYS,
+        STORED,
+        PARTS,
+        "none",
+    )
     if HAS_PREFIX:
         prefix_k += b * prefix_k_strides[0] + g * prefix_k_strides[2]
         prefix_v += b * prefix_v_strides[0] + g * prefix_v_strides[2]
@@ -213,46 +259,6 @@ def attention_forward(
             PARTS,
             "end",
         )
-    k += b * k_strides[0] + g * k_strides[2]
-    v += b * v_strides[0] + g * v_strides[2]
-    accumulator, row_max, row_sum = attend_tiles(
-        accumulator,
-        row_max,
-        row_sum,
-        q_tile,
-        k,
-        v,
-        k_strides,
-        v_strides,
-        0,
-        first_query,
-        num_latents,
-        queries,
-        scale_log2,
-        BLOCK_KEYS,
-        STORED,
-        PARTS,
-        "none",
-    )
-    accumulator, row_max, row_sum = attend_tiles(
-        accumulator,
-        row_max,
-        row_sum,
-        q_tile,
-        k,
-        v,
-        k_strides,
-        v_strides,
-        first_query,
-        tl.minimum(first_query + BLOCK_QUERIES, num_latents),
-        num_latents,
-        queries,
-        scale_log2,
-        BLOCK_KEYS,
-        STORED,
-        PARTS,
-        "causal",
-    )
 
     store_rows(
         out + b * out_strides[0] + h * out_strides[2],

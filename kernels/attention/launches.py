@@ -12,12 +12,13 @@ import triton
 from torch import Tensor
 
 from kernels.attention.backward import (
+    ROW_BLOCK,
     attention_key_value_gradient,
     attention_query_gradient,
     row_products,
 )
 from kernels.attention.forward import attention_forward
-from kernels.attention.tilings import part_ranges, shipped_tiling
+from kernels.attention.tilings import gradient_loops, part_ranges, shipped_tiling
 
 
 def launch_forward(
@@ -76,8 +77,7 @@ def launch_forward(
         STORED=stored,
         PARTS=part_ranges(head_dim),
         HAS_PREFIX=prefix_k.shape[1] > 0,
-        num_warps=tiling.num_warps,
-        num_stages=tiling.num_stages,
+        **tiling.options(),
     )
     return out, lse
 
@@ -104,20 +104,27 @@ def launch_backward(
     group = num_heads // k.shape[2]
     delta = torch.empty_like(lse)
     query = shipped_tiling("query", head_dim, size)
-    blocks = triton.cdiv(num_latents, query.block_queries)
-    row_products[(blocks * batch * num_heads,)](
+    padded = stored != head_dim
+    copy = grad_out.new_empty(*grad_out.shape[:-1], stored) if padded else grad_out
+    row_products[(triton.cdiv(num_latents, ROW_BLOCK) * batch * num_heads,)](
         out,
         grad_out,
         delta,
+        copy,
         out.stride(),
         grad_out.stride(),
+        copy.stride(),
         batch,
         num_latents,
         num_heads,
-        BLOCK_QUERIES=query.block_queries,
+        BLOCK_QUERIES=ROW_BLOCK,
         HEAD_DIM=head_dim,
+        STORED=stored,
         PARTS=parts,
+        COPY=padded,
     )
+    grad_out = copy
+    blocks = triton.cdiv(num_latents, query.block_queries)
 
     def keys_and_values(
         keys: Tensor, values: Tensor, grad_k: Tensor, grad_v: Tensor, causal: bool
@@ -153,8 +160,8 @@ def launch_backward(
                 STORED=stored,
                 PARTS=parts,
                 CAUSAL=causal,
-                num_warps=tiling.num_warps,
-                num_stages=tiling.num_stages,
+                GRADIENTS=gradient_loops(head_dim),
+                **tiling.options(),
             )
 
     given = (q, k, v) if prefix_k is None or prefix_v is None else (q, k, v, prefix_k, prefix_v)
@@ -195,8 +202,7 @@ def launch_backward(
         STORED=stored,
         PARTS=parts,
         HAS_PREFIX=prefix_k.shape[1] > 0,
-        num_warps=query.num_warps,
-        num_stages=query.num_stages,
+        **query.options(),
     )
     return grads
 

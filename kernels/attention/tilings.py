@@ -7,10 +7,12 @@ costs 2·M·N·80 FLOPs per product at head dim 73.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PASSES = ("forward", "key_value", "query")
 MAX_HEAD_DIM = 256
+WIDEST_PART = 128
+WIDEST_TOGETHER = 128
 
 
 class Tiling(NamedTuple):
@@ -19,34 +21,73 @@ class Tiling(NamedTuple):
     ``block_queries`` × ``block_keys`` is one tile of scores. ``forward`` and ``query`` programs
     own a block of queries and loop over blocks of keys; ``key_value`` programs own a block of
     keys and loop over blocks of queries. The owned block is a multiple of the other.
+
+    ``max_registers`` caps a thread's registers where that lets a further program share the
+    multiprocessor: 128 admits two programs of eight warps.
     """
 
     block_queries: int
     block_keys: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The launch options, by Triton's names."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "maxnreg": self.max_registers,
+        }
 
 
-# By widest padded head dim served, then by pass. The first table is for 2-byte elements, whose
-# products run on tensor cores with fp32 accumulation; the second for fp32, whose products are
-# fused multiply-adds in full precision (no tf32), with blocks small enough for the registers.
-HALF_TILINGS = {
-    64: (Tiling(128, 64, 8, 3), Tiling(64, 128, 8, 2), Tiling(128, 64, 8, 2)),
-    128: (Tiling(128, 64, 8, 3), Tiling(64, 64, 8, 2), Tiling(64, 64, 8, 2)),
-    256: (Tiling(128, 64, 8, 2), Tiling(32, 64, 8, 2), Tiling(64, 32, 8, 2)),
-}
-FLOAT_TILINGS = {
-    64: (Tiling(32, 32, 4, 2), Tiling(32, 32, 4, 2), Tiling(32, 32, 4, 2)),
-    128: (Tiling(32, 32, 4, 2), Tiling(32, 32, 8, 2), Tiling(32, 32, 8, 2)),
-    256: (Tiling(32, 16, 8, 2), Tiling(16, 16, 8, 2), Tiling(16, 16, 8, 2)),
+# By pass and bytes of an element, then by widest padded head dim served. All compile for Hopper
+# without spilling a register and without serialising its wgmma instructions.
+#
+# For 2-byte elements products run on tensor cores (wgmma, fp32 accumulation): the owned block has
+# 64 rows or a multiple, and as many as registers allow, since each row more reuses the visited
+# operand. For 4 bytes they are fused multiply-adds in full precision (no tf32), and blocks are
+# small enough for accumulators and operands to stay in registers.
+TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
+    ("forward", 2): {
+        64: Tiling(128, 64, 8, 3, 128),
+        128: Tiling(128, 64, 8, 3),
+        256: Tiling(128, 64, 8, 2),
+    },
+    ("key_value", 2): {
+        64: Tiling(32, 64, 4, 2, 168),
+        192: Tiling(32, 128, 8, 2),
+        256: Tiling(16, 128, 8, 2),
+    },
+    ("query", 2): {
+        64: Tiling(128, 64, 8, 2, 128),
+        128: Tiling(128, 64, 8, 2),
+        256: Tiling(128, 32, 8, 2),
+    },
+    ("forward", 4): {
+        64: Tiling(32, 32, 4, 2),
+        256: Tiling(32, 16, 8, 2),
+    },
+    ("key_value", 4): {
+        64: Tiling(32, 32, 8, 2),
+        256: Tiling(16, 16, 8, 2),
+    },
+    ("query", 4): {
+        64: Tiling(32, 32, 4, 2),
+        128: Tiling(32, 16, 8, 2),
+        256: Tiling(16, 16, 8, 2),
+    },
 }
 
 
 def head_dim_parts(head_dim: int) -> tuple[int, ...]:
     """Powers of two that add up to the head dim rounded up to a multiple of 16, widest first.
 
-    >>> head_dim_parts(73), head_dim_parts(91), head_dim_parts(64)
-    ((64, 16), (64, 32), (64,))
+    None is wider than 128: accumulators of one product lie in consecutive registers, and 256
+    channels would leave no room to arrange others around them.
+
+    >>> head_dim_parts(73), head_dim_parts(91), head_dim_parts(256)
+    ((64, 16), (64, 32), (128, 128))
 
     Raises:
         ValueError: if the head dim is not from 1 to 256.
@@ -54,7 +95,8 @@ def head_dim_parts(head_dim: int) -> tuple[int, ...]:
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         raise ValueError(f"head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
     padded = padded_head_dim(head_dim)
-    return tuple(1 << bit for bit in reversed(range(4, 9)) if padded >> bit & 1)
+    whole, rest = divmod(padded, WIDEST_PART)
+    return (WIDEST_PART,) * whole + tuple(1 << bit for bit in (6, 5, 4) if rest >> bit & 1)
 
 
 def part_ranges(head_dim: int) -> tuple[tuple[int, int], ...]:
@@ -71,7 +113,10 @@ def part_ranges(head_dim: int) -> tuple[tuple[int, int], ...]:
 
 
 def padded_head_dim(head_dim: int) -> int:
-    """The head dim rounded up to a multiple of 16: what the products execute.
+    """The head dim rounded up to a multiple of 16: what products execute and heads are stored with.
+
+    Stored so, rows start at sixteen bytes. With 72 channels they would too, but Triton knows of a
+    stride that it is a multiple of 16 elements, or nothing, and would load element by element.
 
     >>> padded_head_dim(73)
     80
@@ -79,20 +124,23 @@ def padded_head_dim(head_dim: int) -> int:
     return -(-head_dim // 16) * 16
 
 
-def stored_head_dim(head_dim: int, element_size: int) -> int:
-    """Channels that a head is stored with: padded where its rows are no multiple of 16 bytes.
+def gradient_loops(head_dim: int) -> tuple[str, ...]:
+    """Which gradients the ``key_value`` pass accumulates at once: both, or first v's, then k's.
 
-    >>> stored_head_dim(73, 2), stored_head_dim(72, 2)
-    (80, 72)
+    Side by side they take as many registers of each thread as the head dim has channels, and that
+    leaves too few of the 255 where it is wide. One after the other, scores are multiplied twice.
+
+    >>> gradient_loops(128), gradient_loops(129)
+    (('kv',), ('v', 'k'))
     """
-    return head_dim if head_dim * element_size % 16 == 0 else padded_head_dim(head_dim)
+    return ("kv",) if padded_head_dim(head_dim) <= WIDEST_TOGETHER else ("v", "k")
 
 
 def shipped_tiling(pass_name: str, head_dim: int, element_size: int) -> Tiling:
     """The tiling that the public functions use.
 
     >>> shipped_tiling("forward", 73, 2)
-    Tiling(block_queries=128, block_keys=64, num_warps=8, num_stages=3)
+    Tiling(block_queries=128, block_keys=64, num_warps=8, num_stages=3, max_registers=None)
 
     Args:
         pass_name: one of :data:`PASSES`.
@@ -107,6 +155,5 @@ def shipped_tiling(pass_name: str, head_dim: int, element_size: int) -> Tiling:
     if element_size not in (2, 4):
         raise ValueError(f"element_size must be 2 or 4 bytes, got {element_size}")
     padded = sum(head_dim_parts(head_dim))
-    tilings = HALF_TILINGS if element_size == 2 else FLOAT_TILINGS
-    widest = next(width for width in tilings if padded <= width)
-    return tilings[widest][PASSES.index(pass_name)]
+    by_width = TILINGS[pass_name, element_size]
+    return by_width[next(width for width in by_width if padded <= width)]

@@ -7,8 +7,7 @@ from kernels.attention.attention import causal_attention, prefix_attention
 from kernels.attention.launches import launch_forward
 from kernels.attention.reference import admitted_pairs, reference_attention
 from kernels.attention.tilings import (
-    FLOAT_TILINGS,
-    HALF_TILINGS,
+    TILINGS,
     head_dim_parts,
     padded_head_dim,
     shipped_tiling,
@@ -153,11 +152,13 @@ def test_head_dims_are_padded_to_a_multiple_of_16_only(head_dim):
 
 
 def test_owned_blocks_are_multiples_of_visited_ones():
-    for tilings in (*HALF_TILINGS.values(), *FLOAT_TILINGS.values()):
-        forward, key_value, query = tilings
-        for owner in (forward, query):
-            assert owner.block_queries % owner.block_keys == 0
-        assert key_value.block_keys % key_value.block_queries == 0
+    for (pass_name, size), by_width in TILINGS.items():
+        for tiling in by_width.values():
+            blocks = tiling.block_queries, tiling.block_keys
+            owned, visited = blocks[::-1] if pass_name == "key_value" else blocks
+            assert owned % visited == 0
+            if size == 2:
+                assert owned % 64 == 0  # the rows of one wgmma
 
 
 def tensors(q=(1, 4, 2, 8), k=(1, 6, 2, 8), v=(1, 6, 2, 8), dtype=torch.float32):

@@ -4,42 +4,67 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import Literal
 
 import tyro
 
-from flopcount.cli import Model, to_json
+from flopcount.cli import DecoderOptions, PerceiverAROptions, to_json
+from validate import verification
 from validate.matrix import as_table, verdicts
 
+MODELS = {"perceiver-ar": PerceiverAROptions, "decoder": DecoderOptions}
 
-def run(own: Model | None = None, quick: bool = False, json: bool = False) -> int:
-    """Print the matrix formula × witness; exit with 1 on any difference.
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Print the matrix formula × witness; exit with 1 on any difference."""
+
+    model: Literal["perceiver-ar", "decoder"] | None = None
+    """Check a configuration of your own; its sizes follow, as ``flopcount count`` takes them:
+    ``--model perceiver-ar --num-channels 512 ...``."""
+    quick: bool = False
+    """Fewer configurations, in under a minute."""
+    json: bool = False
+    """Print JSON."""
+    write_docs: bool = False
+    """Run everything, the mutants too, and write docs/verification.md."""
+
+
+def run(options: Options, sizes: list[str]) -> int:
+    """Run what is asked for.
 
     Args:
-        own: A configuration of your own, instead of the article's and drawn ones.
-        quick: Fewer configurations, in under a minute.
-        json: Print JSON.
+        options: What to run.
+        sizes: The words that give the sizes of a configuration of one's own.
 
     Returns:
-        The exit status.
+        The exit status: 1 on any difference, or where a mutant survives.
     """
-    found = verdicts(quick, own.build() if own is not None else None)
-    print(to_json([dataclasses.asdict(v) for v in found]) if json else as_table(found))
+    own = None
+    if options.model:
+        own = tyro.cli(MODELS[options.model], prog="python -m validate --model", args=sizes).build()
+    elif sizes:
+        raise ValueError(f"{' '.join(sizes)}: expected options, or --model with its sizes")
+    if options.write_docs:
+        if own or options.quick or options.json:
+            raise ValueError("write_docs with model, quick or json: expected it alone")
+        recorded = verification.write()
+        survivors = [name for entry in recorded["mutation"].values() for name in entry["survivors"]]
+        wrong = [v for v in recorded["verdicts"] if v["finding"] not in ("equal", "UNVERIFIED")]
+        print(verification.DOCS / "verification.md", *survivors, *wrong, sep="\n")
+        return 1 if survivors or wrong else 0
+    found = verdicts(options.quick, own)
+    print(to_json([dataclasses.asdict(v) for v in found]) if options.json else as_table(found))
     return 0 if all(v.holds or v.unverified for v in found) else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 2 and one line on standard error where the input is wrong."""
     try:
-        return tyro.cli(
-            run,
-            prog="python -m validate",
-            args=arguments,
-            config=(
-                tyro.conf.CascadeSubcommandArgs,
-                tyro.conf.OmitSubcommandPrefixes,
-                tyro.conf.OmitArgPrefixes,
-            ),
+        options, sizes = tyro.cli(
+            Options, prog="python -m validate", args=arguments, return_unknown_args=True
         )
+        return run(options, sizes)
     except (ValueError, TypeError, ImportError) as error:
         print(f"validate: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +80,8 @@ class Verdict:
         witness: As in :class:`Check`; empty where there is none.
         covered: For all sizes, or on how many configurations.
         largest_difference: In FLOPs or parameters; None where nothing was compared.
-        finding: ``"equal"``, ``"unverified"`` or the smallest disagreement found.
+        finding: ``"equal"``, ``"UNVERIFIED"`` or the smallest disagreement found.
+        seconds: How long it took.
     """
 
     formula: str
@@ -86,6 +89,7 @@ class Verdict:
     covered: str
     largest_difference: int | None
     finding: str
+    seconds: float = 0.0
 
     @property
     def holds(self) -> bool:
@@ -382,6 +386,11 @@ def run_check(check: Check, models: Iterable[Architecture], drawn: int) -> Verdi
     )
 
 
+def proof_names(step: proof.Step) -> tuple[str, str]:
+    """Formula and witness of a kind of step that is proved."""
+    return f"dense products and parameters, {step.name}", "symbolic trace, row by row"
+
+
 def run_proof(step: proof.Step, layers: tuple[int, ...]) -> Verdict:
     """Prove a kind of step for all sizes; a disagreement names its product."""
     proved = proof.prove(step, layers)
@@ -389,12 +398,17 @@ def run_proof(step: proof.Step, layers: tuple[int, ...]) -> Verdict:
     if proved.differences:
         finding = "; ".join(f"{name}: {missed}" for name, missed in proved.differences.items())
     return Verdict(
-        f"dense products and parameters, {step.name}",
-        "symbolic trace, row by row",
+        *proof_names(step),
         f"all sizes, L = {layers[0]} to {layers[-1]}: {proved.rows} products",
         None if proved.differences else 0,
         finding,
     )
+
+
+def timed(run: Callable[[], Verdict]) -> Verdict:
+    """A check's verdict, and how long it took."""
+    start = time.monotonic()
+    return dataclasses.replace(run(), seconds=round(time.monotonic() - start, 1))
 
 
 def verdicts(quick: bool = False, own: Architecture | None = None) -> list[Verdict]:
@@ -404,22 +418,21 @@ def verdicts(quick: bool = False, own: Architecture | None = None) -> list[Verdi
         quick: Fewer drawn configurations, fewer proofs, and no full-size masks.
         own: One configuration to check instead of the article's and drawn ones.
     """
-    found = []
-    if own is None:
-        steps = [step for step in proof.STEPS if step.training and not step.checkpointing]
-        found = [
-            run_proof(step, proof.LAYERS[:2] if quick else proof.LAYERS)
-            for step in (steps if quick else proof.STEPS)
-        ]
-    for check in CHECKS:
-        if own is not None:
-            found.append(run_check(check, [own], drawn=0))
-            continue
-        models = configurations.SEED_MODELS if check.at_full_size or not quick else ()
-        found.append(run_check(check, models, drawn=20 if quick else 1000))
-    if own is None:
-        found += [run_standalone(check, quick) for check in STANDALONE]
-    return [*found, *(Verdict(name, "", "nothing", None, "UNVERIFIED") for name in WITHOUT_WITNESS)]
+    runs: list[Callable[[], Verdict]] = []
+    if own is not None:
+        runs = [functools.partial(run_check, check, [own], drawn=0) for check in CHECKS]
+    else:
+        for step in proof.STEPS:
+            if not quick or (step.training and not step.checkpointing):
+                layers = proof.LAYERS[:2] if quick else proof.LAYERS
+                runs.append(functools.partial(run_proof, step, layers))
+        for check in CHECKS:
+            models = configurations.SEED_MODELS if check.at_full_size or not quick else ()
+            drawn = 10 if quick else 1000
+            runs.append(functools.partial(run_check, check, models, drawn))
+        runs += [functools.partial(run_standalone, check, quick) for check in STANDALONE]
+    unverified = [Verdict(name, "", "nothing", None, "UNVERIFIED") for name in WITHOUT_WITNESS]
+    return [*(timed(run) for run in runs), *unverified]
 
 
 def as_table(found: list[Verdict]) -> str:

@@ -15,7 +15,7 @@ from validate import configurations, elementwise_trace, matrix
 from validate.__main__ import main
 
 OWN = [
-    "perceiver-ar", "--vocab-size", "9", "--num-latents", "5", "--num-prefix", "4",
+    "--model", "perceiver-ar", "--vocab-size", "9", "--num-latents", "5", "--num-prefix", "4",
     "--num-channels", "6", "--num-layers", "3", "--num-heads", "2", "--prefix-dropout", "0.5",
 ]  # fmt: skip
 FVCORE, TORCH, RECOMPUTE, MASKS, PARAMETERS, ELEMENTWISE = matrix.CHECKS

@@ -1,0 +1,268 @@
+"""``docs/verification.md``: what has been verified, by whom, and what has not.
+
+``python -m validate --write-docs`` runs every check in full and the mutation run, records what they
+found in ``docs/verification.json`` and writes the page from the record. The page is a function of
+the record and of what the code declares, so whether it is current can be told in seconds:
+:func:`stale` compares the record with formulas, witnesses, mutants and draws as they are now.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flopcount.conventions import CONVENTIONS
+from validate import configurations, elementwise_trace, matrix, mutation, proof
+from validate.mutants import mutants_of
+
+DOCS = Path(__file__).parent.parent / "docs"
+DRAWN = 1000
+
+SMALLEST: dict[str, Callable[[Any], bool]] = {
+    "head dim 1": lambda model: model.sizes().head_dim == 1,
+    "head dim 2": lambda model: model.sizes().head_dim == 2,
+    "head dim 3": lambda model: model.sizes().head_dim == 3,
+    "head dim 4": lambda model: model.sizes().head_dim == 4,
+    "head dim 5": lambda model: model.sizes().head_dim == 5,
+    "an odd head dim above 5": lambda model: model.sizes().head_dim in (7, 9, 11),
+    "n = 1": lambda model: model.sizes().num_latents == 1,
+    "m = 0": lambda model: model.sizes().num_prefix == 0,
+    "m = 1": lambda model: model.sizes().num_prefix == 1,
+    "k = 0 of m > 0": lambda model: model.sizes().num_kept == 0 < model.sizes().num_prefix,
+    "k = 1": lambda model: model.sizes().num_kept == 1,
+    "p = 0 and m > 0": lambda model: model.sizes().num_selected == 0 < model.sizes().num_kept,
+    "h = 1": lambda model: model.num_heads == 1,
+    "V = 1": lambda model: model.vocab_size == 1,
+    "w = 1": lambda model: model.widening_factor == 1,
+    "L = 1": lambda model: model.num_layers == 1,
+}
+"""Sizes that the symbolic trace's ranges exclude, or that are easily got wrong."""
+
+
+def census() -> dict[str, int]:
+    """How many of the drawn configurations have each of the smallest sizes."""
+    drawn = configurations.draw(configurations.models(), DRAWN)
+    return {name: sum(map(has, drawn)) for name, has in SMALLEST.items()}
+
+
+def mutants() -> dict[str, str]:
+    """A digest of every module's mutants, by which a changed formula is told."""
+    return {
+        entry.target.module: hashlib.sha256(
+            "\n".join(mutant.name for mutant in mutants_of(entry.target)).encode()
+        ).hexdigest()[:16]
+        for entry in mutation.FORMULAS
+    }
+
+
+def expected() -> list[list[str]]:
+    """Formula and witness of everything that a full run checks."""
+    return [
+        *(list(matrix.proof_names(step)) for step in proof.STEPS),
+        *([check.formula, check.witness] for check in (*matrix.CHECKS, *matrix.STANDALONE)),
+        *([name, ""] for name in matrix.WITHOUT_WITNESS),
+    ]
+
+
+def record() -> dict[str, Any]:
+    """Run everything in full."""
+    found = matrix.verdicts()
+    judged = mutation.run()
+    equivalent = mutation.equivalent_mutants()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "verdicts": [vars(verdict) for verdict in found],
+        "census": census(),
+        "mutation": judged.to_dict(equivalent),
+        "mutation_seconds": round(judged.seconds),
+        "mutants": mutants(),
+    }
+
+
+def stale(recorded: dict[str, Any]) -> list[str]:
+    """What the record says differently from the code as it is now; nothing of it is run again."""
+    reasons = []
+    names = [[entry["formula"], entry["witness"]] for entry in recorded["verdicts"]]
+    if names != expected():
+        reasons.append("formulas or witnesses have changed")
+    now = mutants()
+    for module in sorted({*now, *recorded["mutants"]}):
+        if now.get(module) != recorded["mutants"].get(module):
+            reasons.append(f"formulas of {module} have changed")
+    if recorded["census"] != census():
+        reasons.append("other configurations are drawn")
+    return reasons
+
+
+def _table(headings: list[str], rows: list[list[Any]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def _matrix(recorded: dict[str, Any]) -> str:
+    rows = []
+    for entry in recorded["verdicts"]:
+        verdict = matrix.Verdict(**entry)
+        finding = verdict.finding if verdict.holds else f"**{verdict.finding}**"
+        witness = verdict.witness or "**none**"
+        rows.append(
+            [verdict.formula, witness, verdict.covered, finding, f"{verdict.seconds:,.0f} s"]
+        )
+    return _table(["formula", "witness", "covered", "finding", "took"], rows)
+
+
+def _premises() -> str:
+    guards = dict.fromkeys(
+        guard
+        for layers in proof.listed_premises().values()
+        for premises in layers.values()
+        for guard in premises["guards"]
+    )
+    ranges: dict[str, dict[str, str]] = {}
+    for step, layers in proof.listed_premises().items():
+        architecture = step.split()[0]
+        ranges[architecture] = layers["2"]["ranges"]
+    sizes = list(next(iter(ranges.values())))
+    table = _table(
+        ["", *sizes], [[name, *(of[size] for size in sizes)] for name, of in ranges.items()]
+    )
+    return table + "\n\nGuards:\n\n" + "\n".join(f"- `{guard}`" for guard in guards)
+
+
+def _mutation(recorded: dict[str, Any]) -> str:
+    kinds = list(mutation.JUDGES)
+    modules = recorded["mutation"]
+    rows = [
+        [
+            f"`{module}`",
+            entry["mutants"],
+            *(entry["found"].get(kind, 0) for kind in kinds),
+            entry["equivalent"],
+            len(entry["survivors"]),
+        ]
+        for module, entry in modules.items()
+    ]
+    columns = zip(*(row[1:] for row in rows), strict=True)
+    rows.append(["all", *(sum(column) for column in columns)])
+    headings = ["module", "mutants", *(f"found by {kind}" for kind in kinds)]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in mutation.equivalent_mutants().items():
+        by_reason.setdefault(reason, []).append(name)
+    equivalent = "\n".join(
+        f"- {reason}: {'; '.join(f'`{name}`' for name in names)}"
+        for reason, names in by_reason.items()
+    )
+    return f"{_table([*headings, 'equivalent', 'survivors'], rows)}\n\nEquivalent:\n\n{equivalent}"
+
+
+def _unclaimed() -> str:
+    by_reason: dict[str, list[str]] = {}
+    for (module, name), reason in elementwise_trace.UNCLAIMED.items():
+        place = module or "the network itself"
+        by_reason.setdefault(reason, []).append(f"`{name}` in `{place}`")
+    return "\n".join(f"- {reason}: {'; '.join(where)}" for reason, where in by_reason.items())
+
+
+PAGE = """\
+# Verification
+
+Generated by `python -m validate --write-docs`, which runs all of it ({minutes} minutes on two CPU
+cores, {date}, Python {python}, PyTorch {torch}); a test tells from the code whether it is current.
+
+## Formula × witness
+
+A witness never sees the formula that it confirms. Every comparison is exact; one that is off by one
+FLOP is a disagreement, and the command exits with 1.
+
+{matrix}
+
+## Not verified
+
+{unverified}
+
+## What the symbolic trace assumes
+
+The trace holds for every size in these ranges that meets the guards; no size is replaced and no
+guard is an equality. `K <= M` says that no more is kept than there is. The other guards hold for
+every size in the ranges (a test evaluates them). L is a number in each trace, 1 to 4, and the
+counter is linear in L: every further layer is one more module equal to the last. With C ≥ 6, what
+the ranges exclude is covered by concrete runs, below.
+
+{premises}
+
+## The smallest sizes
+
+Of the {drawn:,} configurations that hypothesis draws for each concrete witness, the same ones every
+time, so many have
+
+{census}
+
+## Mutants
+
+Every constant, sign, operator, factor, term, choice and default of the formulas is changed, one at
+a time; the witnesses, traced once and kept, and the literals, published or derived by hand, must
+notice ({mutation_seconds} s; `python -m validate.mutation`).
+
+{mutation}
+
+## Element-wise work that no row counts
+
+The trace of element-wise operations shows these, and no row of the counter claims them:
+
+{unclaimed}
+"""
+
+
+def page(recorded: dict[str, Any]) -> str:
+    """The page as Markdown."""
+    unverified = [
+        f"- **UNVERIFIED**: {entry['formula']}"
+        for entry in recorded["verdicts"]
+        if entry["finding"] == "UNVERIFIED"
+    ]
+    conventions = ", ".join(f"`{name}`" for name in CONVENTIONS)
+    unverified.append(
+        f"- Published conventions ({conventions}) have no witness in a network: they are held "
+        "against their publications' numbers"
+    )
+    seconds = sum(entry["seconds"] for entry in recorded["verdicts"])
+    census_rows = [[name, f"{number:,}"] for name, number in recorded["census"].items()]
+    return PAGE.format(
+        minutes=round((seconds + recorded["mutation_seconds"]) / 60),
+        date=recorded["date"],
+        python=recorded["versions"]["python"],
+        torch=recorded["versions"]["torch"],
+        matrix=_matrix(recorded),
+        unverified="\n".join(unverified),
+        premises=_premises(),
+        drawn=DRAWN,
+        census=_table(["size", "configurations"], census_rows),
+        mutation_seconds=recorded["mutation_seconds"],
+        mutation=_mutation(recorded),
+        unclaimed=_unclaimed(),
+    )
+
+
+def write() -> dict[str, Any]:
+    """Run everything and write record and page; returns the record."""
+    DOCS.mkdir(exist_ok=True)
+    recorded = record()
+    (DOCS / "verification.json").write_text(
+        json.dumps(recorded, indent=1, ensure_ascii=False) + "\n"
+    )
+    (DOCS / "verification.md").write_text(page(recorded))
+    return recorded
+
+
+def read() -> dict[str, Any]:
+    """The committed record."""
+    recorded: dict[str, Any] = json.loads((DOCS / "verification.json").read_text())
+    return recorded

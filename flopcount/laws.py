@@ -83,7 +83,8 @@ class ScalingLaw:
         """Compute-optimal parameters for a budget of ``flops`` training FLOPs.
 
         Raises:
-            ValueError: If they exceed a float.
+            TypeError: If ``flops`` is not a number.
+            ValueError: If it is not positive and finite, or if they exceed a float.
         """
         return power(self.k_n, flops, self.a)
 
@@ -91,7 +92,8 @@ class ScalingLaw:
         """Compute-optimal training tokens for a budget of ``flops`` training FLOPs.
 
         Raises:
-            ValueError: If they exceed a float.
+            TypeError: If ``flops`` is not a number.
+            ValueError: If it is not positive and finite, or if they exceed a float.
         """
         return power(self.k_d, flops, self.b)
 
@@ -100,13 +102,15 @@ def power(factor: float, flops: float, exponent: float) -> float:
     """Return factor · C^exponent.
 
     Raises:
-        ValueError: If it exceeds a float.
+        TypeError: If C is not a number.
+        ValueError: If it is not positive and finite, or if the result exceeds a float.
 
     >>> power(3.0, 16.0, 0.5)
     12.0
     """
+    budget = require_positive_number("flops", flops)
     try:
-        return factor * math.pow(flops, exponent)
+        return factor * math.pow(budget, exponent)
     except OverflowError:
         raise ValueError(
             f"flops = {quoted(flops)}: {factor:.4g} · C^{exponent:.4g} exceeds a float"
@@ -169,22 +173,29 @@ class LossSurface:
         return self.beta / (self.alpha + self.beta)
 
     def loss(self, params: float, tokens: float) -> float:
-        """Loss of N parameters after D tokens."""
-        return (
-            self.e + self.a * math.pow(params, -self.alpha) + self.b * math.pow(tokens, -self.beta)
-        )
+        """Loss of N parameters after D tokens.
+
+        Raises:
+            TypeError: If one of them is not a number.
+            ValueError: If one of them is not positive and finite.
+        """
+        n = require_positive_number("params", params)
+        d = require_positive_number("tokens", tokens)
+        return self.e + self.a * math.pow(n, -self.alpha) + self.b * math.pow(d, -self.beta)
 
     def n_opt(self, flops: float) -> float:
         """Compute-optimal parameters for a budget of ``flops`` training FLOPs.
 
         Raises:
-            ValueError: If no size is optimal, since A, B, α or β is not positive, or if the
-                optimal one exceeds a float.
+            TypeError: If ``flops`` is not a number.
+            ValueError: If ``flops`` is not positive and finite, if no size is optimal, since A, B,
+                α or β is not positive, or if the optimal one exceeds a float.
         """
         if min(self.a, self.b, self.alpha, self.beta, self.flops_per_param_token) <= 0:
             raise ValueError(f"{self}: expected A, B, α, β, κ above 0, else no size is optimal")
         log_ratio = math.log(self.alpha) + math.log(self.a) - math.log(self.beta) - math.log(self.b)
-        log_product = math.log(flops) - math.log(self.flops_per_param_token)
+        budget = require_positive_number("flops", flops)
+        log_product = math.log(budget) - math.log(self.flops_per_param_token)
         try:
             return math.exp((log_ratio + self.beta * log_product) / (self.alpha + self.beta))
         except OverflowError:
@@ -196,7 +207,8 @@ class LossSurface:
         Raises:
             ValueError: As :meth:`n_opt`.
         """
-        return flops / self.flops_per_param_token / self.n_opt(flops)
+        n_opt = self.n_opt(flops)
+        return float(flops) / self.flops_per_param_token / n_opt
 
 
 CHINCHILLA_SURFACE = LossSurface(

@@ -28,6 +28,8 @@ class Options:
     """Print JSON."""
     write_docs: bool = False
     """Run everything, the mutants too, and write docs/verification.md."""
+    processes: int = 1
+    """How many checks run at the same time."""
 
 
 def run(options: Options, sizes: list[str]) -> int:
@@ -48,12 +50,12 @@ def run(options: Options, sizes: list[str]) -> int:
     if options.write_docs:
         if own or options.quick or options.json:
             raise ValueError("write_docs with model, quick or json: expected it alone")
-        recorded = verification.write()
+        recorded = verification.write(options.processes)
         survivors = [name for entry in recorded["mutation"].values() for name in entry["survivors"]]
         wrong = [v for v in recorded["verdicts"] if v["finding"] not in ("equal", "UNVERIFIED")]
         print(verification.DOCS / "verification.md", *survivors, *wrong, sep="\n")
         return 1 if survivors or wrong else 0
-    found = verdicts(options.quick, own)
+    found = verdicts(options.quick, own, options.processes)
     print(to_json([dataclasses.asdict(v) for v in found]) if options.json else as_table(found))
     return 0 if all(v.holds or v.unverified for v in found) else 1
 

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import io
+import math
 import random
 import signal
 import sys
@@ -25,8 +26,11 @@ import sympy
 import tyro
 
 import flopcount as fc
+from flopcount.cli import COMMANDS
 from flopcount.cli import main as command_line
 from flopcount.conventions import CONVENTIONS
+from flopcount.laws import CHINCHILLA_SURFACE, ScalingLaw
+from flopcount.planning import budget_from_gpu_hours
 from flopcount.sizes import is_array, is_symbolic
 from flopcount.tables import table
 
@@ -336,6 +340,86 @@ class Boundaries:
                 self.any_of(None, *CONVENTIONS),
             ).to_dict()
 
+    def plan_runs(self) -> None:
+        """Runs of given models on given budgets, judged by :func:`expected_total`."""
+        r = self.random_state
+        models = [self.tame_model() for _ in range(r.randrange(1, 3))]
+        if r.random() < 0.2:
+            models.append(r.choice(hostile_values(r)))
+        budgets = [self.any_of(1e15, 10**18, 3e22, Fraction(10**19, 3)) for _ in range(2)]
+        batch_size, level = self.any_of(1, 80), self.any_of(None, "causal", "dense")
+        runs = fc.isoflop_runs(models, budgets, batch_size, level=level)
+        for run, (budget, model) in zip(
+            runs, ((budget, model) for budget in budgets for model in models), strict=True
+        ):
+            step = expected_total(model, level or "causal", True, int(batch_size))
+            if run.steps != math.ceil(Fraction(budget) / step) or run.flops != run.steps * step:
+                raise AssertionError(f"{run.steps} steps of {step} for {budget}")
+
+    def plan_families(self) -> None:
+        """Families of models around an optimum, on a small grid."""
+        r = self.random_state
+        options = dict(
+            vocab_size=self.any_of(262),
+            num_latents=self.any_of(256),
+            batch_size=self.any_of(8),
+            num_prefix=self.any_of(0, 128),
+            prefix_dropout=self.any_of(0.0, 0.5),
+            widths=self.any_of((64, 512)),
+            depths=self.any_of((2, 8)),
+            head_dims=self.any_of((32, 64)),
+            aspect_ratios=self.any_of((8.0, 128.0)),
+            law=self.any_of("chinchilla-1", "chinchilla-2"),
+            num_models=self.any_of(3, 5),
+            reach=self.any_of(2.0),
+            corpus_tokens=self.any_of(None, 10**9),
+            flops_per_second=self.any_of(None, 1e12),
+            num_devices=self.any_of(1),
+            price_per_device_hour=self.any_of(None, 2.5),
+        )
+        kept = r.sample(list(options), r.randrange(3, 8))
+        good = dict(vocab_size=262, num_latents=256, batch_size=8, widths=(64, 512), depths=(2, 8))
+        planned = fc.plan([self.any_of(1e15, 1e17)], **good | {n: options[n] for n in kept})
+        str(planned), planned.to_dict()
+
+    def laws_and_rates(self) -> None:
+        """Laws asked for optima, fitted through estimates, and GPU hours as budgets."""
+        r = self.random_state
+        if r.random() < 0.5:
+            law = ScalingLaw(0.5, 0.5, 0.1, 2.0, "example")
+            flops = self.any_of(1e20, 10**18, 5)
+            if not math.isclose(law.n_opt(flops), 0.1 * float(flops) ** 0.5, rel_tol=1e-12):
+                raise AssertionError(f"n_opt({flops}) = {law.n_opt(flops)}")
+            law.d_opt(flops), CHINCHILLA_SURFACE.d_opt(flops)
+            CHINCHILLA_SURFACE.loss(self.any_of(1e9), self.any_of(20e9))
+        else:
+            hours, rate = self.any_of(1, 0.5), self.any_of(0.4)
+            budget = budget_from_gpu_hours(hours, self.any_of("h200"), rate)
+            # 989.4 TFLOP/s dense bf16.
+            if not math.isclose(budget, float(hours) * 3600 * float(rate) * 989.4e12):
+                raise AssertionError(f"budget {budget} of {hours} h at {rate}")
+
+    def fit_laws(self) -> None:
+        """Tables of runs, with cells of any kind, read and fitted."""
+        r = self.random_state
+        columns: dict[Any, Any] = {"params": [], "tokens": [], "flops": [], "loss": []}
+        for budget in (1e18, 1e19, 1e20):
+            for factor in (0.3, 0.6, 1.0, 1.8, 3.2):
+                params = factor * 0.1 * budget**0.5
+                tokens = budget / 6 / params
+                row = (params, tokens, budget, 1.7 + 400 / params**0.34 + 400 / tokens**0.28)
+                for name, value in zip(columns, row, strict=True):
+                    columns[name].append(value if r.random() < 0.99 else self.any_of(value))
+        if r.random() < 0.2:
+            columns[self.any_of("loss")] = self.any_of([1.0])
+        source = self.any_of(columns)
+        runs = fc.read_runs(source, drop_highest=self.any_of(0, 1), budget=self.any_of(None))
+        str(runs), runs.to_dict()
+        fitted = fc.fit_isoflop_profiles(
+            self.any_of(runs), num_bootstrap=self.any_of(0, 2), seed=self.any_of(0)
+        )
+        str(fitted), fitted.to_dict()
+
     def commands(self) -> None:
         """The command line, given words of every kind."""
         r = self.random_state
@@ -363,13 +447,22 @@ class Boundaries:
                  "--num-layers", "2", "--num-heads", "2"],
             ]
         )  # fmt: skip
-        arguments = [r.choice(["count", "compare", "explain", "devices", "nonsense"])]
+        arguments = [r.choice([*COMMANDS, "nonsense"])]
+        if arguments[0] == "plan":
+            arguments += [
+                "--budgets", "1e16", "--vocab-size", "262", "--num-latents", "256",
+                "--batch-size", "8", "--widths", "64", "512", "--depths", "2", "8",
+            ]  # fmt: skip
+        if arguments[0] == "fit":
+            arguments.append(r.choice(["nowhere.csv", __file__, "/", ""]))
         if arguments[0] in ("count", "compare"):
             arguments += model
         options = [
             "--num-heads", "--prefix-dropout", "--num-kept", "--widening-factor", "--level",
             "--convention", "--batch-size", "--checkpointing", "--seconds", "--device", "--dtype",
             "--architecture", "--latex", "--json", "--training", "--no-training", "--params",
+            "--num-models", "--reach", "--law", "--part", "--corpus-tokens", "--num-prefix",
+            "--approach", "--objective", "--num-bootstrap", "--predict", "--loss",
         ]  # fmt: skip
         for _ in range(r.randrange(4)):
             arguments.append(r.choice(options))
@@ -388,12 +481,16 @@ class Boundaries:
 
 
 BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
-    "count at a level": (Boundaries.count_levels, 0.45),
-    "options of a count": (Boundaries.count_options, 0.2),
+    "count at a level": (Boundaries.count_levels, 0.4),
+    "options of a count": (Boundaries.count_options, 0.15),
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
     "devices": (Boundaries.describe_devices, 0.05),
-    "compare and explain": (Boundaries.compare_and_explain, 0.05),
-    "command line": (Boundaries.commands, 0.1),
+    "compare and explain": (Boundaries.compare_and_explain, 0.04),
+    "planned runs": (Boundaries.plan_runs, 0.05),
+    "planned families": (Boundaries.plan_families, 0.02),
+    "laws and rates": (Boundaries.laws_and_rates, 0.04),
+    "tables and fits": (Boundaries.fit_laws, 0.02),
+    "command line": (Boundaries.commands, 0.08),
 }
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, given, settings
@@ -411,12 +413,15 @@ def timed(run: Callable[[], Verdict]) -> Verdict:
     return dataclasses.replace(run(), seconds=round(time.monotonic() - start, 1))
 
 
-def verdicts(quick: bool = False, own: Architecture | None = None) -> list[Verdict]:
+def verdicts(
+    quick: bool = False, own: Architecture | None = None, processes: int = 1
+) -> list[Verdict]:
     """Every check's verdict, then the formulas that have no witness.
 
     Args:
         quick: Fewer drawn configurations, fewer proofs, and no full-size masks.
         own: One configuration to check instead of the article's and drawn ones.
+        processes: How many checks run at the same time.
     """
     runs: list[Callable[[], Verdict]] = []
     if own is not None:
@@ -432,7 +437,10 @@ def verdicts(quick: bool = False, own: Architecture | None = None) -> list[Verdi
             runs.append(functools.partial(run_check, check, models, drawn))
         runs += [functools.partial(run_standalone, check, quick) for check in STANDALONE]
     unverified = [Verdict(name, "", "nothing", None, "UNVERIFIED") for name in WITHOUT_WITNESS]
-    return [*(timed(run) for run in runs), *unverified]
+    if processes == 1:
+        return [*map(timed, runs), *unverified]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return [*pool.map(timed, runs), *unverified]
 
 
 def as_table(found: list[Verdict]) -> str:

@@ -245,6 +245,8 @@ def read_table(source: object) -> tuple[list[str], list[list[Any]]]:
         raise TypeError(
             f"source = {quoted(source)}: expected a path, a mapping of columns or a pandas frame"
         )
+    if not all(isinstance(heading, str | int) for heading in source):
+        raise TypeError(f"source has the headings {quoted(list(source))}: expected text")
     columns = [list(values) for values in source.values()]
     if len({len(column) for column in columns}) != 1:
         raise ValueError("source has no columns or columns of different lengths: expected one")

@@ -1,8 +1,11 @@
 """A share of the hostile calls in every test run, and proof that a failure would be seen."""
 
+import dataclasses
+
 import pytest
 
-from flopcount import rows
+import flopcount as fc
+from flopcount import planning, rows
 from validate import boundaries
 
 
@@ -18,6 +21,20 @@ def test_a_wrong_number_is_a_failure(monkeypatch):
     monkeypatch.setattr(rows.Row, "flops", property(lambda row: row.batch * row.M * row.N * row.K))
     failures = boundaries.run(calls=100).failures
     assert any("expected" in failure for failure in failures)
+
+
+def test_a_wrong_plan_is_a_failure(monkeypatch):
+    planned_runs = {"planned runs": boundaries.BOUNDARIES["planned runs"]}
+    monkeypatch.setattr(boundaries, "BOUNDARIES", planned_runs)
+    assert boundaries.run(calls=30).failures == []
+    original = planning.isoflop_runs
+
+    def one_step_more(*arguments, **options):
+        runs = original(*arguments, **options)
+        return [dataclasses.replace(run, steps=run.steps + 1) for run in runs]
+
+    monkeypatch.setattr(fc, "isoflop_runs", one_step_more, raising=False)
+    assert any("steps of" in failure for failure in boundaries.run(calls=30).failures)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), TimeoutError("x"), ValueError("")])

@@ -38,7 +38,7 @@ from models.training import (
     train,
 )
 
-_CONSOLE = Console(stderr=True, soft_wrap=True)
+_CONSOLE = Console(stderr=True)
 _Folder = tyro.conf.Positional[Path]
 _Sweep = tyro.extras.subcommand_type_from_defaults(
     {"demo": DEMO, "custom": SweepConfig(budgets=tyro.MISSING, shapes=tyro.MISSING)},
@@ -166,6 +166,8 @@ def generate_text(
         seed: of the draws.
 
     """
+    if "budgets" in read_fields(folder):
+        raise ValueError(f"folder must be of a run, got a sweep: its runs are in {folder / 'runs'}")
     model = load_model(folder)
     tokenizer = load_tokenizer(folder)
     if prompt is None:

@@ -268,7 +268,7 @@ def _tokenize(
     temporary.mkdir()
     size = sum(map(sum, (documents.values() for documents in parts.values())))
     count = sum(map(len, parts.values()))
-    _log.info("tokenising %s bytes in %s documents into %s", f"{size:,}", f"{count:,}", folder)
+    _log.info("tokenising %s bytes in %s documents", f"{size:,}", f"{count:,}")
     tokenizer: Tokenizer = ByteTokenizer()
     if name == "sentencepiece":
         sample = _sample(sources["train"], parts["train"])

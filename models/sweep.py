@@ -456,6 +456,7 @@ class _Display:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.update(())
         self.progress.stop()
 
     def _count(self) -> str:

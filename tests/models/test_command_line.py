@@ -94,12 +94,14 @@ def test_a_sweep_is_trained_and_reported(run, corpus, tmp_path):
     assert trained.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert trained.count(": validation loss ") == 4
     assert "sweep, 4/4 runs" in trained
+    # No run's own line is left once it has ended.
+    assert trained.count("steps 0:") == 1
     (folder / "report.html").unlink()
     assert run("report", folder)[0] == 0
     assert (folder / "report.html").exists()
     status, _, error = run("generate", folder)
     assert status == 2
-    assert "config.json must hold a TrainConfig" in error
+    assert f"folder must be of a run, got a sweep: its runs are in {folder / 'runs'}" in error
 
 
 @pytest.mark.parametrize(

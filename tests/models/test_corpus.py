@@ -299,6 +299,13 @@ def test_bad_corpora_are_named(texts, files, changes, message):
         load_corpus(config(texts, *files, **changes))
 
 
+def test_an_empty_corpus_is_named(texts):
+    for name in ("a.empty", "b.empty"):
+        (texts / name).touch()
+    with pytest.raises(ValueError, match=r"must hold two different documents at least, .* got 0"):
+        load_corpus(config(texts, "*.empty"))
+
+
 def test_validation_that_is_all_of_the_text_leaves_nothing(texts):
     path = str(texts / "1.txt")
     with pytest.raises(ValueError, match="files must hold text that the other part does not"):

@@ -117,8 +117,9 @@ def _attend(
 ) -> Tensor:
     """Turn, scale and pad in one pass where there is something to turn or to pad; then attend."""
     head_dim = q.shape[-1]
-    scale = head_dim**-0.5 if scale is None else float(scale)
-    if not (scale > 0 and math.isfinite(scale)):
+    if scale is None:
+        scale = head_dim**-0.5
+    elif not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale must be positive and finite, got {scale}")
     num_positions = k.shape[1] + (0 if prefix_k is None else prefix_k.shape[1])
     table = None if angles is None else _table(angles, q, num_positions)

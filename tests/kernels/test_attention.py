@@ -13,6 +13,8 @@ from kernels.attention.tilings import (
     shipped_tiling,
 )
 
+pytestmark = pytest.mark.interpreter
+
 # (batch, queries, prefix, heads, key-value heads, head dim): odd lengths, one query, no prefix,
 # several blocks, grouped heads, head dims of one to three parts.
 SHAPES = [

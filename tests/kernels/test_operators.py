@@ -1,6 +1,7 @@
 """The attention operators under PyTorch's tracers, counters, autocast and DDP."""
 
 import datetime
+import time
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from kernels.attention.attention import causal_attention, prefix_attention
 from kernels.attention.flops import backward_flops, forward_flops
 from kernels.attention.operators import attention, attention_backward
 from kernels.attention.reference import reference_attention
+
+pytestmark = pytest.mark.interpreter
 
 
 def drawn(*shape, dtype=torch.float32, device="cpu"):
@@ -47,15 +50,15 @@ def test_a_fake_of_a_wrong_shape_is_found():
         torch.library.opcheck(doubled, (torch.ones(2),))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_without_a_graph_break(backend):
+@pytest.mark.parametrize(("backend", "dynamic"), [("eager", False), ("aot_eager", True)])
+def test_compiles_without_a_graph_break(backend, dynamic):
     q, k, v = drawn(2, 5, 2, 8), drawn(2, 9, 2, 8), drawn(2, 9, 2, 8)
 
     def around(q, k, v):
         return 2 * prefix_attention(q.sin(), k, v)
 
     torch._dynamo.reset()
-    compiled = torch.compile(around, fullgraph=True, backend=backend)
+    compiled = torch.compile(around, fullgraph=True, backend=backend, dynamic=dynamic)
     plain, ours = around(q, k, v), compiled(q, k, v)
     assert torch.equal(plain, ours)
     for one, other in zip(
@@ -113,8 +116,8 @@ def test_declared_flops_are_those_of_the_specification(shape, apart):
     assert forward_flops((batch, queries + 1, *q.shape[2:]), *handle[1:]) != plain[0]
 
 
-def gradients_of_half_a_batch(rank, folder):
-    """One of two processes: a projection and the attention under DDP."""
+def half_a_batch(rank, folder):
+    """One of two processes: a projection and the attention under DDP; saves its gradients."""
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",
@@ -122,17 +125,12 @@ def gradients_of_half_a_batch(rank, folder):
         world_size=2,
         timeout=datetime.timedelta(seconds=60),
     )
-    try:
-        network, x = projection_and_batch()
-        parallel = DistributedDataParallel(network)  # it reduces gradients as long as it lives
-        attended(parallel, x[rank : rank + 1]).sum().backward()
-        return [parameter.grad for parameter in network.parameters()]
-    finally:
-        dist.destroy_process_group()
-
-
-def other_process(index, folder):
-    torch.save(gradients_of_half_a_batch(1 + index, folder), f"{folder}/other.pt")
+    network, x = projection_and_batch()
+    parallel = DistributedDataParallel(network)  # it reduces gradients as long as it lives
+    attended(parallel, x[rank : rank + 1]).sum().backward()
+    torch.save([parameter.grad for parameter in network.parameters()], f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def projection_and_batch():
@@ -145,11 +143,17 @@ def attended(projection, x):
 
 
 def test_gradients_under_ddp_are_those_of_one_process(tmp_path):
-    other = torch.multiprocessing.spawn(other_process, (str(tmp_path),), join=False)
-    ours = gradients_of_half_a_batch(0, str(tmp_path))
-    assert other.join()
+    processes = torch.multiprocessing.spawn(half_a_batch, (str(tmp_path),), nprocs=2, join=False)
+    try:
+        end = time.monotonic() + 150
+        while not processes.join(timeout=5):
+            assert time.monotonic() < end, "the two processes wait for each other"
+    finally:
+        for process in processes.processes:
+            process.kill()
     network, x = projection_and_batch()
     (attended(network, x).sum() / 2).backward()
     alone = [parameter.grad for parameter in network.parameters()]
-    torch.testing.assert_close(ours, alone)
-    assert all(map(torch.equal, ours, torch.load(tmp_path / "other.pt")))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    torch.testing.assert_close(first, alone)
+    assert all(map(torch.equal, first, second))

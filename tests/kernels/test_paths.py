@@ -11,6 +11,8 @@ from kernels.attention.attention import causal_attention, prefix_attention
 from kernels.attention.reference import reference_attention
 from kernels.attention.tilings import PASSES, shipped_tiling
 
+pytestmark = pytest.mark.interpreter
+
 
 def drawn(shape, dtype=torch.float32, seed=0):
     """q, k, v of (batch, queries, prefix, heads, key-value heads, head dim)."""

@@ -9,6 +9,8 @@ from kernels.attention.operators import prepare
 from kernels.attention.preparation import declare_preparation
 from kernels.attention.reference import reference_attention, reference_preparation
 
+pytestmark = pytest.mark.interpreter
+
 # (batch, queries, prefix, heads, key-value heads, head dim, pairs that turn, angles' batch): padded
 # and aligned rows, one to three parts, no pair, one, all, a block of rows and one row more.
 SHAPES = [

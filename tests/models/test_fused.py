@@ -7,6 +7,8 @@ from models.blocks import KeyValueCache
 from models.decoder import Decoder
 from models.perceiver_ar import PerceiverAR
 
+pytestmark = pytest.mark.interpreter
+
 SIZES = dict(vocab_size=20, num_channels=9, num_layers=2, num_heads=1)
 PERCEIVER = dict(SIZES, num_latents=5, num_prefix=6)
 

@@ -188,6 +188,7 @@ def test_configuration_comes_back_from_its_file(config, tmp_path):
     )
 
 
+@pytest.mark.interpreter
 def test_a_run_on_the_fused_attention_says_so(config, tmp_path):
     few = dataclasses.replace(config, steps=2, validations=1, validation_windows=1)
     fused = dataclasses.replace(few, execution=Execution(attention="fused"))

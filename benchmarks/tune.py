@@ -180,12 +180,21 @@ def tune(
             wanted = {p: _wanted(table, shape, p)[:limit] for p in PASSES}
             if pool and time.monotonic() < end:
                 choices = [{name: tiling} for name in wanted for tiling in wanted[name]]
-                # A failure shows again, and is recorded, when the candidate is timed.
-                concurrent.futures.wait([pool.submit(run_once, shape, c) for c in choices])
+                _compile(pool, shape, choices)
             _time_all(table, shape, wanted, end)
     path = out / "tuned.json"
     path.write_text(json.dumps(fastest(read_table(table.path)), indent=1) + "\n")
     return path
+
+
+def _compile(
+    pool: concurrent.futures.Executor, shape: Shape, choices: Iterable[dict[str, Tiling]]
+) -> None:
+    """Fill the compiler's cache; a failure shows again, and is recorded, when it is timed."""
+    try:
+        concurrent.futures.wait([pool.submit(run_once, shape, chosen) for chosen in choices])
+    except concurrent.futures.BrokenExecutor as error:  # a worker died: go on without
+        print(f"nothing is compiled ahead any more: {error}")
 
 
 def _pool(jobs: int) -> contextlib.AbstractContextManager[Any]:

@@ -25,6 +25,7 @@ import triton.language as tl
 
 from benchmarks import profiler
 from benchmarks.attention import draw
+from benchmarks.executed import executed_ops
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measurement import FINDING, Table, device, environment, write_environment
 from benchmarks.profiler import Kernel, ProfilerError, verdict
@@ -86,14 +87,6 @@ def kernel_cases(drawn: int = 24, seed: int = 0) -> list[Shape]:
     return article + odd
 
 
-def executed_ops(shape: Shape, element_size: int) -> dict[str, int] | None:
-    """FLOPs that each kernel of a forward and backward pass issues, by the kernel's name.
-
-    The formula is ``flopcount``'s; None as long as it has none.
-    """
-    return None
-
-
 def between_markers(kernels: Iterable[Kernel], cases: int) -> list[list[Kernel]]:
     """Kernels of each case: those that follow its marker.
 
@@ -112,7 +105,7 @@ def between_markers(kernels: Iterable[Kernel], cases: int) -> list[list[Kernel]]
 
 
 def compared(
-    case: str, kernels: Iterable[Kernel], expected: dict[str, int] | None, dtype: str
+    case: str, kernels: Iterable[Kernel], expected: dict[str, int], dtype: str
 ) -> Iterator[dict[str, Any]]:
     """Rows of a case: each kernel's operations, all its launches together, against the formula.
 
@@ -121,18 +114,18 @@ def compared(
     by_name: dict[str, list[Kernel]] = collections.defaultdict(list)
     for kernel in kernels:
         by_name[kernel.name].append(kernel)
-    for name in dict.fromkeys((*(expected or {}), *by_name)):
+    for name in dict.fromkeys((*expected, *by_name)):
         launches = by_name.get(name, [])
         counts = [launch.tensor_ops(dtype) for launch in launches]
         counted = None if not counts or None in counts else sum(c for c in counts if c is not None)
-        executed = None if expected is None else expected.get(name, 0)
+        executed = expected.get(name, 0)
         yield {
             "case": case,
             "kernel": name,
             "metric": f"tensor ops {dtype}",
             "executed": executed,
             "counted": counted,
-            "difference": None if None in (executed, counted) else counted - executed,
+            "difference": None if counted is None else counted - executed,
             "verdict": verdict(executed, counted),
             **{metric: _summed(launches, metric) for metric in profiler.METRICS},
         }
@@ -178,8 +171,7 @@ def run_kernels(out: Path, drawn: int = 24) -> tuple[Path, bool]:
     (calibration,) = compared("GEMM", [_joined(gemm)], {"library GEMM": 2 * m * n * k}, "bfloat16")
     rows.append(calibration)
     for shape, found in zip(shapes, cases, strict=True):
-        expected = executed_ops(shape, 2)
-        rows += compared(str(shape), found, expected, "bfloat16")
+        rows += compared(str(shape), found, executed_ops(shape, 2), "bfloat16")
     if calibration["verdict"] != "confirmed":
         for row in rows[1:]:
             row["verdict"] = f"not confirmed: the GEMM is {calibration['verdict']}"

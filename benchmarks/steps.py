@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import flopcount as fc
+from benchmarks.executed import KERNELS, executed_ops
 from benchmarks.measurement import device, working_dtype
+from benchmarks.peers import shapes_of_model
 from benchmarks.profiler import Kernel, verdict
 from models.perceiver_ar import PerceiverAR
 from validate.networks import term_of
@@ -188,7 +190,9 @@ def step_rows(
         if product.fused or term in ("scores", "values"):
             # Equal layers share a term, and each launch has its part of the term's FLOPs.
             share = causal[key] // seen[key]
-        executed = None if product.fused else product.dense
+        executed = product.dense
+        if product.fused:
+            executed = _executed_of_fused(model, layer, product.phase, batch_size)
         yield {
             **row,
             "layer": layer,
@@ -199,6 +203,14 @@ def step_rows(
             "executed": executed,
             "verdict": verdict(executed, counted),
         }
+
+
+def _executed_of_fused(model: fc.PerceiverAR, layer: str, phase: str, batch_size: int) -> int:
+    """What the kernels of one attention call issue in one phase."""
+    hybrid, _, plain = shapes_of_model(model, batch_size)
+    by_kernel = executed_ops(hybrid if layer == "hybrid" else plain, working_dtype().itemsize)
+    forward = by_kernel[KERNELS["forward"]]
+    return forward if phase == "forward" else sum(by_kernel.values()) - forward
 
 
 def level_by_term(

@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 import flopcount as fc
 from benchmarks.attention import one_line, require_working_device
+from benchmarks.executed import tiling_of
 from benchmarks.measurement import (
     Table,
     device,
     environment,
     measure_ceilings,
     read_table,
+    working_dtype,
     write_environment,
 )
 from benchmarks.peers import shapes_of_model, with_attention
@@ -196,6 +198,11 @@ def measure(model: fc.PerceiverAR, variant: str, batch_size: int, rate: float) -
         num_devices=1,
     )
     row = speed.row(seconds)
+    if attention == "fused":
+        sizes = model.sizes()
+        tiling = tiling_of(sizes.num_channels // sizes.num_heads, working_dtype().itemsize)
+        executed = model.executed(tiling, batch_size=batch_size)
+        row["hfu"] = executed.hfu(seconds, peak_device(None, rate, "bf16"))
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else ""
     return {
         "status": "ok",

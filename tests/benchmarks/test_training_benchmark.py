@@ -89,6 +89,9 @@ def test_utilisation_is_causal_flops_over_the_measured_rate(monkeypatch):
     assert row["mfu"] == "0.5000"
     dense = training.TINY.flops(level="dense", batch_size=3).total
     assert row["hfu"] == f"{dense / total / 2:.4f}"
+    monkeypatch.setattr(training, "our_step", lambda *_: None)
+    fused = training.measure(training.TINY, "fused", 3, rate=4.0 * total)
+    assert float(fused["hfu"]) > float(fused["mfu"]) == 0.5
     assert float(row["tokens_per_second"]) == 3 * training.TINY.num_latents / 0.5
 
 

@@ -1,0 +1,46 @@
+"""What our kernels issue for a shape, by the counter's formula: a kernel's name, and its FLOPs."""
+
+from __future__ import annotations
+
+import flopcount as fc
+from benchmarks.shapes import Shape
+from flopcount.executed import tiles_by_key_block, tiles_by_query_block, tiles_in_rectangle
+from kernels.attention.tilings import PASSES, gradient_loops, shipped_tiling
+
+KERNELS = {
+    "forward": "attention_forward",
+    "key_value": "attention_key_value_gradient",
+    "query": "attention_query_gradient",
+}
+"""The kernel of each pass, as a profiler names it; all others issue no products."""
+
+
+def tiling_of(head_dim: int, element_size: int) -> fc.Tiling:
+    """The shipped tilings of a head dim, as the counter takes them."""
+    blocks = {name: tuple(shipped_tiling(name, head_dim, element_size)[:2]) for name in PASSES}
+    return fc.Tiling(**blocks, key_value_products=3 + len(gradient_loops(head_dim)))
+
+
+def executed_ops(shape: Shape, element_size: int) -> dict[str, int]:
+    """FLOPs that each kernel issues in a forward and a backward pass, all its launches together.
+
+    Per kernel: heads · tiles visited · products per tile · 2·M·J·c̄; the prefix and the latents are
+    two ranges of keys.
+
+    Args:
+        shape: the attention call.
+        element_size: bytes of an element, which decide the tiling.
+
+    Source: :mod:`flopcount.executed`.
+    """
+    tiling = tiling_of(shape.head_dim, element_size)
+    products = {"forward": 2, "key_value": tiling.key_value_products, "query": 3}
+    found = {}
+    for name, kernel in KERNELS.items():
+        block = getattr(tiling, name)
+        square = tiles_by_key_block if name == "key_value" else tiles_by_query_block
+        tiles = square(shape.queries, block)
+        tiles += tiles_in_rectangle(shape.queries, shape.prefix, block)
+        per_tile = 2 * block[0] * block[1] * tiling.padded(shape.head_dim)
+        found[kernel] = shape.batch * shape.heads * tiles * products[name] * per_tile
+    return found

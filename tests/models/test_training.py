@@ -140,6 +140,30 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(config, tmp_path, stops
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
+def test_batches_made_ahead_change_no_bit_also_when_resumed(config, tmp_path):
+    whole = train(config, tmp_path / "whole")
+    ahead = dataclasses.replace(config, execution=Execution(prefetch=3))
+    with pytest.raises(StoppedError):
+        train(ahead, tmp_path / "stopped", stop_at(9))
+    assert without_time(train(ahead, tmp_path / "stopped")) == without_time(whole)
+
+
+def test_another_execution_goes_on_with_a_run(config, tmp_path):
+    """And reaches the same loss but for rounding."""
+    whole = train(config, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "stopped", stop_at(9))
+    execution = Execution(micro_batches=3, loss="chunked", checkpointing="reentrant")
+    changed = dataclasses.replace(config, execution=execution)
+    rows = train(changed, tmp_path / "stopped")
+    for row, expected in zip(rows, whole, strict=True):
+        assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-5)
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+    assert without_time(rows) != without_time(whole)
+    environment = json.loads((tmp_path / "stopped" / "environment.json").read_text())
+    assert environment["execution"]["micro_batches"] == 3
+
+
 def test_resuming_without_the_generator_state_would_be_seen(config, tmp_path, monkeypatch):
     """The twin: prefix dropout draws, so a forgotten state changes the loss."""
     whole = train(config, tmp_path / "whole")

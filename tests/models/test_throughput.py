@@ -1,0 +1,61 @@
+"""Rates of a step: tokens, FLOP/s, and shares of a peak that someone has stated."""
+
+import pytest
+import torch
+
+import flopcount
+from models.throughput import measure, peak_device, why_no_utilisation
+
+MODEL = flopcount.PerceiverAR(
+    vocab_size=262, num_latents=8, num_prefix=6, num_channels=8, num_layers=2, num_heads=2
+)
+
+
+def speed(**changes):
+    arguments = dict(
+        model=MODEL,
+        batch_size=3,
+        attention="reference",
+        checkpointing="reentrant",
+        device=peak_device(None, 1e9, "fp32"),
+        dtype="fp32",
+        num_devices=2,
+    )
+    return measure(**(arguments | changes))
+
+
+def test_a_step_is_rated_by_what_it_needs_and_by_what_it_executes():
+    row = speed().row(seconds=0.5)
+    # 3 sequences of 8 latents in half a second.
+    assert row["tokens_per_second"] == 48
+    causal = MODEL.flops(level="causal", batch_size=3).total
+    assert row["flops_per_second"] == causal * 2
+    # Two devices of 1e9 FLOP/s for half a second could do 1e9.
+    assert row["mfu"] == causal / 1e9
+    dense = MODEL.flops(level="dense", batch_size=3, checkpointing="reentrant")
+    assert row["hfu"] == (dense.total + dense.recompute) / 1e9
+    assert row["hfu"] > speed(checkpointing=None).row(0.5)["hfu"] > row["mfu"]
+
+
+def test_what_is_not_known_is_left_out():
+    assert "hfu" not in speed(attention="fused").row(0.5)
+    row = speed(device=peak_device(None, None, "fp32")).row(0.5)
+    assert row.keys() == {"tokens_per_second", "flops_per_second"}
+    assert why_no_utilisation(torch.device("cpu")) == (
+        "no MFU: the peak rate of the CPU is not stated; name a device of `flopcount devices` by "
+        "--peak, or give its FLOP/s by --peak-flops"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("h100", 1e12, "bf16"), "give peak or peak_flops, not both, got 'h100' and 1e12"),
+        (("abacus", None, "bf16"), "device = 'abacus': expected one of h100"),
+        (("v100", None, "bf16"), "dtype = 'bf16': expected one of fp64, fp32, fp16 on v100"),
+        ((None, 0, "fp32"), "flops_per_second = 0"),
+    ],
+)
+def test_a_peak_is_never_guessed(arguments, message):
+    with pytest.raises(ValueError, match=message.replace("1e12", "1000000000000.0")):
+        peak_device(*arguments)

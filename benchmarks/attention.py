@@ -49,6 +49,8 @@ COLUMNS = (
     "error",
     "message",
 )
+CHUNK = 7
+"""Shapes that are compiled ahead together, and then timed."""
 STATUS_OF = {WrongResultError: "wrong", NotApplicableError: "does not apply"}
 
 
@@ -185,6 +187,19 @@ def compile_ahead(cases: Iterable[tuple[Shape, str, bool]], jobs: int) -> None:
             future.exception()
 
 
+Wanted = tuple[Shape, str, list[str]]
+
+
+def in_chunks(wanted: list[Wanted], shapes: int = CHUNK) -> list[list[Wanted]]:
+    """Cut what is wanted into pieces of some shapes, so that a cut run has measured the first.
+
+    Nothing is timed while anything is compiled: the device would be shared.
+    """
+    order = list(dict.fromkeys(shape for shape, _, _ in wanted))
+    pieces = [set(order[first : first + shapes]) for first in range(0, len(order), shapes)]
+    return [[case for case in wanted if case[0] in piece] for piece in pieces]
+
+
 def _run_once(shape: Shape, name: str, backward: bool) -> None:
     attend = IMPLEMENTATIONS[name].build(shape, device())
     q, k, v, grad = draw(shape)
@@ -214,23 +229,24 @@ def run(
                     wanted.append((shape, name, missing))
     if not wanted:
         return table.path
-    if jobs:
-        compile_ahead(
-            [
-                (shape, name, "backward" in missing)
-                for shape, name, missing in wanted
-                if IMPLEMENTATIONS[name].compiles
-            ],
-            jobs,
-        )
     ceilings = measure_ceilings()
     write_environment(out, "attention", ceilings=dataclasses.asdict(ceilings))
-    for shape, name, missing in wanted:
-        for row in measure(shape, name, missing, ceilings):
-            table.add(**row)
-            report(_shown(row))
-        torch.compiler.reset()  # one shape's graphs are of no use to the next
-        require_working_device()
+    for chunk in in_chunks(wanted):
+        if jobs:
+            compile_ahead(
+                [
+                    (shape, name, "backward" in missing)
+                    for shape, name, missing in chunk
+                    if IMPLEMENTATIONS[name].compiles
+                ],
+                jobs,
+            )
+        for shape, name, missing in chunk:
+            for row in measure(shape, name, missing, ceilings):
+                table.add(**row)
+                report(_shown(row))
+            torch.compiler.reset()  # one shape's graphs are of no use to the next
+            require_working_device()
     return table.path
 
 

@@ -40,13 +40,17 @@ from benchmarks.shapes import Shape
 from kernels.attention import launches
 from kernels.attention.tilings import PASSES, Tiling, padded_head_dim, shipped_tiling
 
-REGISTERS_FOR_TILES = 208
-"""Of 255 that a thread has, what accumulators and scores may take; the rest is for addresses."""
+REGISTERS = 255
+"""The most that a thread can have."""
+REGISTERS_BESIDE_TILES = 47
+"""What addresses, row maxima and sums take beside accumulators and scores."""
+CAPS = {4: (None, 168, 128), 8: (None, 128)}
+"""By warps, registers of a thread that let one, two, three or four programs share 65,536."""
 SHARED_MEMORY = 227 * 1024
 """Bytes that one program may take on Hopper."""
 
 OWNED = (64, 128)
-VISITED = (32, 64, 128)
+VISITED = (16, 32, 64, 128)
 WARPS = (4, 8)
 STAGES = (2, 3)
 HEAD_DIMS = (73, 91, 64, 128)
@@ -91,7 +95,8 @@ def fits(pass_name: str, head_dim: int, tiling: Tiling, element_size: int = 2) -
     if resident * padded * element_size > SHARED_MEMORY:
         return False
     values = ACCUMULATORS[pass_name] * owned * padded + SCORE_TILES[pass_name] * owned * visited
-    return values <= REGISTERS_FOR_TILES * 32 * tiling.num_warps
+    registers = (tiling.max_registers or REGISTERS) - REGISTERS_BESIDE_TILES
+    return values <= registers * 32 * tiling.num_warps
 
 
 def blocks(pass_name: str, tiling: Tiling) -> tuple[int, int]:
@@ -109,9 +114,10 @@ def candidates(pass_name: str, head_dim: int, element_size: int = 2) -> list[Til
     found = [shipped]
     for owned, visited, warps, stages in itertools.product(OWNED, VISITED, WARPS, STAGES):
         sides = (visited, owned) if pass_name == "key_value" else (owned, visited)
-        tiling = Tiling(*sides, num_warps=warps, num_stages=stages)
-        if tiling not in found and fits(pass_name, head_dim, tiling, element_size):
-            found.append(tiling)
+        for cap in CAPS[warps]:
+            tiling = Tiling(*sides, warps, stages, cap)
+            if tiling not in found and fits(pass_name, head_dim, tiling, element_size):
+                found.append(tiling)
     return found
 
 
@@ -170,7 +176,8 @@ def tune(
         limit: candidates of a pass at most, the shipped one among them.
 
     Returns:
-        The path of ``tuned.json``: see :func:`fastest`.
+        The path of ``tuned.json``: see :func:`fastest`. ``tuned.txt`` beside it has the lines of
+        :func:`table_lines`.
     """
     table = Table(out / "tilings.csv", COLUMNS, KEY)
     write_environment(out, "tilings")
@@ -182,8 +189,10 @@ def tune(
                 choices = [{name: tiling} for name in wanted for tiling in wanted[name]]
                 _compile(pool, shape, choices)
             _time_all(table, shape, wanted, end)
+    rows = read_table(table.path)
+    (out / "tuned.txt").write_text("".join(f"{line}\n" for line in table_lines(rows)))
     path = out / "tuned.json"
-    path.write_text(json.dumps(fastest(read_table(table.path)), indent=1) + "\n")
+    path.write_text(json.dumps(fastest(rows), indent=1) + "\n")
     return path
 
 
@@ -325,6 +334,38 @@ def fastest(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def table_lines(rows: list[dict[str, str]]) -> list[str]:
+    """What ``kernels.attention.tilings.TILINGS`` would say: a tiling for each pass and head dim.
+
+    Of the tilings timed on all shapes of a head dim, the one whose worst ratio to a shape's fastest
+    is least; the ratio stands beside. Register use and spills are for ``python -m validate`` to
+    judge, once the line is in the table.
+    """
+    lines = []
+    for pass_name in PASSES:
+        of_pass = [row for row in rows if row["pass"] == pass_name and row["status"] == "ok"]
+        for head_dim in dict.fromkeys(row["head_dim"] for row in of_pass):
+            times: dict[tuple[str, ...], dict[str, float]] = {}
+            for row in of_pass:
+                if row["head_dim"] == head_dim:
+                    shape = tuple(row[name] for name in SIZES)
+                    times.setdefault(shape, {})[row["tiling"]] = _ms(row)
+            everywhere = set.intersection(*(set(of_shape) for of_shape in times.values()))
+            worst = {
+                tiling: max(
+                    of_shape[tiling] / min(of_shape.values()) for of_shape in times.values()
+                )
+                for tiling in everywhere
+            }
+            if worst:
+                best = min(sorted(worst), key=lambda tiling: worst[tiling])
+                lines.append(
+                    f"{pass_name}, {padded_head_dim(int(head_dim))} channels: "
+                    f"{read_tiling(best)}, at most {worst[best]:.3f} of the fastest"
+                )
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -171,6 +171,29 @@ def test_a_run_continues_where_one_was_cut(tmp_path):
     attention.run(tmp_path, ["tiny"], names, report=pytest.fail)
 
 
+def test_compiling_ahead_never_overlaps_timing(monkeypatch, tmp_path):
+    events = []
+    monkeypatch.setattr(
+        attention, "compile_ahead", lambda cases, jobs: events.append(("compile", len(cases)))
+    )
+    monkeypatch.setattr(
+        attention, "measure", lambda shape, *_: events.append(("time", shape)) or ()
+    )
+    attention.run(tmp_path, ["tiny"], ["fused", "eager"], jobs=2, report=lambda line: None)
+    first, second = SETS["tiny"]
+    assert attention.in_chunks([(first, "a", []), (second, "a", []), (first, "b", [])], 1) == [
+        [(first, "a", []), (first, "b", [])],
+        [(second, "a", [])],
+    ]
+    # Both shapes lie in one chunk of seven: "fused" alone is compiled, twice, before any timing.
+    assert events[0] == ("compile", 2)
+    assert [kind for kind, _ in events[1:]] == ["time"] * 4
+
+
+def test_cases_run_in_worker_processes():
+    attention.compile_ahead([(SETS["tiny"][1], "eager", True)], jobs=1)
+
+
 def test_a_table_of_other_columns_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match=r"must have the columns \('a', 'c'\), got \['a', 'b'\]"):

@@ -18,6 +18,9 @@ def test_room_for_a_tiling():
     # Over 128 threads 208: as many as are allowed; with head dim 91, 96 stored, 224.
     assert tune.fits("forward", 73, Tiling(128, 128, 4, 2))
     assert not tune.fits("forward", 91, Tiling(128, 128, 4, 2))
+    # A cap of 128 registers leaves 81.
+    assert tune.fits("forward", 54, Tiling(128, 32, 8, 2, 128))
+    assert not tune.fits("forward", 73, Tiling(128, 128, 8, 2, 128))
     # Two accumulators and two tiles of scores: 128 · 2 · (80 + 64) over 128 threads are 288.
     assert not tune.fits("key_value", 73, Tiling(64, 128, 4, 2))
     # Two owned operands and 4 stages of two visited ones: (256 + 1024) · 128 · 2 = 327,680 bytes.
@@ -104,6 +107,20 @@ def test_other_shapes_try_the_fastest_of_the_first_alone(searched):
         fastest = min(first, key=lambda row: float(row["ms"]))["tiling"]
         assert len(later) <= tune.KEPT + 1
         assert fastest in {row["tiling"] for row in later}
+
+
+def test_the_line_for_the_table_is_the_least_bad_everywhere():
+    def row(prefix, tiling, ms):
+        sizes = dict(batch=80, queries=512, prefix=prefix, heads=8, head_dim=73)
+        row = {name: str(size) for name, size in sizes.items()}
+        return row | {"pass": "query", "status": "ok", "tiling": tiling, "ms": str(ms)}
+
+    a, b, c = "64 64 4 2 None", "128 64 8 2 None", "128 32 8 2 128"
+    # a is the fastest on one shape and twice as slow on the other; b loses a tenth at most.
+    rows = [row(0, a, 1.0), row(0, b, 1.1), row(0, c, 9.0)]
+    rows += [row(768, a, 4.0), row(768, b, 2.0)]
+    (line,) = tune.table_lines(rows)
+    assert line == f"query, 80 channels: {tune.read_tiling(b)}, at most 1.100 of the fastest"
 
 
 def test_the_search_resumes(searched, monkeypatch):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import flopcount as fc
 from benchmarks.shapes import Shape
 from flopcount.executed import tiles_by_key_block, tiles_by_query_block, tiles_in_rectangle
-from kernels.attention.tilings import PASSES, gradient_loops, shipped_tiling
+from models.throughput import tiling_of
 
 KERNELS = {
     "forward": "attention_forward",
@@ -13,12 +12,6 @@ KERNELS = {
     "query": "attention_query_gradient",
 }
 """The kernel of each pass, as a profiler names it; all others issue no products."""
-
-
-def tiling_of(head_dim: int, element_size: int) -> fc.Tiling:
-    """The shipped tilings of a head dim, as the counter takes them."""
-    blocks = {name: tuple(shipped_tiling(name, head_dim, element_size)[:2]) for name in PASSES}
-    return fc.Tiling(**blocks, key_value_products=3 + len(gradient_loops(head_dim)))
 
 
 def executed_ops(shape: Shape, element_size: int) -> dict[str, int]:

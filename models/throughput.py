@@ -1,7 +1,8 @@
 """How fast a run is: tokens and FLOP/s, and what share of the hardware's peak they are.
 
-MFU counts what the model needs, level ``causal``, and never recomputation. HFU counts what the
-reference attention issues, level ``dense``: whole score rectangles, and recomputation.
+MFU counts what the model needs, level ``causal``, and never recomputation. HFU counts what is
+issued, recomputation too: the reference attention multiplies whole score rectangles (level
+``dense``), the fused kernels whole tiles (level ``executed``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import flopcount
 from flopcount.count import Count
 from flopcount.devices import find_device
+from kernels.attention.tilings import PASSES, gradient_loops, shipped_tiling
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Speed:
 
     Attributes:
         causal: count of the step, level ``causal``.
-        executed: count of what the attention issues, or None where that is not known.
+        executed: count of what is issued.
         tokens: latent tokens of a step.
         device: with the peak rate, or None where it is not known.
         dtype: of the matrix products, as the device's table names it.
@@ -30,7 +32,7 @@ class Speed:
     """
 
     causal: Count
-    executed: Count | None
+    executed: Count
     tokens: int
     device: flopcount.Device | None
     dtype: str
@@ -44,9 +46,7 @@ class Speed:
         }
         if self.device is not None:
             share = (seconds, self.device, self.dtype, self.num_devices)
-            row["mfu"] = self.causal.mfu(*share)
-            if self.executed is not None:
-                row["hfu"] = self.executed.hfu(*share)
+            row |= {"mfu": self.causal.mfu(*share), "hfu": self.executed.hfu(*share)}
         return row
 
 
@@ -88,6 +88,21 @@ def why_no_utilisation(device: torch.device) -> str:
     )
 
 
+def tiling_of(head_dim: int, element_size: int) -> flopcount.Tiling:
+    """The fused kernels' shipped tilings, as the counter takes them.
+
+    Args:
+        head_dim: channels of a head.
+        element_size: bytes of an element.
+
+    Example:
+        >>> tiling_of(73, 2).forward
+        (128, 64)
+    """
+    blocks = {name: tuple(shipped_tiling(name, head_dim, element_size)[:2]) for name in PASSES}
+    return flopcount.Tiling(**blocks, key_value_products=3 + len(gradient_loops(head_dim)))
+
+
 def measure(
     model: flopcount.PerceiverAR,
     batch_size: int,
@@ -97,14 +112,30 @@ def measure(
     dtype: str,
     num_devices: int,
 ) -> Speed:
-    """Count a training step, to rate its times by; only the reference attention has an HFU."""
-    causal, dense = (
-        model.flops(level=level, batch_size=batch_size, checkpointing=checkpointing)
-        for level in ("causal", "dense")
-    )
+    """Count a training step, to rate its times by.
+
+    Args:
+        model: the sizes.
+        batch_size: sequences a step, over all devices.
+        attention: ``reference`` or ``fused``.
+        checkpointing: of activations, or None.
+        device: with the peak rate, or None where it is not known.
+        dtype: of the matrix products.
+        num_devices: devices that share the step.
+
+    Raises:
+        ValueError: if an argument is none of these.
+
+    """
+    step = {"batch_size": batch_size, "checkpointing": checkpointing}
+    if attention == "fused":
+        head_dim = model.num_channels // model.num_heads
+        executed = model.executed(tiling_of(head_dim, 2 if dtype == "bf16" else 4), **step)
+    else:
+        executed = model.flops(level="dense", **step)
     return Speed(
-        causal=causal,
-        executed=dense if attention == "reference" else None,
+        causal=model.flops(level="causal", **step),
+        executed=executed,
         tokens=batch_size * model.num_latents,
         device=device,
         dtype=dtype,

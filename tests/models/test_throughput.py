@@ -37,8 +37,17 @@ def test_a_step_is_rated_by_what_it_needs_and_by_what_it_executes():
     assert row["hfu"] > speed(checkpointing=None).row(0.5)["hfu"] > row["mfu"]
 
 
-def test_what_is_not_known_is_left_out():
-    assert "hfu" not in speed(attention="fused").row(0.5)
+def test_fused_attention_executes_whole_tiles():
+    row = speed(
+        attention="fused", checkpointing=None, device=peak_device(None, 1e9, "bf16"), dtype="bf16"
+    ).row(0.5)
+    tiling = flopcount.Tiling(forward=(128, 64), key_value=(32, 64), query=(128, 64))
+    assert row["hfu"] == MODEL.executed(tiling, batch_size=3).total / 1e9
+    # Eight queries and fourteen keys fill a corner of such tiles.
+    assert row["hfu"] > 3 * row["mfu"]
+
+
+def test_without_a_peak_no_share_of_it_is_given():
     row = speed(device=peak_device(None, None, "fp32")).row(0.5)
     assert row.keys() == {"tokens_per_second", "flops_per_second"}
     assert why_no_utilisation(torch.device("cpu")) == (

@@ -104,10 +104,21 @@ PARTS = (
         3,
         "benchmarks.counters step --out {out} --models tiny --batch-size 2 --attention reference",
     ),
-    Part("determinism", "benchmarks.soundness determinism --out {out}", 1.5,
-         "benchmarks.soundness determinism --out {out} --runs 2 --largest 2"),
+    Part(
+        "determinism",
+        "benchmarks.soundness determinism --out {out}",
+        1.5,
+        "benchmarks.soundness determinism --out {out} --runs 2 --largest 2",
+    ),
     Part("sanitizer", "benchmarks.soundness sanitizer --out {out}", 3, ""),
-    Part("tests", "pytest -m gpu -q -rs tests", 3, "pytest -m gpu -q -rs tests/benchmarks", (1, 5)),
+    Part(
+        "tests",
+        "pytest -m gpu -q -rs --continue-on-collection-errors tests/kernels tests/models "
+        "tests/benchmarks",
+        3,
+        "pytest -m gpu -q -rs tests/benchmarks",
+        (1, 5),
+    ),
     Part(
         "curves",
         "benchmarks.training curves --out {out} --models 512x9-V262-m3584",
@@ -128,7 +139,7 @@ PARTS = (
         3,
         "benchmarks.attention --out {out} --shapes tiny --implementations fused",
     ),
-)  # fmt: skip
+)
 
 
 class Progress:

@@ -19,6 +19,8 @@ from benchmarks.measurement import (
 from benchmarks.shapes import SETS, Shape
 from kernels.attention.reference import admitted_pairs, reference_attention
 
+pytestmark = pytest.mark.interpreter
+
 SHAPE = Shape(2, 7, 5, 2, 9)
 CPU = torch.device("cpu")
 

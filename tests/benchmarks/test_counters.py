@@ -16,6 +16,7 @@ from benchmarks.peers import shapes_of_model
 from benchmarks.profiler import EXPONENTIALS, PATHS, Kernel, ProfilerError, parse, verdict
 from benchmarks.shapes import Shape
 
+pytestmark = pytest.mark.interpreter
 BF16 = PATHS["bfloat16"]
 # Synthetic: written by hand after the documented format, not recorded from a run.
 SAMPLE = f"""==PROF== Connected to process 4711 (/usr/bin/python3.12)

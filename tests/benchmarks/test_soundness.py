@@ -12,6 +12,7 @@ from benchmarks.measurement import FINDING, read_table
 from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
 
+pytestmark = pytest.mark.interpreter
 CASES = soundness.drawn_cases(200)
 
 

@@ -13,6 +13,8 @@ from benchmarks.shapes import Shape
 from kernels.attention.reference import reference_attention
 from models.blocks import ATTENTION
 
+pytestmark = pytest.mark.interpreter
+
 SHAPE = Shape(2, 3, 4, 2, 5)
 
 

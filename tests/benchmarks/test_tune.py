@@ -11,6 +11,8 @@ from benchmarks.shapes import Shape
 from kernels.attention import launches
 from kernels.attention.tilings import PASSES, Tiling, shipped_tiling
 
+pytestmark = pytest.mark.interpreter
+
 
 def test_room_for_a_tiling():
     # 128 · 80 accumulators and 128 · 128 scores, 26,624 values, over 256 threads: 104 registers.

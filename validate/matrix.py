@@ -9,10 +9,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, given, settings
@@ -413,34 +411,34 @@ def timed(run: Callable[[], Verdict]) -> Verdict:
     return dataclasses.replace(run(), seconds=round(time.monotonic() - start, 1))
 
 
-def verdicts(
-    quick: bool = False, own: Architecture | None = None, processes: int = 1
-) -> list[Verdict]:
-    """Every check's verdict, then the formulas that have no witness.
+def runs(quick: bool = False, own: Architecture | None = None) -> list[Callable[[], Verdict]]:
+    """Every check, to be run.
 
     Args:
         quick: Fewer drawn configurations, fewer proofs, and no full-size masks.
         own: One configuration to check instead of the article's and drawn ones.
-        processes: How many checks run at the same time.
     """
-    runs: list[Callable[[], Verdict]] = []
     if own is not None:
-        runs = [functools.partial(run_check, check, [own], drawn=0) for check in CHECKS]
-    else:
-        for step in proof.STEPS:
-            if not quick or (step.training and not step.checkpointing):
-                layers = proof.LAYERS[:2] if quick else proof.LAYERS
-                runs.append(functools.partial(run_proof, step, layers))
-        for check in CHECKS:
-            models = configurations.SEED_MODELS if check.at_full_size or not quick else ()
-            drawn = 10 if quick else 1000
-            runs.append(functools.partial(run_check, check, models, drawn))
-        runs += [functools.partial(run_standalone, check, quick) for check in STANDALONE]
-    unverified = [Verdict(name, "", "nothing", None, "UNVERIFIED") for name in WITHOUT_WITNESS]
-    if processes == 1:
-        return [*map(timed, runs), *unverified]
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        return [*pool.map(timed, runs), *unverified]
+        return [functools.partial(run_check, check, [own], drawn=0) for check in CHECKS]
+    found: list[Callable[[], Verdict]] = []
+    for step in proof.STEPS:
+        if not quick or (step.training and not step.checkpointing):
+            layers = proof.LAYERS[:2] if quick else proof.LAYERS
+            found.append(functools.partial(run_proof, step, layers))
+    for check in CHECKS:
+        models = configurations.SEED_MODELS if check.at_full_size or not quick else ()
+        found.append(functools.partial(run_check, check, models, 10 if quick else 1000))
+    return found + [functools.partial(run_standalone, check, quick) for check in STANDALONE]
+
+
+def unverified() -> list[Verdict]:
+    """The formulas that have no witness."""
+    return [Verdict(name, "", "nothing", None, "UNVERIFIED") for name in WITHOUT_WITNESS]
+
+
+def verdicts(quick: bool = False, own: Architecture | None = None) -> list[Verdict]:
+    """Every check's verdict, as :func:`runs` has them, then the formulas that have no witness."""
+    return [*map(timed, runs(quick, own)), *unverified()]
 
 
 def as_table(found: list[Verdict]) -> str:

@@ -134,6 +134,7 @@ FORMULAS = (
                 "halve",
                 "minimum",
                 "divide",
+                "ceil_divide",
                 "exact_ratio",
                 "kept_positions",
                 "_kept_positions_in_arrays",
@@ -191,15 +192,27 @@ Check = Callable[[], object]
 """Raises where the counter differs from a witness."""
 
 
+STANDALONE: tuple[matrix.Standalone, ...] = ()
+"""Standalone checks of the matrix that judge too: what runs their witness belongs to `WITNESSES`."""
+
+
 def _rows() -> list[Check]:
-    """The checks of the matrix, each on each model."""
+    """The checks of the matrix, each on each model, and the standalone ones on a quick run's."""
 
     def agree(check: matrix.Check, model: Any) -> None:
         wrong = {name: missed for name, missed in check.compare(model).items() if missed}
         if wrong:
             raise matrix.DisagreementError(str(wrong))
 
-    return [functools.partial(agree, check, model) for model in MODELS for check in matrix.CHECKS]
+    def hold(check: matrix.Standalone) -> None:
+        verdict = matrix.run_standalone(check, quick=True)
+        if not verdict.holds:
+            raise matrix.DisagreementError(verdict.finding)
+
+    return [
+        *(functools.partial(agree, check, model) for model in MODELS for check in matrix.CHECKS),
+        *(functools.partial(hold, check) for check in STANDALONE),
+    ]
 
 
 class _Collected:
@@ -337,6 +350,20 @@ def run(formulas: Iterable[Formulas] = FORMULAS, judges: Judges | None = None) -
     return result
 
 
+def formulas_of(modules: Iterable[str] = ()) -> list[Formulas]:
+    """The formulas of some modules, or all.
+
+    Raises:
+        ValueError: If a module is none of :data:`FORMULAS`.
+    """
+    known = {entry.target.module: entry for entry in FORMULAS}
+    wanted = list(modules) or list(known)
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise ValueError(f"modules = {unknown}: expected some of {', '.join(known)}")
+    return [known[name] for name in wanted]
+
+
 def as_table(result: Result, equivalent: dict[str, str]) -> str:
     """The result as text."""
     cells = [
@@ -364,11 +391,7 @@ def main(modules: tuple[str, ...] = (), json: bool = False) -> int:
         The exit status: 1 if a mutant survives that is not listed as equivalent, or if an entry of
         the list is stale.
     """
-    known = {entry.target.module: entry for entry in FORMULAS}
-    unknown = set(modules) - set(known)
-    if unknown:
-        raise ValueError(f"modules = {sorted(unknown)}: expected some of {', '.join(known)}")
-    result = run([known[name] for name in modules or known])
+    result = run(formulas_of(modules))
     equivalent = equivalent_mutants()
     survivors, stale = result.unlisted(equivalent), result.stale(equivalent)
     if json:

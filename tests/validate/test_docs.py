@@ -1,9 +1,12 @@
 """Generated pages are current."""
 
 import dataclasses
+import itertools
+
+import pytest
 
 from flopcount.conventions import CONVENTIONS
-from validate import who_counts_what
+from validate import matrix, mutation, proof, verification, who_counts_what
 
 
 def test_who_counts_what_is_current():
@@ -30,3 +33,64 @@ def test_the_commands_write_what_they_print(tmp_path, monkeypatch, capsys):
     assert who_counts_what.main() == 0
     assert who_counts_what.main(write=True) == 0
     assert (tmp_path / "docs" / "page.md").read_text() == capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return verification.read()
+
+
+def test_verification_is_current(recorded):
+    assert verification.stale(recorded) == [], "run python -m validate --write-docs"
+    page = (verification.DOCS / "verification.md").read_text()
+    assert page == verification.page(recorded), "run python -m validate --write-docs"
+
+
+def test_what_was_recorded_holds(recorded):
+    verdicts = [matrix.Verdict(**entry) for entry in recorded["verdicts"]]
+    assert all(verdict.holds or verdict.unverified for verdict in verdicts)
+    assert not any(entry["survivors"] for entry in recorded["mutation"].values())
+    assert min(recorded["census"].values()) > 0
+
+
+def test_changes_make_the_record_stale(recorded, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix, "WITHOUT_WITNESS", ())
+        assert verification.stale(recorded) == ["formulas or witnesses have changed"]
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix, "CHECKS", matrix.CHECKS[1:])
+        assert verification.stale(recorded) == ["formulas or witnesses have changed"]
+    with monkeypatch.context() as patch:
+        fewer = dataclasses.replace(
+            mutation.FORMULAS[0], target=mutation.Target("flopcount.layers", ("causal_pairs",))
+        )
+        patch.setattr(mutation, "FORMULAS", (fewer, *mutation.FORMULAS[1:]))
+        assert verification.stale(recorded) == ["formulas of flopcount.layers have changed"]
+    with monkeypatch.context() as patch:
+        patch.setattr(verification, "DRAWN", 10)
+        assert verification.stale(recorded) == ["other configurations are drawn"]
+
+
+def test_what_has_no_witness_stands_out(recorded):
+    page = verification.page(recorded)
+    assert "**UNVERIFIED**: per-element costs" in page
+    wrong = recorded | {"verdicts": [recorded["verdicts"][0] | {"finding": "off by 7"}]}
+    assert "**off by 7**" in verification.page(wrong)
+
+
+def holds(guard, **sizes):
+    functions = {"Ne": lambda a, b: a != b, "Mod": lambda a, b: a % b, "Max": max}
+    return eval(guard, functions, sizes)
+
+
+def test_the_guards_exclude_nothing_but_more_kept_than_there_is():
+    guards = {
+        guard
+        for layers in proof.listed_premises().values()
+        for premises in layers.values()
+        for guard in premises["guards"]
+    }
+    assert "K <= M" in guards
+    assert not holds("K <= M", K=3, M=2)
+    for C, N, K in itertools.product(range(6, 40), range(2, 7), range(2, 7)):
+        assert all(holds(guard, C=C, N=N, K=K, M=K) for guard in guards)

@@ -71,7 +71,9 @@ FORMULAS = (
             "flopcount.architectures",
             (
                 "Architecture.params",
+                "Architecture.executed",
                 "Architecture._level_count",
+                "Architecture._count",
                 "Architecture._convention_count",
                 "PerceiverAR",
                 "PerceiverAR.sizes",
@@ -193,7 +195,7 @@ Check = Callable[[], object]
 
 
 STANDALONE: tuple[matrix.Standalone, ...] = ()
-"""Standalone checks of the matrix that judge too: what runs their witness belongs to `WITNESSES`."""
+"""Standalone checks that judge too; what runs their witness belongs to :data:`WITNESSES`."""
 
 
 def _rows() -> list[Check]:

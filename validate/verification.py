@@ -242,8 +242,8 @@ The trace of element-wise operations shows these, and no row of the counter clai
 
 
 QUICK = (
-    "\n\n**This is the record of a quick run** (`--quick`): without it, every kind of step is proved "
-    "at L = 1 to 4, and each concrete witness is tried on 1,000 drawn configurations."
+    "\n\n**This is the record of a quick run** (`--quick`): without it, every kind of step is "
+    "proved at L = 1 to 4, and each concrete witness is tried on 1,000 drawn configurations."
 )
 
 

@@ -77,6 +77,29 @@ def test_rows_of_a_tiny_model_by_hand(level):
     assert masked == [3 if level == "causal" else 4] * 4  # 1 + 2 of 2·2 pairs
 
 
+def test_executed_attention_of_a_tiny_model_by_hand():
+    tiling = fc.Tiling(forward=(16, 16), key_value=(8, 8), query=(4, 4))
+    count = TINY.executed(tiling, checkpointing="reentrant")
+    # Everything fits one tile; 2 heads, and the head dim 3 is padded to 16: 2·2·16 per pair.
+    forward, key_value, query = (64 * block * block for block in (16, 8, 4))
+    lines = {(line.part, line.layer, line.term): line for line in count.lines}
+    for part, layer in (("self", "hybrid"), ("self", "self-attention"), ("cross", "hybrid")):
+        scores, values = (lines[part, layer, term] for term in ("scores", "values"))
+        assert scores.forward == values.forward == scores.recompute == values.recompute == forward
+        # Scores again and the gradient of k, scores again and that of q; the weights' gradient in
+        # both passes, and that of v.
+        assert scores.backward == 2 * key_value + 2 * query
+        assert values.backward == 2 * key_value + query
+        assert [row.flops for row in scores.rows()].count(key_value) == 2
+    mlp = lines["self", "hybrid", "mlp up"]
+    assert (mlp.forward, mlp.backward, len(mlp.rows())) == (288, 576, 4)
+    evaluation = TINY.executed(tiling, training=False)
+    assert evaluation.backward == 0
+    assert {row.phase for row in evaluation.rows} == {"forward"}
+    with pytest.raises(ValueError, match="executed"):
+        evaluation.mfu(seconds=1, device="h200")
+
+
 def test_parts_by_hand():
     count, alone = TINY.flops(), TINY.flops().self_part
     # k = 2: keys and values 2·144, scores and values 2·48.

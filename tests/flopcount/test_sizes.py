@@ -7,7 +7,7 @@ import pytest
 import sympy
 
 import flopcount as fc
-from flopcount.sizes import divide, exact_ratio, kept_positions, minimum
+from flopcount.sizes import ceil_divide, divide, exact_ratio, kept_positions, minimum
 
 n, p = sympy.symbols("n p", positive=True)
 
@@ -25,6 +25,12 @@ def test_divide():
     assert list(divide("a", 12, "b", np.array([4, 3]))) == [3, 4]
     assert divide("a", n, "b", 2) == n / 2
     assert divide("a", 2, "b", n) == 2 / n
+
+
+def test_ceil_divide():
+    assert [ceil_divide(number, 3) for number in (0, 1, 3, 4)] == [0, 1, 1, 2]
+    assert list(ceil_divide(np.array([6, 7]), 3)) == [2, 3]
+    assert ceil_divide(n, 3) == sympy.ceiling(n / 3)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 ``python -m validate --write-docs`` runs every check in full and the mutation run, records what they
 found in ``docs/verification.json`` and writes the page from the record. The page is a function of
 the record and of what the code declares, so whether it is current can be told in seconds:
-:func:`stale` compares the record with formulas, witnesses, mutants and draws as they are now.
+:func:`stale` compares the record with formulas, witnesses, mutants and draws as they are.
 """
 
 from __future__ import annotations
@@ -106,17 +106,21 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
     }
 
 
-def stale(recorded: dict[str, Any]) -> list[str]:
-    """What the record says differently from the code as it is now; nothing of it is run again."""
+def current(quick: bool) -> dict[str, Any]:
+    """What a record made now would say of formulas, witnesses, mutants and draws."""
+    return {"names": expected(quick), "mutants": mutants(), "census": census()}
+
+
+def stale(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What the record says differently from the code as it is now, by :func:`current`."""
     reasons = []
     names = [[entry["formula"], entry["witness"]] for entry in recorded["verdicts"]]
-    if names != expected(recorded["quick"]):
+    if names != now["names"]:
         reasons.append("formulas or witnesses have changed")
-    now = mutants()
-    for module in sorted({*now, *recorded["mutants"]}):
-        if now.get(module) != recorded["mutants"].get(module):
+    for module in sorted({*now["mutants"], *recorded["mutants"]}):
+        if now["mutants"].get(module) != recorded["mutants"].get(module):
             reasons.append(f"formulas of {module} have changed")
-    if recorded["census"] != census():
+    if recorded["census"] != now["census"]:
         reasons.append("other configurations are drawn")
     return reasons
 

@@ -1,0 +1,374 @@
+"""What the kernels compile to for Hopper: instructions, registers, shared memory. No GPU needed.
+
+Triton's own launch path decides how a kernel is specialised: real launches are made, on tensors in
+the host's memory, with a driver that only names the target, and stop before anything would run.
+Triton and torch are imported by the functions that compile, so that they can run in processes of
+their own where Triton does not interpret.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import io
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+COMPUTE_CAPABILITY = 90
+QUERIES = 512
+SHARED_MEMORY = 227 * 1024
+"""Bytes that a program may take on Hopper, of 228 KiB; one is reserved for each program."""
+PRODUCTS_BY_GRADIENT = {"kv": 4, "v": 2, "k": 3}
+"""Products of a tile in a loop that accumulates these gradients."""
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A forward and a backward pass to compile.
+
+    Attributes:
+        dtype: One of :data:`DTYPES`.
+        head_dim: Channels of a head; it is stored padded, as the public functions store it.
+        prefix: Positions of the prefix.
+        group: Query heads of a key-value head.
+    """
+
+    dtype: str
+    head_dim: int
+    prefix: int = 768
+    group: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A loop's body, or the code between two loops.
+
+    Attributes:
+        in_loop: Whether it is a loop's body.
+        operations: FLOPs of its matrix instructions, all warps of a program together.
+    """
+
+    in_loop: bool
+    operations: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledKernel:
+    """What one kernel of a launch compiles to.
+
+    Attributes:
+        name: The kernel's.
+        launch: Where it came from.
+        constants: Its compile-time arguments.
+        num_warps: Warps of a program.
+        registers: Of a thread.
+        stack: Bytes of a thread's stack frame.
+        spill_stores: Bytes that a thread spills.
+        serialized: Whether the assembler makes every wgmma wait for the one before.
+        shared: Bytes of shared memory of a program.
+        instructions: How often each shape of wgmma stands in the code, or ``"mma.sync"``.
+        copies: How often an asynchronous copy of so many bytes stands in the code.
+        segments: Those with matrix instructions, in the order of the code.
+    """
+
+    name: str
+    launch: Launch
+    constants: dict[str, Any]
+    num_warps: int
+    registers: int
+    stack: int
+    spill_stores: int
+    serialized: bool
+    shared: int
+    instructions: dict[str, int]
+    copies: dict[int, int]
+    segments: tuple[Segment, ...]
+
+    @property
+    def product_operations(self) -> int:
+        """FLOPs of one product of one tile: 2·M·J·(sum of parts)."""
+        channels = sum(width for _, width in self.constants["PARTS"])
+        return 2 * self.constants["BLOCK_QUERIES"] * self.constants["BLOCK_KEYS"] * channels
+
+    @property
+    def loop_products(self) -> tuple[int, ...]:
+        """Products of a tile in each loop of the kernel's source, in its order.
+
+        The forward pass and the gradient of the queries have a loop on the diagonal and one below
+        it, and with a prefix one for its whole blocks and one for its end. The gradient of keys and
+        values has a loop on the diagonal where it is causal, and one for the rest.
+        """
+        if self.name == "attention_forward":
+            return (2,) * (4 if self.constants["HAS_PREFIX"] else 2)
+        if self.name == "attention_query_gradient":
+            return (3,) * (4 if self.constants["HAS_PREFIX"] else 2)
+        if self.name == "attention_key_value_gradient":
+            loops = 2 if self.constants["CAUSAL"] else 1
+            return tuple(
+                PRODUCTS_BY_GRADIENT[gradient]
+                for gradient in self.constants["GRADIENTS"]
+                for _ in range(loops)
+            )
+        return ()
+
+    def executed(self, trips: Iterable[int]) -> int:
+        """FLOPs of a run in which the loops of the source have so many iterations.
+
+        Source: each segment's own operations; where code that is no loop stands for a loop of at
+        most one iteration, it runs as often.
+        """
+        return sum(s.operations * n for s, n in zip(self.segments, trips, strict=True))
+
+    @property
+    def programs_per_multiprocessor(self) -> int:
+        """How many programs share a multiprocessor: 64 Ki registers, 228 KiB, 64 warps.
+
+        Registers are handed out to warps in units of 256.
+        """
+        of_a_warp = -(-32 * self.registers // 256) * 256
+        by_registers = 65536 // of_a_warp // self.num_warps
+        return min(by_registers, 228 * 1024 // (self.shared + 1024), 64 // self.num_warps)
+
+    def faults(self) -> list[str]:
+        """What a shipped kernel must not show, in words; empty where all is well."""
+        found = []
+        if self.spill_stores or self.stack:
+            found.append(f"spills {self.spill_stores} bytes, stack of {self.stack}")
+        if self.serialized:
+            found.append("wgmma serialised")
+        if self.shared > SHARED_MEMORY:
+            found.append(f"{self.shared} bytes of shared memory")
+        if self.loop_products:
+            found_in_code = [segment.operations for segment in self.segments]
+            expected = [products * self.product_operations for products in self.loop_products]
+            if found_in_code != expected:
+                found.append(f"{found_in_code} FLOPs in loops whose tiles have {expected}")
+            if self.launch.dtype != "float32":
+                if "mma.sync" in self.instructions or not self.instructions:
+                    found.append("no wgmma")
+                if not all(segment.in_loop for segment in self.segments):
+                    found.append("products outside of loops")
+                if not self.copies:
+                    found.append("no asynchronous copies")
+        return found
+
+
+class _HopperWithoutDevice:
+    """As much of a Triton driver as compiling asks for."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", COMPUTE_CAPABILITY, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def compiling(found: list[tuple[Any, str, dict[str, Any]]]) -> Iterator[None]:
+    """Let launches compile for Hopper and not run: kernels, ptxas's log and arguments in ``found``.
+
+    Raises:
+        RuntimeError: if Triton was imported to interpret.
+    """
+    import triton
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("compiling needs a process without TRITON_INTERPRET")
+    launch = JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            kernel = launch(self, *arguments, grid=grid, warmup=True, **options)
+        if log.getvalue():  # empty for a kernel that this process has compiled before
+            found.append((kernel, log.getvalue(), options))
+        return kernel
+
+    driver.set_active(_HopperWithoutDevice())
+    with (
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(triton.knobs.compilation, "always_compile", True),
+        mock.patch.object(triton.knobs.nvidia, "dump_ptxas_log", True),
+    ):
+        yield
+
+
+def compile_launch(launch: Launch) -> list[CompiledKernel]:
+    """Compile every kernel of a forward and a backward pass that was not compiled before."""
+    import torch
+
+    from kernels.attention.launches import launch_backward, launch_forward
+    from kernels.attention.tilings import padded_head_dim
+
+    channels = padded_head_dim(launch.head_dim)
+    dtype = getattr(torch, launch.dtype)
+    heads = 4 * launch.group
+
+    def stored(length: int, num_heads: int) -> Any:
+        return torch.empty(2, length, num_heads, channels, dtype=dtype)
+
+    q, keys = stored(QUERIES, heads), stored(launch.prefix + QUERIES, 4)
+    out = torch.empty(2, QUERIES, heads, launch.head_dim, dtype=dtype)
+    lse = torch.empty(2, heads, QUERIES)
+    found: list[tuple[Any, str, dict[str, Any]]] = []
+    with compiling(found):
+        launch_forward(q, keys, keys, None, None, 0.1, launch.head_dim)
+        launch_backward(out, q, keys, keys, None, None, out, lse, 0.1)
+    return [_read(launch, *kernel) for kernel in found]
+
+
+def _read(launch: Launch, kernel: Any, log: str, options: dict[str, Any]) -> CompiledKernel:
+    figures = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)
+    registers = re.search(r"Used (\d+) registers", log)
+    if not figures or not registers:
+        raise ValueError(f"ptxas -v must state stack, spills and registers, got {log!r}")
+    code = disassembled(kernel.asm["cubin"])
+    segments, instructions = matrix_segments(code, kernel.metadata.num_warps)
+    copied = re.findall(
+        r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x[0-9a-f]+)", kernel.asm["ptx"]
+    )
+    return CompiledKernel(
+        name=kernel.metadata.name,
+        launch=launch,
+        constants={name: value for name, value in options.items() if name.isupper()},
+        num_warps=kernel.metadata.num_warps,
+        registers=int(registers[1]),
+        stack=int(figures[1]),
+        spill_stores=int(figures[2]),
+        serialized="wgmma.mma_async instructions are serialized" in log,
+        shared=kernel.metadata.shared,
+        instructions=instructions,
+        copies=dict(Counter(int(size, 16) for size in copied)),
+        segments=segments,
+    )
+
+
+def disassembled(cubin: bytes) -> str:
+    """Hopper assembly with labels, and above each run of instructions its line in the source."""
+    import triton
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [triton.knobs.nvidia.nvdisasm.path, "--print-line-info", "--print-code", path]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dict[str, int]]:
+    """Split code at its innermost loops, and sum the matrix instructions of each segment.
+
+    A loop is what lies between a label and a later branch back to it. A wgmma is one instruction
+    of each warpgroup, 2·M·N·K FLOPs. Where products run without tensor cores, the fused
+    multiply-adds that come from the source lines of the tiles' products count, 2 FLOPs a thread.
+
+    Args:
+        code: What :func:`disassembled` returns.
+        num_warps: Warps of a program.
+
+    Returns:
+        Segments with matrix instructions in the order of the code, and how often each shape stands.
+    """
+    from kernels.attention import tiles
+
+    product_lines = set()
+    for function in (tiles.product_over_channels, tiles.add_product_over_rows):
+        lines, first = inspect_source(function)
+        product_lines |= set(range(first, first + lines))
+    labels: dict[str, int] = {}
+    operations: list[int] = []
+    branches: list[tuple[int, str]] = []
+    instructions: Counter[str] = Counter()
+    in_product = False
+    for line in code.splitlines():
+        if source := re.search(r'//## File "(.*)", line (\d+)', line):
+            in_product = (
+                source[1].endswith("attention/tiles.py") and int(source[2]) in product_lines
+            )
+        elif label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(operations)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+            text = instruction[1]
+            flops = 0
+            if shape := re.search(r"HGMMA\.(\d+)x(\d+)x(\d+)", text):
+                m, n, k = (int(size) for size in shape.groups())
+                flops = 2 * m * n * k * (num_warps // 4)
+                instructions[f"m{m}n{n}k{k}"] += 1
+            elif re.search(r"\bHMMA\.", text):
+                instructions["mma.sync"] += 1
+            elif in_product and re.search(r"\bFFMA\b", text):
+                flops = 2 * 32 * num_warps
+            elif branch := re.search(r"\bBRA\b.*(\.L_x_\d+)", text):
+                branches.append((len(operations), branch[1]))
+            operations.append(flops)
+    loops = sorted((labels[target], at) for at, target in branches if labels[target] <= at)
+    innermost = [
+        (start, end)
+        for start, end in loops
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
+    ]
+    segments, at = [], 0
+    for start, end in innermost:
+        segments.append(Segment(False, sum(operations[at:start])))
+        segments.append(Segment(True, sum(operations[start : end + 1])))
+        at = end + 1
+    segments.append(Segment(False, sum(operations[at:])))
+    return tuple(s for s in segments if s.operations), dict(sorted(instructions.items()))
+
+
+def inspect_source(function: Any) -> tuple[int, int]:
+    """How many lines a jitted function has, and its first."""
+    import inspect
+
+    lines, first = inspect.getsourcelines(function.fn)
+    return len(lines), first
+
+
+def shipped_launches(dtypes: Iterable[str] = DTYPES) -> list[Launch]:
+    """Every padded head dim, with and without a prefix and with grouped heads, at each dtype.
+
+    Kernels see the padded head dim alone, but for what stores the output: a head dim of one less
+    than it stands for all that are padded to it.
+    """
+    return [
+        Launch(dtype, padded - 1, prefix, group)
+        for dtype in dtypes
+        for padded in range(16, 257, 16)
+        for prefix, group in ((768, 1), (0, 1), (768, 4))
+    ]
+
+
+def compile_all(launches: Iterable[Launch], jobs: int | None = None) -> list[CompiledKernel]:
+    """Compile launches in processes that do not interpret.
+
+    Args:
+        launches: What to compile.
+        jobs: Processes; by default one for each core.
+
+    Returns:
+        What :func:`compile_launch` returns, for all of them.
+    """
+    jobs = jobs or os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")
+    with (
+        mock.patch.dict(os.environ),
+        concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool,
+    ):
+        os.environ.pop("TRITON_INTERPRET", None)
+        return [kernel for kernels in pool.map(compile_launch, launches) for kernel in kernels]

@@ -1,0 +1,212 @@
+"""What the kernels issue when they run: every dot product, tallied in Triton's interpreter.
+
+The real launches run on the host. Each dot's operands are read as it is issued, 2·M·N·K FLOPs, and
+booked on the loop that issued it; loops report their iterations themselves. Data are fp16 or fp32:
+the interpreter does not know bf16, whose tilings are those of fp16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+
+import flopcount as fc
+from kernels.attention.launches import launch_backward, launch_forward
+from kernels.attention.tilings import gradient_loops, padded_head_dim, shipped_tiling
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionShape:
+    """One attention layer.
+
+    Attributes:
+        batch: Sequences.
+        queries: n, the latents.
+        prefix: k, further keys before them.
+        heads: Query heads.
+        key_heads: Key-value heads, which divide them.
+        head_dim: Channels of a head.
+        dtype: The data's.
+    """
+
+    batch: int
+    queries: int
+    prefix: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    dtype: torch.dtype = torch.float16
+
+
+@dataclasses.dataclass
+class LaunchTally:
+    """What all programs of one launch issued.
+
+    Attributes:
+        name: The kernel's.
+        constants: Its compile-time arguments.
+        trips: Iterations of each loop, in the order of the kernel's source.
+        operations: FLOPs of the dots that each loop issued.
+        outside: FLOPs of dots outside of loops.
+    """
+
+    name: str
+    constants: dict[str, Any]
+    trips: list[int] = dataclasses.field(default_factory=list)
+    operations: list[int] = dataclasses.field(default_factory=list)
+    outside: int = 0
+
+    @property
+    def total(self) -> int:
+        """FLOPs of all dots."""
+        return sum(self.operations) + self.outside
+
+
+class _Loop:
+    """Where the running program is: which of its loops, and whether inside of it."""
+
+    def __init__(self, launch: LaunchTally) -> None:
+        self.launch = launch
+        self.number = -1
+        self.inside = False
+
+    def counted(self, iterations: range) -> Iterator[int]:
+        self.number += 1
+        if self.number == len(self.launch.trips):
+            self.launch.trips.append(0)
+            self.launch.operations.append(0)
+        for i in iterations:
+            self.launch.trips[self.number] += 1
+            self.inside = True
+            yield i
+        self.inside = False
+
+    def issued(self, operations: int) -> None:
+        if self.inside:
+            self.launch.operations[self.number] += operations
+        else:
+            self.launch.outside += operations
+
+
+@contextlib.contextmanager
+def tallying(launches: list[LaunchTally]) -> Iterator[None]:
+    """Tally every launch in the interpreter into ``launches``.
+
+    Raises:
+        RuntimeError: if Triton does not interpret.
+    """
+    import triton
+    from triton.runtime import interpreter
+
+    if not triton.knobs.runtime.interpret:
+        raise RuntimeError("tallying needs TRITON_INTERPRET=1 before the first import of Triton")
+    builder = interpreter.InterpreterBuilder
+    launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
+    begin = builder.set_grid_idx
+    loop: _Loop
+
+    def launched(self: Any, *arguments: Any, **options: Any) -> None:
+        constants = {name: value for name, value in options.items() if name.isupper()}
+        launches.append(LaunchTally(self.fn.__name__, constants))
+        launch(self, *arguments, **options)
+
+    def begun(self: Any, *program: int) -> None:
+        nonlocal loop
+        loop = _Loop(launches[-1])
+        begin(self, *program)
+
+    def patched(function: Any) -> Any:
+        scope = patch(function)
+        interpreted = triton.language.range
+
+        def counted(*arguments: Any, **options: Any) -> Iterator[int]:
+            return loop.counted(interpreted(*arguments, **options))
+
+        if interpreted.__name__ != "counted":
+            triton.language.range = counted
+        return scope
+
+    def issued(self: Any, a: Any, b: Any, accumulator: Any, *others: Any) -> Any:
+        (m, k), n = a.data.shape, b.data.shape[1]
+        loop.issued(2 * m * n * k)
+        # Multiplying is what takes the interpreter's time, and no loop depends on its result.
+        return accumulator
+
+    with (
+        mock.patch.object(interpreter.GridExecutor, "__call__", launched),
+        mock.patch.object(interpreter, "_patch_lang", patched),
+        mock.patch.object(builder, "create_dot", issued),
+        mock.patch.object(builder, "set_grid_idx", begun),
+    ):
+        yield
+
+
+def tally(shape: AttentionShape) -> list[LaunchTally]:
+    """The launches of a forward and a backward pass, with all that they issued."""
+    padded = padded_head_dim(shape.head_dim)
+    keys = shape.prefix + shape.queries
+
+    def ones(length: int, heads: int, channels: int) -> torch.Tensor:
+        return torch.ones(shape.batch, length, heads, channels, dtype=shape.dtype)
+
+    q = ones(shape.queries, shape.heads, padded)
+    k = ones(keys, shape.key_heads, padded)
+    launches: list[LaunchTally] = []
+    with tallying(launches):
+        out, lse = launch_forward(q, k, k, None, None, 0.1, shape.head_dim)
+        launch_backward(out, q, k, k, None, None, out, lse, 0.1)
+    return launches
+
+
+def tiling_of(head_dim: int, element_size: int) -> fc.Tiling:
+    """The shipped kernels' tiling for a head dim, as the counter takes it."""
+    blocks = {
+        name: tuple(shipped_tiling(name, head_dim, element_size)[:2])
+        for name in ("forward", "key_value", "query")
+    }
+    return fc.Tiling(**blocks, key_value_products=3 + len(gradient_loops(head_dim)))
+
+
+def by_pass(launches: list[LaunchTally]) -> dict[str, int]:
+    """FLOPs by pass and part; a dot outside of a loop is of no part.
+
+    The first loops of the forward kernel and of the queries' gradient are the latents', two of
+    them; the others are the prefix's. Keys and values have a launch for each.
+    """
+    found = dict.fromkeys(
+        ("self forward", "cross forward", "self backward", "cross backward", "outside"), 0
+    )
+    for launch in launches:
+        found["outside"] += launch.outside
+        if launch.name == "attention_key_value_gradient":
+            part = "self" if launch.constants["CAUSAL"] else "cross"
+            found[f"{part} backward"] += sum(launch.operations)
+        elif launch.operations:
+            phase = "forward" if launch.name == "attention_forward" else "backward"
+            found[f"self {phase}"] += sum(launch.operations[:2])
+            found[f"cross {phase}"] += sum(launch.operations[2:])
+    return found
+
+
+def differences(shape: AttentionShape) -> dict[str, int]:
+    """The counter's executed FLOPs of one attention layer minus those that were issued."""
+    model = fc.PerceiverAR(
+        vocab_size=1,
+        num_latents=shape.queries,
+        num_prefix=shape.prefix,
+        num_channels=shape.heads * shape.head_dim,
+        num_layers=1,
+        num_heads=shape.heads,
+    )
+    count = model.executed(tiling_of(shape.head_dim, shape.dtype.itemsize), batch_size=shape.batch)
+    found = {name: -flops for name, flops in by_pass(tally(shape)).items()}
+    for line in count.lines:
+        if line.term in ("scores", "values"):
+            found[f"{line.part} forward"] += line.forward
+            found[f"{line.part} backward"] += line.backward
+    return found

@@ -8,11 +8,9 @@ their own where Triton does not interpret.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import io
-import multiprocessing
 import os
 import re
 import subprocess
@@ -22,6 +20,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from validate.processes import triton_processes
 
 COMPUTE_CAPABILITY = 90
 QUERIES = 512
@@ -364,11 +364,5 @@ def compile_all(launches: Iterable[Launch], jobs: int | None = None) -> list[Com
     Returns:
         What :func:`compile_launch` returns, for all of them.
     """
-    jobs = jobs or os.cpu_count() or 1
-    context = multiprocessing.get_context("spawn")
-    with (
-        mock.patch.dict(os.environ),
-        concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool,
-    ):
-        os.environ.pop("TRITON_INTERPRET", None)
+    with triton_processes(interpret=False, jobs=jobs or os.cpu_count() or 1) as pool:
         return [kernel for kernels in pool.map(compile_launch, launches) for kernel in kernels]

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import torch
+import triton
 
 import flopcount as fc
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.tilings import gradient_loops, padded_head_dim, shipped_tiling
+from validate.processes import triton_processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,6 @@ def tallying(launches: list[LaunchTally]) -> Iterator[None]:
     Raises:
         RuntimeError: if Triton does not interpret.
     """
-    import triton
     from triton.runtime import interpreter
 
     if not triton.knobs.runtime.interpret:
@@ -193,8 +195,23 @@ def by_pass(launches: list[LaunchTally]) -> dict[str, int]:
     return found
 
 
-def differences(shape: AttentionShape) -> dict[str, int]:
-    """The counter's executed FLOPs of one attention layer minus those that were issued."""
+def issued(shapes: tuple[AttentionShape, ...]) -> list[dict[str, int]]:
+    """FLOPs that the kernels issue for each shape, by pass and part.
+
+    Where Triton does not interpret, they are tallied in a process where it does.
+    """
+    if triton.knobs.runtime.interpret:
+        return [_issued(shape) for shape in shapes]
+    with triton_processes(interpret=True) as pool:
+        return list(pool.map(_issued, shapes))
+
+
+def _issued(shape: AttentionShape) -> dict[str, int]:
+    return by_pass(tally(shape))
+
+
+def formula(shape: AttentionShape) -> dict[str, int]:
+    """The counter's executed FLOPs of one attention layer, by pass and part."""
     model = fc.PerceiverAR(
         vocab_size=1,
         num_latents=shape.queries,
@@ -204,9 +221,33 @@ def differences(shape: AttentionShape) -> dict[str, int]:
         num_heads=shape.heads,
     )
     count = model.executed(tiling_of(shape.head_dim, shape.dtype.itemsize), batch_size=shape.batch)
-    found = {name: -flops for name, flops in by_pass(tally(shape)).items()}
+    found: Counter[str] = Counter()
     for line in count.lines:
         if line.term in ("scores", "values"):
             found[f"{line.part} forward"] += line.forward
             found[f"{line.part} backward"] += line.backward
-    return found
+    return dict(found)
+
+
+def differences(
+    shapes: tuple[AttentionShape, ...],
+) -> Iterator[tuple[AttentionShape, dict[str, int]]]:
+    """The counter's executed FLOPs of each shape minus those that were issued."""
+    for shape, seen in zip(shapes, issued(shapes), strict=True):
+        counted = formula(shape)
+        yield shape, {name: counted.get(name, 0) - flops for name, flops in seen.items()}
+
+
+SHAPES = (
+    AttentionShape(1, 131, 66, 1, 1, 73),
+    AttentionShape(1, 129, 0, 1, 1, 54),
+    AttentionShape(1, 40, 65, 2, 1, 200),
+    AttentionShape(2, 37, 33, 1, 1, 19, torch.float32),
+    AttentionShape(1, 70, 40, 1, 1, 121),
+    AttentionShape(1, 1, 200, 1, 1, 249),
+    AttentionShape(1, 260, 130, 1, 1, 96),
+    AttentionShape(1, 512, 768, 1, 1, 64),
+    AttentionShape(1, 45, 50, 1, 1, 91, torch.float32),
+    AttentionShape(1, 33, 17, 1, 1, 160, torch.float32),
+)
+"""Shapes for every tiling that is shipped; the first four are those of a quick run."""

@@ -23,6 +23,7 @@ from validate import (
     elementwise_trace,
     fused,
     fvcore_trace,
+    kernel_tally,
     mask_enumeration,
     networks,
     proof,
@@ -279,6 +280,13 @@ def declared_flops(quick: bool) -> Iterable[tuple[str, Differences]]:
         )
 
 
+def executed_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
+    """Executed FLOPs of attention layers, by pass and part, against the dots that were issued."""
+    shapes = kernel_tally.SHAPES[:4] if quick else kernel_tally.SHAPES
+    for shape, missed in kernel_tally.differences(shapes):
+        yield str(shape), missed
+
+
 CHECKS = (
     Check("dense forward, by module and in total", "fvcore", fvcore_forward),
     Check("dense forward and backward, totals", "torch FlopCounterMode", torch_totals),
@@ -304,6 +312,11 @@ STANDALONE = (
         "dense totals and recomputation of the fused model",
         "fvcore and torch FlopCounterMode",
         fused_models,
+    ),
+    Standalone(
+        "executed FLOPs of attention, by pass and part",
+        "dots that the kernels issue in Triton's interpreter",
+        executed_attention,
     ),
 )
 WITHOUT_WITNESS = ("per-element costs of element-wise rows, a stated convention",)

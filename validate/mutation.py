@@ -34,6 +34,7 @@ from flopcount.tables import table
 from validate import (
     elementwise_trace,
     fvcore_trace,
+    kernel_tally,
     mask_enumeration,
     matrix,
     networks,
@@ -44,7 +45,7 @@ from validate.mutants import Mutant, Target, mutants_of
 ROOT = Path(__file__).parent.parent
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 
-ROWS, LITERALS = "kept rows", "literals"
+ROWS, DOTS, LITERALS = "kept rows", "kept dots", "literals"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ FORMULAS = (
     Formulas(Target("flopcount.elementwise")),
     Formulas(Target("flopcount.parameters")),
     Formulas(Target("flopcount.rows")),
+    Formulas(Target("flopcount.executed"), (DOTS, LITERALS)),
     Formulas(Target("flopcount.conventions"), (LITERALS,)),
     Formulas(
         Target(
@@ -154,6 +156,7 @@ LITERAL_TESTS = (
     "tests/flopcount/test_exact_numbers.py",
     "tests/flopcount/test_article.py",
     "tests/flopcount/test_errors.py",
+    "tests/flopcount/test_executed.py",
 )
 """Tests whose numbers are published or derived by hand; those with fixtures are left out."""
 
@@ -187,6 +190,7 @@ WITNESSES = (
     (mask_enumeration, "attention_terms"),
     (elementwise_trace, "operations"),
     (networks, "num_parameters"),
+    (kernel_tally, "issued"),
 )
 """The functions that run the real networks; their results are kept."""
 
@@ -217,6 +221,17 @@ def _rows() -> list[Check]:
     ]
 
 
+def _dots() -> list[Check]:
+    """The executed formula on attention layers that the kernels have run."""
+
+    def agree(shape: kernel_tally.AttentionShape) -> None:
+        ((_, missed),) = kernel_tally.differences((shape,))
+        if any(missed.values()):
+            raise matrix.DisagreementError(str(missed))
+
+    return [functools.partial(agree, shape) for shape in kernel_tally.SHAPES[:4]]
+
+
 class _Collected:
     """Takes the plain tests that pytest collects: no fixtures, nothing drawn."""
 
@@ -240,7 +255,7 @@ def _literals() -> list[Check]:
     return collected.checks
 
 
-JUDGES: dict[str, Callable[[], list[Check]]] = {ROWS: _rows, LITERALS: _literals}
+JUDGES: dict[str, Callable[[], list[Check]]] = {ROWS: _rows, DOTS: _dots, LITERALS: _literals}
 
 
 class Judges:

@@ -1,0 +1,167 @@
+"""Executed FLOPs by hand: tiles counted on paper, padded head dims, products of each pass."""
+
+import numpy as np
+import pytest
+import sympy
+
+import flopcount as fc
+from flopcount.devices import find_device
+from flopcount.executed import tiles_by_key_block, tiles_by_query_block, tiles_in_rectangle
+
+TILING = fc.Tiling(forward=(128, 64), key_value=(32, 128), query=(64, 64))
+
+
+def model(**changes):
+    sizes = dict(
+        vocab_size=7, num_latents=130, num_prefix=70, num_channels=146, num_layers=2, num_heads=2
+    )
+    return fc.PerceiverAR(**{**sizes, **changes})
+
+
+def line(count, part, layer, term):
+    (found,) = [x for x in count.lines if (x.part, x.layer, x.term) == (part, layer, term)]
+    return found
+
+
+def test_tiles_on_paper():
+    # Three queries in blocks of 2 × 1: rows {1, 2} visit 2 tiles, row {3} visits 3.
+    assert tiles_by_query_block(3, (2, 1)) == 2 + 3
+    # Five in blocks of 2 × 2: 1 + 2 + 3.
+    assert tiles_by_query_block(5, (2, 2)) == 1 + 2 + 3
+    # Three keys in blocks of 2, queries one by one: keys {1, 2} are visited by 3, key {3} by 1.
+    assert tiles_by_key_block(3, (1, 2)) == 3 + 1
+    assert tiles_by_key_block(5, (2, 2)) == 3 + 2 + 1
+    assert tiles_by_query_block(1, (128, 64)) == tiles_by_key_block(1, (32, 128)) == 1
+    assert tiles_in_rectangle(5, 4, (2, 3)) == 3 * 2
+    assert tiles_in_rectangle(5, 0, (2, 3)) == 0
+
+
+@pytest.mark.parametrize("block", [(1, 1), (4, 2), (6, 3), (8, 1)])
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 23])
+def test_tiles_one_by_one(n, block):
+    tall, flat = block
+    visited = sum(-(-min(first + tall, n) // flat) for first in range(0, n, tall))
+    assert tiles_by_query_block(n, (tall, flat)) == visited
+    visited = sum(-(-(n - first) // flat) for first in range(0, n, tall))
+    assert tiles_by_key_block(n, (flat, tall)) == visited
+
+
+def test_a_hybrid_layer_by_hand():
+    # Head dim 73 is padded to 80. One product of one tile: 2 · 80 · queries · keys.
+    count = model().executed(TILING, batch_size=3)
+    heads = 3 * 2
+    tile = {name: 2 * 80 * size for name, size in (("f", 128 * 64), ("kv", 32 * 128), ("q", 64**2))}
+    # Latents: forward 2 + 3 tiles; keys and values 5 + 1; queries 1 + 2 + 3.
+    scores = line(count, "self", "hybrid", "scores")
+    assert scores.forward == heads * 5 * tile["f"]
+    assert scores.backward == heads * (2 * 6 * tile["kv"] + 2 * 6 * tile["q"])
+    values = line(count, "self", "hybrid", "values")
+    assert values.forward == scores.forward
+    assert values.backward == heads * (2 * 6 * tile["kv"] + 1 * 6 * tile["q"])
+    # Prefix: forward 2 · 2 tiles; keys and values 5 · 1; queries 3 · 2.
+    scores = line(count, "cross", "hybrid", "scores")
+    assert scores.forward == heads * 4 * tile["f"]
+    assert scores.backward == heads * (2 * 5 * tile["kv"] + 2 * 6 * tile["q"])
+    # Linear layers are as at any level.
+    assert line(count, "self", "hybrid", "query").forward == 3 * 2 * 130 * 146**2
+
+
+def test_scores_multiplied_in_two_loops():
+    five = fc.Tiling(forward=(128, 64), key_value=(32, 128), query=(64, 64), key_value_products=5)
+    one = line(model().executed(TILING), "self", "hybrid", "scores").backward
+    two = line(model().executed(five), "self", "hybrid", "scores").backward
+    assert two - one == 2 * 6 * 2 * 80 * 32 * 128  # heads, tiles, a product
+    # The values' three products are in one loop either way: two of tiles of keys, one of queries.
+    for tiling in (TILING, five):
+        values = line(model().executed(tiling), "self", "hybrid", "values")
+        assert values.backward == 2 * 2 * 80 * (2 * 6 * 32 * 128 + 6 * 64**2)
+
+
+def test_a_tiling_of_single_pairs_is_the_causal_count():
+    exact = fc.Tiling(forward=(1, 1), key_value=(1, 1), query=(1, 1), head_dim_multiple=1)
+    executed, causal = model().executed(exact), model().flops()
+    assert executed.forward == causal.forward
+    # Four products of the backward pass become seven.
+    attention = [x for x in causal.lines if x.term in ("scores", "values")]
+    assert executed.backward - causal.backward == sum(x.forward for x in attention) * 3 // 2
+    assert executed.self_part.forward + executed.cross_part.forward == executed.forward
+
+
+def test_phases():
+    assert model().executed(TILING, training=False).backward == 0
+    count = model().executed(TILING, checkpointing="reentrant")
+    assert (
+        line(count, "self", "hybrid", "scores").recompute
+        == line(count, "self", "hybrid", "scores").forward
+    )
+    assert count.with_recompute == count.total + count.recompute
+    assert [row.phase for row in line(count, "self", "hybrid", "values").rows()] == [
+        "forward", *["backward"] * 3, "recompute",
+    ]  # fmt: skip
+    for checked in count.lines:
+        rows = checked.rows()
+        assert sum(row.flops for row in rows) == (
+            checked.forward + checked.backward + checked.recompute
+        )
+
+
+def test_rates():
+    count = model().executed(TILING, batch_size=8, checkpointing="reentrant")
+    with pytest.raises(ValueError, match="MFU of a count at level 'executed'"):
+        count.mfu(0.1, "h100")
+    peak = find_device("h100").peak("bf16").flops_per_second
+    assert count.hfu(0.5, "h100") == count.with_recompute / (0.5 * peak)
+
+
+def test_symbols_and_arrays_agree_with_ints():
+    n, d = sympy.symbols("n d", integer=True, positive=True)
+    expression = model(num_latents=n, num_channels=d).executed(TILING).total
+    lengths = np.arange(1, 300, 37)
+    array = model(num_latents=lengths).executed(TILING).total
+    for length, total in zip(lengths, array, strict=True):
+        one = model(num_latents=int(length)).executed(TILING).total
+        assert total == one
+        assert expression.subs({n: int(length), d: 146}) == one
+
+
+def test_no_overflow():
+    big = model(num_latents=np.array([2**40, 2**41])).executed(TILING).total
+    assert list(big) == [
+        model(num_latents=n).executed(TILING).total for n in (2**40, 2**41)
+    ]  # fmt: skip
+
+
+def test_it_prints():
+    text = str(model().executed(TILING, checkpointing="reentrant"))
+    assert "level executed" in text
+    assert "recompute" in text
+    assert model().executed(TILING).to_dict()["elementwise"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"forward": (64, 128)}, ValueError, "block of queries to be a multiple"),
+        ({"key_value": (128, 64)}, ValueError, "block of keys to be a multiple"),
+        ({"query": (64, 48)}, ValueError, "block of queries"),
+        ({"forward": [64, 64]}, TypeError, "tuple"),
+        ({"forward": (64, 64, 64)}, TypeError, "tuple"),
+        ({"forward": (64.0, 64)}, TypeError, "expected an int"),
+        ({"forward": (0, 64)}, ValueError, "forward = 0"),
+        ({"head_dim_multiple": 0}, ValueError, "head_dim_multiple = 0"),
+        ({"key_value_products": 6}, ValueError, "expected 4 or 5"),
+    ],
+)
+def test_bad_tilings(arguments, error, message):
+    good = dict(forward=(64, 64), key_value=(64, 64), query=(64, 64))
+    with pytest.raises(error, match=message):
+        fc.Tiling(**{**good, **arguments})
+
+
+def test_bad_arguments():
+    with pytest.raises(TypeError, match=r"flopcount\.Tiling"):
+        model().executed((128, 64))
+    with pytest.raises(ValueError, match="without a backward pass"):
+        model().executed(TILING, training=False, checkpointing="reentrant")
+    with pytest.raises(ValueError, match=r"call \.executed\(tiling\)"):
+        model().flops("executed")

@@ -1,0 +1,135 @@
+"""The executed formula equals what the kernels issue in the interpreter, and an error is found."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import flopcount as fc
+from flopcount import executed
+from kernels.attention import backward, forward
+from kernels.attention.tilings import TILINGS
+from validate import kernel_tally
+from validate.kernel_tally import AttentionShape, tally
+
+SMALL = AttentionShape(1, 70, 40, 1, 1, 9)
+
+
+def differences(shape):
+    return next(kernel_tally.differences((shape,)))[1]
+
+
+def wrong(shape):
+    return {name for name, missed in differences(shape).items() if missed}
+
+
+# One head dim for each tiling that is shipped, with lengths that end inside blocks.
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"),
+    sorted(
+        {
+            (width - 7, torch.float16 if size == 2 else torch.float32)
+            for (_, size), by_width in TILINGS.items()
+            for width in by_width
+        },
+        key=str,
+    ),
+    ids=str,
+)
+def test_every_shipped_tiling(head_dim, dtype):
+    assert not wrong(AttentionShape(1, 131, 66, 1, 1, head_dim, dtype))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.builds(
+        AttentionShape,
+        batch=st.integers(1, 2),
+        queries=st.integers(1, 140),
+        prefix=st.integers(0, 90),
+        heads=st.just(2),
+        key_heads=st.sampled_from([1, 2]),
+        head_dim=st.integers(1, 40),
+    )
+)
+def test_drawn_shapes(shape):
+    assert not wrong(shape)
+
+
+def test_loops_and_their_iterations():
+    # Tiles of 128 × 64: the diagonal's block has ⌈70/64⌉ of them, none lies below it, and the
+    # prefix of 40 has no whole block and an end. Each costs 2 products of 2 · 128 · 64 · 16.
+    launch = tally(SMALL)[0]
+    assert launch.name == "attention_forward"
+    assert launch.trips == [2, 0, 0, 1]
+    assert launch.operations == [n * 2 * 2 * 128 * 64 * 16 for n in launch.trips]
+    assert launch.outside == 0
+
+
+def test_a_dot_that_is_left_out_of_the_tally_is_found(monkeypatch):
+    issued = kernel_tally._Loop.issued
+    skipped = []
+
+    def all_but_one(self, operations):
+        if skipped:
+            issued(self, operations)
+        skipped.append(operations)
+
+    monkeypatch.setattr(kernel_tally._Loop, "issued", all_but_one)
+    assert differences(SMALL)["self forward"] == skipped[0]
+
+
+def test_a_kernel_that_visits_one_more_tile_is_found(monkeypatch):
+    # Every loop of the forward kernel goes one block of keys further, and masks what it finds.
+    attend = forward.attend_tiles
+
+    def further(*arguments):
+        first, last, width = arguments[8], arguments[9], arguments[13]
+        return attend(*arguments[:8], first, last + width, *arguments[10:])
+
+    monkeypatch.setattr(forward, "attend_tiles", further)
+    assert wrong(SMALL) == {"self forward", "cross forward"}
+
+
+def test_a_product_outside_of_loops_is_found(monkeypatch):
+    zero = backward.zero_rows
+
+    def multiplied(rows, parts):
+        tile = zero(rows, parts)
+        return backward.add_product_over_rows(tile, zero(rows, ((0, 16),))[0], zero(16, parts))
+
+    monkeypatch.setattr(backward, "zero_rows", multiplied)
+    assert wrong(SMALL) == {"outside"}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("tiles_in_rectangle", {"cross forward", "cross backward"}),
+        ("tiles_by_query_block", {"self forward", "self backward"}),
+        ("tiles_by_key_block", {"self backward"}),
+    ],
+)
+def test_a_formula_that_is_off_by_a_tile_is_found(monkeypatch, name, parts):
+    formula = getattr(executed, name)
+    monkeypatch.setattr(executed, name, lambda *sizes: formula(*sizes) + 1)
+    assert wrong(SMALL) == parts
+
+
+def test_wrong_padding_and_a_wrong_number_of_products_are_found(monkeypatch):
+    shipped = kernel_tally.tiling_of
+    for change in ({"head_dim_multiple": 32}, {"key_value_products": 5}):
+        monkeypatch.setattr(
+            kernel_tally,
+            "tiling_of",
+            lambda *sizes, change=change: dataclasses.replace(shipped(*sizes), **change),
+        )
+        assert wrong(SMALL)
+
+
+def test_tiling_of_wide_heads():
+    assert kernel_tally.tiling_of(73, 2).key_value_products == 4
+    assert kernel_tally.tiling_of(129, 2).key_value_products == 5
+    assert isinstance(kernel_tally.tiling_of(73, 4), fc.Tiling)

@@ -108,7 +108,9 @@ class Profile:
         plain = {name: getattr(self, name) for name in names}
         found = self.intervals.items()
         return plain | {
-            **{name: plain[name].tolist() for name in ("params", "loss", "residuals")},
+            "params": self.params.tolist(),
+            "loss": self.loss.tolist(),
+            "residuals": None if self.coefficients is None else self.residuals.tolist(),
             "intervals": {name: each and dataclasses.asdict(each) for name, each in found},
         }
 

@@ -204,6 +204,7 @@ def test_a_vertex_that_is_no_optimum_is_reported(ratios, curvature, verdict):
     fit = fit_isoflop_profiles(read_runs(table))
     last = fit.profiles[-1]
     assert verdict in last.verdict
+    json.dumps(fit.to_dict(), allow_nan=False)
     assert last.verdict in " ".join(str(fit.to_dict()["profiles"][-1]).split())
     if verdict.startswith("used"):
         assert last.n_opt == pytest.approx(1e9)

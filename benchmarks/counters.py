@@ -15,6 +15,7 @@ import argparse
 import collections
 import contextlib
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import triton
 import triton.language as tl
 
 from benchmarks import profiler
-from benchmarks.attention import draw
+from benchmarks.attention import compile_ahead, draw
 from benchmarks.executed import executed_ops
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measurement import FINDING, Table, device, environment, write_environment
@@ -153,14 +154,19 @@ def _profiled(arguments: list[str], log: Path) -> list[Kernel]:
     return profiler.profile("benchmarks.counters", ["workload", *arguments], log)
 
 
-def run_kernels(out: Path, drawn: int = 24) -> tuple[Path, bool]:
-    """Profile and compare all cases; whether every row is confirmed."""
+def run_kernels(out: Path, drawn: int = 24, jobs: int = 0) -> tuple[Path, bool]:
+    """Profile and compare all cases; whether every row is confirmed.
+
+    ``jobs`` processes compile the kernels before the profiler's run needs them.
+    """
     (out / "counters.csv").unlink(missing_ok=True)
     table = Table(out / "counters.csv", CASE_COLUMNS, ("case", "kernel"))
     write_environment(out, "counters")
     origin = {"device": environment()["device"]}
     shapes = kernel_cases(drawn)
     rows: list[dict[str, Any]] = []
+    if jobs and shutil.which("ncu"):
+        compile_ahead([(shape, "fused", True) for shape in shapes], jobs)
     try:
         kernels = _profiled(["gemm", "kernels", "--drawn", str(drawn)], out / "kernels.ncu.csv")
         gemm, *cases = between_markers(kernels, 1 + len(shapes))
@@ -263,6 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
         part.add_argument("--out", type=Path, required=True, help="folder of the results")
         if name == "kernels":
             part.add_argument("--drawn", type=int, default=24, help="drawn shapes, odd sizes")
+            part.add_argument("--jobs", type=int, default=0, help="processes that compile ahead")
         if name == "step":
             part.add_argument("--models", nargs="+", choices=[*SEED_MODELS, "tiny"], default=_TWO)
             part.add_argument("--batch-size", type=int, default=8)
@@ -278,7 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.part == "probe":
             print(probe(given.out))
         elif given.part == "kernels":
-            path, confirmed = run_kernels(given.out, given.drawn)
+            path, confirmed = run_kernels(given.out, given.drawn, given.jobs)
             print(path, "every row confirmed" if confirmed else "not every row is confirmed")
             raise SystemExit(0 if confirmed else FINDING)
         elif given.part == "step":

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F  # noqa: N812, PyTorch's own name for it
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -63,8 +63,8 @@ PARTS = (
     ),
     Part(
         "counters",
-        "benchmarks.counters kernels --out {out}",
-        3,
+        "benchmarks.counters kernels --out {out} --jobs 14",
+        5,
         "benchmarks.counters kernels --out {out} --drawn 20",
     ),
     Part(

@@ -9,7 +9,6 @@ compute-sanitizer. Each adds a row to ``soundness.csv``, and ends with 3 where a
 from __future__ import annotations
 
 import argparse
-import collections
 import concurrent.futures
 import dataclasses
 import itertools
@@ -32,9 +31,11 @@ from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
 
 COLUMNS = ("device", "check", "cases", "status", "message")
-# A kernel is compiled anew for each head dim, so a thousand cases share a few: of one part and of
-# several, powers of two, multiples of 16 and not, the least and the largest.
+# A thousand cases share a few head dims: of one part and of several, powers of two, multiples of 16
+# and not, the least and the largest.
 HEAD_DIMS = (1, 33, 54, 64, 73, 78, 91, 96, 128, 201, 256)
+
+FAMILY = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,30 +59,49 @@ class Case:
     seed: int
 
 
+# Kernels are compiled anew for lengths of 1, for multiples of 16 and for others.
+LENGTHS = ("one", "odd", "sixteens")
+
+
 def drawn_cases(number: int, largest: int = 400, seed: int = 0) -> list[Case]:
-    """Draw cases with up to ``largest`` queries and prefix positions; lengths of 1 are frequent."""
+    """Draw cases with up to ``largest`` queries and prefix positions, one by one or in families.
+
+    :data:`FAMILY` cases in a row share all that a kernel is compiled for, and differ in lengths
+    and data: compiling takes seconds, running milliseconds.
+    """
     generator = random.Random(seed)
-
-    def length(least: int) -> int:
-        return generator.choice((least, generator.randint(least, largest)))
-
     on_gpu = torch.cuda.is_available()
     dtypes = ("bfloat16", "bfloat16", "float16") if on_gpu else ("float32", "float16")
-    return [
-        Case(
-            batch=generator.randint(1, 3),
-            queries=length(1),
-            prefix=length(0),
+
+    def length(kind: str) -> int:
+        if kind == "odd":
+            return 2 * generator.randint(1, max(1, largest // 2)) + 1
+        if kind == "sixteens":
+            return 16 * generator.randint(1, max(1, largest // 16))
+        return 1 if kind == "one" else 0
+
+    cases: list[Case] = []
+    while len(cases) < number:
+        queries, prefix = generator.choice(LENGTHS), generator.choice(("none", *LENGTHS))
+        family = dict(
             heads=generator.randint(1, 3),
             group=generator.choice((1, 1, 2)),
             head_dim=generator.choice(HEAD_DIMS),
             dtype=generator.choice(dtypes),
             apart=generator.random() < 0.5,
             strided=generator.random() < 0.25,
-            seed=index,
         )
-        for index in range(number)
-    ]
+        cases += [
+            Case(
+                batch=generator.randint(2, 3),
+                queries=length(queries),
+                prefix=length(prefix),
+                seed=len(cases) + member,
+                **family,
+            )
+            for member in range(FAMILY)
+        ]
+    return cases[:number]
 
 
 def operands(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -141,16 +161,14 @@ def wrong_cases(cases: list[Case]) -> list[str]:
 
 
 def check_random(number: int, largest: int, jobs: int) -> tuple[int, list[str]]:
-    """Cases tried and what is wrong; in ``jobs`` processes, cases of a head dim together."""
+    """Cases tried and what is wrong; in ``jobs`` processes, a family in one."""
     cases = drawn_cases(number, largest)
     if jobs == 0:
         return len(cases), wrong_cases(cases)
-    groups: dict[tuple[int, str], list[Case]] = collections.defaultdict(list)
-    for case in cases:
-        groups[case.head_dim, case.dtype].append(case)
+    families = [cases[first : first + FAMILY] for first in range(0, number, FAMILY)]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        found = list(pool.map(wrong_cases, groups.values()))
+        found = list(pool.map(wrong_cases, families))
     return len(cases), [text for group in found for text in group]
 
 

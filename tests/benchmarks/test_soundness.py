@@ -13,16 +13,31 @@ from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
 
 pytestmark = pytest.mark.interpreter
-CASES = soundness.drawn_cases(200)
+CASES = soundness.drawn_cases(500)
 
 
 def test_a_thousand_cases_cover_what_they_should():
     assert {case.head_dim for case in CASES} == set(soundness.HEAD_DIMS)
+    assert len(soundness.drawn_cases(1000)) == 1000
     assert {case.group for case in CASES} == {1, 2}
     assert {case.apart for case in CASES} == {case.strided for case in CASES} == {True, False}
     assert any(case.queries == 1 for case in CASES)
     assert any(case.prefix == 0 for case in CASES)
     assert len(set(CASES)) == len(CASES)
+
+
+def test_a_family_is_compiled_once():
+    for first in range(0, 196, soundness.FAMILY):
+        family = CASES[first : first + soundness.FAMILY]
+        free = dict(batch=2, queries=0, prefix=0, seed=0)
+        assert len({dataclasses.replace(case, **free) for case in family}) == 1
+        for lengths in ([c.queries for c in family], [c.prefix for c in family]):
+            assert len({(n == 0, n == 1, n % 16 == 0) for n in lengths}) == 1
+
+
+def test_families_run_in_worker_processes(monkeypatch):
+    monkeypatch.setattr(soundness, "drawn_cases", lambda *_: [CASE])
+    assert soundness.check_random(1, 8, jobs=1) == (1, [])
 
 
 CASE = soundness.Case(

@@ -13,12 +13,11 @@ import torch
 from models import training
 from models.checkpoints import load_checkpoint
 from models.configuration import claim_folder
-from models.data import CorpusConfig
 from models.distributed import ALONE, Processes, launched, launched_rank, sharded_like, whole
 from models.presets import DEMO
 from models.step import Execution
 from models.sweep import run_sweep
-from models.training import ModelConfig, Recipe, TrainConfig, train
+from models.training import Recipe, train
 
 ROOT = Path(__file__).parents[2]
 # Losses and weights in single precision, added up in another order over 12 steps.
@@ -26,26 +25,13 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for index in range(4):
-        (folder / f"{index}.txt").write_text(f"{index} and the quick brown fox; " * 40)
-    return TrainConfig(
-        model=ModelConfig(
-            num_latents=8,
-            num_prefix=6,
-            num_channels=8,
-            num_layers=2,
-            num_heads=2,
-            prefix_dropout=0.5,
-        ),
-        corpus=CorpusConfig(files=(str(folder / "*.txt"),), cache=folder / "cache"),
+def config(train_config):
+    return dataclasses.replace(
+        train_config,
         recipe=Recipe(batch_size=4, learning_rate=1e-2),
         steps=12,
-        validations=3,
         validation_windows=6,
         checkpoint_steps=5,
-        device="cpu",
     )
 
 
@@ -89,38 +75,31 @@ def largest_deviation(rows, checkpoint, alone):
     return max(losses + weights)
 
 
-class StoppedError(Exception):
-    pass
-
-
-def stop_at(step):
-    def on_step(done):
-        if done == step:
-            raise StoppedError
-
-    return on_step
+def interrupt_after_seven(done):
+    if done == 7:
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
-    ("execution", "start"),
+    ("execution", "interrupted"),
     [
-        (Execution(parallel="ddp", micro_batches=2), 0),
+        (Execution(parallel="ddp", micro_batches=2), False),
         # Started by one process and gone on with by two.
-        (Execution(parallel="fsdp2", checkpointing="non-reentrant"), 7),
+        (Execution(parallel="fsdp2", checkpointing="non-reentrant"), True),
     ],
 )
-def test_two_processes_reach_the_loss_of_one(config, alone, tmp_path, execution, start):
+def test_two_processes_reach_the_loss_of_one(config, alone, tmp_path, execution, interrupted):
     config = dataclasses.replace(config, execution=execution)
-    if start:
-        with pytest.raises(StoppedError):
-            train(config, tmp_path, stop_at(start))
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path, interrupt_after_seven)
     else:
         claim_folder(config, tmp_path)
     job = launch("-m", "models", "resume", tmp_path)
     assert job.returncode == 0, job.stderr
     assert job.stdout.count("validation loss") == 1  # one process speaks
     # This process finds the run finished, and reads what the two have written.
-    rows = train(config, tmp_path, stop_at(-1))
+    rows = train(config, tmp_path)
     assert largest_deviation(rows, load_checkpoint(tmp_path), alone) < TOLERANCE
 
 

@@ -10,31 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from models.data import CorpusConfig
 from models.ray_sweep import RayCluster, connect
-from models.sweep import SweepConfig, SweepError, plan_runs, run_sweep
-from models.training import ModelConfig, Recipe
+from models.sweep import SweepError, plan_runs, run_sweep
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def config(tmp_path):
-    text = tmp_path / "text"
-    text.mkdir()
-    for index in range(4):
-        (text / f"{index}.txt").write_text(f"{index} and the quick brown fox; " * 40)
-    return SweepConfig(
-        budgets=(2e7,),
-        shapes=((4, 1), (8, 1)),
-        model=ModelConfig(num_latents=8, num_prefix=6, num_heads=2, prefix_dropout=0.5),
-        corpus=CorpusConfig(files=(str(text / "*.txt"),), cache=tmp_path / "cache"),
-        recipe=Recipe(batch_size=2, learning_rate=1e-2),
-        validations=2,
-        validation_windows=4,
-        checkpoint_steps=5,
-        device="cpu",
-        cluster="ray",
+def config(sweep_config):
+    return dataclasses.replace(
+        sweep_config, budgets=(2e7,), shapes=((4, 1), (8, 1)), workers=None, cluster="ray"
     )
 
 

@@ -15,30 +15,14 @@ import pytest
 
 import flopcount
 from models.configuration import read_config
-from models.data import CorpusConfig
 from models.presets import DEMO
 from models.sweep import SweepConfig, SweepError, plan_runs, run_sweep
-from models.training import ModelConfig, Recipe, train
+from models.training import train
 
 
 @pytest.fixture
-def config(tmp_path):
-    text = tmp_path / "text"
-    text.mkdir()
-    for index in range(4):
-        (text / f"{index}.txt").write_text(f"{index} and the quick brown fox; " * 40)
-    return SweepConfig(
-        budgets=(2e7, 4e7),
-        shapes=((4, 1), (8, 2)),
-        model=ModelConfig(num_latents=8, num_prefix=6, num_heads=2, prefix_dropout=0.5),
-        corpus=CorpusConfig(files=(str(text / "*.txt"),), cache=tmp_path / "cache"),
-        recipe=Recipe(batch_size=2, learning_rate=1e-2),
-        validations=2,
-        validation_windows=4,
-        checkpoint_steps=5,
-        device="cpu",
-        workers=2,
-    )
+def config(sweep_config):
+    return sweep_config
 
 
 def test_every_run_spends_its_budget_to_within_a_step():

@@ -30,33 +30,9 @@ from models.training import (
 )
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for index in range(4):
-        (folder / f"{index}.txt").write_text(f"{index} and the quick brown fox; " * 40)
-    return CorpusConfig(files=(str(folder / "*.txt"),), cache=folder / "cache")
-
-
 @pytest.fixture
-def config(corpus):
-    return TrainConfig(
-        model=ModelConfig(
-            num_latents=8,
-            num_prefix=6,
-            num_channels=8,
-            num_layers=2,
-            num_heads=2,
-            prefix_dropout=0.5,
-        ),
-        corpus=corpus,
-        recipe=Recipe(batch_size=3, learning_rate=1e-2),
-        steps=30,
-        validations=3,
-        validation_windows=5,
-        checkpoint_steps=4,
-        device="cpu",
-    )
+def config(train_config):
+    return train_config
 
 
 def without_time(rows):

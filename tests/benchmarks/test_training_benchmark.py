@@ -94,6 +94,8 @@ def test_utilisation_is_causal_flops_over_the_measured_rate(monkeypatch):
     monkeypatch.setattr(training, "our_step", lambda *_: None)
     fused = training.measure(training.TINY, "fused", 3, rate=4.0 * total)
     assert float(fused["hfu"]) > float(fused["mfu"]) == 0.5
+    peer = training.measure(training.TINY, "flex, compiled", 3, rate=4.0 * total)
+    assert (peer["mfu"], peer["hfu"]) == ("0.5000", "")
     assert float(row["tokens_per_second"]) == 3 * training.TINY.num_latents / 0.5
 
 

@@ -21,7 +21,6 @@ NUM_WARPS = 4
 
 def declare_preparation(grid, metadata, args):
     """What a profile shows: six FLOPs per turned pair; each operand's bytes read and written."""
-    pairs = elements = 0
     rows = [
         args["batch"] * length * heads
         for length, heads in zip(args["lengths"], args["heads"], strict=True)
@@ -69,7 +68,7 @@ def prepare_rows(
     heads,
     offsets,
     table,
-    table_strides,
+    table_stride,
     num_positions,
     batch,
     num_blocks,
@@ -98,10 +97,10 @@ def prepare_rows(
             table_tile = ()
             if i < NUM_TURNED:
                 table_tile = load_rows(
-                    table + b * table_strides[0],
+                    table + b * table_stride,
                     offsets[i] + first,
                     num_positions,
-                    table_strides[1],
+                    TURNED,
                     1,
                     BLOCK,
                     TURNED,
@@ -173,7 +172,8 @@ def launch_preparation(
         table, num_turned = q.new_empty(1, 1, 0, 2, dtype=torch.float32), 0
     else:
         num_turned = len(turned)
-    table = table.flatten(-2).contiguous().expand(batch, -1, -1)  # (B, positions, 2·P)
+    # (B, positions, 2·P), each sequence's rows contiguous.
+    table = table.flatten(-2).contiguous().expand(batch, -1, -1)
     positions, turning = table.shape[1:]
     blocks = triton.cdiv(max(lengths), BLOCK_ROWS)
     prepare_rows[(blocks * batch, len(sources))](
@@ -184,7 +184,7 @@ def launch_preparation(
         tuple(x.shape[2] for x in sources),
         tuple(0 if x is prefix_k else positions - x.shape[1] for x in sources),
         table,
-        table.stride(),
+        table.stride(0),
         positions,
         batch,
         blocks,

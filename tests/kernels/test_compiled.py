@@ -1,0 +1,92 @@
+"""What the kernels compile to for Hopper: wide accesses before the attention, 64-bit offsets."""
+
+import re
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from kernels.attention.launches import launch_backward, launch_forward
+from kernels.attention.preparation import launch_preparation
+from validate.compiled_code import compiling
+from validate.processes import triton_processes
+
+
+@triton.jit
+def narrow_offsets(x, stride):
+    """A twin whose offset wraps: program times stride in 32 bits."""
+    tl.store(x + tl.program_id(0) * stride, 0.0)
+
+
+def compiled():
+    """Name, loaded and stored channels, ptxas's log, Triton's code and PTX of each kernel."""
+
+    def drawn(*shape):
+        return torch.empty(shape, dtype=torch.bfloat16)
+
+    found = []
+    with compiling(found):
+        for loaded, stored in ((64, 64), (73, 80), (80, 73)):
+            q, k = drawn(2, 512, 8, loaded), drawn(2, 1280, 8, loaded)
+            table = torch.empty(1, 1280, 18, 2)
+            launch_preparation(q, k, None, k, None, table, 0.1, stored, stored < loaded)
+        q, k, out = drawn(2, 512, 8, 80), drawn(2, 1280, 8, 80), drawn(2, 512, 8, 73)
+        launch_forward(q, k, k, None, None, 0.1, 73)
+        launch_backward(out, q, k, k, None, None, out, torch.empty(2, 8, 512), 0.1)
+        narrow_offsets[(4,)](q, 4099)
+    return [
+        (
+            kernel.metadata.name,
+            (options.get("LOADED"), options.get("STORED")),
+            log,
+            kernel.asm["ttir"],
+            kernel.asm["ptx"],
+        )
+        for kernel, log, options in found
+    ]
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    with triton_processes(interpret=False) as pool:
+        return pool.submit(compiled).result()
+
+
+def accesses(ptx, kind):
+    """Bytes of each global load or store that stands in the code."""
+    found = re.findall(rf"{kind}\.global(?:\.\w+)*?(?:\.v(\d))?\.b(\d+)", ptx)
+    return {int(width or 1) * int(bits) // 8 for width, bits in found}
+
+
+def test_the_pass_before_the_attention_spills_nothing_and_moves_16_bytes_at_a_time(kernels):
+    seen = {
+        channels: (accesses(ptx, "ld"), accesses(ptx, "st"))
+        for name, channels, log, _, ptx in kernels
+        if name == "prepare_rows" and "0 bytes stack frame, 0 bytes spill stores" in log
+    }
+    assert seen[64, 64] == ({16}, {16})
+    # Rows of 73 channels start at any multiple of 2 bytes; those of 80, their padded form, at 16.
+    # A thread's part of the 16 channels from 64 on is 8 bytes.
+    assert seen[73, 80] == ({2, 16}, {8, 16})
+    assert seen[80, 73] == ({8, 16}, {2})
+
+
+def narrow(ttir):
+    """Offsets in 32 bits that move a pointer outside of a tile."""
+    return re.findall(r"tt\.addptr [^:]*: !tt\.ptr<[^>]*>, i32", ttir)
+
+
+def test_pointers_move_by_64_bits(kernels):
+    names = {name for name, *_ in kernels}
+    assert names == {
+        "prepare_rows",
+        "attention_forward",
+        "row_products",
+        "attention_key_value_gradient",
+        "attention_query_gradient",
+        "narrow_offsets",
+    }
+    for name, _, _, ttir, _ in kernels:
+        assert "tt.addptr" in ttir
+        assert bool(narrow(ttir)) == (name == "narrow_offsets"), name

@@ -32,6 +32,15 @@ def test_the_block_is_held_against_float64(name):
     assert block.errors(block.call, attention, SHAPE) <= 1
 
 
+@pytest.mark.parametrize("name", ["sdpa-flash", "fused"])
+def test_a_peer_is_compiled_without_a_break(name):
+    attention = block.block(SHAPE, peers.with_attention(name, [SHAPE]))
+    given = block.draw_inputs(SHAPE)[:3]
+    compiled = torch.compile(block.call, backend="eager", dynamic=False, fullgraph=True)
+    torch.testing.assert_close(compiled(attention, *given), block.call(attention, *given))
+    torch.compiler.reset()
+
+
 @pytest.fixture
 def planted(monkeypatch):
     """An implementation under the name "planted", which forgets after the test."""

@@ -14,6 +14,7 @@ import io
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from flopcount.sizes import require_choice
+from flopcount.tables import table
+from kernels.attention.tilings import Tiling, padded_head_dim, shipped_tiling
 from validate.processes import triton_processes
 
 COMPUTE_CAPABILITY = 90
@@ -41,12 +45,14 @@ class Launch:
         head_dim: Channels of a head; it is stored padded, as the public functions store it.
         prefix: Positions of the prefix.
         group: Query heads of a key-value head.
+        tilings: Tilings to take instead of those that are shipped, by pass.
     """
 
     dtype: str
     head_dim: int
     prefix: int = 768
     group: int = 1
+    tilings: tuple[tuple[str, Tiling], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,8 +220,7 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     """Compile every kernel of a forward and a backward pass that was not compiled before."""
     import torch
 
-    from kernels.attention.launches import launch_backward, launch_forward
-    from kernels.attention.tilings import padded_head_dim
+    from kernels.attention import launches
 
     channels = padded_head_dim(launch.head_dim)
     dtype = getattr(torch, launch.dtype)
@@ -228,9 +233,14 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     out = torch.empty(2, QUERIES, heads, launch.head_dim, dtype=dtype)
     lse = torch.empty(2, heads, QUERIES)
     found: list[tuple[Any, str, dict[str, Any]]] = []
-    with compiling(found):
-        launch_forward(q, keys, keys, None, None, 0.1, launch.head_dim)
-        launch_backward(out, q, keys, keys, None, None, out, lse, 0.1)
+    chosen = dict(launch.tilings)
+
+    def tiling(pass_name: str, *sizes: int) -> Tiling:
+        return chosen.get(pass_name) or shipped_tiling(pass_name, *sizes)
+
+    with compiling(found), mock.patch.object(launches, "shipped_tiling", tiling):
+        launches.launch_forward(q, keys, keys, None, None, 0.1, launch.head_dim)
+        launches.launch_backward(out, q, keys, keys, None, None, out, lse, 0.1)
     return [_read(launch, *kernel) for kernel in found]
 
 
@@ -366,3 +376,158 @@ def compile_all(launches: Iterable[Launch], jobs: int | None = None) -> list[Com
     """
     with triton_processes(interpret=False, jobs=jobs or os.cpu_count() or 1) as pool:
         return [kernel for kernels in pool.map(compile_launch, launches) for kernel in kernels]
+
+
+def differences(
+    cases: Iterable[tuple[Launch, tuple[int, int, int]]], jobs: int | None = None
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """Executed FLOPs by the counter minus those of the compiled code, and faults of the code.
+
+    A kernel's loops are its code's, and how often each runs is what the interpreter's run of the
+    same launch says: the counter is asked for the total alone.
+
+    Args:
+        cases: What to compile, with the number of heads, of queries and of prefix positions to run;
+            with prefix positions as the launch has some or none.
+        jobs: As for :func:`compile_all`.
+    """
+    import torch
+
+    from validate import kernel_tally
+
+    cases = tuple(cases)
+    compiled = compile_all((launch for launch, _ in cases), jobs)
+    shapes = tuple(
+        kernel_tally.AttentionShape(
+            1, queries, prefix, heads * launch.group, heads, launch.head_dim,
+            torch.float32 if launch.dtype == "float32" else torch.float16,
+        )
+        for launch, (heads, queries, prefix) in cases
+    )  # fmt: skip
+    tallies = kernel_tally.tallies(shapes)
+    for (launch, _), shape, run in zip(cases, shapes, tallies, strict=True):
+        kernels = {_identity(k.name, k.constants): k for k in compiled if k.launch == launch}
+        executed = sum(
+            kernels[_identity(tallied.name, tallied.constants)].executed(tallied.trips)
+            for tallied in run
+            if tallied.trips
+        )
+        counted = sum(kernel_tally.formula(shape).values())
+        faults = [fault for kernel in kernels.values() for fault in kernel.faults()]
+        yield (
+            f"{launch}, {shape}",
+            {
+                "executed": counted - executed,
+                "; ".join(faults) or "faults": len(faults),
+            },
+        )
+
+
+def _identity(name: str, constants: dict[str, Any]) -> tuple[Any, ...]:
+    return name, constants.get("CAUSAL"), constants.get("HAS_PREFIX")
+
+
+SHAPES = (
+    (Launch("bfloat16", 73), (1, 300, 100)),
+    (Launch("float32", 54), (1, 70, 40)),
+    (Launch("bfloat16", 64, group=4), (1, 260, 130)),
+    (Launch("bfloat16", 128), (1, 131, 66)),
+    (Launch("bfloat16", 200), (1, 131, 66)),
+    (Launch("float16", 96), (1, 200, 70)),
+    (Launch("float32", 128), (1, 40, 20)),
+)
+"""What the matrix compares; the first two in a quick run."""
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
+NAMES = {
+    "attention_forward": "forward",
+    "attention_key_value_gradient": "key_value",
+    "attention_query_gradient": "query",
+}
+
+
+def as_rows(kernels: Iterable[CompiledKernel]) -> list[list[object]]:
+    """A row of the table for each kernel that multiplies, and its faults in the last cell."""
+    return [
+        [
+            kernel.launch.dtype,
+            padded_head_dim(kernel.launch.head_dim),
+            f"{NAMES[kernel.name]}{', prefix' * (kernel.constants.get('CAUSAL') is False)}",
+            f"{kernel.constants['BLOCK_QUERIES']} × {kernel.constants['BLOCK_KEYS']}",
+            kernel.num_warps,
+            kernel.registers,
+            kernel.shared,
+            kernel.programs_per_multiprocessor,
+            ", ".join(kernel.instructions) or "FMA, full fp32",
+            "; ".join(kernel.faults()) or "none",
+        ]
+        for kernel in kernels
+        if kernel.name in NAMES
+    ]
+
+
+HEADINGS = (
+    "dtype", "head dim", "pass", "queries × keys", "warps", "registers", "shared bytes",
+    "programs per SM", "instructions", "faults",
+)  # fmt: skip
+
+
+def padding_rows() -> list[list[str]]:
+    """Head dims that are of interest: what is executed over what is asked for."""
+    return [
+        [str(c), str(padded_head_dim(c)), f"{padded_head_dim(c) / c:.3f}"]
+        for c in (54, 64, 73, 78, 91, 96, 128)
+    ]
+
+
+def page(kernels: Iterable[CompiledKernel]) -> str:
+    """docs/kernels.md."""
+
+    def markdown(headings: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+        lines = (headings, ["---" for _ in headings], *rows)
+        return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+    return f"""# Kernels as compiled for Hopper (sm_90)
+
+Generated by `python -m validate.compiled_code --write`, without a GPU: registers and spills by
+`ptxas -v`, instructions by `nvdisasm`. A fault would be a spilled register, a stack frame,
+serialised wgmma, no asynchronous copies, too much shared memory, or a loop whose matrix
+instructions do not add up to exactly one tile's products. Nothing here is a measured speed.
+
+{markdown(HEADINGS, as_rows(kernels))}
+
+## Work that padding adds
+
+{markdown(("head dim", "padded", "ratio"), padding_rows())}
+"""
+
+
+def main(
+    dtypes: tuple[str, ...] = ("bfloat16",),
+    every: bool = False,
+    write: bool = False,
+    jobs: int | None = None,
+) -> int:
+    """Compile the shipped kernels, and exit with 1 where one has a fault.
+
+    Args:
+        dtypes: Of bfloat16, float16 and float32.
+        every: Also without a prefix and with grouped heads.
+        write: Write docs/kernels.md.
+        jobs: Processes; one for each core unless given.
+    """
+    for dtype in dtypes:
+        require_choice("dtypes", dtype, DTYPES)
+    launches = shipped_launches(dtypes)
+    kernels = compile_all((x for x in launches if every or (x.prefix and x.group == 1)), jobs)
+    if write:
+        PAGE.write_text(page(kernels))
+    print(table(HEADINGS, as_rows(kernels), width=170))
+    return 1 if any(kernel.faults() for kernel in kernels) else 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(tyro.cli(main, prog="python -m validate.compiled_code"))

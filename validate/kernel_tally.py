@@ -195,19 +195,17 @@ def by_pass(launches: list[LaunchTally]) -> dict[str, int]:
     return found
 
 
-def issued(shapes: tuple[AttentionShape, ...]) -> list[dict[str, int]]:
-    """FLOPs that the kernels issue for each shape, by pass and part.
-
-    Where Triton does not interpret, they are tallied in a process where it does.
-    """
+def tallies(shapes: tuple[AttentionShape, ...]) -> list[list[LaunchTally]]:
+    """The launches of each shape; in a process of their own where Triton does not interpret."""
     if triton.knobs.runtime.interpret:
-        return [_issued(shape) for shape in shapes]
+        return [tally(shape) for shape in shapes]
     with triton_processes(interpret=True) as pool:
-        return list(pool.map(_issued, shapes))
+        return list(pool.map(tally, shapes))
 
 
-def _issued(shape: AttentionShape) -> dict[str, int]:
-    return by_pass(tally(shape))
+def issued(shapes: tuple[AttentionShape, ...]) -> list[dict[str, int]]:
+    """FLOPs that the kernels issue for each shape, by pass and part."""
+    return [by_pass(launches) for launches in tallies(shapes)]
 
 
 def formula(shape: AttentionShape) -> dict[str, int]:

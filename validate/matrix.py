@@ -19,6 +19,7 @@ from flopcount.count import recompute_products
 from flopcount.tables import shown, table
 from kernels.attention.flops import backward_flops, forward_flops
 from validate import (
+    compiled_code,
     configurations,
     elementwise_trace,
     fused,
@@ -287,6 +288,11 @@ def executed_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
         yield str(shape), missed
 
 
+def compiled_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
+    """Executed FLOPs of attention layers against the compiled kernels, which must not spill."""
+    return compiled_code.differences(compiled_code.SHAPES[: 2 if quick else None], jobs=1)
+
+
 CHECKS = (
     Check("dense forward, by module and in total", "fvcore", fvcore_forward),
     Check("dense forward and backward, totals", "torch FlopCounterMode", torch_totals),
@@ -317,6 +323,11 @@ STANDALONE = (
         "executed FLOPs of attention, by pass and part",
         "dots that the kernels issue in Triton's interpreter",
         executed_attention,
+    ),
+    Standalone(
+        "executed FLOPs of attention, all passes",
+        "instructions of the code compiled for sm_90, in loops as the interpreter runs them",
+        compiled_attention,
     ),
 )
 WITHOUT_WITNESS = ("per-element costs of element-wise rows, a stated convention",)

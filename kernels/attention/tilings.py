@@ -23,7 +23,8 @@ class Tiling(NamedTuple):
     keys and loop over blocks of queries. The owned block is a multiple of the other.
 
     ``max_registers`` caps a thread's registers where that lets a further program share the
-    multiprocessor: 128 admits two programs of eight warps.
+    multiprocessor: 128 admits two programs of eight warps. Where the assembler would aim lower of
+    its own accord, and spill, it is what the assembler may use.
     """
 
     block_queries: int
@@ -52,7 +53,8 @@ TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
     ("forward", 2): {
         64: Tiling(128, 64, 8, 3, 128),
         128: Tiling(128, 64, 8, 3),
-        256: Tiling(128, 64, 8, 2),
+        192: Tiling(128, 64, 8, 2),
+        256: Tiling(128, 32, 8, 2),
     },
     ("key_value", 2): {
         64: Tiling(32, 64, 4, 2, 168),
@@ -62,20 +64,21 @@ TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
     ("query", 2): {
         64: Tiling(128, 64, 8, 2, 128),
         128: Tiling(128, 64, 8, 2),
-        256: Tiling(128, 32, 8, 2),
+        208: Tiling(128, 32, 8, 2),
+        256: Tiling(128, 16, 8, 2),
     },
     ("forward", 4): {
         64: Tiling(32, 32, 4, 2),
-        256: Tiling(32, 16, 8, 2),
+        256: Tiling(32, 16, 8, 2, 255),
     },
     ("key_value", 4): {
-        64: Tiling(32, 32, 8, 2),
-        256: Tiling(16, 16, 8, 2),
+        64: Tiling(32, 32, 8, 2, 255),
+        256: Tiling(16, 16, 8, 2, 255),
     },
     ("query", 4): {
         64: Tiling(32, 32, 4, 2),
-        128: Tiling(32, 16, 8, 2),
-        256: Tiling(16, 16, 8, 2),
+        128: Tiling(32, 16, 8, 2, 255),
+        256: Tiling(16, 16, 8, 2, 128),
     },
 }
 

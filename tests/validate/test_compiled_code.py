@@ -1,0 +1,120 @@
+"""Kernels compiled for sm_90: one tile's products in each loop, nothing spilled, and twins."""
+
+import dataclasses
+
+import pytest
+
+from kernels.attention.tilings import Tiling
+from validate import compiled_code
+from validate.compiled_code import Launch, compile_all, matrix_segments, shipped_launches
+
+# Spills by its tiling, and multiplies scores in both warpgroups, since 64 rows feed only one.
+SPILLS = Launch("bfloat16", 128, tilings=(("forward", Tiling(128, 64, 4, 3)),))
+TWICE = Launch("bfloat16", 64, tilings=(("key_value", Tiling(32, 64, 8, 2)),))
+SHIPPED = [Launch("bfloat16", width) for width in (64, 80, 96, 256)] + [Launch("float32", 54)]
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_all([*SHIPPED, SPILLS, TWICE])
+
+
+def of(compiled, launch, name="attention"):
+    return [k for k in compiled if k.launch == launch and k.name.startswith(name)]
+
+
+@pytest.mark.parametrize("launch", SHIPPED, ids=str)
+def test_shipped_kernels_have_no_fault(compiled, launch):
+    kernels = of(compiled, launch)
+    # Forward, keys and values of the latents and of the prefix, queries.
+    assert len(kernels) == 4
+    for kernel in kernels:
+        assert kernel.faults() == []
+        assert len(kernel.segments) == len(kernel.loop_products)
+
+
+def test_what_the_tilings_are_for(compiled):
+    (forward,) = of(compiled, SHIPPED[0], "attention_forward")
+    assert forward.registers <= 128
+    assert forward.programs_per_multiprocessor == 2
+    assert set(forward.copies) == {16}
+    assert set(forward.instructions) == {"m64n64k16"}
+
+
+def test_a_kernel_that_spills_is_found(compiled):
+    (forward,) = of(compiled, SPILLS, "attention_forward")
+    assert forward.spill_stores > 0
+    assert any(fault.startswith("spills") for fault in forward.faults())
+
+
+def test_products_that_two_warpgroups_repeat_are_found(compiled):
+    kernels = of(compiled, TWICE, "attention_key_value_gradient")
+    assert kernels
+    for kernel in kernels:
+        # Of four products two are done twice.
+        expected = 4 * kernel.product_operations
+        assert {segment.operations for segment in kernel.segments} == {expected * 3 // 2}
+        assert any("FLOPs in loops" in fault for fault in kernel.faults())
+
+
+def test_other_faults_are_named(compiled):
+    kernel = of(compiled, SHIPPED[0], "attention_forward")[0]
+    changes = {
+        "wgmma serialised": {"serialized": True},
+        "bytes of shared memory": {"shared": 228 * 1024},
+        "no wgmma": {"instructions": {"mma.sync": 8}},
+        "no asynchronous copies": {"copies": {}},
+        "products outside of loops": {
+            "segments": tuple(dataclasses.replace(s, in_loop=False) for s in kernel.segments)
+        },
+        "FLOPs in loops": {"segments": kernel.segments[1:]},
+    }
+    for fault, change in changes.items():
+        assert any(fault in found for found in dataclasses.replace(kernel, **change).faults())
+
+
+def test_what_loops_execute(compiled):
+    kernel = of(compiled, SHIPPED[0], "attention_forward")[0]
+    tile = 2 * 2 * 128 * 64 * 64
+    assert kernel.executed([2, 0, 3, 1]) == 6 * tile
+    with pytest.raises(ValueError, match="shorter"):
+        kernel.executed([2, 0])
+
+
+CODE = """
+        /*0000*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], RZ, !UPT, gsb0 ;
+.L_x_1:
+        /*0010*/                   HGMMA.64x32x16.F32.BF16 R24, gdesc[UR4], R24, gsb0 ;
+.L_x_2:
+        /*0020*/                   HGMMA.64x16x16.F32.BF16 R24, gdesc[UR4], R24, gsb0 ;
+        /*0030*/               @P0 BRA `(.L_x_2) ;
+        /*0040*/               @P1 BRA `(.L_x_3) ;
+        /*0050*/                   HGMMA.64x8x16.F32.BF16 R24, gdesc[UR4], R24, gsb0 ;
+        /*0060*/              @!P0 BRA `(.L_x_1) ;
+.L_x_3:
+        /*0070*/                   EXIT ;
+"""
+
+
+def test_loops_are_told_from_what_surrounds_them():
+    segments, instructions = matrix_segments(CODE, num_warps=8)
+    # Innermost loops count; two warpgroups each issue 2 · 64 · n · 16.
+    assert [(s.in_loop, s.operations) for s in segments] == [
+        (False, 2 * 2 * 64 * (64 + 32) * 16),
+        (True, 2 * 2 * 64 * 16 * 16),
+        (False, 2 * 2 * 64 * 8 * 16),
+    ]
+    assert instructions == {f"m64n{n}k16": 1 for n in (8, 16, 32, 64)}
+
+
+def test_every_padded_head_dim_is_shipped():
+    launches = shipped_launches(["bfloat16"])
+    assert {-(-launch.head_dim // 16) * 16 for launch in launches} == set(range(16, 257, 16))
+    assert {(launch.prefix > 0, launch.group > 1) for launch in launches} == {
+        (True, False), (False, False), (True, True),
+    }  # fmt: skip
+
+
+def test_compiled_code_with_the_interpreters_iterations_is_the_formula():
+    ((case, missed),) = compiled_code.differences(compiled_code.SHAPES[:1])
+    assert missed == {"executed": 0, "faults": 0}, case

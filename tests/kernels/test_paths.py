@@ -46,7 +46,8 @@ def assert_no_worse_than_plain(q, k, v):
 
 @pytest.mark.parametrize("head_dim", [2, 7, 15, 17, 32, 48, 65, 113, 127, 128, 144, 241, 255, 256])
 def test_head_dims_between_1_and_256(head_dim):
-    assert_no_worse_than_plain(*drawn((1, 3, 2, 1, 1, head_dim)))
+    # Of few queries, plain PyTorch's largest error is now and then far below its usual one.
+    assert_no_worse_than_plain(*drawn((1, 20, 2, 1, 1, head_dim)))
 
 
 def tiles_visited(monkeypatch):

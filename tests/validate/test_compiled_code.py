@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from kernels.attention.tilings import Tiling
+from kernels.attention.tilings import Tiling, shipped_tiling
 from validate import compiled_code
 from validate.compiled_code import Launch, compile_all, matrix_segments, shipped_launches
 
@@ -118,3 +118,17 @@ def test_every_padded_head_dim_is_shipped():
 def test_compiled_code_with_the_interpreters_iterations_is_the_formula():
     ((case, missed),) = compiled_code.differences(compiled_code.SHAPES[:1])
     assert missed == {"executed": 0, "faults": 0}, case
+
+
+def test_the_page_has_the_tilings_that_are_shipped():
+    text = compiled_code.PAGE.read_text()
+    for row in compiled_code.padding_rows():
+        assert f"| {' | '.join(row)} |" in text
+    for padded in range(16, 257, 16):
+        for name in ("forward", "key_value", "query"):
+            tiling = shipped_tiling(name, padded, 2)
+            start = f"| bfloat16 | {padded} | {name} | "
+            (line,) = (line for line in text.splitlines() if line.startswith(start))
+            blocks = f"{tiling.block_queries} × {tiling.block_keys}"
+            assert line.startswith(f"{start}{blocks} | {tiling.num_warps} |"), line
+            assert line.endswith("| none |"), line

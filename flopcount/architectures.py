@@ -176,7 +176,8 @@ class Architecture(abc.ABC):
             utilisation. Element-wise work is not counted.
 
         Raises:
-            TypeError: If an argument has the wrong type.
+            TypeError: If an argument has the wrong type, or the tiling has symbols and a size is an
+                array.
             ValueError: If a flavour of checkpointing is unknown, or given without training.
 
         >>> import flopcount as fc
@@ -199,6 +200,7 @@ class Architecture(abc.ABC):
             return self._count(sizes, "executed", matmuls, None, training, checkpointing)
 
         sizes = self._step_sizes(training, batch_size, checkpointing)
+        require_same_kind(vars(sizes) | tiling.sizes())
         return count(sizes.safe_for(lambda bound: count(bound).with_recompute))
 
     def _step_sizes(self, training: bool, batch_size: Size, checkpointing: str | None) -> Sizes:

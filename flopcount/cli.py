@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from flopcount.architectures import Architecture, Decoder, PerceiverAR
+from flopcount.executed import Tiling
 from flopcount.planning import HEAD_DIMS
 from flopcount.tables import table
 
@@ -75,6 +76,48 @@ class DecoderOptions:
         return Decoder(**vars(self))
 
 
+@dataclasses.dataclass(frozen=True)
+class TilingOptions:
+    """How fused attention kernels cut their work, for level ``executed``."""
+
+    forward: Annotated[
+        tuple[int, int] | None, tyro.conf.arg(name="tiling.forward", metavar="QUERIES KEYS")
+    ] = None
+    """The forward pass's tile."""
+    key_value: Annotated[
+        tuple[int, int] | None, tyro.conf.arg(name="tiling.key-value", metavar="QUERIES KEYS")
+    ] = None
+    """The tile of the gradients of keys and values."""
+    query: Annotated[
+        tuple[int, int] | None, tyro.conf.arg(name="tiling.query", metavar="QUERIES KEYS")
+    ] = None
+    """The tile of the gradient of queries."""
+    head_dim_multiple: Annotated[int, tyro.conf.arg(name="tiling.head-dim-multiple")] = (
+        Tiling.head_dim_multiple
+    )
+    """The head dim is rounded up to a multiple of this."""
+    key_value_products: Annotated[int, tyro.conf.arg(name="tiling.key-value-products")] = (
+        Tiling.key_value_products
+    )
+    """4; 5 where keys and values each have a loop of their own."""
+
+    def build(self, level: str | None) -> Tiling | None:
+        """The tiling, or None where no option is given.
+
+        Raises:
+            ValueError: If not all tiles are given, or the level is another.
+        """
+        if self == TilingOptions():
+            return None
+        if level != "executed":
+            raise ValueError(f"--tiling options with level = {level!r}: expected --level executed")
+        if None in (self.forward, self.key_value, self.query):
+            raise ValueError(f"--tiling options are missing: {NEEDED}")
+        return Tiling(**vars(self))
+
+
+NEEDED = "expected --tiling.forward, --tiling.key-value and --tiling.query, QUERIES KEYS each"
+
 Model = (
     Annotated[PerceiverAROptions, tyro.conf.subcommand("perceiver-ar")]
     | Annotated[DecoderOptions, tyro.conf.subcommand("decoder")]
@@ -102,8 +145,9 @@ def _print(result: Any, json: bool) -> None:
 
 def count(
     model: Model,
-    level: Literal["causal", "dense"] | None = None,
+    level: Literal["causal", "dense", "executed"] | None = None,
     convention: str | None = None,
+    tiling: TilingOptions = TilingOptions(),
     training: bool = True,
     batch_size: int = 1,
     checkpointing: Literal["reentrant", "non-reentrant"] | None = None,
@@ -118,8 +162,9 @@ def count(
 
     Args:
         model: The architecture.
-        level: Which query-key pairs count; causal unless a convention is given.
+        level: What attention counts; causal unless a convention is given.
         convention: A published way to count instead; ``compare`` lists them.
+        tiling: How fused attention kernels cut their work, for level executed.
         training: Forward and backward, or forward alone.
         batch_size: Sequences in a step.
         checkpointing: Activation checkpointing of whole layers.
@@ -132,16 +177,20 @@ def count(
     """
     if (seconds is None) != (device is None):
         raise ValueError(f"seconds = {seconds}, device = {device}: expected both or neither")
-    counted = model.build().flops(
-        level,
-        convention=convention,
-        training=training,
-        batch_size=batch_size,
-        checkpointing=checkpointing,
+    tiles = tiling.build(level)
+    step: dict[str, Any] = dict(
+        training=training, batch_size=batch_size, checkpointing=checkpointing
     )
+    if level == "executed" and convention is None:
+        if tiles is None:
+            raise ValueError(f"level = 'executed' without the kernels' tiling: {NEEDED}")
+        counted = model.build().executed(tiles, **step)
+    else:
+        counted = model.build().flops(level, convention=convention, **step)
     rates = {}
     if seconds is not None and device is not None:
-        rates["mfu"] = counted.mfu(seconds, device, dtype)
+        if level != "executed":
+            rates["mfu"] = counted.mfu(seconds, device, dtype)
         rates["hfu"] = counted.hfu(seconds, device, dtype)
     parameters = counted.model.params()
     if json:
@@ -153,7 +202,7 @@ def count(
     if params:
         print(f"\n{parameters}")
     if elementwise:
-        print(f"\n{counted.elementwise or 'element-wise FLOPs: not covered by this convention'}")
+        print(f"\n{counted.elementwise or f'element-wise FLOPs: not covered by {counted.label}'}")
 
 
 def compare(model: Model, training: bool = True, json: bool = False) -> None:
@@ -171,8 +220,9 @@ def compare(model: Model, training: bool = True, json: bool = False) -> None:
 
 def explain(
     architecture: Literal["perceiver-ar", "decoder"] = "perceiver-ar",
-    level: Literal["causal", "dense"] | None = None,
+    level: Literal["causal", "dense", "executed"] | None = None,
     convention: str | None = None,
+    tiling: TilingOptions = TilingOptions(),
     latex: bool = False,
     json: bool = False,
 ) -> None:
@@ -180,14 +230,15 @@ def explain(
 
     Args:
         architecture: The architecture.
-        level: Which query-key pairs count; causal unless a convention is given.
+        level: What attention counts; causal unless a convention is given.
         convention: A published way to count instead.
+        tiling: How fused attention kernels cut their work, for level executed.
         latex: Print LaTeX.
         json: Print JSON.
     """
     from flopcount.explanation import explain as explain_terms
 
-    explanation = explain_terms(architecture, level, convention)
+    explanation = explain_terms(architecture, level, convention, tiling.build(level))
     if latex and not json:
         print(explanation.to_latex())
     else:

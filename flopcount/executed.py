@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from flopcount.rows import Matmul
-from flopcount.sizes import Size, ceil_divide, halve, quoted, require_size
+from flopcount.sizes import Size, ceil_divide, halve, is_symbolic, quoted, require_size
 
 ATTENTION_TERMS = ("scores", "values")
 SOURCE = (
@@ -28,7 +28,7 @@ class Tiling:
     Each pass is (M, J): queries and keys of a tile. Programs of the forward pass and of the query
     gradient own M queries and loop over keys; programs of the key and value gradient own J keys and
     loop over queries. The owned block is a multiple of the other, so that the diagonal starts where
-    a tile starts.
+    a tile starts. Sizes may be SymPy symbols; write the owned block as a product with the other.
 
     Attributes:
         forward: (M, J) of the forward pass: two products per tile.
@@ -39,7 +39,7 @@ class Tiling:
             scores are multiplied in both.
 
     Raises:
-        TypeError: If a block is not a pair of ints.
+        TypeError: If a block is not a pair of ints or symbols.
         ValueError: If a size is not positive, or an owned block no multiple of the other.
 
     >>> Tiling(forward=(128, 64), key_value=(64, 64), query=(64, 64)).padded(73)
@@ -47,10 +47,10 @@ class Tiling:
 
     """
 
-    forward: tuple[int, int]
-    key_value: tuple[int, int]
-    query: tuple[int, int]
-    head_dim_multiple: int = 16
+    forward: tuple[Size, Size]
+    key_value: tuple[Size, Size]
+    query: tuple[Size, Size]
+    head_dim_multiple: Size = 16
     key_value_products: int = 4
 
     def __post_init__(self) -> None:
@@ -71,18 +71,27 @@ class Tiling:
                     f"{name} = {block}: expected the block of {owner} to be a multiple of the other"
                 )
 
+    def sizes(self) -> dict[str, Size]:
+        """Every size by its name: a tuple's two by their tuple's."""
+        blocks = {
+            f"{name}[{i}]": getattr(self, name)[i]
+            for name in ("forward", "key_value", "query")
+            for i in range(2)
+        }
+        return blocks | {"head_dim_multiple": self.head_dim_multiple}
+
     def padded(self, head_dim: Size) -> Size:
         """c̄: the head dim rounded up to a multiple of ``head_dim_multiple``."""
         return ceil_divide(head_dim, self.head_dim_multiple) * self.head_dim_multiple
 
 
 def _require_count(name: str, value: Any) -> None:
-    if type(value) is not int:
+    if type(value) is not int and not is_symbolic(value):
         raise TypeError(f"{name} = {quoted(value)} is a {type(value).__name__}: expected an int")
     require_size(name, value)
 
 
-def tiles_in_rectangle(num_queries: Size, num_keys: Size, block: tuple[int, int]) -> Size:
+def tiles_in_rectangle(num_queries: Size, num_keys: Size, block: tuple[Size, Size]) -> Size:
     """Tiles over a range of keys that every query admits: ⌈n/M⌉·⌈k/J⌉.
 
     Source: derived here; any pass visits every tile of the rectangle once.
@@ -94,7 +103,7 @@ def tiles_in_rectangle(num_queries: Size, num_keys: Size, block: tuple[int, int]
     return ceil_divide(num_queries, block_queries) * ceil_divide(num_keys, block_keys)
 
 
-def tiles_by_query_block(num_latents: Size, block: tuple[int, int]) -> Size:
+def tiles_by_query_block(num_latents: Size, block: tuple[Size, Size]) -> Size:
     """Tiles of the causal square where programs own M = a·J queries: a·T(T + 1)/2 + ⌈n/J⌉.
 
     T = ⌈n/M⌉ − 1 blocks of queries lie before the last one. Block i = 0, 1, … visits the a·i tiles
@@ -112,7 +121,7 @@ def tiles_by_query_block(num_latents: Size, block: tuple[int, int]) -> Size:
     return ratio * halve(before * (before + 1)) + ceil_divide(num_latents, block_keys)
 
 
-def tiles_by_key_block(num_latents: Size, block: tuple[int, int]) -> Size:
+def tiles_by_key_block(num_latents: Size, block: tuple[Size, Size]) -> Size:
     """Tiles of the causal square where programs own J = b·M keys: T·⌈n/M⌉ − b·T(T − 1)/2.
 
     T = ⌈n/J⌉ blocks of keys; block j = 0, 1, … is visited by all ⌈n/M⌉ blocks of queries but the
@@ -157,7 +166,7 @@ def tiled(matmul: Matmul, tiling: Tiling) -> Matmul:
     causal = matmul.pairs is not None
 
     def covered(name: str) -> Size:
-        block: tuple[int, int] = getattr(tiling, name)
+        block: tuple[Size, Size] = getattr(tiling, name)
         if not causal:
             tiles = tiles_in_rectangle(matmul.M, matmul.N, block)
         elif name == "key_value":

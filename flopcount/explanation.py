@@ -9,7 +9,8 @@ from flopcount import extras
 from flopcount.architectures import Architecture, Decoder, PerceiverAR
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count
-from flopcount.sizes import require_choice
+from flopcount.executed import Tiling
+from flopcount.sizes import quoted, require_choice
 from flopcount.tables import table
 
 ARCHITECTURES = ("perceiver-ar", "decoder")
@@ -17,6 +18,12 @@ LEGEND = (
     "B sequences, n latents, m prefix positions, k of them kept, d channels, h heads, L layers, "
     "V vocabulary, w widening factor; c = d/h"
 )
+TILING_LEGEND = (
+    "tiles of queries × keys: a_f·J_f × J_f in the forward pass; in the backward pass "
+    "M_kv × b·M_kv for the gradients of keys and values, in one loop, and a_q·J_q × J_q for that "
+    "of queries; the head dim is rounded up to a multiple of 16"
+)
+"""The symbols of :func:`symbolic_tiling`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +75,19 @@ class Explanation:
 
     Attributes:
         title: What was counted, and how.
-        matmuls: Forward matmul FLOPs, term by term; the backward pass is twice as many.
-        elementwise: Elements and per-element costs of each operation; empty for a convention.
+        legend: What the letters mean.
+        matmuls: Forward matmul FLOPs, term by term.
+        backward: FLOPs of the backward pass of the terms where it is not twice the forward:
+            attention at level ``executed``.
+        elementwise: Elements and per-element costs of each operation; empty for a convention and
+            at level ``executed``.
 
     """
 
     title: str
+    legend: str
     matmuls: tuple[Formula, ...]
+    backward: tuple[Formula, ...]
     elementwise: tuple[ElementwiseFormula, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,14 +102,19 @@ class Explanation:
 
         return {
             "title": self.title,
-            "legend": LEGEND,
+            "legend": self.legend,
             "matmuls": records(self.matmuls),
+            "backward": records(self.backward),
             "elementwise": records(self.elementwise),
         }
 
     def to_latex(self) -> str:
         """The formulas as one LaTeX ``align*`` environment."""
         lines = [rf"\text{{{f.layer}, {f.term} ({f.part})}} &: {f.latex} \\" for f in self.matmuls]
+        lines += [
+            rf"\text{{{f.layer}, {f.term} ({f.part}), backward}} &: {f.latex} \\"
+            for f in self.backward
+        ]
         lines += [
             rf"\text{{{f.layer}, {f.term} ({f.part}), elements of cost {f.forward_cost} forward "
             rf"and {f.backward_cost} backward}} &: {f.latex} \\"
@@ -108,13 +126,18 @@ class Explanation:
         return str(self)
 
     def __str__(self) -> str:
+        tables = [("forward FLOPs", self.matmuls, f"{self.title}\n{self.legend}")]
+        if self.backward:
+            title = "The backward pass, where it is not twice the forward"
+            tables.append(("backward FLOPs", self.backward, title))
         blocks = [
             table(
-                ["part", "layer", "term", "forward FLOPs", "source"],
-                [[f.part, f.layer, f.term, f.text, f.source] for f in self.matmuls],
-                title=f"{self.title}\n{LEGEND}",
+                ["part", "layer", "term", heading, "source"],
+                [[f.part, f.layer, f.term, f.text, f.source] for f in formulas],
+                title=title,
                 width=140,
             )
+            for heading, formulas, title in tables
         ]
         if self.elementwise:
             rows = [
@@ -166,8 +189,27 @@ def symbolic_model(architecture: str) -> tuple[Architecture, Any]:
     return perceiver, B
 
 
+def symbolic_tiling() -> Tiling:
+    """A tiling with every tile size a symbol: what owns a block is a multiple of what it visits.
+
+    Keys and values share a loop, as where the head dim leaves room for both.
+
+    Raises:
+        ImportError: If SymPy is not installed (extra ``symbolic``).
+
+    """
+    sympy = extras.load("sympy", "symbolic")
+    a_f, J_f, b, M_kv, a_q, J_q = sympy.symbols(
+        "a_f J_f b M_kv a_q J_q", integer=True, positive=True
+    )
+    return Tiling(forward=(a_f * J_f, J_f), key_value=(M_kv, b * M_kv), query=(a_q * J_q, J_q))
+
+
 def explain(
-    architecture: str = "perceiver-ar", level: str | None = None, convention: str | None = None
+    architecture: str = "perceiver-ar",
+    level: str | None = None,
+    convention: str | None = None,
+    tiling: Tiling | None = None,
 ) -> Explanation:
     """The formula and the source of every term.
 
@@ -175,24 +217,49 @@ def explain(
 
     Args:
         architecture: ``"perceiver-ar"`` or ``"decoder"``.
-        level: ``"causal"`` (the default) or ``"dense"``.
+        level: ``"causal"`` (the default), ``"dense"`` or ``"executed"``.
         convention: Instead of a level, a published convention.
+        tiling: At level ``executed``, the kernels' tiling; without it, tile sizes are symbols.
 
     Raises:
         ImportError: If SymPy is not installed (extra ``symbolic``).
-        ValueError: If an argument is unknown.
+        TypeError: If ``tiling`` is no :class:`~flopcount.Tiling`.
+        ValueError: If an argument is unknown, or a tiling given at another level.
 
     >>> {f.term: f.text for f in explain().matmuls if f.layer == "hybrid" and f.part == "cross"}
     {'key': '2*B*d**2*k', 'value': '2*B*d**2*k', 'scores': '2*B*d*k*n', 'values': '2*B*d*k*n'}
 
     """
     model, batch_size = symbolic_model(architecture)
-    count = model.flops(level, convention=convention, batch_size=batch_size)
+    legend = LEGEND
+    if level == "executed" and convention is None:
+        legend += f"; {TILING_LEGEND if tiling is None else tiling}"
+        count = model.executed(
+            symbolic_tiling() if tiling is None else tiling, batch_size=batch_size
+        )
+    elif tiling is not None:
+        raise ValueError(
+            f"tiling = {quoted(tiling)} with level = {quoted(level)} and convention = "
+            f"{quoted(convention)}: expected level = 'executed' alone with it"
+        )
+    else:
+        count = model.flops(level, convention=convention, batch_size=batch_size)
     title = f"Formulas of {architecture}, {count.label}; the backward pass is twice the forward"
+    backward = _backward(count)
+    if backward:
+        title += ", but for attention"
     if count.not_covered:
         title += "; the cross part is not covered"
     source = CONVENTIONS[convention].source if convention else None
-    return Explanation(title, _matmuls(count, source), _elementwise(count))
+    return Explanation(title, legend, _matmuls(count, source), backward, _elementwise(count))
+
+
+def _backward(count: Count) -> tuple[Formula, ...]:
+    return tuple(
+        Formula(line.part, line.layer, line.term, line.backward, line.source)
+        for line in count.lines
+        if line.backward != 2 * line.forward
+    )
 
 
 def _matmuls(count: Count, source: str | None) -> tuple[Formula, ...]:

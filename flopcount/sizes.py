@@ -254,9 +254,9 @@ def halve(even: Size) -> Size:
     return even / 2 if is_symbolic(even) else even // 2
 
 
-def ceil_divide(numerator: Size, denominator: int) -> Size:
+def ceil_divide(numerator: Size, denominator: Size) -> Size:
     """⌈numerator / denominator⌉."""
-    if is_symbolic(numerator):
+    if is_symbolic(numerator) or is_symbolic(denominator):
         from sympy import ceiling
 
         return ceiling(numerator / denominator)

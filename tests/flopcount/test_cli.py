@@ -88,6 +88,43 @@ def test_explain(capsys, architecture):
     assert json.loads(capsys.readouterr().out)["elementwise"] == []
 
 
+TILES = "--tiling.forward 128 64 --tiling.key-value 32 64 --tiling.query 128 64"
+TILING = fc.Tiling(forward=(128, 64), key_value=(32, 64), query=(128, 64))
+
+
+def test_count_of_what_kernels_execute(capsys):
+    command = ["count", *PERCEIVER, "--level", "executed", *TILES.split(), "--batch-size", "80"]
+    executed = MODEL.executed(TILING, batch_size=80)
+    assert main(command) == 0
+    assert capsys.readouterr().out.strip() == str(executed).strip()
+    assert main([*command, "--json", "--seconds", "0.1", "--device", "h200"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["whole"]["total"] == executed.total
+    assert printed["hfu"] == executed.hfu(0.1, "h200")
+    assert "mfu" not in printed
+    assert main([*command, "--tiling.key-value-products", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["whole"]["total"] > executed.total
+
+
+def test_explain_what_kernels_execute(capsys):
+    command = ["explain", "--level", "executed"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "ceiling(k/J_f)" in out
+    assert "a_f·J_f × J_f" in out
+    assert main([*command, "--latex", "--architecture", "decoder"]) == 0
+    assert r"\left\lceil{\frac{n}{M_{kv}}}\right\rceil" in capsys.readouterr().out
+    assert main([*command, *TILES.split(), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    (scores,) = [f for f in printed["matmuls"] if (f["part"], f["term"]) == ("cross", "scores")]
+    # 2 · B · h · ⌈n/128⌉ · ⌈k/64⌉ tiles of 128 · 64 pairs, each at 16 · ⌈c/16⌉ channels.
+    flops = "262144*B*h*ceiling(k/64)*ceiling(n/128)*ceiling(d/(16*h))"
+    assert scores["text"] == flops
+    assert {f["term"] for f in printed["backward"]} == {"scores", "values"}
+    assert main(["explain", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["backward"] == []
+
+
 def test_article(capsys):
     assert main(["article"]) == 0
     assert "31421" in capsys.readouterr().out
@@ -205,6 +242,31 @@ def test_devices(capsys):
         (["count", *PERCEIVER, "--seconds", "1"], "expected both or neither"),
         (["count", *PERCEIVER, "--seconds", "1", "--device", "x"], "device = 'x'"),
         (["count", *PERCEIVER, "--batch-size", "-1"], "batch_size = -1"),
+        (["count", *PERCEIVER, "--level", "executed"], "expected --tiling.forward, --tiling.key-v"),
+        (["count", *PERCEIVER, *TILES.split()], "with level = None: expected --level executed"),
+        (
+            ["count", *PERCEIVER, "--level", "executed", *TILES.split()[:3]],
+            "missing: expected --tiling.forward, --tiling.key-value and --tiling.query",
+        ),
+        (
+            [
+                "count",
+                *PERCEIVER,
+                "--level",
+                "executed",
+                *TILES.split(),
+                "--tiling.query",
+                "64",
+                "9",
+            ],
+            "query = (64, 9): expected the block of queries to be a multiple",
+        ),
+        (
+            ["count", *PERCEIVER, "--level", "executed", *TILES.split(), "--convention", "palm"],
+            "expected a convention alone",
+        ),
+        (["explain", *TILES.split()], "expected --level executed"),
+        (["explain", "--tiling.head-dim-multiple", "8"], "expected --level executed"),
         (["compare", *DECODER, "--num-layers", "0"], "num_layers = 0"),
         (["fit", "no-such-file.csv"], "no-such-file.csv"),
         (["fit", "x.csv", "--a", "0.5"], "expected approach = 'power-law'"),

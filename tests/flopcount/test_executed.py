@@ -7,6 +7,7 @@ import sympy
 import flopcount as fc
 from flopcount.devices import find_device
 from flopcount.executed import tiles_by_key_block, tiles_by_query_block, tiles_in_rectangle
+from flopcount.explanation import symbolic_tiling
 
 TILING = fc.Tiling(forward=(128, 64), key_value=(32, 128), query=(64, 64))
 
@@ -122,6 +123,42 @@ def test_symbols_and_arrays_agree_with_ints():
         one = model(num_latents=int(length)).executed(TILING).total
         assert total == one
         assert expression.subs({n: int(length), d: 146}) == one
+
+
+def test_symbols_for_tiles_agree_with_ints():
+    tiling = symbolic_tiling()
+    expression = model().executed(tiling).total
+    for a, b, size in ((1, 1, 16), (2, 4, 32)):
+        ints = fc.Tiling(forward=(a * size, size), key_value=(size, b * size), query=(size, size))
+        values = dict(a_f=a, J_f=size, b=b, M_kv=size, a_q=1, J_q=size)
+        found = expression.subs({symbol: values[symbol.name] for symbol in expression.free_symbols})
+        assert found == model().executed(ints).total
+    M, J = sympy.symbols("M J", integer=True, positive=True)
+    with pytest.raises(ValueError, match="block of queries to be a multiple"):
+        fc.Tiling(forward=(M, J), key_value=(64, 64), query=(64, 64))
+    with pytest.raises(TypeError, match="expected arrays or symbols, not both"):
+        model(num_latents=np.arange(1, 3)).executed(tiling)
+
+
+def test_explanation_of_what_is_executed():
+    given = fc.explain("decoder", "executed", tiling=TILING)
+    n, d, h = 130, 146, 2
+    values = dict(B=3, n=n, d=d, h=h, L=2, V=7, w=4)
+    decoder = fc.Decoder(
+        vocab_size=7, seq_len=n, num_channels=d, num_layers=2, num_heads=h, bias=False
+    )
+    count = decoder.executed(TILING, batch_size=3)
+    for formulas, phase in ((given.matmuls, "forward"), (given.backward, "backward")):
+        assert formulas
+        for formula in formulas:
+            (counted,) = [x for x in count.lines if x.term == formula.term]
+            symbols = formula.expression.free_symbols
+            found = formula.expression.subs({s: values[s.name] for s in symbols})
+            assert found == getattr(counted, phase)
+    with pytest.raises(ValueError, match="expected level = 'executed' alone"):
+        fc.explain(tiling=TILING)
+    with pytest.raises(TypeError, match=r"expected a flopcount\.Tiling"):
+        fc.explain(level="executed", tiling=(128, 64))
 
 
 def test_no_overflow():

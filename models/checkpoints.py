@@ -3,7 +3,8 @@
 A checkpoint is a file of tensors named by its step and ``checkpoint.json``, which names that file,
 its SHA-256 and the rest of the state, and carries a SHA-256 of its own. Both are written beside
 their place, flushed to disk and renamed; ``checkpoint.json`` comes last. Whatever moment a process
-dies at, the file that ``checkpoint.json`` names is whole.
+dies at, the file that ``checkpoint.json`` names is whole. The first checkpoint is preceded by a
+``checkpoint.json`` that names none, so that tensors without one tell that it was taken away.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _STATE = "checkpoint.json"
+_TENSORS = "step-*.safetensors"
 
 
 class CheckpointError(RuntimeError):
@@ -77,6 +79,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         OSError: if the disk is full or refuses; the checkpoint before is still there.
 
     """
+    if not (folder / _STATE).exists():
+        _write_state(folder, {"step": 0, "file": None})
     file = folder / f"step-{step:09d}.safetensors"
     with replacing(file) as temporary:
         try:
@@ -85,10 +89,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
             raise OSError(f"{file} cannot be written: {error}") from error
         with temporary.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    content = {"step": step, "file": file.name, "sha256": digest, "state": state}
-    signed = {"sha256": _checksum(content), "checkpoint": content}
-    write_atomically(folder / _STATE, json.dumps(signed).encode())
-    for other in folder.glob("step-*.safetensors"):
+    _write_state(folder, {"step": step, "file": file.name, "sha256": digest, "state": state})
+    for other in folder.glob(_TENSORS):
         if other != file:
             other.unlink()
 
@@ -104,7 +106,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any
 
     """
     content = _read_state(folder)
-    if content is None:
+    if content is None or content["file"] is None:
         return None
     file = folder / content["file"]
     try:
@@ -138,10 +140,17 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
         if signed["sha256"] == _checksum(content):
             return content
     except FileNotFoundError:
+        if orphan := next(folder.glob(_TENSORS), None):
+            raise _damaged(f"{path} is missing beside {orphan.name}") from None
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(f"{path} cannot be read: {error}") from error
     raise _damaged(f"{path} is not what was saved: its SHA-256 differs")
+
+
+def _write_state(folder: Path, content: dict[str, Any]) -> None:
+    signed = {"sha256": _checksum(content), "checkpoint": content}
+    write_atomically(folder / _STATE, json.dumps(signed).encode())
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from models import checkpoints
-from models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from models.checkpoints import (
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+    steps_done,
+    write_atomically,
+)
 
 
 def checkpoint(step):
@@ -87,6 +93,29 @@ def test_killed_before_any_line_leaves_the_checkpoint_before_or_the_new_one(tmp_
     assert len(steps) > 30
     assert steps == sorted(steps)
     assert set(steps) == {1, 2}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_killed_before_any_line_of_the_first_leaves_none_or_the_first(tmp_path):
+    found = []
+    while kill_at_line(len(found) + 1, lambda: save(tmp_path, 1)):
+        found.append(load_checkpoint(tmp_path) and loaded_step(tmp_path))
+        for file in tmp_path.iterdir():
+            file.unlink()
+    assert set(found) == {None, 1}
+    assert found.index(1) == found.count(None) > 30
+
+
+def test_tensors_without_their_state_are_no_beginning(tmp_path):
+    """A deleted ``checkpoint.json`` must not start a run again that was far."""
+    save(tmp_path, 7)
+    (tmp_path / "checkpoint.json").unlink()
+    for read in (load_checkpoint, steps_done):
+        with pytest.raises(CheckpointError, match="json is missing beside step-000000007"):
+            read(tmp_path)
+    (tmp_path / "step-000000007.safetensors").unlink()
+    assert load_checkpoint(tmp_path) is None
+    assert steps_done(tmp_path) == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

@@ -16,7 +16,7 @@ import pytest
 import flopcount
 from models.configuration import read_config
 from models.presets import DEMO
-from models.sweep import SweepConfig, SweepError, plan_runs, run_sweep
+from models.sweep import SweepConfig, SweepError, plan_runs, run_sweep, saved_steps
 from models.training import train
 
 
@@ -77,7 +77,7 @@ def test_killed_worker_is_started_again_and_nothing_is_lost(config, tmp_path):
     def kill_one():
         deadline = time.monotonic() + 30
         while not killed and time.monotonic() < deadline:
-            if list((tmp_path / "killed").glob("runs/*/checkpoint.json")):
+            if any(map(saved_steps, (tmp_path / "killed").glob("runs/*"))):
                 for pid in find_workers():
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)

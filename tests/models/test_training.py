@@ -15,7 +15,7 @@ import torch
 
 import flopcount
 from models import training
-from models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint, steps_done
 from models.configuration import read_config
 from models.data import CorpusConfig
 from models.step import Execution
@@ -160,7 +160,7 @@ def test_killed_process_resumes_to_the_bit(config, tmp_path):
     process = context.Process(target=_train_in_process, args=(config, tmp_path / "killed"))
     process.start()
     deadline = time.monotonic() + 30
-    while not (tmp_path / "killed" / "checkpoint.json").exists():
+    while not steps_done(tmp_path / "killed"):
         assert time.monotonic() < deadline
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)

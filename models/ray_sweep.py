@@ -16,6 +16,7 @@ import flopcount
 import kernels
 import models
 from flopcount.extras import load
+from models.provenance import code_commit
 from models.sweep import saved_steps, train_placed
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ def connect(**options: Any) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="warning",
-        runtime_env={"py_modules": [flopcount, kernels, models]},
+        runtime_env={
+            "py_modules": [flopcount, kernels, models],
+            # The nodes get the code without its repository.
+            "env_vars": {"FLOPCOUNT_COMMIT": code_commit()},
+        },
         **options,
     )
 

@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import io
 import json
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +27,7 @@ from models.plots import (
     plot_profiles,
     plot_terms,
 )
+from models.provenance import code_commit
 from models.sweep import SweepConfig, SweepRun, plan_runs
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def write_report(folder: Path, num_bootstrap: int = _BOOTSTRAP) -> Path:
     plots = _plots(fitted, runs, curves, terms, budgets, predictions)
     for name, content in plots.items():
         write_atomically(folder / f"{name}.png", content)
-    first = folder / "runs" / planned[0].name
     page = _environment().render(
         plots={name: base64.b64encode(content).decode() for name, content in plots.items()},
         profiles=fitted.profiles,
@@ -121,9 +120,9 @@ def write_report(folder: Path, num_bootstrap: int = _BOOTSTRAP) -> Path:
         noise=_noise(runs),
         model=config.model,
         config=(folder / "config.json").read_text(),
-        environment=json.loads((first / "environment.json").read_text())
+        environment=_conditions([folder / "runs" / run.name for run in planned])
         | {f"{name} (report)": version(name) for name in _LIBRARIES},
-        commit=_commit(),
+        commit=code_commit(),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         hours=sum(run["seconds"] for run in runs) / 3600,
         files=["runs.csv", "curves.csv", "optima.csv", "terms.csv", *(f"{n}.png" for n in plots)],
@@ -207,6 +206,28 @@ def _exponents(fit: Any) -> list[tuple[float, Any]]:
         return [(a, intervals.get("a")), (1 - a, intervals.get("b"))]
     law, intervals = fit.frontier.law, fit.frontier.intervals
     return [(law.a, intervals["a"]), (law.b, intervals["b"])]
+
+
+def _conditions(runs: Sequence[Path]) -> dict[str, str]:
+    """What the runs' ``environment.json`` say: every value of each name, once, in their order."""
+    said: dict[str, list[str]] = {}
+    for run in runs:
+        for name, value in json.loads((run / "environment.json").read_text()).items():
+            values = value if isinstance(value, list) else [value]
+            said.setdefault(name, []).extend(map(_condition, values))
+    return {name: "; ".join(dict.fromkeys(values)) for name, values in said.items()}
+
+
+def _condition(value: Any) -> str:
+    """A value as a person reads it.
+
+    Example:
+        >>> _condition({"micro_batches": 2, "dtype": "fp32"}), _condition(12345), _condition("cpu")
+        ('micro batches: 2, dtype: fp32', '12,345', 'cpu')
+    """
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')}: {part}" for name, part in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _points(
@@ -363,15 +384,3 @@ def _noise(runs: list[dict[str, Any]]) -> float | None:
         groups.setdefault((run["budget"], run["parameters"]), []).append(run["validation_loss"])
     repeated = [np.var(losses, ddof=1) for losses in groups.values() if len(losses) > 1]
     return float(np.sqrt(np.mean(repeated))) if repeated else None
-
-
-def _commit() -> str:
-    """Name the checkout's commit, or say that there is none."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "not a checkout"

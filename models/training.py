@@ -35,6 +35,7 @@ from models.configuration import claim_folder, read_config
 from models.data import Corpus, CorpusConfig, load_corpus, training_batch, validation_windows
 from models.distributed import ALONE, Processes, joined_processes, sharded_like, whole
 from models.perceiver_ar import PerceiverAR
+from models.provenance import code_commit
 from models.step import Execution, TrainStep
 from models.throughput import Speed, measure, peak_device, why_no_utilisation
 from models.tokenizers import BYTE_VOCAB_SIZE, ByteTokenizer, SentencePieceTokenizer, Tokenizer
@@ -315,6 +316,7 @@ class _Run:
         self.done = 0
         self.rows: list[Row] = []
         self.seconds = 0.0
+        self.commits = [code_commit()]  # all that have trained the run, in their order
         self.loss_sum = torch.zeros((), dtype=torch.float64)  # since the last row
         self.norm_sum = torch.zeros(())  # since the start; only whether it is finite matters
         if checkpoint := load_checkpoint(folder):
@@ -417,7 +419,12 @@ class _Run:
         tensors = dict(self._tensors())
         if not self.processes.is_first:
             return
-        state = {"rows": self.rows, "seconds": self.seconds, "corpus": self.corpus.digest}
+        state = {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "corpus": self.corpus.digest,
+            "commits": self.commits,
+        }
         save_checkpoint(self.folder, self.done, tensors, state)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -444,6 +451,8 @@ class _Run:
                 f"now {self.corpus.digest[:16]}"
             )
         self.done, self.rows, self.seconds = done, state["rows"], state["seconds"]
+        now = self.commits if done < self.config.steps else []
+        self.commits = list(dict.fromkeys([*state.get("commits", []), *now]))
         self.loss_sum = tensors["loss_sum"].to(self.device)
         _restore(self.model, tensors)
         parameters = list(self.model.parameters())
@@ -469,6 +478,7 @@ class _Run:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "flopcount": flopcount.__version__,
+            "commits": self.commits,
             "machine": platform.machine(),
             "device": torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"

@@ -1,6 +1,7 @@
 """A sweep on a local Ray cluster: as on one machine, also when a worker is killed."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from models.provenance import code_commit
 from models.ray_sweep import RayCluster, connect
 from models.sweep import SweepError, plan_runs, run_sweep
 
@@ -53,6 +55,11 @@ def test_killed_worker_is_replaced_and_the_results_are_those_of_one_machine(
     local = dataclasses.replace(config, cluster="local", workers=2)
     here = run_sweep(local, tmp_path / "local", quiet=True)
     assert without_time(on_ray) == without_time(here)
+    environments = [
+        tmp_path / where / "runs" / victim / "environment.json" for where in ("ray", "local")
+    ]
+    on_ray_commits, here_commits = (json.loads(e.read_text())["commits"] for e in environments)
+    assert on_ray_commits == here_commits == [code_commit()]
 
     # Killed after step 12, it went on from the checkpoint of step 10; no other run began again.
     for run in plan_runs(config):

@@ -29,7 +29,14 @@ def finished_sweep(folder, losses, seeds=(0,), budgets=(1e12,)):
         ]
         write_table(folder / "runs" / run.name / "metrics.csv", curve)
         (folder / "runs" / run.name / "environment.json").write_text(
-            json.dumps({"torch": "<2", "execution": {"dtype": "fp32", "micro_batches": 2}})
+            json.dumps(
+                {
+                    "torch": "<2",
+                    "commits": ["aaa", "bbb"] if index else ["aaa"],
+                    "execution": {"dtype": "fp32", "micro_batches": 2},
+                    "train_tokens": 12345,
+                }
+            )
         )
         rows.append(
             {
@@ -118,6 +125,8 @@ def test_report_is_one_file_that_states_the_minimum_and_every_run(tmp_path):
     for row in rows:
         assert f"{row['validation_loss']:.4f}" in page.named(row["run"])
     assert page.named("execution")[1].strip() == "dtype: fp32, micro batches: 2"
+    assert page.named("commits")[1] == "aaa; bbb"  # of all runs, each once
+    assert page.named("train tokens")[1] == "12,345"
     assert page.named("run")[-1] == "MFU"
     assert page.named(rows[0]["run"])[-1] == "37.5%"
     assert page.named("torch")[1].strip() == "<2"  # what comes from files is escaped

@@ -1,5 +1,6 @@
 """One run: the schedule, the metrics, checkpoints, and resuming to the bit."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -138,6 +139,18 @@ def test_another_execution_goes_on_with_a_run(config, tmp_path):
     assert without_time(rows) != without_time(whole)
     environment = json.loads((tmp_path / "stopped" / "environment.json").read_text())
     assert environment["execution"]["micro_batches"] == 3
+
+
+def test_every_commit_that_trained_a_run_is_recorded(config, tmp_path, monkeypatch):
+    def commits():
+        return json.loads((tmp_path / "environment.json").read_text())["commits"]
+
+    # The second never reaches a checkpoint, the fourth has nothing left to train.
+    for commit, stop in (("one", 9), ("lost", 9), ("two", 15), ("three", 30), ("four", None)):
+        monkeypatch.setenv("FLOPCOUNT_COMMIT", commit)
+        with contextlib.suppress(StoppedError):
+            train(config, tmp_path, stop_at(stop))
+    assert commits() == ["one", "two", "three"]
 
 
 def test_resuming_without_the_generator_state_would_be_seen(config, tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ import triton
 
 import flopcount as fc
 from kernels.attention.launches import launch_backward, launch_forward
-from kernels.attention.tilings import gradient_loops, padded_head_dim, shipped_tiling
+from kernels.attention.tilings import padded_head_dim
+from models.throughput import tiling_of
 from validate.processes import triton_processes
 
 
@@ -163,15 +164,6 @@ def tally(shape: AttentionShape) -> list[LaunchTally]:
         out, lse = launch_forward(q, k, k, None, None, 0.1, shape.head_dim)
         launch_backward(out, q, k, k, None, None, out, lse, 0.1)
     return launches
-
-
-def tiling_of(head_dim: int, element_size: int) -> fc.Tiling:
-    """The shipped kernels' tiling for a head dim, as the counter takes it."""
-    blocks = {
-        name: tuple(shipped_tiling(name, head_dim, element_size)[:2])
-        for name in ("forward", "key_value", "query")
-    }
-    return fc.Tiling(**blocks, key_value_products=3 + len(gradient_loops(head_dim)))
 
 
 def by_pass(launches: list[LaunchTally]) -> dict[str, int]:

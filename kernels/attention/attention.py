@@ -7,18 +7,18 @@ G key-value heads, C channels of a head. The kernels run on CUDA tensors, and on
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 from torch import Tensor
 
+from kernels.attention.launches import TILE_ROWS, within_reach
 from kernels.attention.operators import attention, prepare
 from kernels.attention.tilings import MAX_HEAD_DIM, padded_head_dim
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTERPRETED = triton.knobs.runtime.interpret
-TILE_ROWS = 256  # of no kernel a tile has more
+# The kernels take the scale in fp32, and it must stay positive there.
+SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def causal_attention(
@@ -44,7 +44,8 @@ def causal_attention(
         softmax(scale · q kᵀ) v over the admitted pairs, (B, N, H, C), in q's dtype.
 
     Raises:
-        TypeError: if a dtype is none of fp32, fp16 and bf16, or dtypes differ.
+        TypeError: if a dtype is none of fp32, fp16 and bf16, dtypes differ, or the scale is no
+            number.
         ValueError: if shapes or devices do not fit, or no kernel can run on the device.
     """
     q, k, v = _accepted(q=q, k=k, v=v)
@@ -86,7 +87,8 @@ def prefix_attention(
         softmax(scale · q kᵀ) v over the admitted pairs, (B, N, H, C), in q's dtype.
 
     Raises:
-        TypeError: if a dtype is none of fp32, fp16 and bf16, or dtypes differ.
+        TypeError: if a dtype is none of fp32, fp16 and bf16, dtypes differ, or the scale is no
+            number.
         ValueError: if shapes or devices do not fit, there are fewer keys than queries, or no
             kernel can run on the device.
     """
@@ -119,8 +121,10 @@ def _attend(
     head_dim = q.shape[-1]
     if scale is None:
         scale = head_dim**-0.5
-    elif not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"scale must be positive and finite, got {scale}")
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat)):
+        raise TypeError(f"scale must be a number, got {_described(scale)}")
+    elif not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
+        raise ValueError(f"scale must be positive and finite in fp32, got {scale}")
     num_positions = k.shape[1] + (0 if prefix_k is None else prefix_k.shape[1])
     table = None if angles is None else _table(angles, q, num_positions)
     stored = padded_head_dim(head_dim)
@@ -182,12 +186,13 @@ def _accepted(**operands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             raise TypeError(f"{name} must have q's dtype {q.dtype}, got {x.dtype}")
         if x.device != q.device:
             raise ValueError(f"{name} must be on q's device {q.device}, got {x.device}")
+        if x.layout != torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got one of layout {x.layout}")
         if x.ndim != 4:
             raise ValueError(
                 f"{name} must be (batch, length, heads, head dim), got {tuple(x.shape)}"
             )
-        # Whole tensors have 64-bit offsets, but within one tile the kernels count in 32 bits.
-        if TILE_ROWS * (x.stride(1) + x.stride(3)) >= 2**31:
+        if not within_reach(x):
             raise ValueError(
                 f"{name} must have length and channel strides that add up to less than "
                 f"{2**31 // TILE_ROWS}, got {x.stride(1)} and {x.stride(3)}"

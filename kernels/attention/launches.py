@@ -20,6 +20,16 @@ from kernels.attention.backward import (
 from kernels.attention.forward import attention_forward
 from kernels.attention.tilings import gradient_loops, part_ranges, shipped_tiling
 
+TILE_ROWS = 256  # of no kernel a tile has more rows, or more channels
+
+
+def within_reach(x: Tensor) -> bool:
+    """Whether 32-bit offsets suffice within a tile of x, (B, length, heads, channels).
+
+    Whole tensors have 64-bit offsets, but within one tile the kernels count in 32 bits.
+    """
+    return TILE_ROWS * (x.stride(1) + x.stride(3)) < 2**31
+
 
 def launch_forward(
     q: Tensor,
@@ -98,6 +108,8 @@ def launch_backward(
     Returns:
         Contiguous gradients of q, k, v and, where they are given apart, prefix_k and prefix_v.
     """
+    if not within_reach(grad_out):
+        grad_out = grad_out.contiguous()
     batch, num_latents, num_heads, head_dim = grad_out.shape
     stored = q.shape[-1]
     parts, size = part_ranges(head_dim), q.element_size()

@@ -136,8 +136,17 @@ def test_symbols_for_tiles_agree_with_ints():
     M, J = sympy.symbols("M J", integer=True, positive=True)
     with pytest.raises(ValueError, match="block of queries to be a multiple"):
         fc.Tiling(forward=(M, J), key_value=(64, 64), query=(64, 64))
-    with pytest.raises(TypeError, match="expected arrays or symbols, not both"):
-        model(num_latents=np.arange(1, 3)).executed(tiling)
+    blocks = dict(forward=(64, 64), key_value=(64, 64), query=(64, 64))
+    for change in (
+        dict(forward=(64 * M, 64)),
+        dict(key_value=(64, 64 * M)),
+        dict(query=(64 * M, 64)),
+        dict(head_dim_multiple=M),
+    ):
+        with pytest.raises(TypeError, match="expected arrays or symbols, not both"):
+            model(num_latents=np.arange(1, 3)).executed(fc.Tiling(**blocks | change))
+    # Sizes that are ints stay under the ceiling too.
+    assert tiles_in_rectangle(5, 7, (M, J)) == sympy.ceiling(5 / M) * sympy.ceiling(7 / J)
 
 
 def test_explanation_of_what_is_executed():

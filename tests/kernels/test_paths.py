@@ -130,8 +130,13 @@ def zeros(q=(1, 4, 2, 8), k=(1, 4, 2, 8), v=(1, 4, 2, 8), dtype=torch.float32):
         (zeros(dtype=torch.long), {}, TypeError, "q must be fp32, fp16 or bf16, got torch.int64"),
         (["q", *zeros()[1:]], {}, TypeError, "q must be fp32, fp16 or bf16, got str"),
         ([*zeros()[:2], None], {}, TypeError, "v must be fp32, fp16 or bf16, got NoneType"),
-        (zeros(), {"scale": math.nan}, ValueError, "scale must be .*finite, got nan"),
-        (zeros(), {"scale": math.inf}, ValueError, "scale must be .*finite, got inf"),
+        (zeros(), {"scale": math.nan}, ValueError, "scale must be .*finite in fp32, got nan"),
+        (zeros(), {"scale": math.inf}, ValueError, "scale must be .*finite in fp32, got inf"),
+        (zeros(), {"scale": 1e39}, ValueError, "scale must be .*finite in fp32, got 1e"),
+        (zeros(), {"scale": 1e-50}, ValueError, "scale must be positive .*in fp32, got 1e-50"),
+        (zeros(), {"scale": "1"}, TypeError, "scale must be a number, got str"),
+        (zeros(), {"scale": torch.ones(1)}, TypeError, "scale must be a number, got torch.float"),
+        ([zeros()[0].to_sparse(), *zeros()[1:]], {}, ValueError, "q must be a dense tensor"),
         (zeros(k=(1, 4, 0, 8), v=(1, 4, 0, 8)), {}, ValueError, "must divide q's 2 heads, got 0"),
         (zeros(q=(1, 4, 2, 0), k=(1, 4, 2, 0), v=(1, 4, 2, 0)), {}, ValueError, "got 0"),
         (
@@ -169,6 +174,24 @@ def zeros(q=(1, 4, 2, 8), k=(1, 4, 2, 8), v=(1, 4, 2, 8), dtype=torch.float32):
 def test_bad_input_is_refused_before_a_launch(arguments, options, error, message):
     with pytest.raises(error, match=message):
         prefix_attention(*arguments, **options)
+
+
+def test_an_output_gradient_that_lies_too_far_apart_is_copied():
+    # The last of a tile's 128 rows lies 127 · 17 · 2²⁰ > 2³¹ elements after its first: an offset in
+    # 32 bits would wrap. As above, only the rows themselves are ever touched.
+    apart = 17 * 2**20
+    q, k, v = drawn((1, 128, 0, 1, 1, 16), torch.float16)
+    near = torch.linspace(-1, 1, q.numel(), dtype=q.dtype).reshape(q.shape)
+    try:
+        storage = torch.empty(128 * apart, dtype=q.dtype)
+    except RuntimeError as error:
+        pytest.skip(f"the system reserves no memory that is not there: {error}")
+    far = storage.as_strided(q.shape, (0, apart, 16, 1)).copy_(near)
+    for one, other in zip(
+        *(torch.autograd.grad(causal_attention(q, k, v), (q, k, v), grad) for grad in (near, far)),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
 
 
 def test_a_device_without_kernels_is_named(monkeypatch):

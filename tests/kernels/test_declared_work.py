@@ -1,0 +1,104 @@
+"""What launches declare to Triton's profiler: FLOPs of the admitted pairs, bytes moved once."""
+
+import inspect
+import types
+
+import pytest
+import torch
+from triton.runtime import interpreter
+
+from kernels.attention import backward, forward
+from kernels.attention.launches import launch_backward, launch_forward
+from kernels.attention.reference import admitted_pairs
+
+pytestmark = pytest.mark.interpreter
+
+DECLARED = {
+    "attention_forward": forward.declare_forward,
+    "row_products": backward.declare_row_products,
+    "attention_key_value_gradient": backward.declare_key_value_gradient,
+    "attention_query_gradient": backward.declare_query_gradient,
+}
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Name and arguments of each launch."""
+    found = []
+    launch = interpreter.GridExecutor.__call__
+
+    def recorded(self, *arguments, **options):
+        given = {name: x for name, x in options.items() if name in self.arg_names}
+        bound = inspect.signature(self.fn).bind(*arguments, **given)
+        found.append((self.fn.__name__, bound.arguments))
+        return launch(self, *arguments, **options)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", recorded)
+    return found
+
+
+def declared(launches):
+    return [
+        DECLARED[name](None, types.SimpleNamespace(name=name), arguments)
+        for name, arguments in launches
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_every_launch(launches, dtype):
+    # 2 sequences, 5 queries over 3 prefix positions, 4 heads in groups of 2; 9 channels stored in
+    # 16. The prefix is declared by its true channels, as all operands are.
+    batch, n, k, heads, key_heads, channels = 2, 5, 3, 4, 2, 9
+    q = torch.zeros(batch, n, heads, 16, dtype=dtype)
+    keys = torch.zeros(batch, n + k, key_heads, 16, dtype=dtype)
+    out, lse = launch_forward(q, keys, keys, None, None, 1.0, channels)
+    launch_backward(out, q, keys, keys, None, None, out, lse, 1.0)
+    size = dtype.itemsize
+    width = f"flops{8 * size}"
+    product = 2 * batch * heads * channels  # FLOPs of a product per admitted pair
+    pairs = int(admitted_pairs(n, n + k).sum())
+    square = int(admitted_pairs(n, n).sum())
+    rows = batch * n * heads * channels * size  # bytes of q, of out and of their gradients
+    latents, prefix = (batch * x * key_heads * channels * size for x in (n, k))
+    assert declared(launches) == [
+        # Reads q, k, v; writes out, log-sum-exp.
+        {
+            "name": "attention_forward",
+            width: 2 * pairs * product,
+            "bytes": 2 * rows + 2 * (latents + prefix) + lse.nbytes,
+        },
+        # Reads out and its gradient; writes delta and the gradient again in 16 channels.
+        {
+            "name": "row_products",
+            "flops32": batch * n * heads * 2 * channels,
+            "bytes": 2 * rows + rows // channels * 16 + lse.nbytes,
+        },
+        # Reads q, the output's gradient, k, v, log-sum-exp, delta; writes two gradients.
+        {
+            "name": "attention_key_value_gradient",
+            width: 4 * square * product,
+            "bytes": 2 * rows + 4 * latents + 2 * lse.nbytes,
+        },
+        {
+            "name": "attention_key_value_gradient",
+            width: 4 * n * k * product,
+            "bytes": 2 * rows + 4 * prefix + 2 * lse.nbytes,
+        },
+        # Reads the same; writes the gradient of q.
+        {
+            "name": "attention_query_gradient",
+            width: 3 * pairs * product,
+            "bytes": 3 * rows + 2 * (latents + prefix) + 2 * lse.nbytes,
+        },
+    ]
+
+
+def test_every_kernel_declares_by_its_own_function(launches):
+    # A decorated kernel keeps what it was decorated with.
+    for kernel in (
+        forward.attention_forward,
+        backward.row_products,
+        backward.attention_key_value_gradient,
+        backward.attention_query_gradient,
+    ):
+        assert kernel.kwargs["launch_metadata"] is DECLARED[kernel.fn.__name__]

@@ -18,6 +18,7 @@ import torch
 import triton
 
 import flopcount as fc
+from kernels.attention.attention import INTERPRETED
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.tilings import padded_head_dim
 from models.throughput import tiling_of
@@ -106,7 +107,7 @@ def tallying(launches: list[LaunchTally]) -> Iterator[None]:
     """
     from triton.runtime import interpreter
 
-    if not triton.knobs.runtime.interpret:
+    if not INTERPRETED:
         raise RuntimeError("tallying needs TRITON_INTERPRET=1 before the first import of Triton")
     builder = interpreter.InterpreterBuilder
     launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
@@ -189,7 +190,7 @@ def by_pass(launches: list[LaunchTally]) -> dict[str, int]:
 
 def tallies(shapes: tuple[AttentionShape, ...]) -> list[list[LaunchTally]]:
     """The launches of each shape; in a process of their own where Triton does not interpret."""
-    if triton.knobs.runtime.interpret:
+    if INTERPRETED:
         return [tally(shape) for shape in shapes]
     with triton_processes(interpret=True) as pool:
         return list(pool.map(tally, shapes))

@@ -133,3 +133,10 @@ def test_tiling_of_wide_heads():
     assert kernel_tally.tiling_of(73, 2).key_value_products == 4
     assert kernel_tally.tiling_of(129, 2).key_value_products == 5
     assert isinstance(kernel_tally.tiling_of(73, 4), fc.Tiling)
+
+
+def test_how_the_kernels_were_made_decides_not_the_environment_now(monkeypatch):
+    # Kernels keep what they were when they were imported; collecting tests changes the variable.
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(kernel_tally, "triton_processes", None)
+    assert len(kernel_tally.tallies((SMALL,))) == 1

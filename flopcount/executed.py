@@ -39,7 +39,7 @@ class Tiling:
             scores are multiplied in both.
 
     Raises:
-        TypeError: If a block is not a pair of ints or symbols.
+        TypeError: If a block is not a pair of ints or symbols, or another size is neither.
         ValueError: If a size is not positive, or an owned block no multiple of the other.
 
     >>> Tiling(forward=(128, 64), key_value=(64, 64), query=(64, 64)).padded(73)
@@ -56,8 +56,11 @@ class Tiling:
     def __post_init__(self) -> None:
         """Validate every block."""
         _require_count("head_dim_multiple", self.head_dim_multiple)
+        _require_count("key_value_products", self.key_value_products)
         if self.key_value_products not in (4, 5):
-            raise ValueError(f"key_value_products = {self.key_value_products!r}: expected 4 or 5")
+            raise ValueError(
+                f"key_value_products = {quoted(self.key_value_products)}: expected 4 or 5"
+            )
         for name in ("forward", "key_value", "query"):
             block = getattr(self, name)
             if not isinstance(block, tuple) or len(block) != 2:
@@ -68,7 +71,8 @@ class Tiling:
             if owned % visited:
                 owner = "keys" if name == "key_value" else "queries"
                 raise ValueError(
-                    f"{name} = {block}: expected the block of {owner} to be a multiple of the other"
+                    f"{name} = {quoted(block)}: expected the block of {owner} to be a multiple of "
+                    "the other"
                 )
 
     def sizes(self) -> dict[str, Size]:

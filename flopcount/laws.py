@@ -315,8 +315,7 @@ def read_law(path: str | Path) -> ScalingLaw | LossSurface:
         The power laws of approaches 1 and 2 or through optima; the surface of approach 3.
 
     Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it holds no fit, or a fit without a law.
+        ValueError: If the file cannot be read, or holds no fit, or a fit without a law.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -332,7 +331,7 @@ def read_law(path: str | Path) -> ScalingLaw | LossSurface:
         numbers = {name: require_positive_number(name, value) for name, value in fields.items()}
         law = LossSurface if "surface" in fit else ScalingLaw
         return law(**numbers, source=source)
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"law = {quoted(str(path))}: expected what `flopcount fit --json` writes, with a law: "
             f"{type(error).__name__} {error}"

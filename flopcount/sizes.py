@@ -320,7 +320,10 @@ def exact_ratio(numerator: Size, denominator: Size) -> Any:
 
         if not np.any(numerator % denominator):
             return numerator // denominator
-        over, under = np.broadcast_arrays(as_objects(numerator), as_objects(denominator))
+        # As objects, a plain int too: a fraction over a NumPy integer would overflow.
+        over, under = np.broadcast_arrays(
+            *(np.asarray(value, dtype=object) for value in (numerator, denominator))
+        )
         ratios = [exact_ratio(a, b) for a, b in zip(over.flat, under.flat, strict=True)]
         return np.array(ratios, dtype=object).reshape(over.shape)
     ratio = Fraction(numerator, denominator)

@@ -185,6 +185,25 @@ def expected_total(model: Any, level: str, training: bool, batch_size: int) -> i
     return batch_size * (6 if training else 2) * products
 
 
+def expected_tiles(model: Any, tiling: fc.Tiling, training: bool) -> int:
+    """FLOPs of attention's forward pass on one sequence, by visiting its tiles."""
+    rows, columns = tiling.forward
+    latents = model.num_latents if isinstance(model, fc.PerceiverAR) else model.seq_len
+    prefix = getattr(model, "num_prefix", 0)
+    if training and prefix:
+        kept = model.num_kept
+        prefix = prefix - int(prefix * float(model.prefix_dropout)) if kept is None else kept
+    own, seen = 0, 0
+    for first in range(0, latents, rows):
+        own += len(range(0, min(first + rows, latents), columns))
+        seen += len(range(0, prefix, columns))
+    head_dim = model.num_channels // model.num_heads
+    while head_dim % tiling.head_dim_multiple:
+        head_dim += 1
+    tiles = model.num_layers * own + seen
+    return 2 * 2 * rows * columns * head_dim * model.num_heads * tiles
+
+
 @dataclasses.dataclass
 class Boundaries:
     """A run over the public boundaries.
@@ -193,11 +212,13 @@ class Boundaries:
         random_state: Where every draw comes from.
         outcomes: How often each boundary answered in each way.
         failures: What must not happen, with the call that showed it.
+        hostility: How likely an argument of the call is a hostile one.
     """
 
     random_state: random.Random
     outcomes: collections.Counter[tuple[str, str]]
     failures: list[str]
+    hostility: float = 0.15
 
     def sizes(self, names: dict[str, int]) -> dict[str, Any]:
         """Arguments for the named sizes: legal ones, some of them replaced by hostile values."""
@@ -255,7 +276,7 @@ class Boundaries:
     def any_of(self, *good: Any) -> Any:
         """One of the legal values, or a hostile one."""
         r = self.random_state
-        return r.choice(good) if r.random() < 0.85 else r.choice(hostile_values(r))
+        return r.choice(good) if r.random() >= self.hostility else r.choice(hostile_values(r))
 
     def count_levels(self) -> None:
         """Models of every kind, counted at a level and judged by :func:`expected_total`."""
@@ -305,6 +326,38 @@ class Boundaries:
         count = model.flops(batch_size=self.any_of(1, 2, np.array([1, 2])), **options)
         count.self_part.total, str(count), count.to_dict()
 
+    def count_executed(self) -> None:
+        """Tilings and executed FLOPs, judged by visiting every tile of attention."""
+        r = self.random_state
+        blocks = [self.any_of(16, 32, 64) for _ in range(3)]
+        tiling = fc.Tiling(
+            forward=self.any_of((128, blocks[0])),
+            key_value=self.any_of((blocks[1], 64)),
+            query=self.any_of((64, blocks[2])),
+            head_dim_multiple=self.any_of(1, 8, 16),
+            key_value_products=self.any_of(4, 5),
+        )
+        model, training = self.tame_model(), self.any_of(True, False)
+        checkpointing = self.any_of(None, None, "reentrant", "non-reentrant")
+        batch_size = self.any_of(1, 3, np.array([1, 2]))
+        if r.random() < 0.3:
+            model = self.model()
+        count = model.executed(
+            self.any_of(tiling),
+            training=training,
+            batch_size=batch_size,
+            checkpointing=checkpointing,
+        )
+        str(count), count.to_dict()
+        sizes = [getattr(model, field.name) for field in dataclasses.fields(model)]
+        sizes += tiling.sizes().values()
+        if any(is_array(size) or is_symbolic(size) or size > 5000 for size in sizes if size):
+            return
+        attention = sum(line.forward for line in count.lines if line.term in ("scores", "values"))
+        expected = batch_size * expected_tiles(model, tiling, training)
+        if np.any(attention != expected):
+            raise AssertionError(f"attention forward {attention}, expected {expected}")
+
     def ask_a_count(self) -> None:
         """What a count can be asked: runs, utilisation, devices."""
         count = self.tame_model().flops()
@@ -333,12 +386,28 @@ class Boundaries:
             model = self.model() if self.random_state.random() < 0.5 else self.tame_model()
             compared = fc.compare(self.any_of(model), training=self.any_of(True, False))
             str(compared), compared.to_dict()
+            self.judge_differences(compared)
         else:
             fc.explain(
                 self.any_of("perceiver-ar", "decoder"),
                 self.any_of(None, "causal"),
                 self.any_of(None, *CONVENTIONS),
             ).to_dict()
+
+    def judge_differences(self, compared: Any) -> None:
+        """The terms missed and added are all of the difference to the causal count."""
+        causal = compared.rows[0]
+        for row in compared.rows:
+            for part in ("self", "cross"):
+                flops = getattr(row, f"{part}_part")
+                if isinstance(flops, str):  # not covered
+                    continue
+                terms = sum(entry.flops for entry in row.differences if entry.part == part)
+                missed = flops - getattr(causal, f"{part}_part") - terms
+                if is_symbolic(missed):
+                    missed = missed.expand()
+                if np.any(missed != 0):
+                    raise AssertionError(f"{row.name}, {part}: {missed} beyond its terms")
 
     def plan_runs(self) -> None:
         """Runs of given models on given budgets, judged by :func:`expected_total`."""
@@ -399,8 +468,8 @@ class Boundaries:
             if not math.isclose(budget, float(hours) * 3600 * float(rate) * 989.4e12):
                 raise AssertionError(f"budget {budget} of {hours} h at {rate}")
 
-    def fit_laws(self) -> None:
-        """Tables of runs, with cells of any kind, read and fitted."""
+    def table_of_runs(self) -> dict[Any, Any]:
+        """Runs on a known surface, as read_runs takes them, with a few hostile cells."""
         r = self.random_state
         columns: dict[Any, Any] = {"params": [], "tokens": [], "flops": [], "loss": []}
         for budget in (1e18, 1e19, 1e20):
@@ -410,15 +479,73 @@ class Boundaries:
                 row = (params, tokens, budget, 1.7 + 400 / params**0.34 + 400 / tokens**0.28)
                 for name, value in zip(columns, row, strict=True):
                     columns[name].append(value if r.random() < 0.99 else self.any_of(value))
-        if r.random() < 0.2:
-            columns[self.any_of("loss")] = self.any_of([1.0])
-        source = self.any_of(columns)
-        runs = fc.read_runs(source, drop_highest=self.any_of(0, 1), budget=self.any_of(None))
-        str(runs), runs.to_dict()
-        fitted = fc.fit_isoflop_profiles(
-            self.any_of(runs), num_bootstrap=self.any_of(0, 2), seed=self.any_of(0)
+        return self.spoilt(columns)
+
+    def spoilt(self, columns: dict[Any, Any]) -> dict[Any, Any]:
+        """A table, sometimes with a hostile heading or column."""
+        if self.random_state.random() < 0.2:
+            with contextlib.suppress(TypeError):  # not every heading can be hashed
+                columns[self.any_of("loss")] = self.any_of([1.0])
+        return columns
+
+    def bootstrap(self) -> dict[str, Any]:
+        """The arguments that every fit takes."""
+        return dict(
+            num_bootstrap=self.any_of(0, 2), seed=self.any_of(0), confidence=self.any_of(0.5, 0.95)
         )
+
+    def named(self, *roles: str) -> dict[str, Any]:
+        """Some columns named, and rows selected, in ways that may be wrong."""
+        r = self.random_state
+        names = {role: self.any_of(None, role) for role in roles if r.random() < 0.2}
+        if r.random() < 0.2:
+            names["where"] = self.any_of(None, {"loss": self.any_of("2")}, {"x": "y"}, {3: 4})
+        return names
+
+    def fit_laws(self) -> None:
+        """Tables of runs, with cells of any kind, read and fitted by each approach in turn."""
+        r = self.random_state
+        source = self.any_of(self.table_of_runs())
+        fit = r.choice([fc.fit_isoflop_profiles, fc.fit_optima, fc.fit_surface])
+        runs = fc.read_runs(
+            source,
+            drop_highest=self.any_of(0, 1),
+            optima=self.any_of(fit is fc.fit_optima),
+            **self.named("params", "tokens", "flops", "loss", "budget"),
+        )
+        str(runs), runs.to_dict()
+        options = self.bootstrap()
+        if fit is fc.fit_isoflop_profiles and r.random() < 0.5:
+            options["budgets"] = self.any_of(None, [1e18, 1e19], [self.any_of(1e18)])
+        if fit is fc.fit_optima:
+            options |= dict(a=self.any_of(None, 0.5), b=self.any_of(None, 0.5))
+        if fit is fc.fit_surface:
+            options["objective"] = self.any_of("variable-projection")
+        self.ask_a_fit(fit(self.any_of(runs), **options))
+
+    def ask_a_fit(self, fitted: Any) -> None:
+        """What a fit can be asked."""
         str(fitted), fitted.to_dict()
+        predicted = fitted.predict(self.any_of(1e21))
+        if not (predicted.params > 0 and predicted.tokens > 0):
+            raise AssertionError(f"predicted {predicted}")
+
+    def fit_curves(self) -> None:
+        """Training curves, with cells of any kind, read and fitted."""
+        columns: dict[Any, Any] = {"run": [], "params": [], "tokens": [], "loss": []}
+        for name, params in enumerate((1e6, 3e6, 1e7, 3e7)):
+            for tokens in (1e7, 3e7, 1e8, 3e8, 1e9, 3e9):
+                loss = 1.7 + 400 / params**0.34 + 400 / tokens**0.28
+                for heading, value in zip(columns, (name, params, tokens, loss), strict=True):
+                    good = self.random_state.random() < 0.99
+                    columns[heading].append(value if good else self.any_of(value))
+        source = self.any_of(self.spoilt(columns))
+        curves = fc.read_curves(source, **self.named("run", "params", "tokens", "flops", "loss"))
+        budgets = self.any_of(20, 50)
+        fitted = fc.fit_training_curves(
+            self.any_of(curves), num_budgets=budgets, **self.bootstrap()
+        )
+        self.ask_a_fit(fitted)
 
     def commands(self) -> None:
         """The command line, given words of every kind."""
@@ -483,13 +610,15 @@ class Boundaries:
 BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "count at a level": (Boundaries.count_levels, 0.4),
     "options of a count": (Boundaries.count_options, 0.15),
+    "tilings and executed FLOPs": (Boundaries.count_executed, 0.06),
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
     "devices": (Boundaries.describe_devices, 0.05),
     "compare and explain": (Boundaries.compare_and_explain, 0.04),
     "planned runs": (Boundaries.plan_runs, 0.05),
     "planned families": (Boundaries.plan_families, 0.02),
     "laws and rates": (Boundaries.laws_and_rates, 0.04),
-    "tables and fits": (Boundaries.fit_laws, 0.02),
+    "tables and fits": (Boundaries.fit_laws, 0.03),
+    "training curves": (Boundaries.fit_curves, 0.02),
     "command line": (Boundaries.commands, 0.08),
 }
 
@@ -522,6 +651,8 @@ def run(calls: int, seed: int = 0) -> Boundaries:
         call_seed = seed * 1_000_003 + call
         result.random_state = random.Random(call_seed)
         name = result.random_state.choices(names, weights)[0]
+        # Calls of many arguments get past the first only where most of them are good.
+        result.hostility = result.random_state.choice([0.02, 0.15])
         try:
             with (
                 time_limit(SECONDS_PER_CALL),

@@ -10,6 +10,7 @@ from flopcount.fitting.frontier import NO_FLOOR, Frontier, fit_frontier
 from flopcount.fitting.results import CONFIDENCE, Optimum, require_bootstrap
 from flopcount.fitting.runs import (
     FlaggedRow,
+    cell_text,
     describe_selection,
     described,
     find_columns,
@@ -123,7 +124,7 @@ def read_curves(
     name_at = headings.index(columns["run"])
     by_run: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for number, values in good:
-        by_run.setdefault(str(rows[number - 1][name_at]), []).append((number, values))
+        by_run.setdefault(cell_text(rows[number - 1][name_at]), []).append((number, values))
     curves = []
     for name, points in by_run.items():
         sizes = {values["params"] for _, values in points}
@@ -255,7 +256,7 @@ def fit_training_curves(
         raise ValueError(
             f"num_budgets = {quoted(num_budgets)}: expected an integer from 2 to {MOST_BUDGETS:,}"
         )
-    require_bootstrap(num_bootstrap, confidence)
+    require_bootstrap(num_bootstrap, seed, confidence)
     sizes = np.array([curve.params for curve in curves.curves])
     if len(np.unique(sizes)) < 3:
         raise ValueError(f"curves has {len(np.unique(sizes))} different sizes: expected at least 3")

@@ -116,7 +116,7 @@ def fit_optima(
         name: None if value is None else require_positive_number(name, value)
         for name, value in (("a", a), ("b", b))
     }
-    require_bootstrap(num_bootstrap, confidence)
+    require_bootstrap(num_bootstrap, seed, confidence)
     rows = list(zip(runs.params.tolist(), runs.flops.tolist(), runs.tokens.tolist(), strict=True))
     estimates = [Estimate(*row) for row in rows]
     law = fit_power_law(estimates, f"power laws through {len(rows)} optima", **exponents)

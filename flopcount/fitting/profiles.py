@@ -451,7 +451,7 @@ def fit_isoflop_profiles(
 
     if not isinstance(runs, Runs):
         raise TypeError(f"runs = {quoted(runs)}: expected what read_runs returns")
-    require_bootstrap(num_bootstrap, confidence)
+    require_bootstrap(num_bootstrap, seed, confidence)
     groups = _groups(runs, budgets)
     generator = np.random.default_rng(seed)
     profiles = tuple(

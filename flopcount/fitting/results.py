@@ -58,13 +58,18 @@ def interval(samples: FloatArray, confidence: float) -> Interval | None:
     return Interval(float(low), float(high), confidence)
 
 
-def require_bootstrap(num_bootstrap: object, confidence: object) -> tuple[int, float]:
-    """Return both if they make sense.
+def require_bootstrap(num_bootstrap: object, seed: object, confidence: object) -> None:
+    """Raise unless a fit can take them.
 
     Raises:
-        TypeError: If ``num_bootstrap`` is no integer or ``confidence`` no float.
-        ValueError: If ``num_bootstrap`` is out of range, or ``confidence`` outside (0, 1).
+        TypeError: If ``num_bootstrap`` or ``seed`` is no integer or ``confidence`` no float.
+        ValueError: If ``num_bootstrap`` or ``seed`` is out of range, or ``confidence`` outside
+            (0, 1).
     """
+    if type(seed) is not int:
+        raise TypeError(f"seed = {quoted(seed)}: expected an integer >= 0")
+    if seed < 0:
+        raise ValueError(f"seed = {quoted(seed)}: expected an integer >= 0")
     if type(num_bootstrap) is not int:
         raise TypeError(f"num_bootstrap = {quoted(num_bootstrap)}: expected an integer >= 0")
     if not 0 <= num_bootstrap <= MOST_BOOTSTRAP:
@@ -76,7 +81,6 @@ def require_bootstrap(num_bootstrap: object, confidence: object) -> tuple[int, f
         raise TypeError(f"confidence = {quoted(confidence)}: expected a float in (0, 1)")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence = {confidence}: expected a float in (0, 1)")
-    return num_bootstrap, confidence
 
 
 @dataclasses.dataclass(frozen=True)

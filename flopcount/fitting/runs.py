@@ -227,15 +227,21 @@ def read_table(source: object) -> tuple[list[str], list[list[Any]]]:
 
     Raises:
         TypeError: If ``source`` is none of these.
-        ValueError: If it has no heading, or columns of different lengths.
+        ValueError: If it cannot be read, has no heading, or columns of different lengths.
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            heading = stream.readline()
-            stream.seek(0)
-            delimiter = next((mark for mark in ",\t;" if mark in heading), ",")
-            lines = [line for line in csv.reader(stream, delimiter=delimiter) if line]
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as stream:
+                heading = stream.readline()
+                stream.seek(0)
+                delimiter = next((mark for mark in ",\t;" if mark in heading), ",")
+                lines = [line for line in csv.reader(stream, delimiter=delimiter) if line]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(
+                f"source = {quoted(str(path))}: expected a file of rows that can be read: "
+                f"{quoted(error)}"
+            ) from error
         if not lines:
             raise ValueError(f"source = {quoted(str(path))} is empty: expected a heading")
         return [heading.strip() for heading in lines[0]], [list(line) for line in lines[1:]]
@@ -251,6 +257,14 @@ def read_table(source: object) -> tuple[list[str], list[list[Any]]]:
     if len({len(column) for column in columns}) != 1:
         raise ValueError("source has no columns or columns of different lengths: expected one")
     return [str(heading) for heading in source], [list(row) for row in zip(*columns, strict=True)]
+
+
+def cell_text(cell: object) -> str:
+    """The cell as text; of an object that cannot be shown, its type."""
+    try:
+        return str(cell).strip()
+    except Exception:  # the object is the caller's, and so may be its __str__
+        return f"a {type(cell).__name__}"
 
 
 SMALLEST, LARGEST = 1e-100, 1e100
@@ -279,7 +293,7 @@ def positive(cell: object, counts: bool = False) -> float | None:
             cell, scale = with_unit[1], UNITS[with_unit[2].lower()]
     try:
         number = scale * float(cell)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # the object is the caller's, and so may be its __float__
         return None
     return number if SMALLEST <= number <= LARGEST else None
 
@@ -434,11 +448,11 @@ def rows_where(
                 f"where = {quoted(heading)}: expected a column's name; columns are "
                 f"{', '.join(map(repr, headings))}"
             )
-    places = {headings.index(heading): str(value) for heading, value in where.items()}
+    places = {headings.index(heading): cell_text(value) for heading, value in where.items()}
     return {
         number
         for number, row in enumerate(rows, start=1)
-        if all(at < len(row) and str(row[at]).strip() == value for at, value in places.items())
+        if all(at < len(row) and cell_text(row[at]) == value for at, value in places.items())
     }
 
 
@@ -446,5 +460,5 @@ def describe_selection(where: Mapping[str, str], selected: int, total: int) -> s
     """Which rows were asked for, and how many of the table's they are; empty if all."""
     if not where:
         return ""
-    asked = ", ".join(f"{heading} = {value}" for heading, value in where.items())
+    asked = ", ".join(f"{heading} = {cell_text(value)}" for heading, value in where.items())
     return f"{selected} of {total} rows with {asked}"

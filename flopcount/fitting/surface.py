@@ -387,7 +387,7 @@ def fit_surface(
     if not isinstance(runs, Runs):
         raise TypeError(f"runs = {quoted(runs)}: expected what read_runs returns")
     require_choice("objective", objective, OBJECTIVES)
-    require_bootstrap(num_bootstrap, confidence)
+    require_bootstrap(num_bootstrap, seed, confidence)
     extras.load("scipy.optimize", "fit")
     distinct = len(np.unique(runs.params)), len(np.unique(runs.tokens))
     if len(runs.rows) < len(PARAMETERS) or min(distinct) < 3:

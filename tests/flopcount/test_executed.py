@@ -196,6 +196,7 @@ def test_it_prints():
         ({"forward": (0, 64)}, ValueError, "forward = 0"),
         ({"head_dim_multiple": 0}, ValueError, "head_dim_multiple = 0"),
         ({"key_value_products": 6}, ValueError, "expected 4 or 5"),
+        ({"key_value_products": 4.0}, TypeError, "key_value_products = 4.0"),
     ],
 )
 def test_bad_tilings(arguments, error, message):

@@ -490,6 +490,7 @@ def test_named_columns_and_frames():
     ("function", "arguments", "error", "message"),
     [
         (read_runs, (3,), TypeError, "source = 3"),
+        (read_runs, ("nowhere.csv",), ValueError, "source = 'nowhere.csv'.*No such file"),
         (read_runs, ({"N": ["x"], "D": [1.0], "loss": [1.0]},), ValueError, "no usable row"),
         (fit_surface, ("runs",), TypeError, "runs = 'runs'"),
         (fit_isoflop_profiles, ("runs",), TypeError, "runs = 'runs'"),
@@ -513,6 +514,8 @@ def test_bad_input(function, arguments, error, message):
         (dict(num_bootstrap=1.5), TypeError, "num_bootstrap = 1.5"),
         (dict(num_bootstrap=10**9), ValueError, "expected an integer from 0 to 100,000"),
         (dict(confidence=1.0), ValueError, "confidence = 1.0"),
+        (dict(seed=None), TypeError, "seed = None"),
+        (dict(seed=-1), ValueError, "seed = -1"),
     ],
 )
 def test_bad_options(options, error, message):

@@ -59,6 +59,10 @@ def test_exact_ratio():
     fractions = np.array([Fraction(7, 2), Fraction(3)], dtype=object)
     assert list(exact_ratio(fractions, 3)) == [Fraction(7, 6), 1]
     assert exact_ratio(n, 2) == n / 2
+    # Beyond int64, over a plain int: no part of a fraction may be a NumPy integer.
+    large = exact_ratio(np.array([2**63 + 1, 2**80]), 7)
+    assert list(large) == [Fraction(2**63 + 1, 7), Fraction(2**80, 7)]
+    assert large.max() > 2**77
     assert exact_ratio(2, n) == 2 / n
 
 

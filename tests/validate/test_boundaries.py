@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import flopcount as fc
-from flopcount import planning, rows
+from flopcount import comparison, executed, planning, rows
 from validate import boundaries
 
 
@@ -35,6 +35,26 @@ def test_a_wrong_plan_is_a_failure(monkeypatch):
 
     monkeypatch.setattr(fc, "isoflop_runs", one_step_more, raising=False)
     assert any("steps of" in failure for failure in boundaries.run(calls=30).failures)
+
+
+@pytest.mark.parametrize(
+    ("boundary", "home", "name"),
+    [
+        ("tilings and executed FLOPs", executed, "tiles_by_query_block"),
+        ("compare and explain", comparison, "differences"),
+    ],
+)
+def test_a_wrong_part_is_a_failure(monkeypatch, boundary, home, name):
+    monkeypatch.setattr(boundaries, "BOUNDARIES", {boundary: boundaries.BOUNDARIES[boundary]})
+    assert boundaries.run(calls=40).failures == []
+    original = getattr(home, name)
+
+    def wrong(*arguments):
+        found = original(*arguments)
+        return found[1:] if isinstance(found, tuple) else found + 1
+
+    monkeypatch.setattr(home, name, wrong)
+    assert any("expected" in f or "beyond" in f for f in boundaries.run(calls=40).failures)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), TimeoutError("x"), ValueError("")])

@@ -136,7 +136,10 @@ def test_tiling_of_wide_heads():
 
 
 def test_how_the_kernels_were_made_decides_not_the_environment_now(monkeypatch):
-    # Kernels keep what they were when they were imported; collecting tests changes the variable.
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(kernel_tally, "triton_processes", None)
-    assert len(kernel_tally.tallies((SMALL,))) == 1
+    # Collecting tests sets the variable in a process whose kernels may have been made without it.
+    here = kernel_tally.issued((SMALL,))
+    monkeypatch.setattr(kernel_tally, "INTERPRETED", False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="before the first import"):
+        tally(SMALL)
+    assert kernel_tally.issued((SMALL,)) == here

@@ -3,17 +3,21 @@
 ``python -m validate --write-docs`` runs every check in full and the mutation run, records what they
 found in ``docs/verification.json`` and writes the page from the record. The page is a function of
 the record and of what the code declares, so whether it is current can be told in seconds:
-:func:`stale` compares the record with formulas, witnesses, mutants and draws as they are.
+:func:`stale` compares the record with formulas, witnesses, mutants and draws as they are, and with
+the code of every file on which a verdict depends. Comments, docstrings, tests and pages do not
+matter. A run that is interrupted leaves record and page as they were.
 """
 
 from __future__ import annotations
 
+import ast
 import datetime
 import hashlib
 import json
 import multiprocessing
 import platform
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,8 @@ from flopcount.conventions import CONVENTIONS
 from validate import configurations, elementwise_trace, matrix, mutation, proof
 from validate.mutants import mutants_of
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 DRAWN = 1000
 
 SMALLEST: dict[str, Callable[[Any], bool]] = {
@@ -64,6 +69,54 @@ def mutants() -> dict[str, str]:
     }
 
 
+def code_of(source: str) -> str:
+    """Python source without comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [entry for entry in body if not _is_text(entry)]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """Names of modules, and of what may be modules, that run when the code runs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from _imported(node)
+
+
+def sources() -> dict[str, str]:
+    """A digest of the code of every file on which a verdict depends, by its path.
+
+    Those are the formulas that are changed, the matrix, and all of the project that they import:
+    witnesses, networks and kernels.
+    """
+    formulas = [entry.target.module for entry in mutation.FORMULAS]
+    waiting = ["validate.matrix", "validate.mutation", *formulas]
+    found: dict[str, str] = {}
+    while waiting:
+        path = ROOT.joinpath(*waiting.pop().split(".")).with_suffix(".py")
+        name = path.relative_to(ROOT).as_posix()
+        if name in found or not path.is_file():
+            continue
+        source = path.read_text()
+        found[name] = hashlib.sha256(code_of(source).encode()).hexdigest()[:16]
+        waiting += _imported(ast.parse(source))
+    return dict(sorted(found.items()))
+
+
 def expected(quick: bool) -> list[list[str]]:
     """Formula and witness of everything that a run checks."""
     steps = [s for s in proof.STEPS if not quick or (s.training and not s.checkpointing)]
@@ -89,10 +142,24 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
     """
     modules = [entry.target.module for entry in mutation.FORMULAS]
     shares = [modules[start::processes] for start in range(processes)]
+    before = sources()
+    found = []
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        mutated = [pool.submit(judged, share) for share in shares if share]
-        found = [*pool.map(matrix.timed, matrix.runs(quick)), *matrix.unverified()]
-        outcomes = [future.result() for future in mutated]
+        try:
+            mutated = [pool.submit(judged, share) for share in shares if share]
+            for verdict in pool.map(matrix.timed, matrix.runs(quick)):
+                found.append(verdict)
+                print(
+                    f"{verdict.formula} × {verdict.witness}, {verdict.covered}: {verdict.finding} "
+                    f"({verdict.seconds:.0f} s)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            outcomes = [future.result() for future in mutated]
+        except BaseException:  # interrupted, too: what has not begun need not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    found += matrix.unverified()
     became = {name: entry for modules_of, _ in outcomes for name, entry in modules_of.items()}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -103,12 +170,18 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
         "mutation": {name: became[name] for name in modules},
         "mutation_seconds": round(sum(seconds for _, seconds in outcomes)),
         "mutants": mutants(),
+        "sources": before,
     }
 
 
 def current(quick: bool) -> dict[str, Any]:
     """What a record made now would say of formulas, witnesses, mutants and draws."""
-    return {"names": expected(quick), "mutants": mutants(), "census": census()}
+    return {
+        "names": expected(quick),
+        "mutants": mutants(),
+        "census": census(),
+        "sources": sources(),
+    }
 
 
 def stale(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -122,6 +195,9 @@ def stale(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
             reasons.append(f"formulas of {module} have changed")
     if recorded["census"] != now["census"]:
         reasons.append("other configurations are drawn")
+    for name in sorted({*now["sources"], *recorded.get("sources", {})}):
+        if now["sources"].get(name) != recorded.get("sources", {}).get(name):
+            reasons.append(f"{name} has changed")
     return reasons
 
 
@@ -286,10 +362,14 @@ def write(processes: int = 1, quick: bool = False) -> dict[str, Any]:
     """Run everything and write record and page; returns the record."""
     DOCS.mkdir(exist_ok=True)
     recorded = record(processes, quick)
-    (DOCS / "verification.json").write_text(
-        json.dumps(recorded, indent=1, ensure_ascii=False) + "\n"
-    )
-    (DOCS / "verification.md").write_text(page(recorded))
+    texts = {
+        "verification.json": json.dumps(recorded, indent=1, ensure_ascii=False) + "\n",
+        "verification.md": page(recorded),
+    }
+    for name, text in texts.items():
+        part = DOCS / f"{name}.part"
+        part.write_text(text)
+        part.replace(DOCS / name)
     return recorded
 
 

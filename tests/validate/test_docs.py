@@ -58,20 +58,63 @@ def test_what_was_recorded_holds(recorded):
     assert min(recorded["census"].values()) > 0
 
 
-def test_changes_make_the_record_stale(recorded, now, monkeypatch):
+@pytest.fixture
+def fresh(recorded, now):
+    """A record of the code as it is."""
+    verdicts = [dict(formula=formula, witness=witness) for formula, witness in now["names"]]
+    return recorded | now | {"verdicts": verdicts}
+
+
+def test_changes_make_the_record_stale(recorded, fresh, now, monkeypatch):
+    assert verification.stale(fresh, now) == []
     monkeypatch.setattr(matrix, "WITHOUT_WITNESS", ())
     names = verification.expected(recorded["quick"])
-    assert verification.stale(recorded, now | {"names": names}) == [
+    assert verification.stale(fresh, now | {"names": names}) == [
         "formulas or witnesses have changed"
     ]
     fewer = mutation.Formulas(mutation.Target("flopcount.layers", ("causal_pairs",)))
     monkeypatch.setattr(mutation, "FORMULAS", (fewer, mutation.FORMULAS[2]))
     monkeypatch.setattr(verification, "DRAWN", 10)
     changed = {"mutants": verification.mutants(), "census": verification.census()}
-    reasons = verification.stale(recorded, now | changed)
+    reasons = verification.stale(fresh, now | changed)
     assert "formulas of flopcount.parameters have changed" not in reasons
     assert "formulas of flopcount.layers have changed" in reasons
     assert "other configurations are drawn" in reasons
+
+
+def test_changed_code_of_witnesses_networks_and_kernels_makes_it_stale(fresh, now):
+    sources = now["sources"]
+    for name in (
+        "flopcount/executed.py",
+        "validate/fvcore_trace.py",
+        "models/perceiver_ar.py",
+        "kernels/attention/forward.py",
+        "kernels/attention/backward.py",
+    ):
+        changed = now | {"sources": sources | {name: "another"}}
+        assert verification.stale(fresh, changed) == [f"{name} has changed"]
+    # None of these can alter what a witness sees.
+    assert not {"flopcount/cli.py", "models/training.py", "validate/boundaries.py"} & set(sources)
+
+
+def test_what_cannot_alter_a_result_is_no_change():
+    code = verification.code_of
+    plain = "def f(x):\n    return x + 1\n"
+    assert code(plain) == code('def f(x):  # why\n\n    """What."""\n    return (x + 1)\n')
+    assert code(plain) != code(plain.replace("1", "2"))
+
+
+def test_an_interrupted_run_leaves_the_record_as_it_was(tmp_path, monkeypatch):
+    def interrupted(processes, quick):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verification, "DOCS", tmp_path)
+    (tmp_path / "verification.json").write_text("before")
+    monkeypatch.setattr(verification, "record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        verification.write()
+    assert [path.name for path in tmp_path.iterdir()] == ["verification.json"]
+    assert (tmp_path / "verification.json").read_text() == "before"
 
 
 def test_what_has_no_witness_stands_out(recorded):

@@ -364,10 +364,12 @@ class _OneMachine:
     def __init__(self, runs: list[SweepRun], folder: Path, workers: int, on_step: OnStep) -> None:
         self.runs, self.folder, self.room, self.on_step = runs, folder, workers, on_step
         # A fork server imports torch once, and what the program imports, which each of its
-        # children would import again; they start in milliseconds and share no state.
+        # children would import again; they start in milliseconds and share no state. Torch's
+        # optimisers import torch._dynamo when the first is made, which takes a second.
         self._context = multiprocessing.get_context("forkserver")
         program = sys.modules["__main__"].__spec__
-        self._context.set_forkserver_preload([__name__, *([program.name] if program else [])])
+        names = [__name__, "torch._dynamo", *([program.name] if program else [])]
+        self._context.set_forkserver_preload(names)
         # Without a lock: a process killed while it held one would stop all others.
         saved = [saved_steps(folder / "runs" / run.name) for run in runs]
         self.done = self._context.RawArray("q", saved)

@@ -328,6 +328,7 @@ def plan(
     if device is not None and mfu is not None:
         flops_per_second = flops_per_second or throughput(device, mfu)
         budgets = budgets or tuple(budget_from_gpu_hours(hours, device, mfu) for hours in gpu_hours)
+    is_file = Path(law).exists() or Path(law).suffix != ""
     planned = plan_families(
         budgets,
         vocab_size=vocab_size,
@@ -341,7 +342,7 @@ def plan(
         head_dims=head_dims,
         aspect_ratios=aspect_ratios,
         shapes=shapes or None,
-        law=law if law in LAWS or not Path(law).exists() else read_law(law),
+        law=law if law in LAWS or not is_file else read_law(law),
         num_models=num_models,
         reach=reach,
         level=level,
@@ -435,6 +436,8 @@ def fit(
         return
     for best in optima:
         print(f"\n{best}")
+    if not num_bootstrap:
+        print("\nno intervals: they take bootstrap fits, as of --num-bootstrap 1000")
 
 
 def _conditions(where: tuple[str, ...]) -> dict[str, str]:

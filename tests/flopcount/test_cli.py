@@ -190,7 +190,11 @@ def runs(tmp_path):
 def test_fit(capsys, runs, approach):
     arguments = ["fit", runs, "--loss", "validation_loss", "--approach", approach]
     assert main([*arguments, "--predict", "1e20"]) == 0
-    assert "Optimum at" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Optimum at" in out
+    assert "no intervals" in out
+    assert main([*arguments, "--num-bootstrap", "2"]) == 0
+    assert "no intervals" not in capsys.readouterr().out
     assert main([*arguments, "--predict", "1e20", "1e22", "--json"]) == 0
     predictions = json.loads(capsys.readouterr().out)["predictions"]
     # N_opt = G·(C/6)^(β/(α + β)) with G = (αA/(βB))^(1/(α + β)), α = 0.34, β = 0.28, A = B.
@@ -274,6 +278,7 @@ def test_devices(capsys):
         (PLAN, "budgets, gpu_hours: expected one of the two"),
         ([*PLAN, "--gpu-hours", "1"], "expected both, and so with gpu_hours"),
         ([*PLAN, "--budgets", "1e18", "--law", "kaplan"], "law = 'kaplan'"),
+        ([*PLAN, "--budgets", "1e18", "--law", "no-such-fit.json"], "No such file"),
         ([*PLAN, "--budgets", "-1"], "budget"),
     ],
 )

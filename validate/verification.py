@@ -212,10 +212,10 @@ def _matrix(recorded: dict[str, Any]) -> str:
         verdict = matrix.Verdict(**entry)
         finding = verdict.finding if verdict.holds else f"**{verdict.finding}**"
         witness = verdict.witness or "**none**"
-        rows.append(
-            [verdict.formula, witness, verdict.covered, finding, f"{verdict.seconds:,.0f} s"]
-        )
-    return _table(["formula", "witness", "covered", "finding", "took"], rows)
+        largest = "" if verdict.largest_difference is None else f"{verdict.largest_difference:,}"
+        seconds = f"{verdict.seconds:,.0f} s"
+        rows.append([verdict.formula, witness, verdict.covered, largest, finding, seconds])
+    return _table(["formula", "witness", "covered", "largest difference", "finding", "took"], rows)
 
 
 def _premises() -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.article import EXPERIMENTS
+from validate.kernel_tally import AttentionShape
 
 SEED_MODELS = tuple(model for experiment in EXPERIMENTS for model in experiment.models())
 
@@ -66,6 +68,20 @@ def attention_shapes(draw: Any) -> tuple[int, int, int, int, int, int]:
     num_heads = num_key_heads * draw(st.integers(1, 3))
     head_dim = draw(st.integers(1, 256))
     return draw(sizes), draw(sizes), draw(st.integers(0, 12)), num_heads, num_key_heads, head_dim
+
+
+def kernel_shapes() -> st.SearchStrategy[AttentionShape]:
+    """Attention layers of a few tiles, as much as the interpreter runs quickly; every head dim."""
+    return st.builds(
+        AttentionShape,
+        batch=st.integers(1, 2),
+        queries=st.integers(1, 140),
+        prefix=st.integers(0, 90),
+        heads=st.integers(1, 2),
+        key_heads=st.just(1),
+        head_dim=st.integers(1, 256),
+        dtype=st.sampled_from([torch.float16, torch.float32]),
+    )
 
 
 def draw(strategy: st.SearchStrategy[Any], number: int) -> list[Any]:

@@ -283,7 +283,8 @@ def declared_flops(quick: bool) -> Iterable[tuple[str, Differences]]:
 
 def executed_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
     """Executed FLOPs of attention layers, by pass and part, against the dots that were issued."""
-    shapes = kernel_tally.SHAPES[:4] if quick else kernel_tally.SHAPES
+    drawn = configurations.draw(configurations.kernel_shapes(), 5 if quick else 60)
+    shapes = (*(kernel_tally.SHAPES[:4] if quick else kernel_tally.SHAPES), *drawn)
     for shape, missed in kernel_tally.differences(shapes):
         yield str(shape), missed
 

@@ -5,13 +5,12 @@ import dataclasses
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount import executed
 from kernels.attention import backward, forward
 from kernels.attention.tilings import TILINGS
-from validate import kernel_tally
+from validate import configurations, kernel_tally
 from validate.kernel_tally import AttentionShape, tally
 
 SMALL = AttentionShape(1, 70, 40, 1, 1, 9)
@@ -42,18 +41,8 @@ def test_every_shipped_tiling(head_dim, dtype):
     assert not wrong(AttentionShape(1, 131, 66, 1, 1, head_dim, dtype))
 
 
-@settings(max_examples=12, deadline=None)
-@given(
-    st.builds(
-        AttentionShape,
-        batch=st.integers(1, 2),
-        queries=st.integers(1, 140),
-        prefix=st.integers(0, 90),
-        heads=st.just(2),
-        key_heads=st.sampled_from([1, 2]),
-        head_dim=st.integers(1, 40),
-    )
-)
+@settings(max_examples=6, deadline=None)
+@given(configurations.kernel_shapes())
 def test_drawn_shapes(shape):
     assert not wrong(shape)
 

@@ -2,13 +2,17 @@
 
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from models import __main__ as command_line
 from models.__main__ import main
 from models.checkpoints import steps_done
 
@@ -35,6 +39,7 @@ def corpus(tmp_path):
     ]
 
 
+DOCS = Path(__file__).parents[2] / "docs"
 SIZES = ["--model.num-channels", "8", "--model.num-layers", "2"]
 
 
@@ -182,3 +187,32 @@ def test_an_interrupted_sweep_ends_in_a_line_and_goes_on(run, corpus, tmp_path):
     assert "Traceback" not in error
     assert error.splitlines()[-1].startswith("interrupted: ")
     assert not (folder / "runs.csv").exists()
+
+
+class ReachedError(Exception):
+    """A command was understood, and would now do its work."""
+
+
+def commands_of(page):
+    """The arguments of each ``-m models`` in a page's code blocks."""
+    for block in re.findall(r"```(?:bash)?\n(.*?)```", page, flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if "-m models" in line:
+                yield shlex.split(line.partition("-m models")[2])
+
+
+@pytest.mark.parametrize(("page", "count"), [("training.md", 3), ("scale.md", 3)])
+def test_the_commands_of_the_pages_are_understood(run, monkeypatch, page, count):
+    def reached(*_, **__):
+        raise ReachedError
+
+    for work in ("train", "run_sweep", "kill_test"):
+        monkeypatch.setattr(command_line, work, reached)
+    commands = list(commands_of((DOCS / page).read_text()))
+    assert len(commands) == count
+    for command in commands:
+        with pytest.raises(ReachedError):
+            run(*command)
+    # The twin: a shape that is not two words.
+    status, *_ = run("sweep", "x", "custom", "--budgets", "1e18", "--shapes", "512,8")
+    assert status == 2

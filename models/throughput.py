@@ -14,7 +14,7 @@ import torch
 import flopcount
 from flopcount.count import Count
 from flopcount.devices import find_device
-from kernels.attention.tilings import PASSES, gradient_loops, shipped_tiling
+from kernels.attention.tilings import PASSES, gradient_launches, shipped_tiling
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def tiling_of(head_dim: int, element_size: int) -> flopcount.Tiling:
         (128, 64)
     """
     blocks = {name: tuple(shipped_tiling(name, head_dim, element_size)[:2]) for name in PASSES}
-    return flopcount.Tiling(**blocks, key_value_products=3 + len(gradient_loops(head_dim)))
+    return flopcount.Tiling(**blocks, key_value_products=3 + len(gradient_launches(head_dim)))
 
 
 def measure(

@@ -37,14 +37,18 @@ def declare_row_products(grid, metadata, args):
 
 
 def declare_key_value_gradient(grid, metadata, args):
-    """What a profile shows: four products over the admitted pairs; each operand's bytes once."""
+    """What a profile shows: products over the admitted pairs; each operand's bytes once.
+
+    Of the four products, the scores count for the values where these have a launch of their own.
+    """
     batch, _, _, size = launch_sizes(args)
     n, keys, heads = args["num_latents"], args["num_keys"], args["num_heads"]
     pairs = n * (n + 1) // 2 if args["CAUSAL"] else n * keys
-    channels = 2 * n * heads + 4 * keys * (heads // args["group"])
+    gradients = len(args["GRADIENT"])
+    channels = 2 * n * heads + (2 + gradients) * keys * (heads // args["group"])
     return {
         "name": metadata.name,
-        f"flops{8 * size}": 8 * batch * heads * pairs * args["HEAD_DIM"],
+        f"flops{8 * size}": 4 * gradients * batch * heads * pairs * args["HEAD_DIM"],
         "bytes": batch * (channels * args["HEAD_DIM"] * size + 8 * heads * n),
     }
 
@@ -235,7 +239,7 @@ def attention_key_value_gradient(
     STORED: tl.constexpr,
     PARTS: tl.constexpr,
     CAUSAL: tl.constexpr,
-    GRADIENTS: tl.constexpr,
+    GRADIENT: tl.constexpr,
 ):
     """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
 
@@ -250,9 +254,9 @@ def attention_key_value_gradient(
 
     Each visited tile issues four products, k qᵀ, weights · grad_out, v grad_outᵀ and
     grad_scores · q, of 2·M·J·(sum of parts) FLOPs, whole tiles always; none outside of a loop.
-    So it is with GRADIENTS ("kv",). With ("v", "k") all tiles are visited twice, for the values
-    with the first two products and for the keys with all but the second: five products, and one
-    accumulator at a time, which is all that fits the registers where heads are wide. There are
+    So it is with GRADIENT "kv". Where heads are wide, one accumulator is all that fits the
+    registers: "v" computes the values' gradient alone, by the first two products, and "k" the
+    keys', by all but the second; five products in both launches together. A launch has
     ⌈num_keys / J⌉ programs for each of B·G heads.
     """
     num_blocks = tl.cdiv(num_keys, BLOCK_KEYS)
@@ -298,33 +302,9 @@ def attention_key_value_gradient(
         tl.assume(first_key < unmasked)
     else:
         tl.assume(unmasked < num_latents)
-    for i in tl.static_range(len(GRADIENTS)):
-        grad_k_tile = zero_rows(BLOCK_KEYS, PARTS) if GRADIENTS[i] != "v" else ()
-        grad_v_tile = zero_rows(BLOCK_KEYS, PARTS) if GRADIENTS[i] != "k" else ()
-        if CAUSAL:
-            grad_k_tile, grad_v_tile = add_key_value_tiles(
-                grad_k_tile,
-                grad_v_tile,
-                k_tile,
-                v_tile,
-                q,
-                grad_out,
-                lse,
-                delta,
-                q_strides,
-                grad_out_strides,
-                first_key,
-                unmasked,
-                num_latents,
-                keys,
-                group,
-                scale_log2,
-                BLOCK_QUERIES,
-                STORED,
-                PARTS,
-                True,
-                GRADIENTS[i],
-            )
+    grad_k_tile = zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "v" else ()
+    grad_v_tile = zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "k" else ()
+    if CAUSAL:
         grad_k_tile, grad_v_tile = add_key_value_tiles(
             grad_k_tile,
             grad_v_tile,
@@ -336,8 +316,8 @@ def attention_key_value_gradient(
             delta,
             q_strides,
             grad_out_strides,
+            first_key,
             unmasked,
-            num_latents,
             num_latents,
             keys,
             group,
@@ -345,35 +325,58 @@ def attention_key_value_gradient(
             BLOCK_QUERIES,
             STORED,
             PARTS,
-            False,
-            GRADIENTS[i],
+            True,
+            GRADIENT,
         )
-        if GRADIENTS[i] != "k":
-            store_rows(
-                grad_v + b * grad_v_strides[0] + g * grad_v_strides[2],
-                first_key,
-                num_keys,
-                grad_v_strides[1],
-                grad_v_strides[3],
-                grad_v_tile,
-                1.0,
-                BLOCK_KEYS,
-                STORED,
-                PARTS,
-            )
-        if GRADIENTS[i] != "v":
-            store_rows(
-                grad_k + b * grad_k_strides[0] + g * grad_k_strides[2],
-                first_key,
-                num_keys,
-                grad_k_strides[1],
-                grad_k_strides[3],
-                grad_k_tile,
-                scale,
-                BLOCK_KEYS,
-                STORED,
-                PARTS,
-            )
+    grad_k_tile, grad_v_tile = add_key_value_tiles(
+        grad_k_tile,
+        grad_v_tile,
+        k_tile,
+        v_tile,
+        q,
+        grad_out,
+        lse,
+        delta,
+        q_strides,
+        grad_out_strides,
+        unmasked,
+        num_latents,
+        num_latents,
+        keys,
+        group,
+        scale_log2,
+        BLOCK_QUERIES,
+        STORED,
+        PARTS,
+        False,
+        GRADIENT,
+    )
+    if GRADIENT != "k":
+        store_rows(
+            grad_v + b * grad_v_strides[0] + g * grad_v_strides[2],
+            first_key,
+            num_keys,
+            grad_v_strides[1],
+            grad_v_strides[3],
+            grad_v_tile,
+            1.0,
+            BLOCK_KEYS,
+            STORED,
+            PARTS,
+        )
+    if GRADIENT != "v":
+        store_rows(
+            grad_k + b * grad_k_strides[0] + g * grad_k_strides[2],
+            first_key,
+            num_keys,
+            grad_k_strides[1],
+            grad_k_strides[3],
+            grad_k_tile,
+            scale,
+            BLOCK_KEYS,
+            STORED,
+            PARTS,
+        )
 
 
 @triton.jit

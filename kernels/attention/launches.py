@@ -18,7 +18,7 @@ from kernels.attention.backward import (
     row_products,
 )
 from kernels.attention.forward import attention_forward
-from kernels.attention.tilings import gradient_loops, part_ranges, shipped_tiling
+from kernels.attention.tilings import gradient_launches, part_ranges, shipped_tiling
 
 TILE_ROWS = 256  # of no kernel a tile has more rows, or more channels
 
@@ -143,7 +143,7 @@ def launch_backward(
     ) -> None:
         tiling = shipped_tiling("key_value", head_dim, size)
         blocks = triton.cdiv(keys.shape[1], tiling.block_keys)
-        if blocks:
+        for gradient in gradient_launches(head_dim) if blocks else ():
             attention_key_value_gradient[(blocks * batch * keys.shape[2],)](
                 q,
                 keys,
@@ -172,7 +172,7 @@ def launch_backward(
                 STORED=stored,
                 PARTS=parts,
                 CAUSAL=causal,
-                GRADIENTS=gradient_loops(head_dim),
+                GRADIENT=gradient,
                 **tiling.options(),
             )
 

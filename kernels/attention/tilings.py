@@ -127,13 +127,13 @@ def padded_head_dim(head_dim: int) -> int:
     return -(-head_dim // 16) * 16
 
 
-def gradient_loops(head_dim: int) -> tuple[str, ...]:
-    """Which gradients the ``key_value`` pass accumulates at once: both, or first v's, then k's.
+def gradient_launches(head_dim: int) -> tuple[str, ...]:
+    """Which gradients a launch of the ``key_value`` pass computes: both, or first v's, then k's.
 
     Side by side they take as many registers of each thread as the head dim has channels, and that
     leaves too few of the 255 where it is wide. One after the other, scores are multiplied twice.
 
-    >>> gradient_loops(128), gradient_loops(129)
+    >>> gradient_launches(128), gradient_launches(129)
     (('kv',), ('v', 'k'))
     """
     return ("kv",) if padded_head_dim(head_dim) <= WIDEST_TOGETHER else ("v", "k")

@@ -1,0 +1,332 @@
+"""``docs/kernels.md``: what every shipped kernel compiles to, and whether that is still current.
+
+``python -m validate.compiled_record`` compiles what the record ``docs/kernels.csv`` lacks or holds
+of other sources, and writes the page from the record. A row carries a digest of the code and the
+tilings that it was compiled from, so whether the page is current can be told in seconds, without
+compiling: :func:`stale` lists the launches that would have to be compiled again.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import functools
+import hashlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import kernels.attention
+from flopcount.sizes import require_choice
+from flopcount.tables import table
+from kernels.attention.tilings import (
+    MAX_HEAD_DIM,
+    PASSES,
+    gradient_launches,
+    padded_head_dim,
+    part_ranges,
+    shipped_tiling,
+)
+from validate.compiled_code import DTYPES, CompiledKernel, Launch, compile_launch
+from validate.processes import triton_processes
+
+DOCS = Path(__file__).parent.parent / "docs"
+RECORD, PAGE = DOCS / "kernels.csv", DOCS / "kernels.md"
+SOURCES = ("forward.py", "backward.py", "tiles.py")
+VARIANTS = ((768, 1), (0, 1), (768, 4))
+"""Positions of the prefix and query heads of a key-value head: what specialises a kernel."""
+NAMES = {
+    "attention_forward": "forward",
+    "attention_key_value_gradient": "key_value",
+    "attention_query_gradient": "query",
+}
+HEAD_DIMS = (54, 64, 73, 78, 91, 96, 128)
+"""Head dims of interest, whose padded work the page states."""
+
+Row = dict[str, str]
+COLUMNS = (
+    "dtype", "head dim", "prefix", "group", "kernel", "causal", "gradient", "queries", "keys",
+    "warps", "registers", "stack", "spill stores", "shared bytes", "programs per SM",
+    "instructions", "faults", "digest",
+)  # fmt: skip
+
+
+def shipped_launches(dtypes: Iterable[str] = DTYPES) -> list[Launch]:
+    """Every padded head dim at each dtype: with a prefix, without, and with grouped heads.
+
+    Kernels see the padded head dim alone, but for what stores the output: a head dim of one less
+    than it stands for all that are padded to it.
+    """
+    return [
+        Launch(dtype, padded - 1, prefix, group)
+        for prefix, group in VARIANTS
+        for dtype in dtypes
+        for padded in range(16, MAX_HEAD_DIM + 1, 16)
+    ]
+
+
+def expected_kernels(launch: Launch) -> set[tuple[str, str, str]]:
+    """Kernels that multiply and that a launch compiles, with their CAUSAL and GRADIENT.
+
+    Without a prefix, the gradient of keys and values is the kernel that the latents have anyway:
+    it stands under the launch with a prefix.
+    """
+    attended = {("attention_forward", "", ""), ("attention_query_gradient", "", "")}
+    if not launch.prefix:
+        return attended
+    return attended | {
+        ("attention_key_value_gradient", causal, gradient)
+        for causal in ("True", "False")
+        for gradient in gradient_launches(launch.head_dim)
+    }
+
+
+@functools.cache
+def _sources() -> str:
+    """The kernels' code, without comments and docstrings."""
+    folder = Path(kernels.attention.__file__).parent
+    dumped = []
+    for name in SOURCES:
+        tree = ast.parse((folder / name).read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if (
+                isinstance(body, list)
+                and body
+                and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)
+            ):
+                del body[0]
+        dumped.append(ast.dump(tree))
+    return "\n".join(dumped)
+
+
+def digest(launch: Launch) -> str:
+    """Of all that decides what a launch compiles to: sources, tilings, Triton's version."""
+    size = 4 if launch.dtype == "float32" else 2
+    decisive = (
+        _sources(),
+        [shipped_tiling(name, launch.head_dim, size) for name in PASSES],
+        part_ranges(launch.head_dim),
+        gradient_launches(launch.head_dim),
+        importlib.metadata.version("triton"),
+    )
+    return hashlib.sha256(repr(decisive).encode()).hexdigest()[:12]
+
+
+def read() -> list[Row]:
+    """The record's rows; none where there is no record."""
+    if not RECORD.exists():
+        return []
+    with RECORD.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def launch_of(row: Row) -> Launch:
+    """The launch that a row's kernel came from."""
+    return Launch(row["dtype"], int(row["head dim"]) - 1, int(row["prefix"]), int(row["group"]))
+
+
+def stale(rows: Iterable[Row], launches: Iterable[Launch]) -> list[Launch]:
+    """Launches that the record lacks, in part or in whole, or that it has of other code."""
+    recorded: dict[Launch, set[tuple[str, str, str]]] = {}
+    for row in rows:
+        if row["digest"] == digest(launch_of(row)):
+            kernel = row["kernel"], row["causal"], row["gradient"]
+            recorded.setdefault(launch_of(row), set()).add(kernel)
+    return [x for x in launches if not expected_kernels(x) <= recorded.get(x, set())]
+
+
+def as_row(kernel: CompiledKernel) -> Row:
+    """A kernel's line of the record."""
+    cells: tuple[Any, ...] = (
+        kernel.launch.dtype,
+        padded_head_dim(kernel.launch.head_dim),
+        kernel.launch.prefix,
+        kernel.launch.group,
+        kernel.name,
+        kernel.constants.get("CAUSAL", ""),
+        kernel.constants.get("GRADIENT", ""),
+        kernel.constants["BLOCK_QUERIES"],
+        kernel.constants.get("BLOCK_KEYS", ""),
+        kernel.num_warps,
+        kernel.registers,
+        kernel.stack,
+        kernel.spill_stores,
+        kernel.shared,
+        kernel.programs_per_multiprocessor,
+        " ".join(kernel.instructions),
+        "; ".join(kernel.faults()),
+        digest(kernel.launch),
+    )
+    return {name: str(cell) for name, cell in zip(COLUMNS, cells, strict=True)}
+
+
+def _compiled(launches: Sequence[Launch]) -> list[Row]:
+    """Rows of launches of one width and dtype; a kernel that several of them take stands once."""
+    return [as_row(kernel) for launch in launches for kernel in compile_launch(launch)]
+
+
+def write(rows: Iterable[Row]) -> None:
+    """The record, in a fixed order, and the page."""
+    order = [(x.dtype, x.head_dim, x.prefix, x.group) for x in shipped_launches()]
+
+    def place(row: Row) -> tuple[int, str, str, str]:
+        launch = launch_of(row)
+        at = order.index((launch.dtype, launch.head_dim, launch.prefix, launch.group))
+        return at, row["kernel"], row["causal"], row["gradient"]
+
+    rows = sorted(rows, key=place)
+    with RECORD.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    PAGE.write_text(page(rows))
+
+
+def spread(values: Iterable[str]) -> str:
+    """One value, or the least and the greatest: "127", "120–127"."""
+    numbers = sorted({int(value) for value in values})
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
+
+
+HEADINGS = (
+    "head dim", "pass", "queries × keys", "warps", "registers", "shared bytes",
+    "programs per SM", "instructions", "kernels", "faults",
+)  # fmt: skip
+
+
+def summary(rows: Iterable[Row], dtypes: Sequence[str]) -> list[list[object]]:
+    """A line for each padded head dim and pass, over dtypes, prefixes and groups of heads."""
+    lines: list[list[object]] = []
+    rows = [row for row in rows if row["dtype"] in dtypes]
+    for padded in range(16, MAX_HEAD_DIM + 1, 16):
+        for kernel, name in NAMES.items():
+            of = [r for r in rows if (r["head dim"], r["kernel"]) == (str(padded), kernel)]
+            if not of:
+                lines.append([padded, name, *[""] * 6, 0, "**not compiled**"])
+                continue
+            blocks = {(row["queries"], row["keys"], row["warps"]) for row in of}
+            shapes = sorted({shape for row in of for shape in row["instructions"].split()})
+            faults = sorted({row["faults"] for row in of if row["faults"]})
+            lines.append(
+                [
+                    padded,
+                    name,
+                    ", ".join(f"{queries} × {keys}" for queries, keys, _ in sorted(blocks)),
+                    spread(warps for _, _, warps in blocks),
+                    *(spread(r[c] for r in of) for c in HEADINGS[4:7]),
+                    ", ".join(shapes) or "FMA, full fp32",
+                    len(of),
+                    f"**{'; '.join(faults)}**" if faults else "none",
+                ]
+            )
+    return lines
+
+
+def padding(head_dims: Iterable[int]) -> list[list[str]]:
+    """What is executed over what is asked for."""
+    return [[str(c), str(padded_head_dim(c)), f"{padded_head_dim(c) / c:.3f}"] for c in head_dims]
+
+
+def padding_of_widths() -> list[list[str]]:
+    """For each padded head dim, the head dims it serves and the ratio of the least of them."""
+    return [
+        [str(padded), f"{padded - 15} to {padded}", f"{padded / (padded - 15):.3f}"]
+        for padded in range(16, MAX_HEAD_DIM + 1, 16)
+    ]
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/kernels.md."""
+
+    def markdown(headings: Iterable[object], lines: Iterable[Iterable[object]]) -> str:
+        drawn = (headings, ["---" for _ in headings], *lines)
+        return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in drawn)
+
+    missing = stale(rows, shipped_launches())
+    faulty = [row for row in rows if row["faults"]]
+    counted = {dtype: sum(row["dtype"] == dtype for row in rows) for dtype in DTYPES}
+    verdict = (
+        f"{len(rows)} kernels were compiled "
+        f"({', '.join(f'{dtype} {count}' for dtype, count in counted.items())}), "
+        + (f"**{len(faulty)} of them with a fault**" if faulty else "none with a fault")
+        + (
+            f"; **{len(missing)} of {len(shipped_launches())} launches have not been compiled**."
+            if missing
+            else f", for all {len(shipped_launches())} launches."
+        )
+    )
+    return f"""# Kernels as compiled for Hopper (sm_90)
+
+Generated by `python -m validate.compiled_record` from [kernels.csv](kernels.csv), without a GPU:
+registers and spills by `ptxas -v`, instructions by `nvdisasm`. A fault would be a spilled register,
+a stack frame, serialised wgmma, no asynchronous copies (fp32 aside), too much shared memory, or a
+loop whose multiplications do not add up to exactly one tile's products. Nothing here is a measured
+speed.
+
+Every padded head dim is compiled with a prefix, without one, and with four query heads to a
+key-value head, for lengths that are multiples of 16; a line gives the least and the greatest of
+what these show.
+
+{verdict}
+
+## fp16 and bf16
+
+Products run on tensor cores (wgmma) with fp32 accumulation.
+
+{markdown(HEADINGS, summary(rows, DTYPES[:2]))}
+
+## fp32
+
+Products run as fused multiply-adds in full precision: no tf32.
+
+{markdown(HEADINGS, summary(rows, DTYPES[2:]))}
+
+## Work that padding adds
+
+Executed over dense products of a tile, at head dims of interest and at the least head dim that each
+padded one serves; it falls to 1 at the padded head dim itself.
+
+{markdown(("head dim", "padded", "ratio"), padding(HEAD_DIMS))}
+
+{markdown(("padded", "head dims", "greatest ratio"), padding_of_widths())}
+"""
+
+
+def main(dtypes: tuple[str, ...] = DTYPES, again: bool = False, jobs: int | None = None) -> int:
+    """Compile what the record lacks, write it and the page; exit with 1 where a kernel has a fault.
+
+    Args:
+        dtypes: Of bfloat16, float16 and float32.
+        again: Compile what the record has, too.
+        jobs: Processes; one for each core unless given.
+    """
+    for dtype in dtypes:
+        require_choice("dtypes", dtype, DTYPES)
+    launches = shipped_launches(dtypes)
+    rows = read()
+    missing = launches if again else stale(rows, launches)
+    rows = [row for row in rows if launch_of(row) not in missing]
+    tasks: dict[tuple[int, int, str], list[Launch]] = {}  # the widest first, which take longest
+    for launch in missing:
+        tasks.setdefault((launch.group, -launch.head_dim, launch.dtype), []).append(launch)
+    with triton_processes(interpret=False, jobs=jobs or os.cpu_count() or 1) as pool:
+        for compiled in pool.map(_compiled, [tasks[key] for key in sorted(tasks)]):
+            rows += compiled
+            write(rows)
+            for row in compiled:
+                print(*(row[name] for name in COLUMNS[:-1]), flush=True)
+    write(rows)
+    for names in (DTYPES[:2], DTYPES[2:]):
+        print(table(HEADINGS, summary(rows, names), width=170))
+    return 1 if stale(rows, launches) or any(row["faults"] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(tyro.cli(main, prog="python -m validate.compiled_record"))

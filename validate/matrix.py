@@ -257,11 +257,15 @@ def fused_totals(model: Architecture) -> Differences:
     return differences
 
 
+def seed_models(quick: bool) -> tuple[Architecture, ...]:
+    """The article's models; one of each experiment in a quick run."""
+    return configurations.SEED_MODELS[:: 4 if quick else 1]
+
+
 def fused_models(quick: bool) -> Iterable[tuple[str, Differences]]:
     """The fused network's totals on the article's models and on drawn ones."""
-    seed_models = configurations.SEED_MODELS[:: 4 if quick else 1]
     drawn = configurations.draw(configurations.models(), 10 if quick else 200)
-    for model in (*seed_models, *drawn):
+    for model in (*seed_models(quick), *drawn):
         yield str(model), fused_totals(model)
 
 
@@ -440,7 +444,7 @@ def runs(quick: bool = False, own: Architecture | None = None) -> list[Callable[
     """Every check, to be run.
 
     Args:
-        quick: Fewer drawn configurations, fewer proofs, and no full-size masks.
+        quick: Fewer drawn configurations and models, fewer proofs, and no full-size masks.
         own: One configuration to check instead of the article's and drawn ones.
     """
     if own is not None:
@@ -451,7 +455,7 @@ def runs(quick: bool = False, own: Architecture | None = None) -> list[Callable[
             layers = proof.LAYERS[:2] if quick else proof.LAYERS
             found.append(functools.partial(run_proof, step, layers))
     for check in CHECKS:
-        models = configurations.SEED_MODELS if check.at_full_size or not quick else ()
+        models = seed_models(quick) if check.at_full_size or not quick else ()
         found.append(functools.partial(run_check, check, models, 10 if quick else 1000))
     return found + [functools.partial(run_standalone, check, quick) for check in STANDALONE]
 

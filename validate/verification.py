@@ -323,7 +323,8 @@ The trace of element-wise operations shows these, and no row of the counter clai
 
 QUICK = (
     "\n\n**This is the record of a quick run** (`--quick`): without it, every kind of step is "
-    "proved at L = 1 to 4, and each concrete witness is tried on 1,000 drawn configurations."
+    "proved at L = 1 to 4, and each concrete witness is tried on 1,000 drawn configurations and "
+    "all ten of the article's models."
 )
 
 

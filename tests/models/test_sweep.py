@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -41,20 +42,28 @@ def without_time(rows):
     return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
 
 
-def test_sweep_trains_every_run_as_if_alone(config, tmp_path):
-    rows = run_sweep(config, tmp_path / "sweep", quiet=True)
+@pytest.fixture(scope="module")
+def whole(sweep_config, tmp_path_factory):
+    """A sweep that was left alone: its folder, to be read only, and its rows."""
+    folder = tmp_path_factory.mktemp("sweep") / "whole"
+    return folder, run_sweep(sweep_config, folder, quiet=True)
+
+
+def test_sweep_trains_every_run_as_if_alone(config, whole, tmp_path):
+    folder, rows = whole
     runs = plan_runs(config)
     assert [row["run"] for row in rows] == [run.name for run in runs]
     alone = train(runs[1].config, tmp_path / "alone")[-1]
     (beside,) = without_time([{k: v for k, v in rows[1].items() if k in alone}])
     assert [beside] == without_time([alone])
-    with (tmp_path / "sweep" / "runs.csv").open() as file:
+    with (folder / "runs.csv").open() as file:
         assert [row["run"] for row in csv.DictReader(file)] == [run.name for run in runs]
-    assert read_config(SweepConfig, tmp_path / "sweep") == config
+    assert read_config(SweepConfig, folder) == config
 
 
-def test_finished_sweep_trains_nothing_again(config, tmp_path):
-    rows = run_sweep(config, tmp_path / "sweep", quiet=True)
+def test_finished_sweep_trains_nothing_again(config, whole, tmp_path):
+    folder, rows = whole
+    shutil.copytree(folder, tmp_path / "sweep")
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step-*")}
     assert run_sweep(dataclasses.replace(config, workers=1), tmp_path / "sweep", True) == rows
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step-*")} == written
@@ -70,8 +79,7 @@ def find_workers():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
-def test_killed_worker_is_started_again_and_nothing_is_lost(config, tmp_path):
-    whole = run_sweep(config, tmp_path / "whole", quiet=True)
+def test_killed_worker_is_started_again_and_nothing_is_lost(config, whole, tmp_path):
     killed = []
 
     def kill_one():
@@ -89,7 +97,7 @@ def test_killed_worker_is_started_again_and_nothing_is_lost(config, tmp_path):
     rows = run_sweep(config, tmp_path / "killed", quiet=True)
     thread.join()
     assert killed
-    assert without_time(rows) == without_time(whole)
+    assert without_time(rows) == without_time(whole[1])
 
 
 @dataclasses.dataclass(frozen=True)

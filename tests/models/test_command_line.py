@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import flopcount.cli
 from models import __main__ as command_line
 from models.__main__ import main
 from models.checkpoints import steps_done
@@ -216,3 +217,15 @@ def test_the_commands_of_the_pages_are_understood(run, monkeypatch, page, count)
     # The twin: a shape that is not two words.
     status, *_ = run("sweep", "x", "custom", "--budgets", "1e18", "--shapes", "512,8")
     assert status == 2
+
+
+def test_a_sweep_has_the_steps_of_the_planners_family(run, capsys):
+    page = (DOCS / "isoflop.md").read_text()
+    (command,) = commands_of(page)
+    status, out, _ = run(*command)
+    assert status == 0
+    plan = re.search(r"```\nflopcount (plan .*?)```", page, flags=re.DOTALL)[1]
+    assert flopcount.cli.main(shlex.split(plan.replace("\\\n", " "))) == 0
+    planned = capsys.readouterr().out
+    for steps in ("513,066", "326,411", "132,596"):
+        assert all(steps in text for text in (out, planned, page))

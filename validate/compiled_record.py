@@ -8,7 +8,6 @@ compiling: :func:`stale` lists the launches that would have to be compiled again
 
 from __future__ import annotations
 
-import ast
 import csv
 import functools
 import hashlib
@@ -32,6 +31,7 @@ from kernels.attention.tilings import (
 )
 from validate.compiled_code import DTYPES, CompiledKernel, Launch, compile_launch
 from validate.processes import triton_processes
+from validate.verification import code_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 RECORD, PAGE = DOCS / "kernels.csv", DOCS / "kernels.md"
@@ -88,20 +88,7 @@ def expected_kernels(launch: Launch) -> set[tuple[str, str, str]]:
 def _sources() -> str:
     """The kernels' code, without comments and docstrings."""
     folder = Path(kernels.attention.__file__).parent
-    dumped = []
-    for name in SOURCES:
-        tree = ast.parse((folder / name).read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if (
-                isinstance(body, list)
-                and body
-                and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant)
-            ):
-                del body[0]
-        dumped.append(ast.dump(tree))
-    return "\n".join(dumped)
+    return "\n".join(code_of((folder / name).read_text()) for name in SOURCES)
 
 
 def digest(launch: Launch) -> str:

@@ -78,6 +78,8 @@ TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
     ("query", 4): {
         64: Tiling(32, 32, 4, 2),
         128: Tiling(32, 16, 8, 2, 255),
+        160: Tiling(16, 16, 8, 2, 128),
+        176: Tiling(16, 16, 8, 2, 255),
         256: Tiling(16, 16, 8, 2, 128),
     },
 }

@@ -14,7 +14,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[lab,ray,dev]'
 	touch $@
 
 demo: setup

@@ -600,10 +600,13 @@ class _Shapes:
         low, high = (require_positive_number("aspect_ratios", end) for end in aspect_ratios)
         if low > high:
             raise ValueError(f"aspect_ratios = {aspect_ratios}: expected least <= largest")
-        if len(widths) * len(depths) * dims.size > MOST_SHAPES:
+        # Not len(), which refuses a range beyond 2⁶³.
+        num_widths, num_depths = (-((r.start - r.stop) // r.step) for r in (widths, depths))
+        num_shapes = num_widths * num_depths * int(dims.size)
+        if num_shapes > MOST_SHAPES:
             raise ValueError(
-                f"widths, depths and head_dims span {len(widths) * len(depths) * dims.size:,} "
-                f"shapes: expected at most {MOST_SHAPES:,}"
+                f"widths, depths and head_dims span {quoted(num_shapes)} shapes: "
+                f"expected at most {MOST_SHAPES:,}"
             )
         grid = np.meshgrid(np.array(widths), np.array(depths), dims, indexing="ij")
         width, depth, dim = (axis.ravel() for axis in grid)

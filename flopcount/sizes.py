@@ -110,7 +110,9 @@ def _require_expression(name: str, expression: Any, minimum: int) -> Size:
         )
     if expression.is_Integer:
         return require_size(name, int(expression), minimum)
-    if expression.is_integer is False or expression.has(sys.modules["sympy"].Float):
+    sympy = sys.modules["sympy"]
+    no_integers = (sympy.Float, sympy.nan, sympy.oo, -sympy.oo, sympy.zoo)
+    if expression.is_integer is False or expression.has(*no_integers):
         raise TypeError(f"{name} = {quoted(expression)}: expected an integer expression")
     if (expression - minimum).is_negative:
         raise ValueError(f"{name} = {quoted(expression)}: expected an integer >= {minimum}")

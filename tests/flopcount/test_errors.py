@@ -23,7 +23,8 @@ def test_sizes_below_one(name, value):
 @pytest.mark.parametrize(
     "value",
     [1.0, 512.0, float("nan"), float("inf"), "512", True, [512], 1 + 2j, np.array([1.5]),
-     np.array([True]), np.float64(8), np.array(["a"]), sympy.Float(2.5), sympy.pi, object()],
+     np.array([True]), np.float64(8), np.array(["a"]), sympy.Float(2.5), sympy.pi, sympy.nan,
+     sympy.oo, sympy.zoo * sympy.Symbol("n"), object()],
 )  # fmt: skip
 def test_sizes_that_are_no_integers(name, value):
     with pytest.raises(TypeError, match=name):

@@ -223,6 +223,12 @@ def test_an_optimum_at_the_edge_is_said(depths, side):
     assert any("no shape near N =" in warning for warning in family.warnings)
 
 
+@pytest.mark.parametrize("name", ["widths", "depths"])
+def test_a_range_beyond_any_network_is_refused(name):
+    with pytest.raises(ValueError, match="shapes: expected at most"):
+        plan([1e18], vocab_size=5, num_latents=4, batch_size=1, **{name: (64, 10**60)})
+
+
 def test_the_grid_searched_is_every_width_depth_and_head_dim():
     options = dict(widths=(64, 12_800), width_multiple=2, depths=(2, 9), aspect_ratios=(0.1, 1e5))
     assert plan([1e19], **options, **SIZES).num_shapes == (12_800 - 62) // 2 * 8 * 4

@@ -70,9 +70,12 @@ class SweepConfig:
     """A sweep, complete: every shape is trained on every budget with every seed.
 
     Attributes:
-        budgets: FLOPs of one run, level ``causal``.
+        budgets: FLOPs of one run, level ``causal`` unless ``convention`` is given.
         shapes: (num_channels, num_layers) of each model.
         seeds: of the runs.
+        convention: a published way to count that the budgets are in, its self part, as the article
+            holds budgets; what a run records stays level ``causal``.
+        head_dim: in place of the model's ``num_heads``: every model has heads of so many channels.
         model: the sizes that all models share; its channels and layers are those of the shapes.
         corpus: the text.
         recipe: the optimisation.
@@ -95,6 +98,8 @@ class SweepConfig:
     budgets: tuple[float, ...]
     shapes: tuple[tuple[int, int], ...]
     seeds: tuple[int, ...] = (0,)
+    convention: str | None = None
+    head_dim: int | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     recipe: Recipe = field(default_factory=Recipe)
@@ -113,7 +118,10 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: its place, its budget and what to train."""
+    """One run of a sweep: its place, its budget and what to train.
+
+    ``flops`` are counted as the budget is.
+    """
 
     name: str
     budget: float
@@ -130,7 +138,8 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
     """Give each shape the steps that a budget affords, by :func:`flopcount.planning.isoflop_runs`.
 
     Raises:
-        ValueError: if there are no budgets, shapes or seeds, or one of them comes twice.
+        ValueError: if there are no budgets, shapes or seeds, one of them comes twice, or a width is
+            no multiple of ``head_dim``.
 
     """
     if config.workers is not None and config.workers < 1:
@@ -143,11 +152,18 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
             raise ValueError(f"{name} must be given, each once, got {values}")
     models = [
         flopcount.PerceiverAR(
-            **dataclasses.asdict(config.model) | {"num_channels": width, "num_layers": depth}
+            **dataclasses.asdict(config.model)
+            | {"num_channels": width, "num_layers": depth, "num_heads": _heads(config, width)}
         )
         for width, depth in config.shapes
     ]
-    planned = isoflop_runs(models, budgets=config.budgets, batch_size=config.recipe.batch_size)
+    planned = isoflop_runs(
+        models,
+        budgets=config.budgets,
+        batch_size=config.recipe.batch_size,
+        convention=config.convention,
+        part="total" if config.convention is None else "self",
+    )
     return [
         SweepRun(
             name=_name(run.budget, run.model.num_channels, run.model.num_layers, seed),
@@ -159,6 +175,7 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
                     config.model,
                     num_channels=run.model.num_channels,
                     num_layers=run.model.num_layers,
+                    num_heads=run.model.num_heads,
                 ),
                 corpus=config.corpus,
                 recipe=config.recipe,
@@ -175,6 +192,17 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         )
         for run, seed in itertools.product(planned, config.seeds)
     ]
+
+
+def _heads(config: SweepConfig, width: int) -> int:
+    if config.head_dim is None:
+        return config.model.num_heads
+    if config.head_dim < 1 or width % config.head_dim:
+        raise ValueError(
+            f"shapes must have widths that are multiples of head_dim = {config.head_dim}, "
+            f"got {width}"
+        )
+    return width // config.head_dim
 
 
 def run_sweep(
@@ -295,7 +323,7 @@ def _open_place(
         place = RayCluster(runs, folder, config.cpus_per_run, gpus, on_step)
     else:
         workers = _usable_cores() if config.workers is None else config.workers
-        place = _OneMachine(runs, folder, workers, on_step)
+        place = OneMachine(runs, folder, workers, on_step)
     try:
         yield place
     finally:
@@ -358,7 +386,7 @@ def train_placed(
     return None
 
 
-class _OneMachine:
+class OneMachine:
     """This machine: a process with one thread for each run, ``workers`` side by side."""
 
     def __init__(self, runs: list[SweepRun], folder: Path, workers: int, on_step: OnStep) -> None:
@@ -376,6 +404,7 @@ class _OneMachine:
         self._processes: dict[int, tuple[ForkServerProcess, Connection]] = {}
 
     def start(self, index: int) -> None:
+        """Start to train a run, from its checkpoint where it has one."""
         receiver, sender = self._context.Pipe(duplex=False)
         run = self.runs[index]
         arguments = (run, self.folder / "runs" / run.name, self.done, index, self.on_step, sender)
@@ -385,9 +414,11 @@ class _OneMachine:
         self._processes[index] = process, receiver
 
     def wait(self) -> None:
+        """Wait until a run ends, half a second at most."""
         wait([process.sentinel for process, _ in self._processes.values()], timeout=0.5)
 
     def ended(self) -> dict[int, str | None]:
+        """Tell what the runs that have ended raised; None if they finished, or died silently."""
         ended: dict[int, str | None] = {}
         for index, (process, receiver) in list(self._processes.items()):
             if process.is_alive():
@@ -400,6 +431,7 @@ class _OneMachine:
         return ended
 
     def close(self) -> None:
+        """End the runs that are being trained; they keep their checkpoints."""
         for process, _ in self._processes.values():
             process.terminate()
             process.join()

@@ -87,7 +87,7 @@ def test_a_folder_that_nodes_do_not_share_is_named(config, tmp_path, cluster):
     place = RayCluster(runs, tmp_path / "there", cpus=1, gpus=0, on_step=None)
     place.start(0)
     place.folder = tmp_path / "here"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (ended := place.ended()) and time.monotonic() < deadline:
         place.wait()
     assert "does not share" in ended[0]

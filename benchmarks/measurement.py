@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import functools
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+
+from models.provenance import code_commit
 
 ROOT = Path(__file__).parent.parent
 NO_GPU = "no GPU"
@@ -132,9 +133,7 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "triton": triton.__version__,
-        "commit": os.environ.get("FLOPCOUNT_COMMIT")
-        or _said("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12")
-        or "unknown: set FLOPCOUNT_COMMIT where there is no git",
+        "commit": code_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
     }

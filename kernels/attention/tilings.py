@@ -42,8 +42,8 @@ class Tiling(NamedTuple):
         }
 
 
-# By pass and bytes of an element, then by widest padded head dim served. All compile for Hopper
-# without spilling a register and without serialising its wgmma instructions.
+# By pass and bytes of an element, then by widest padded head dim served: chosen so that the code
+# compiled for Hopper spills no register and serialises no wgmma. docs/kernels.md records which do.
 #
 # For 2-byte elements products run on tensor cores (wgmma, fp32 accumulation): the owned block has
 # 64 rows or a multiple, and as many as registers allow, since each row more reuses the visited

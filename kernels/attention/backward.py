@@ -39,17 +39,19 @@ def declare_row_products(grid, metadata, args):
 def declare_key_value_gradient(grid, metadata, args):
     """What a profile shows: products over the admitted pairs; each operand's bytes once.
 
-    Of the four products, the scores count for the values where these have a launch of their own.
+    Of the four products, the scores count for the values where these have a launch of their own;
+    that launch reads neither v nor delta.
     """
     batch, _, _, size = launch_sizes(args)
     n, keys, heads = args["num_latents"], args["num_keys"], args["num_heads"]
     pairs = n * (n + 1) // 2 if args["CAUSAL"] else n * keys
     gradients = len(args["GRADIENT"])
-    channels = 2 * n * heads + (2 + gradients) * keys * (heads // args["group"])
+    read, rows = (1, 1) if args["GRADIENT"] == "v" else (2, 2)
+    channels = 2 * n * heads + (read + gradients) * keys * (heads // args["group"])
     return {
         "name": metadata.name,
         f"flops{8 * size}": 4 * gradients * batch * heads * pairs * args["HEAD_DIM"],
-        "bytes": batch * (channels * args["HEAD_DIM"] * size + 8 * heads * n),
+        "bytes": batch * (channels * args["HEAD_DIM"] * size + 4 * rows * heads * n),
     }
 
 

@@ -104,19 +104,24 @@ def test_every_kernel_declares_by_its_own_function(launches):
         assert kernel.kwargs["launch_metadata"] is DECLARED[kernel.fn.__name__]
 
 
-def test_wide_heads_declare_no_more_products(launches):
+def test_wide_heads_declare_each_launch(launches):
     # Values and keys have a launch each, and the scores that both multiply count once.
     n, k, channels = 3, 3, 200
     q, keys = torch.zeros(1, n, 1, 208), torch.zeros(1, n + k, 1, 208)
     out, lse = launch_forward(q, keys, keys, None, None, 1.0, channels)
     launch_backward(out, q, keys, keys, None, None, out, lse, 1.0)
     found = [
-        (arguments["GRADIENT"], arguments["CAUSAL"], work["flops32"])
+        (arguments["GRADIENT"], arguments["CAUSAL"], work["flops32"], work["bytes"])
         for (name, arguments), work in zip(launches, declared(launches), strict=True)
         if name == "attention_key_value_gradient"
     ]
     two = 2 * 2 * channels  # FLOPs of two products per admitted pair
     square, prefix = 6 * two, 9 * two
+    # Of n rows each, both read q, the output's gradient and log-sum-exp, and both read k and write
+    # a gradient of its size; the keys' launch alone reads v and delta.
+    row = 4 * channels
+    values, keys = 4 * n * row + lse.nbytes, 5 * n * row + 2 * lse.nbytes
     assert found == [
-        ("v", True, square), ("k", True, square), ("v", False, prefix), ("k", False, prefix)
+        ("v", True, square, values), ("k", True, square, keys),
+        ("v", False, prefix, values), ("k", False, prefix, keys),
     ]  # fmt: skip

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from benchmarks.shapes import Shape
 from flopcount.executed import tiles_by_key_block, tiles_by_query_block, tiles_in_rectangle
+from kernels.attention.tilings import KERNELS
 from models.throughput import tiling_of
-
-KERNELS = {
-    "forward": "attention_forward",
-    "key_value": "attention_key_value_gradient",
-    "query": "attention_query_gradient",
-}
-"""The kernel of each pass, as a profiler names it; all others issue no products."""
 
 
 def executed_ops(shape: Shape, element_size: int) -> dict[str, int]:
@@ -26,7 +20,7 @@ def executed_ops(shape: Shape, element_size: int) -> dict[str, int]:
 
     Source: :mod:`flopcount.executed`.
     """
-    tiling = tiling_of(shape.head_dim, element_size)
+    tiling = tiling_of(shape.head_dim, element_size, shape.queries + shape.prefix)
     products = {"forward": 2, "key_value": tiling.key_value_products, "query": 3}
     found = {}
     for name, kernel in KERNELS.items():

@@ -88,8 +88,8 @@ PARTS = (
     ),
     Part(
         "tune",
-        "benchmarks.tune --out {out} --minutes 7 --jobs 12",
-        8,
+        "benchmarks.tune --out {out} --minutes 6.5 --jobs 12 --ship",
+        9,
         "benchmarks.tune --out {out} --tiny --head-dims 9 --limit 1",
     ),
     Part(

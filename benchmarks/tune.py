@@ -2,8 +2,9 @@
 
 For each padded head dim and pass, candidates are pruned by what the hardware has room for and
 timed on the hybrid layer; the fastest few are timed on the other shapes too. ``tilings.csv`` grows
-as they come, and a later run adds what is missing. ``tuned.json`` holds the fastest for each shape
-and pass, checked against float64. ``--dry-run`` lists the candidates and times nothing.
+as they come, and a later run adds what is missing. ``tuned.csv`` holds what to ship for each pass,
+head dim and number of keys, and ``--ship`` puts it where the kernels look. ``--dry-run`` lists the
+candidates and times nothing.
 
 The passes are ``kernels.attention.tilings.PASSES``. The two backward passes run together: first the
 one for keys and values is varied, then the one for queries beside the best of the first.
@@ -14,12 +15,13 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import csv
+import functools
 import itertools
-import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,7 +40,16 @@ from benchmarks.measurement import (
 )
 from benchmarks.shapes import Shape
 from kernels.attention import launches
-from kernels.attention.tilings import PASSES, Tiling, padded_head_dim, shipped_tiling
+from kernels.attention.tilings import (
+    KERNELS,
+    PASSES,
+    TUNED,
+    Tiling,
+    padded_head_dim,
+    shipped_tiling,
+    tuned_tilings,
+)
+from validate.compiled_code import QUERIES, Launch, compile_all
 
 REGISTERS = 255
 """The most that a thread can have."""
@@ -55,6 +66,8 @@ WARPS = (4, 8)
 STAGES = (2, 3)
 HEAD_DIMS = (73, 91, 64, 128)
 """One for each padded head dim of the article's models: 80, 96, 64, 128."""
+CLOSE = 1.02
+"""Times that differ by less are taken for equal."""
 KEPT = 6
 """Of a head dim's first shape, how many of the fastest are timed on its other shapes."""
 
@@ -106,11 +119,11 @@ def blocks(pass_name: str, tiling: Tiling) -> tuple[int, int]:
     return tiling.block_queries, tiling.block_keys
 
 
-def candidates(pass_name: str, head_dim: int, element_size: int = 2) -> list[Tiling]:
+def candidates(pass_name: str, head_dim: int, num_keys: int, element_size: int = 2) -> list[Tiling]:
     """The shipped tiling, then every other of the grid that fits."""
     if pass_name not in PASSES:
         raise ValueError(f"pass_name must be one of {PASSES}, got {pass_name!r}")
-    shipped = shipped_tiling(pass_name, head_dim, element_size)
+    shipped = shipped_tiling(pass_name, head_dim, element_size, num_keys)
     found = [shipped]
     for owned, visited, warps, stages in itertools.product(OWNED, VISITED, WARPS, STAGES):
         sides = (visited, owned) if pass_name == "key_value" else (owned, visited)
@@ -176,8 +189,7 @@ def tune(
         limit: candidates of a pass at most, the shipped one among them.
 
     Returns:
-        The path of ``tuned.json``: see :func:`fastest`. ``tuned.txt`` beside it has the lines of
-        :func:`table_lines`.
+        The path of ``tilings.csv``.
     """
     table = Table(out / "tilings.csv", COLUMNS, KEY)
     write_environment(out, "tilings")
@@ -189,11 +201,7 @@ def tune(
                 choices = [{name: tiling} for name in wanted for tiling in wanted[name]]
                 _compile(pool, shape, choices)
             _time_all(table, shape, wanted, end)
-    rows = read_table(table.path)
-    (out / "tuned.txt").write_text("".join(f"{line}\n" for line in table_lines(rows)))
-    path = out / "tuned.json"
-    path.write_text(json.dumps(fastest(rows), indent=1) + "\n")
-    return path
+    return table.path
 
 
 def _compile(
@@ -215,7 +223,7 @@ def _pool(jobs: int) -> contextlib.AbstractContextManager[Any]:
 
 def _wanted(table: Table, shape: Shape, pass_name: str) -> list[Tiling]:
     """Candidates of a shape: all for the first of its head dim, for others the fastest there."""
-    found = candidates(pass_name, shape.head_dim, working_dtype().itemsize)
+    found = candidates(pass_name, shape.head_dim, shape.keys, working_dtype().itemsize)
     earlier = [
         row
         for row in read_table(table.path)
@@ -298,74 +306,111 @@ def _fastest_of(rows: Iterable[dict[str, str]], shape: Shape, pass_name: str) ->
     return read_tiling(min(case, key=_ms)["tiling"]) if case else None
 
 
-def fastest(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """The fastest tiling for each shape, pass and dtype that is right, the table to ship.
+Chosen = dict[tuple[Shape, str], Tiling]
+"""By shape and pass."""
+Refused = set[tuple[str, int, Tiling]]
+"""Passes, head dims and tilings."""
 
-    A shape whose fastest tilings together give a wrong result is left out, loudly.
+
+def choose(rows: Iterable[dict[str, str]], refused: Refused) -> Chosen:
+    """What to ship for each shape and pass.
+
+    Of the tilings within 2 % of the fastest, the one that loses least where it loses most among the
+    shapes of the head dim: shapes that hardly differ share a tiling.
+
+    Args:
+        rows: of ``tilings.csv``.
+        refused: what must not be chosen.
     """
-    shapes = dict.fromkeys(Shape(**{name: int(row[name]) for name in SIZES}) for row in rows)
-    found = []
-    for shape in shapes:
-        chosen = {
-            pass_name: tiling
-            for pass_name in PASSES
-            if (tiling := _fastest_of(rows, shape, pass_name))
-        }
+    times: dict[tuple[str, int], dict[Shape, dict[Tiling, float]]] = {}
+    for row in rows:
+        shape = Shape(**{name: int(row[name]) for name in SIZES})
+        case, tiling = (row["pass"], shape.head_dim), read_tiling(row["tiling"])
+        if row["status"] == "ok" and (*case, tiling) not in refused:
+            times.setdefault(case, {}).setdefault(shape, {})[tiling] = float(row["ms"])
+    chosen = {}
+    for (pass_name, _), of_shapes in times.items():
+        losses: dict[Tiling, float] = {}
+        for of_shape in of_shapes.values():
+            for tiling in set().union(*of_shapes.values()):
+                loss = of_shape.get(tiling, float("inf")) / min(of_shape.values())
+                losses[tiling] = max(losses.get(tiling, 1.0), loss)
+        for shape, of_shape in of_shapes.items():
+            close = [x for x in of_shape if of_shape[x] <= CLOSE * min(of_shape.values())]
+            chosen[shape, pass_name] = min(close, key=lambda x: (losses[x], of_shape[x]))
+    return chosen
+
+
+def settle(rows: Iterable[dict[str, str]], checks: Iterable[Callable[[Chosen], Refused]]) -> Chosen:
+    """Choose, and choose again without what a check refuses, until all checks pass."""
+    rows, checks, refused = tuple(rows), tuple(checks), set()
+    while True:
+        chosen = choose(rows, refused)
+        found = set().union(*(check(chosen) for check in checks))
+        for pass_name, head_dim, tiling in sorted(found - refused, key=str):
+            print(f"refused: {pass_name}, head dim {head_dim}, {tiling}")
+        if found <= refused:
+            return chosen
+        refused |= found
+
+
+def by_shape(chosen: Chosen) -> dict[Shape, dict[str, Tiling]]:
+    """The tilings of each shape, by pass."""
+    shapes: dict[Shape, dict[str, Tiling]] = {}
+    for (shape, pass_name), tiling in chosen.items():
+        shapes.setdefault(shape, {})[pass_name] = tiling
+    return shapes
+
+
+def wrong_results(chosen: Chosen) -> Refused:
+    """What is wrong against float64; of the backward pass, which is checked as one, both passes."""
+    refused = set()
+    for shape, tilings in by_shape(chosen).items():
         attend = IMPLEMENTATIONS["fused"].build(shape, device())
-        with using(chosen):
+        with using(tilings):
             shares = errors(attend, shape, backward=True)
-        if not all(share <= 1 for share in shares.values()):
-            print(f"left out: {shape} with {chosen} is wrong by {shares}")
-            continue
-        for pass_name, tiling in chosen.items():
-            case = _of_case(rows, shape, pass_name)
-            times = {row["tiling"]: _ms(row) for row in case}
-            shipped = written(shipped_tiling(pass_name, shape.head_dim, working_dtype().itemsize))
-            found.append(
-                {
-                    "pass": pass_name,
-                    "dtype": _dtype(),
-                    "padded_head_dim": padded_head_dim(shape.head_dim),
-                    "queries": shape.queries,
-                    "prefix": shape.prefix,
-                    "tiling": tiling._asdict(),
-                    "ms": times[written(tiling)],
-                    "shipped_ms": times.get(shipped),
-                }
-            )
-    return found
+        for pass_name, tiling in tilings.items():
+            if not shares["forward" if pass_name == "forward" else "backward"] <= 1:
+                refused.add((pass_name, shape.head_dim, tiling))
+    return refused
 
 
-def table_lines(rows: list[dict[str, str]]) -> list[str]:
-    """What ``kernels.attention.tilings.TILINGS`` would say: a tiling for each pass and head dim.
+def compiled_faults(chosen: Chosen, jobs: int | None = None) -> Refused:
+    """What spills, serialises wgmma or else must not be shipped; needs no GPU."""
+    launches = [
+        Launch("bfloat16", shape.head_dim, shape.keys - QUERIES, 1, tuple(sorted(tilings.items())))
+        for shape, tilings in by_shape(chosen).items()
+    ]
+    passes = {kernel: name for name, kernel in KERNELS.items()}
+    refused = set()
+    for kernel in compile_all(launches, jobs):
+        pass_name = passes.get(kernel.name, "")
+        tilings = dict(kernel.launch.tilings)
+        if pass_name in tilings and kernel.faults():
+            print(f"{pass_name}, {tilings[pass_name]}: {'; '.join(kernel.faults())}")
+            refused.add((pass_name, kernel.launch.head_dim, tilings[pass_name]))
+    return refused
 
-    Of the tilings timed on all shapes of a head dim, the one whose worst ratio to a shape's fastest
-    is least; the ratio stands beside. Register use and spills are for ``python -m validate`` to
-    judge, once the line is in the table.
+
+def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
+    """Write the table that the kernels read; what it holds of other cases stays.
+
+    Args:
+        path: of the table, made where it is missing.
+        chosen: what to ship; of shapes with one padded head dim and as many keys, the first counts.
+        element_size: bytes of an element of what was timed.
     """
-    lines = []
-    for pass_name in PASSES:
-        of_pass = [row for row in rows if row["pass"] == pass_name and row["status"] == "ok"]
-        for head_dim in dict.fromkeys(row["head_dim"] for row in of_pass):
-            times: dict[tuple[str, ...], dict[str, float]] = {}
-            for row in of_pass:
-                if row["head_dim"] == head_dim:
-                    shape = tuple(row[name] for name in SIZES)
-                    times.setdefault(shape, {})[row["tiling"]] = _ms(row)
-            everywhere = set.intersection(*(set(of_shape) for of_shape in times.values()))
-            worst = {
-                tiling: max(
-                    of_shape[tiling] / min(of_shape.values()) for of_shape in times.values()
-                )
-                for tiling in everywhere
-            }
-            if worst:
-                best = min(sorted(worst), key=lambda tiling: worst[tiling])
-                lines.append(
-                    f"{pass_name}, {padded_head_dim(int(head_dim))} channels: "
-                    f"{read_tiling(best)}, at most {worst[best]:.3f} of the fastest"
-                )
-    return lines
+    table = tuned_tilings(path) if path.exists() else {}
+    fresh: dict[tuple[str, int, int], dict[int, Tiling]] = {}
+    for (shape, pass_name), tiling in chosen.items():
+        case = pass_name, element_size, padded_head_dim(shape.head_dim)
+        fresh.setdefault(case, {}).setdefault(shape.keys, tiling)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("pass", "element_size", "padded_head_dim", "keys", *Tiling._fields))
+        for case, by_keys in sorted((table | fresh).items()):
+            for keys, tiling in sorted(by_keys.items()):
+                writer.writerow((*case, keys, *tiling))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -373,22 +418,45 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--head-dims", type=int, nargs="+", default=list(HEAD_DIMS))
-    parser.add_argument("--minutes", type=float, default=5, help="begin nothing after that")
+    parser.add_argument(
+        "--minutes", type=float, default=5, help="begin nothing after that; 0: choose, time nothing"
+    )
     parser.add_argument("--jobs", type=int, default=0, help="processes that compile ahead")
     parser.add_argument("--limit", type=int, help="candidates of a pass at most")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try the path")
+    parser.add_argument(
+        "--ship",
+        action="store_true",
+        help=f"compile what was chosen, refuse what has a fault, and write {TUNED.name} for the "
+        "kernels",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list candidates, time nothing")
     given = parser.parse_args(arguments)
     if given.dry_run:
         for head_dim, pass_name in itertools.product(given.head_dims, PASSES):
-            found = candidates(pass_name, head_dim)[: given.limit]
+            found = candidates(pass_name, head_dim, 2304)[: given.limit]
             print(f"head dim {head_dim}, {pass_name}: {len(found)} candidates")
             print(*(f"  {written(tiling)}" for tiling in found), sep="\n")
         return
     shapes = shapes_to_tune(given.head_dims)
     if given.tiny:
         shapes = [Shape(1, 9, 5, 1, head_dim) for head_dim in given.head_dims]
-    print(tune(given.out, shapes, given.minutes, given.jobs, given.limit))
+    if given.minutes > 0:
+        tune(given.out, shapes, given.minutes, given.jobs, given.limit)
+    rows = read_table(given.out / "tilings.csv")
+    dtypes = {row["dtype"] for row in rows}
+    if len(dtypes) != 1:
+        raise SystemExit(f"error: {given.out}/tilings.csv must have times of one dtype: {dtypes}")
+    checks: list[Callable[[Chosen], Refused]] = []
+    if dtypes == {_dtype()}:
+        checks.append(wrong_results)
+    if given.ship:
+        checks.append(functools.partial(compiled_faults, jobs=given.jobs or None))
+    chosen = settle(rows, checks)
+    element_size = getattr(torch, dtypes.pop()).itemsize
+    for path in (given.out / TUNED.name, *([TUNED] if given.ship else [])):
+        write_tuned(path, chosen, element_size)
+        print(path)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,7 @@ class Architecture(abc.ABC):
         self,
         tiling: Tiling,
         *,
+        hybrid_tiling: Tiling | None = None,
         training: bool = True,
         batch_size: Size = 1,
         checkpointing: str | None = None,
@@ -167,6 +168,7 @@ class Architecture(abc.ABC):
 
         Args:
             tiling: How the kernels cut their work.
+            hybrid_tiling: How they cut that of the hybrid layer, if otherwise: it has more keys.
             training: As for :meth:`flops`.
             batch_size: As for :meth:`flops`.
             checkpointing: As for :meth:`flops`: attention's forward kernel runs again.
@@ -178,7 +180,8 @@ class Architecture(abc.ABC):
         Raises:
             TypeError: If an argument has the wrong type, or the tiling has symbols and a size is an
                 array.
-            ValueError: If a flavour of checkpointing is unknown, or given without training.
+            ValueError: If a flavour of checkpointing is unknown, or given without training; if
+                there is no hybrid layer to have a tiling of its own.
 
         >>> import flopcount as fc
         >>> model = fc.Decoder(vocab_size=50257, seq_len=512, num_channels=876, num_layers=12,
@@ -189,18 +192,29 @@ class Architecture(abc.ABC):
         1.0354
 
         """
-        if not isinstance(tiling, Tiling):
-            raise TypeError(f"tiling = {quoted(tiling)}: expected a flopcount.Tiling")
+        hybrid = tiling if hybrid_tiling is None else hybrid_tiling
+        for name, given in (("tiling", tiling), ("hybrid_tiling", hybrid)):
+            if not isinstance(given, Tiling):
+                raise TypeError(f"{name} = {quoted(given)}: expected a flopcount.Tiling")
 
         def count(sizes: Sizes) -> Count:
             matmuls = tuple(
-                tiled(matmul, tiling) if matmul.term in ATTENTION_TERMS else matmul
+                tiled(matmul, hybrid if matmul.layer == "hybrid" else tiling)
+                if matmul.term in ATTENTION_TERMS
+                else matmul
                 for matmul in self.matmuls(sizes, "causal")
             )
             return self._count(sizes, "executed", matmuls, None, training, checkpointing)
 
         sizes = self._step_sizes(training, batch_size, checkpointing)
-        require_same_kind(vars(sizes) | tiling.sizes())
+        layers = {matmul.layer for matmul in self.matmuls(sizes, "causal")}
+        if hybrid_tiling is not None and "hybrid" not in layers:
+            raise ValueError(
+                f"hybrid_tiling = {quoted(hybrid_tiling)}: expected None, since a "
+                f"{type(self).__name__} has no hybrid layer"
+            )
+        hybrid_sizes = {f"hybrid {name}": size for name, size in hybrid.sizes().items()}
+        require_same_kind(vars(sizes) | tiling.sizes() | hybrid_sizes)
         return count(sizes.safe_for(lambda bound: count(bound).with_recompute))
 
     def _step_sizes(self, training: bool, batch_size: Size, checkpointing: str | None) -> Sizes:

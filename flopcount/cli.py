@@ -116,6 +116,38 @@ class TilingOptions:
         return Tiling(**vars(self))
 
 
+@dataclasses.dataclass(frozen=True)
+class HybridTilingOptions:
+    """How they cut that of the hybrid layer, where otherwise."""
+
+    forward: Annotated[
+        tuple[int, int] | None, tyro.conf.arg(name="hybrid-tiling.forward", metavar="QUERIES KEYS")
+    ] = None
+    """The forward pass's tile."""
+    key_value: Annotated[
+        tuple[int, int] | None,
+        tyro.conf.arg(name="hybrid-tiling.key-value", metavar="QUERIES KEYS"),
+    ] = None
+    """The tile of the gradients of keys and values."""
+    query: Annotated[
+        tuple[int, int] | None, tyro.conf.arg(name="hybrid-tiling.query", metavar="QUERIES KEYS")
+    ] = None
+    """The tile of the gradient of queries."""
+
+    def build(self, tiling: Tiling | None) -> Tiling | None:
+        """The other layers' tiling with the tiles given here, or None where none is given.
+
+        Raises:
+            ValueError: If the other layers have no tiling.
+        """
+        given = {name: block for name, block in vars(self).items() if block is not None}
+        if not given:
+            return None
+        if tiling is None:
+            raise ValueError(f"--hybrid-tiling options without --tiling options: {NEEDED}")
+        return dataclasses.replace(tiling, **given)
+
+
 NEEDED = "expected --tiling.forward, --tiling.key-value and --tiling.query, QUERIES KEYS each"
 
 Model = (
@@ -148,6 +180,7 @@ def count(
     level: Literal["causal", "dense", "executed"] | None = None,
     convention: str | None = None,
     tiling: TilingOptions = TilingOptions(),
+    hybrid_tiling: HybridTilingOptions = HybridTilingOptions(),
     training: bool = True,
     batch_size: int = 1,
     checkpointing: Literal["reentrant", "non-reentrant"] | None = None,
@@ -165,6 +198,7 @@ def count(
         level: What attention counts; causal unless a convention is given.
         convention: A published way to count instead; ``compare`` lists them.
         tiling: How fused attention kernels cut their work, for level executed.
+        hybrid_tiling: How they cut that of the hybrid layer, where otherwise.
         training: Forward and backward, or forward alone.
         batch_size: Sequences in a step.
         checkpointing: Activation checkpointing of whole layers.
@@ -178,13 +212,14 @@ def count(
     if (seconds is None) != (device is None):
         raise ValueError(f"seconds = {seconds}, device = {device}: expected both or neither")
     tiles = tiling.build(level)
+    hybrid_tiles = hybrid_tiling.build(tiles)
     step: dict[str, Any] = dict(
         training=training, batch_size=batch_size, checkpointing=checkpointing
     )
     if level == "executed" and convention is None:
         if tiles is None:
             raise ValueError(f"level = 'executed' without the kernels' tiling: {NEEDED}")
-        counted = model.build().executed(tiles, **step)
+        counted = model.build().executed(tiles, hybrid_tiling=hybrid_tiles, **step)
     else:
         counted = model.build().flops(level, convention=convention, **step)
     rates = {}

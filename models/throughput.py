@@ -88,18 +88,21 @@ def why_no_utilisation(device: torch.device) -> str:
     )
 
 
-def tiling_of(head_dim: int, element_size: int) -> flopcount.Tiling:
+def tiling_of(head_dim: int, element_size: int, num_keys: int) -> flopcount.Tiling:
     """The fused kernels' shipped tilings, as the counter takes them.
 
     Args:
         head_dim: channels of a head.
         element_size: bytes of an element.
+        num_keys: positions that a layer attends to.
 
     Example:
-        >>> tiling_of(73, 2).forward
-        (128, 64)
+        >>> tiling_of(73, 4, 512).forward
+        (32, 16)
     """
-    blocks = {name: tuple(shipped_tiling(name, head_dim, element_size)[:2]) for name in PASSES}
+    blocks = {
+        name: tuple(shipped_tiling(name, head_dim, element_size, num_keys)[:2]) for name in PASSES
+    }
     return flopcount.Tiling(**blocks, key_value_products=3 + len(gradient_launches(head_dim)))
 
 
@@ -130,7 +133,13 @@ def measure(
     step = {"batch_size": batch_size, "checkpointing": checkpointing}
     if attention == "fused":
         head_dim = model.num_channels // model.num_heads
-        executed = model.executed(tiling_of(head_dim, 2 if dtype == "bf16" else 4), **step)
+        size = 2 if dtype == "bf16" else 4
+        keys = model.num_latents + model.sizes().num_kept
+        executed = model.executed(
+            tiling_of(head_dim, size, model.num_latents),
+            hybrid_tiling=tiling_of(head_dim, size, keys),
+            **step,
+        )
     else:
         executed = model.flops(level="dense", **step)
     return Speed(

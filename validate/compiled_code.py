@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from kernels.attention.tilings import Tiling, padded_head_dim, shipped_tiling
+from kernels.attention.tilings import PASSES, Tiling, padded_head_dim, shipped_tiling
 from validate.processes import triton_processes
 
 COMPUTE_CAPABILITY = 90
@@ -367,14 +367,17 @@ def differences(
 
     Args:
         cases: What to compile, with the number of heads, of queries and of prefix positions to run;
-            with prefix positions as the launch has some or none.
+            with prefix positions as the launch has some or none. The tilings are those of the run.
         jobs: As for :func:`compile_all`.
     """
     import torch
 
     from validate import kernel_tally
 
-    cases = tuple(cases)
+    cases = tuple(
+        (_as_run(launch, queries + prefix), (heads, queries, prefix))
+        for launch, (heads, queries, prefix) in cases
+    )
     compiled = compile_all((launch for launch, _ in cases), jobs)
     shapes = tuple(
         kernel_tally.AttentionShape(
@@ -400,6 +403,13 @@ def differences(
                 "; ".join(faults) or "faults": len(faults),
             },
         )
+
+
+def _as_run(launch: Launch, num_keys: int) -> Launch:
+    """The launch with the tilings shipped for so many keys, unless it has its own."""
+    size = 4 if launch.dtype == "float32" else 2
+    shipped = {name: shipped_tiling(name, launch.head_dim, size, num_keys) for name in PASSES}
+    return dataclasses.replace(launch, tilings=tuple((shipped | dict(launch.tilings)).items()))
 
 
 def _identity(name: str, constants: dict[str, Any]) -> tuple[Any, ...]:

@@ -22,14 +22,18 @@ import kernels.attention
 from flopcount.sizes import require_choice
 from flopcount.tables import table
 from kernels.attention.tilings import (
+    KERNELS,
     MAX_HEAD_DIM,
     PASSES,
+    Tiling,
     gradient_launches,
     padded_head_dim,
     part_ranges,
+    row_options,
     shipped_tiling,
+    tuned_tilings,
 )
-from validate.compiled_code import DTYPES, CompiledKernel, Launch, compile_launch
+from validate.compiled_code import DTYPES, QUERIES, CompiledKernel, Launch, compile_launch
 from validate.processes import triton_processes
 from validate.verification import code_of
 
@@ -38,11 +42,8 @@ RECORD, PAGE = DOCS / "kernels.csv", DOCS / "kernels.md"
 SOURCES = ("forward.py", "backward.py", "tiles.py")
 VARIANTS = ((768, 1), (0, 1), (768, 4))
 """Positions of the prefix and query heads of a key-value head: what specialises a kernel."""
-NAMES = {
-    "attention_forward": "forward",
-    "attention_key_value_gradient": "key_value",
-    "attention_query_gradient": "query",
-}
+NAMES = {kernel: name for name, kernel in KERNELS.items()}
+"""The pass of each kernel."""
 HEAD_DIMS = (54, 64, 73, 78, 91, 96, 128)
 """Head dims of interest, whose padded work the page states."""
 
@@ -54,34 +55,66 @@ COLUMNS = (
 )  # fmt: skip
 
 
+Kernel = tuple[str, str, str]
+"""Its name, CAUSAL and GRADIENT."""
+
+
 def shipped_launches(dtypes: Iterable[str] = DTYPES) -> list[Launch]:
     """Every padded head dim at each dtype: with a prefix, without, and with grouped heads.
 
     Kernels see the padded head dim alone, but for what stores the output: a head dim of one less
-    than it stands for all that are padded to it.
+    than it stands for all that are padded to it. Where tilings were tuned, also for each number of
+    keys that has one.
     """
-    return [
+    dtypes = tuple(dtypes)
+    launches = [
         Launch(dtype, padded - 1, prefix, group)
         for prefix, group in VARIANTS
         for dtype in dtypes
         for padded in range(16, MAX_HEAD_DIM + 1, 16)
     ]
+    launches += [
+        Launch(dtype, padded - 1, keys - QUERIES, group)
+        for (_, size, padded), by_keys in tuned_tilings().items()
+        for keys in by_keys
+        for dtype in dtypes
+        if size == element_size(dtype)
+        for group in (1, 4)
+    ]
+    return list(dict.fromkeys(launches))
 
 
-def expected_kernels(launch: Launch) -> set[tuple[str, str, str]]:
-    """Kernels that multiply and that a launch compiles, with their CAUSAL and GRADIENT.
+def element_size(dtype: str) -> int:
+    """Bytes of an element."""
+    return 4 if dtype == "float32" else 2
 
-    Without a prefix, the gradient of keys and values is the kernel that the latents have anyway:
-    it stands under the launch with a prefix.
-    """
-    attended = {("attention_forward", "", ""), ("attention_query_gradient", "", "")}
-    if not launch.prefix:
-        return attended
-    return attended | {
-        ("attention_key_value_gradient", causal, gradient)
-        for causal in ("True", "False")
-        for gradient in gradient_launches(launch.head_dim)
-    }
+
+def tilings(launch: Launch) -> dict[str, Tiling]:
+    """The shipped tilings of a launch, by pass."""
+    size, keys = element_size(launch.dtype), QUERIES + launch.prefix
+    return {name: shipped_tiling(name, launch.head_dim, size, keys) for name in PASSES}
+
+
+def expected_kernels(launches: Iterable[Launch]) -> dict[Launch, set[Kernel]]:
+    """Kernels that multiply, by the first of the launches that compiles them."""
+    found: dict[Launch, set[Kernel]] = {}
+    seen = set()
+    for launch in dict.fromkeys(launches):
+        found[launch] = set()
+        parts = ("True", "False") if launch.prefix else ("True",)
+        gradients = gradient_launches(launch.head_dim)
+        multiplying = [("attention_forward", "", ""), ("attention_query_gradient", "", "")]
+        multiplying += [("attention_key_value_gradient", c, g) for c in parts for g in gradients]
+        for kernel in multiplying:
+            pass_name = NAMES[kernel[0]]
+            # The gradient of keys and values sees one of the two parts, whatever the other is.
+            has_prefix = launch.prefix > 0 and pass_name != "key_value"
+            of = launch.dtype, padded_head_dim(launch.head_dim), launch.group, has_prefix
+            identity = (*of, kernel, tilings(launch)[pass_name])
+            if identity not in seen:
+                seen.add(identity)
+                found[launch].add(kernel)
+    return found
 
 
 @functools.cache
@@ -93,13 +126,13 @@ def _sources() -> str:
 
 def digest(launch: Launch) -> str:
     """Of all that decides what a launch compiles to: sources, tilings, Triton's version."""
-    size = 4 if launch.dtype == "float32" else 2
     decisive = (
         _sources(),
-        [shipped_tiling(name, launch.head_dim, size) for name in PASSES],
+        list(tilings(launch).values()),
         part_ranges(launch.head_dim),
         gradient_launches(launch.head_dim),
         importlib.metadata.version("triton"),
+        *row_options(launch.head_dim).items(),
     )
     return hashlib.sha256(repr(decisive).encode()).hexdigest()[:12]
 
@@ -119,12 +152,14 @@ def launch_of(row: Row) -> Launch:
 
 def stale(rows: Iterable[Row], launches: Iterable[Launch]) -> list[Launch]:
     """Launches that the record lacks, in part or in whole, or that it has of other code."""
-    recorded: dict[Launch, set[tuple[str, str, str]]] = {}
+    recorded: dict[Launch, set[Kernel]] = {}
     for row in rows:
         if row["digest"] == digest(launch_of(row)):
             kernel = row["kernel"], row["causal"], row["gradient"]
             recorded.setdefault(launch_of(row), set()).add(kernel)
-    return [x for x in launches if not expected_kernels(x) <= recorded.get(x, set())]
+    launches = tuple(launches)
+    expected = expected_kernels((*shipped_launches(), *launches))
+    return [x for x in launches if not expected[x] <= recorded.get(x, set())]
 
 
 def as_row(kernel: CompiledKernel) -> Row:
@@ -154,7 +189,14 @@ def as_row(kernel: CompiledKernel) -> Row:
 
 def _compiled(launches: Sequence[Launch]) -> list[Row]:
     """Rows of launches of one width and dtype; a kernel that several of them take stands once."""
-    return [as_row(kernel) for launch in launches for kernel in compile_launch(launch)]
+    expected = expected_kernels(shipped_launches())
+    rows = [as_row(kernel) for launch in launches for kernel in compile_launch(launch)]
+    return [
+        row
+        for row in rows
+        if row["kernel"] not in NAMES
+        or (row["kernel"], row["causal"], row["gradient"]) in expected[launch_of(row)]
+    ]
 
 
 def write(rows: Iterable[Row]) -> None:

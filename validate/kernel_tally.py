@@ -20,7 +20,7 @@ import triton
 import flopcount as fc
 from kernels.attention.attention import INTERPRETED
 from kernels.attention.launches import launch_backward, launch_forward
-from kernels.attention.tilings import padded_head_dim
+from kernels.attention.tilings import padded_head_dim, tuned_tilings
 from models.throughput import tiling_of
 from validate.processes import triton_processes
 
@@ -211,7 +211,8 @@ def formula(shape: AttentionShape) -> dict[str, int]:
         num_layers=1,
         num_heads=shape.heads,
     )
-    count = model.executed(tiling_of(shape.head_dim, shape.dtype.itemsize), batch_size=shape.batch)
+    tiling = tiling_of(shape.head_dim, shape.dtype.itemsize, shape.queries + shape.prefix)
+    count = model.executed(tiling, batch_size=shape.batch)
     found: Counter[str] = Counter()
     for line in count.lines:
         if line.term in ("scores", "values"):
@@ -241,4 +242,16 @@ SHAPES = (
     AttentionShape(1, 45, 50, 1, 1, 91, torch.float32),
     AttentionShape(1, 33, 17, 1, 1, 160, torch.float32),
 )
-"""Shapes for every tiling that is shipped; the first four are those of a quick run."""
+"""Shapes for every tiling that is shipped untuned; the first four are those of a quick run."""
+
+
+def tuned_shapes() -> tuple[AttentionShape, ...]:
+    """A shape for every tiling that was tuned, with as many keys as it was tuned for."""
+    return tuple(
+        AttentionShape(
+            1, 131, keys - 131, 1, 1, padded - 7, torch.float16 if size == 2 else torch.float32
+        )
+        for size, padded, keys in sorted(
+            {(*case[1:], keys) for case, by_keys in tuned_tilings().items() for keys in by_keys}
+        )
+    )

@@ -288,7 +288,8 @@ def declared_flops(quick: bool) -> Iterable[tuple[str, Differences]]:
 def executed_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
     """Executed FLOPs of attention layers, by pass and part, against the dots that were issued."""
     drawn = configurations.draw(configurations.kernel_shapes(), 5 if quick else 60)
-    shapes = (*(kernel_tally.SHAPES[:4] if quick else kernel_tally.SHAPES), *drawn)
+    shipped = (*kernel_tally.SHAPES, *kernel_tally.tuned_shapes())
+    shapes = (*(shipped[:4] if quick else shipped), *drawn)
     for shape, missed in kernel_tally.differences(shapes):
         yield str(shape), missed
 

@@ -18,7 +18,12 @@ from kernels.attention.backward import (
     row_products,
 )
 from kernels.attention.forward import attention_forward
-from kernels.attention.tilings import gradient_launches, part_ranges, shipped_tiling
+from kernels.attention.tilings import (
+    gradient_launches,
+    part_ranges,
+    row_options,
+    shipped_tiling,
+)
 
 TILE_ROWS = 256  # of no kernel a tile has more rows, or more channels
 
@@ -59,7 +64,8 @@ def launch_forward(
     lse = q.new_empty(batch, num_heads, num_latents, dtype=torch.float32)
     prefix_k, k = two_ranges(k, prefix_k, num_latents)
     prefix_v, v = two_ranges(v, prefix_v, num_latents)
-    tiling = shipped_tiling("forward", head_dim, q.element_size())
+    num_keys = prefix_k.shape[1] + k.shape[1]
+    tiling = shipped_tiling("forward", head_dim, q.element_size(), num_keys)
     blocks = triton.cdiv(num_latents, tiling.block_queries)
     attention_forward[(blocks * batch * num_heads,)](
         q,
@@ -115,7 +121,8 @@ def launch_backward(
     parts, size = part_ranges(head_dim), q.element_size()
     group = num_heads // k.shape[2]
     delta = torch.empty_like(lse)
-    query = shipped_tiling("query", head_dim, size)
+    num_keys = k.shape[1] + (0 if prefix_k is None else prefix_k.shape[1])
+    query = shipped_tiling("query", head_dim, size, num_keys)
     padded = stored != head_dim
     copy = grad_out.new_empty(*grad_out.shape[:-1], stored) if padded else grad_out
     row_products[(triton.cdiv(num_latents, ROW_BLOCK) * batch * num_heads,)](
@@ -134,6 +141,7 @@ def launch_backward(
         STORED=stored,
         PARTS=parts,
         COPY=padded,
+        **row_options(head_dim),
     )
     grad_out = copy
     blocks = triton.cdiv(num_latents, query.block_queries)
@@ -141,7 +149,7 @@ def launch_backward(
     def keys_and_values(
         keys: Tensor, values: Tensor, grad_k: Tensor, grad_v: Tensor, causal: bool
     ) -> None:
-        tiling = shipped_tiling("key_value", head_dim, size)
+        tiling = shipped_tiling("key_value", head_dim, size, num_keys)
         blocks = triton.cdiv(keys.shape[1], tiling.block_keys)
         for gradient in gradient_launches(head_dim) if blocks else ():
             attention_key_value_gradient[(blocks * batch * keys.shape[2],)](

@@ -7,12 +7,23 @@ costs 2·M·N·80 FLOPs per product at head dim 73.
 
 from __future__ import annotations
 
+import csv
+import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
-PASSES = ("forward", "key_value", "query")
+KERNELS = {
+    "forward": "attention_forward",
+    "key_value": "attention_key_value_gradient",
+    "query": "attention_query_gradient",
+}
+"""The kernel of each pass; no other multiplies."""
+PASSES = tuple(KERNELS)
 MAX_HEAD_DIM = 256
 WIDEST_PART = 128
 WIDEST_TOGETHER = 128
+TUNED = Path(__file__).parent / "tuned.csv"
+"""The tilings that were measured to be fastest on a GPU: ``benchmarks.tune`` writes them."""
 
 
 class Tiling(NamedTuple):
@@ -42,8 +53,9 @@ class Tiling(NamedTuple):
         }
 
 
-# By pass and bytes of an element, then by widest padded head dim served: chosen so that the code
-# compiled for Hopper spills no register and serialises no wgmma. docs/kernels.md records which do.
+# Where nothing was tuned: by pass and bytes of an element, then by widest padded head dim served.
+# Chosen so that the code compiled for Hopper spills no register and serialises no wgmma;
+# docs/kernels.md records what each compiles to.
 #
 # For 2-byte elements products run on tensor cores (wgmma, fp32 accumulation): the owned block has
 # 64 rows or a multiple, and as many as registers allow, since each row more reuses the visited
@@ -141,16 +153,53 @@ def gradient_launches(head_dim: int) -> tuple[str, ...]:
     return ("kv",) if padded_head_dim(head_dim) <= WIDEST_TOGETHER else ("v", "k")
 
 
-def shipped_tiling(pass_name: str, head_dim: int, element_size: int) -> Tiling:
+def row_options(head_dim: int) -> dict[str, int]:
+    """The launch options of the pass over rows, where they are not Triton's own.
+
+    Rows of wide heads, output and gradient side by side in fp32, are spread over more warps.
+
+    >>> row_options(128), row_options(129)
+    ({}, {'num_warps': 8})
+    """
+    return {"num_warps": 8} if padded_head_dim(head_dim) > WIDEST_PART else {}
+
+
+def tuned_tilings(path: Path = TUNED) -> dict[tuple[str, int, int], dict[int, Tiling]]:
+    """The tilings of a table that ``benchmarks.tune`` has written.
+
+    Returns:
+        By pass, bytes of an element and padded head dim: by keys, ascending, the tiling that was
+        fastest with so many.
+    """
+    found: dict[tuple[str, int, int], dict[int, Tiling]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            case = row["pass"], int(row["element_size"]), int(row["padded_head_dim"])
+            tiling = Tiling(*(int(row[name]) if row[name] else None for name in Tiling._fields))
+            found.setdefault(case, {})[int(row["keys"])] = tiling
+    return {case: dict(sorted(by_keys.items())) for case, by_keys in found.items()}
+
+
+@functools.cache
+def _tuned() -> dict[tuple[str, int, int], dict[int, Tiling]]:
+    return tuned_tilings()
+
+
+def shipped_tiling(pass_name: str, head_dim: int, element_size: int, num_keys: int) -> Tiling:
     """The tiling that the public functions use.
 
-    >>> shipped_tiling("forward", 73, 2)
-    Tiling(block_queries=128, block_keys=64, num_warps=8, num_stages=3, max_registers=None)
+    Of the tilings tuned for the pass, the dtype's size and the padded head dim: the one tuned with
+    the most keys that are not more than ``num_keys``, or with the fewest where all are more. Where
+    none was tuned, that of :data:`TILINGS`.
+
+    >>> shipped_tiling("forward", 73, 4, 2304)
+    Tiling(block_queries=32, block_keys=16, num_warps=8, num_stages=2, max_registers=255)
 
     Args:
         pass_name: one of :data:`PASSES`.
         head_dim: channels of a head, 1 to 256.
         element_size: bytes of an element, 2 (fp16, bf16) or 4 (fp32).
+        num_keys: positions attended to, the prefix's and the latents'.
 
     Raises:
         ValueError: if an argument is none of these.
@@ -160,5 +209,7 @@ def shipped_tiling(pass_name: str, head_dim: int, element_size: int) -> Tiling:
     if element_size not in (2, 4):
         raise ValueError(f"element_size must be 2 or 4 bytes, got {element_size}")
     padded = sum(head_dim_parts(head_dim))
+    if tuned := _tuned().get((pass_name, element_size, padded)):
+        return tuned[max((keys for keys in tuned if keys <= num_keys), default=min(tuned))]
     by_width = TILINGS[pass_name, element_size]
     return by_width[next(width for width in by_width if padded <= width)]

@@ -14,7 +14,8 @@ from benchmarks.measurement import FINDING, read_table
 from benchmarks.peers import shapes_of_model
 from benchmarks.profiler import EXPONENTIALS, PATHS, Kernel, ProfilerError, parse, verdict
 from benchmarks.shapes import Shape
-from models.throughput import tiling_of
+from kernels.attention.tilings import KERNELS
+from models.throughput import measure, tiling_of
 from validate.kernel_tally import tallying
 
 pytestmark = pytest.mark.interpreter
@@ -244,7 +245,7 @@ def test_kernels_together_execute_what_the_counter_says(head_dim):
         num_layers=1,
         num_heads=3,
     )
-    count = model.executed(tiling_of(head_dim, 2), batch_size=2)
+    count = model.executed(tiling_of(head_dim, 2, 430), batch_size=2)
     attention = [line for line in count.lines if line.term in ("scores", "values")]
     found = executed.executed_ops(shape, 2)
     assert found["attention_forward"] == sum(line.forward for line in attention)
@@ -260,7 +261,7 @@ def test_kernels_execute_what_the_interpreter_issues():
     for launch in launches:
         issued[launch.name] += launch.total
     # Kernels that the formula does not name run too, and issue nothing.
-    assert set(issued) > set(executed.KERNELS.values())
+    assert set(issued) > set(KERNELS.values())
     assert {name: ops for name, ops in issued.items() if ops} == executed.executed_ops(shape, 4)
 
 
@@ -326,15 +327,15 @@ def test_a_fused_step_is_attributed_and_confirmed():
             continue
         shape = hybrid if product.module.startswith("hybrid") else plain
         ops = executed.executed_ops(shape, 4)
-        forward = executed.KERNELS["forward"]
+        forward = KERNELS["forward"]
         backward = [name for name in ops if name != forward]
         names = [forward] if product.phase == "forward" else backward
         kernels += [kernel("prepare_rows", 0), *(kernel(name, ops[name]) for name in names)]
     rows = list(steps.step_rows("small", SMALL, products, kernels, 2))
     assert {row["verdict"] for row in rows} == {"confirmed"}
     assert sum(row["causal"] for row in rows) == SMALL.flops(batch_size=2).total
-    tiling = tiling_of(SMALL.num_channels // SMALL.num_heads, 4)
-    assert sum(row["executed"] for row in rows) == SMALL.executed(tiling, batch_size=2).total
+    executed_by_all = measure(SMALL, 2, "fused", None, None, "fp32", 1).executed
+    assert sum(row["executed"] for row in rows) == executed_by_all.total
 
 
 def test_a_kernel_too_many_leaves_all_unattributed(products):

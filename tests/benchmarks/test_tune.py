@@ -1,15 +1,16 @@
 """The search over tilings: what is pruned, what is kept, and that it resumes. No speed."""
 
 import itertools
-import json
+from typing import NamedTuple
 
 import pytest
 
 from benchmarks import tune
 from benchmarks.measurement import read_table
 from benchmarks.shapes import Shape
-from kernels.attention import launches
+from kernels.attention import launches, tilings
 from kernels.attention.tilings import PASSES, Tiling, shipped_tiling
+from validate.compiled_code import Launch
 
 pytestmark = pytest.mark.interpreter
 
@@ -43,23 +44,23 @@ def test_blocks_that_the_kernels_or_wgmma_refuse(pass_name, tiling):
 
 def test_candidates_start_with_what_is_shipped():
     for head_dim, pass_name in itertools.product((54, 73, 96, 128, 256), PASSES):
-        found = tune.candidates(pass_name, head_dim)
-        assert found[0] == shipped_tiling(pass_name, head_dim, 2)
+        found = tune.candidates(pass_name, head_dim, 512)
+        assert found[0] == shipped_tiling(pass_name, head_dim, 2, 512)
         assert len(found) == len(set(found))
-    assert all(len(tune.candidates(name, 73)) > 5 for name in PASSES)
+    assert all(len(tune.candidates(name, 73, 512)) > 5 for name in PASSES)
     with pytest.raises(ValueError, match="pass_name must be one of"):
-        tune.candidates("sideways", 64)
+        tune.candidates("sideways", 64, 512)
 
 
 def test_chosen_tilings_reach_the_kernels_and_leave_again():
     chosen = Tiling(16, 16, 4, 1)
     with tune.using({"query": chosen}):
-        assert launches.shipped_tiling("query", 64, 2) == chosen
-        assert launches.shipped_tiling("forward", 64, 2) == shipped_tiling("forward", 64, 2)
-    assert launches.shipped_tiling("query", 64, 2) == shipped_tiling("query", 64, 2)
+        assert launches.shipped_tiling("query", 64, 2, 9) == chosen
+        assert launches.shipped_tiling("forward", 64, 2, 9) == shipped_tiling("forward", 64, 2, 9)
+    assert launches.shipped_tiling("query", 64, 2, 9) == shipped_tiling("query", 64, 2, 9)
 
 
-@pytest.mark.parametrize("tiling", [Tiling(128, 64, 8, 3), shipped_tiling("forward", 64, 2)])
+@pytest.mark.parametrize("tiling", [Tiling(128, 64, 8, 3), shipped_tiling("forward", 64, 2, 9)])
 def test_a_tiling_survives_a_table(tiling):
     assert tune.read_tiling(tune.written(tiling)) == tiling
 
@@ -79,21 +80,18 @@ def searched(monkeypatch, tmp_path):
     return tmp_path, shapes
 
 
-def test_the_fastest_of_each_pass_is_kept(searched):
+def test_the_fastest_of_each_pass_is_chosen(searched):
     folder, shapes = searched
-    entries = json.loads(tune.tune(folder, shapes, minutes=5).read_text())
-    assert [(e["pass"], e["prefix"]) for e in entries] == [
-        (name, prefix) for prefix in (5, 0) for name in PASSES
-    ]
-    rows = read_table(folder / "tilings.csv")
-    for entry in entries:
-        times = [
-            float(row["ms"])
+    rows = read_table(tune.tune(folder, shapes, minutes=5))
+    chosen = tune.choose(rows, set())
+    assert set(chosen) == {(shape, name) for shape in shapes for name in PASSES}
+    for (shape, name), tiling in chosen.items():
+        times = {
+            row["tiling"]: float(row["ms"])
             for row in rows
-            if (row["pass"], row["prefix"]) == (entry["pass"], str(entry["prefix"])) and row["ms"]
-        ]
-        assert entry["ms"] == min(times)
-        assert entry["padded_head_dim"] == 80
+            if (row["pass"], row["prefix"]) == (name, str(shape.prefix)) and row["ms"]
+        }
+        assert times[tune.written(tiling)] <= 1.02 * min(times.values())
     failed = [row for row in rows if row["status"] == "failed"]
     assert failed
     assert {row["message"] for row in failed} <= {"RuntimeError: out of resources"}
@@ -111,18 +109,83 @@ def test_other_shapes_try_the_fastest_of_the_first_alone(searched):
         assert fastest in {row["tiling"] for row in later}
 
 
-def test_the_line_for_the_table_is_the_least_bad_everywhere():
-    def row(prefix, tiling, ms):
-        sizes = dict(batch=80, queries=512, prefix=prefix, heads=8, head_dim=73)
-        row = {name: str(size) for name, size in sizes.items()}
-        return row | {"pass": "query", "status": "ok", "tiling": tiling, "ms": str(ms)}
+A, B, C = Tiling(64, 64, 4, 2), Tiling(128, 64, 8, 2), Tiling(128, 32, 8, 2, 128)
 
-    a, b, c = "64 64 4 2 None", "128 64 8 2 None", "128 32 8 2 128"
-    # a is the fastest on one shape and twice as slow on the other; b loses a tenth at most.
-    rows = [row(0, a, 1.0), row(0, b, 1.1), row(0, c, 9.0)]
-    rows += [row(768, a, 4.0), row(768, b, 2.0)]
-    (line,) = tune.table_lines(rows)
-    assert line == f"query, 80 channels: {tune.read_tiling(b)}, at most 1.100 of the fastest"
+
+def timed_row(prefix, tiling, ms):
+    sizes = dict(batch=80, queries=512, prefix=prefix, heads=8, head_dim=73)
+    row = {name: str(size) for name, size in sizes.items()}
+    about = {"pass": "query", "dtype": "bfloat16", "status": "ok"}
+    return row | about | {"tiling": tune.written(tiling), "ms": str(ms)}
+
+
+def test_shapes_that_hardly_differ_share_a_tiling():
+    alone, hybrid = Shape(80, 512, 0, 8, 73), Shape(80, 512, 768, 8, 73)
+    rows = [timed_row(0, A, 1.0), timed_row(0, B, 1.01), timed_row(0, C, 0.995)]
+    rows += [timed_row(768, A, 4.0), timed_row(768, B, 2.0)]
+    # C is the fastest alone by 2 % at most, and was not timed on the other shape.
+    assert tune.choose(rows, set()) == {(alone, "query"): B, (hybrid, "query"): B}
+    # A tiling that loses more than that is not shared.
+    rows[1] = timed_row(0, B, 1.1)
+    assert tune.choose(rows, set()) == {(alone, "query"): A, (hybrid, "query"): B}
+    # What is refused is not chosen; where all is, nothing is.
+    assert tune.choose(rows, {("query", 73, A)})[alone, "query"] == C
+    assert tune.choose(rows, {("query", 73, x) for x in (A, B, C)}) == {}
+
+
+def test_what_a_check_refuses_is_not_shipped(capsys):
+    rows = [timed_row(0, A, 1.0), timed_row(0, B, 2.0)]
+
+    def check(chosen):
+        return {("query", 73, tiling) for tiling in chosen.values() if tiling == A}
+
+    assert list(tune.settle(rows, [check, lambda chosen: set()]).values()) == [B]
+    assert f"refused: query, head dim 73, {A}" in capsys.readouterr().out
+
+
+def test_what_is_shipped_reaches_the_kernels_by_its_keys(tmp_path, monkeypatch):
+    path = tmp_path / "tuned.csv"
+    chosen = {
+        (Shape(80, 512, prefix, 8, 73), "query"): tiling
+        for prefix, tiling in ((1792, C), (0, A), (768, B))
+    }
+    tune.write_tuned(path, chosen, 2)
+    # Head dim 78 is stored as 73 is: what was chosen for the first of the two stays.
+    tune.write_tuned(
+        path, {(Shape(80, 512, 0, 8, 128), "query"): C, (Shape(80, 512, 0, 8, 113), "query"): A}, 2
+    )
+    expected = {("query", 2, 80): {512: A, 1280: B, 2304: C}, ("query", 2, 128): {512: C}}
+    assert tilings.tuned_tilings(path) == expected
+    assert list(tilings.tuned_tilings(path)["query", 2, 80]) == [512, 1280, 2304]
+    monkeypatch.setattr(tilings, "_tuned", lambda: tilings.tuned_tilings(path))
+    for num_keys, tiling in ((1, A), (512, A), (1279, A), (1280, B), (2304, C), (10**6, C)):
+        assert shipped_tiling("query", 65, 2, num_keys) == tiling
+    assert shipped_tiling("query", 64, 2, 512) not in (A, C)
+    assert shipped_tiling("query", 73, 4, 512) not in (A, C)
+
+
+def test_a_tiling_that_spills_is_refused(monkeypatch):
+    shape, other = Shape(80, 512, 768, 8, 73), Shape(80, 512, 0, 8, 73)
+
+    class Compiled(NamedTuple):
+        name: str
+        launch: Launch
+        found: list[str]
+
+        def faults(self):
+            return self.found
+
+    def compile_all(launches, jobs):
+        assert jobs == 3
+        assert [launch.prefix for launch in launches] == [768, 0]
+        for launch in launches:
+            yield Compiled("attention_query_gradient", launch, ["spills"] * (launch.prefix > 0))
+            yield Compiled("attention_forward", launch, ["spills"])  # as shipped: not chosen here
+            yield Compiled("row_products", launch, ["spills"])
+
+    monkeypatch.setattr(tune, "compile_all", compile_all)
+    chosen = {(shape, "query"): A, (other, "query"): B}
+    assert tune.compiled_faults(chosen, jobs=3) == {("query", 73, A)}
 
 
 def test_the_search_resumes(searched, monkeypatch):
@@ -141,14 +204,16 @@ def test_the_search_resumes(searched, monkeypatch):
 
 def test_without_time_nothing_is_begun(searched):
     folder, shapes = searched
-    assert json.loads(tune.tune(folder, shapes, minutes=-1).read_text()) == []
+    assert read_table(tune.tune(folder, shapes, minutes=-1)) == []
 
 
 def test_a_wrong_result_ships_no_tiling(searched, monkeypatch, capsys):
     folder, shapes = searched
     monkeypatch.setattr(tune, "errors", lambda *_, **__: {"forward": 0.1, "backward": 1.2})
-    assert json.loads(tune.tune(folder, shapes, minutes=5).read_text()) == []
-    assert "left out" in capsys.readouterr().out
+    rows = read_table(tune.tune(folder, shapes, minutes=5))
+    chosen = tune.settle(rows, [tune.wrong_results])
+    assert {name for _, name in chosen} == {"forward"}
+    assert "refused: key_value, head dim 73" in capsys.readouterr().out
 
 
 def test_the_whole_path_on_a_tiny_shape(tmp_path):
@@ -156,6 +221,13 @@ def test_the_whole_path_on_a_tiny_shape(tmp_path):
     tune.main(["--out", str(tmp_path), *options])
     rows = read_table(tmp_path / "tilings.csv")
     assert [row["status"] for row in rows] == ["ok"] * 3
+    assert set(tilings.tuned_tilings(tmp_path / "tuned.csv")) == {(x, 4, 16) for x in PASSES}
+    # Chosen again from the times that are there, without a new one.
+    whole = (tmp_path / "tuned.csv").read_text()
+    (tmp_path / "tuned.csv").unlink()
+    tune.main(["--out", str(tmp_path), *options, "--minutes", "0"])
+    assert (tmp_path / "tuned.csv").read_text() == whole
+    assert len(read_table(tmp_path / "tilings.csv")) == 3
 
 
 def test_a_dry_run_lists_and_times_nothing(tmp_path, capsys):

@@ -67,6 +67,22 @@ def test_a_hybrid_layer_by_hand():
     assert line(count, "self", "hybrid", "query").forward == 3 * 2 * 130 * 146**2
 
 
+def test_a_hybrid_layer_with_a_tiling_of_its_own():
+    hybrid = fc.Tiling(forward=(64, 32), key_value=(64, 64), query=(128, 32))
+    mixed = model().executed(TILING, hybrid_tiling=hybrid)
+    tilings = {"hybrid": hybrid, "self-attention": TILING}
+    attention = [x for x in mixed.lines if x.term in ("scores", "values")]
+    assert {x.layer for x in attention} == set(tilings)
+    for found in attention:
+        count = model().executed(tilings[found.layer])
+        alone = line(count, found.part, found.layer, found.term)
+        assert (found.forward, found.backward) == (alone.forward, alone.backward)
+    # Two heads; the hybrid layer's latents: forward 2 + 4 + 5 tiles of 64 × 32.
+    scores = line(mixed, "self", "hybrid", "scores")
+    assert scores.forward == 2 * 11 * 2 * 80 * 64 * 32
+    assert mixed.total != model().executed(TILING).total
+
+
 def test_scores_multiplied_in_two_loops():
     five = fc.Tiling(forward=(128, 64), key_value=(32, 128), query=(64, 64), key_value_products=5)
     one = line(model().executed(TILING), "self", "hybrid", "scores").backward
@@ -145,6 +161,10 @@ def test_symbols_for_tiles_agree_with_ints():
     ):
         with pytest.raises(TypeError, match="expected arrays or symbols, not both"):
             model(num_latents=np.arange(1, 3)).executed(fc.Tiling(**blocks | change))
+    with pytest.raises(TypeError, match=r"hybrid forward\[0\] as symbol"):
+        model(num_latents=np.arange(1, 3)).executed(
+            fc.Tiling(**blocks), hybrid_tiling=fc.Tiling(**blocks | {"forward": (64 * M, 64)})
+        )
     # Sizes that are ints stay under the ceiling too.
     assert tiles_in_rectangle(5, 7, (M, J)) == sympy.ceiling(5 / M) * sympy.ceiling(7 / J)
 
@@ -208,6 +228,11 @@ def test_bad_tilings(arguments, error, message):
 def test_bad_arguments():
     with pytest.raises(TypeError, match=r"flopcount\.Tiling"):
         model().executed((128, 64))
+    with pytest.raises(TypeError, match=r"hybrid_tiling = 64: expected a flopcount\.Tiling"):
+        model().executed(TILING, hybrid_tiling=64)
+    decoder = fc.Decoder(vocab_size=7, seq_len=4, num_channels=8, num_layers=2, num_heads=2)
+    with pytest.raises(ValueError, match="a Decoder has no hybrid layer"):
+        decoder.executed(TILING, hybrid_tiling=TILING)
     with pytest.raises(ValueError, match="without a backward pass"):
         model().executed(TILING, training=False, checkpointing="reentrant")
     with pytest.raises(ValueError, match=r"call \.executed\(tiling\)"):

@@ -198,4 +198,4 @@ def test_causal_attention_needs_as_many_keys_as_queries():
 @pytest.mark.parametrize(("name", "size"), [("sideways", 2), ("forward", 8)])
 def test_unknown_tilings_are_refused(name, size):
     with pytest.raises(ValueError, match="must be"):
-        shipped_tiling(name, 64, size)
+        shipped_tiling(name, 64, size, 9)

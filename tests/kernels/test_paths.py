@@ -83,7 +83,7 @@ EVERY_LOOP |= {("key and value", True), ("key and value", False)}
 
 def test_every_loop_over_tiles_runs(monkeypatch):
     # One query, and one key of the prefix, more than the largest block.
-    block = max(max(shipped_tiling(name, 16, 4)[:2]) for name in PASSES)
+    block = max(max(shipped_tiling(name, 16, 4, 9)[:2]) for name in PASSES)
     operands = drawn((1, block + 1, block + 1, 2, 1, 16))
     seen = tiles_visited(monkeypatch)
     assert_no_worse_than_plain(*operands)

@@ -6,11 +6,12 @@ import pytest
 
 from kernels.attention.tilings import Tiling
 from validate import compiled_record
-from validate.compiled_code import DTYPES, Launch
+from validate.compiled_code import DTYPES, QUERIES, Launch
 from validate.compiled_record import (
     COLUMNS,
     NAMES,
     digest,
+    expected_kernels,
     launch_of,
     padding,
     padding_of_widths,
@@ -19,6 +20,8 @@ from validate.compiled_record import (
     spread,
     stale,
     summary,
+    tilings,
+    tuned_tilings,
 )
 
 ROWS = compiled_record.read()
@@ -41,7 +44,6 @@ def test_what_is_recorded_was_compiled_from_the_code_as_it_is():
     assert stale(ROWS, {launch_of(row) for row in ROWS if row["kernel"] in NAMES}) == []
 
 
-@pytest.mark.xfail(strict=True, reason="python -m validate.compiled_record has not run to its end")
 def test_every_shipped_launch_has_been_compiled():
     assert stale(ROWS, shipped_launches()) == []
 
@@ -58,10 +60,7 @@ def test_the_page_is_what_the_record_says():
 def test_the_record_has_the_tilings_that_are_shipped():
     for row in ROWS:
         if row["kernel"] in NAMES:
-            size = 4 if row["dtype"] == "float32" else 2
-            tiling = compiled_record.shipped_tiling(
-                NAMES[row["kernel"]], int(row["head dim"]), size
-            )
+            tiling = tilings(launch_of(row))[NAMES[row["kernel"]]]
             recorded = [int(row[column]) for column in ("queries", "keys", "warps")]
             assert recorded == list(tiling[:3]), row
 
@@ -76,8 +75,8 @@ def test_a_launch_whose_kernel_is_missing_is_stale():
 def test_a_changed_tiling_makes_its_launches_stale(monkeypatch):
     shipped = compiled_record.shipped_tiling
 
-    def changed(name, head_dim, size):
-        found = shipped(name, head_dim, size)
+    def changed(name, head_dim, size, keys):
+        found = shipped(name, head_dim, size, keys)
         return found._replace(num_stages=7) if (name, size) == ("query", 4) else found
 
     recorded = [x for x in shipped_launches() if stale(ROWS, [x]) == []]
@@ -148,4 +147,40 @@ def test_dtypes_are_checked():
 def test_tilings_are_told_apart():
     assert digest(Launch("float16", 64)) == digest(Launch("bfloat16", 49))
     assert digest(Launch("float16", 64)) != digest(Launch("float32", 64))
-    assert isinstance(compiled_record.shipped_tiling("forward", 64, 2), Tiling)
+
+
+def test_a_tiling_tuned_for_more_keys_is_compiled_too(monkeypatch):
+    base = shipped_launches()
+    few, many = Tiling(64, 64, 4, 2), Tiling(64, 32, 4, 2)
+
+    def tuned():
+        return {("forward", 2, 80): {512: few, 1280: few, 2304: many}}
+
+    def chosen(name, head_dim, size, keys):
+        if (name, size, -(-head_dim // 16) * 16) == ("forward", 2, 80):
+            return few if keys < 2304 else many
+        return Tiling(16, 16, 4, 1)
+
+    monkeypatch.setattr(compiled_record, "tuned_tilings", tuned)
+    monkeypatch.setattr(compiled_record, "shipped_tiling", chosen)
+    added = [x for x in shipped_launches() if x not in base]
+    assert {(x.dtype, x.head_dim, x.prefix, x.group) for x in added} == {
+        (dtype, 79, prefix, group)
+        for dtype in ("bfloat16", "float16")
+        for prefix, group in ((1792, 1), (1792, 4), (0, 4))
+    }
+    expected = expected_kernels(shipped_launches())
+    # Of the launch with most keys, the forward kernel alone is another.
+    assert expected[Launch("bfloat16", 79, 1792)] == {("attention_forward", "", "")}
+    assert expected[Launch("bfloat16", 79, 0)] == {
+        ("attention_forward", "", ""), ("attention_query_gradient", "", ""),
+    }  # fmt: skip
+    assert len(expected[Launch("bfloat16", 79, 768)]) == 4
+    assert set(shipped_launches()) <= set(stale([], shipped_launches()))
+
+
+def test_committed_tilings_can_be_compiled():
+    for by_keys in tuned_tilings().values():
+        for keys in by_keys:
+            assert keys >= QUERIES
+            assert keys % 16 == 0

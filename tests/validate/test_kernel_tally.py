@@ -8,8 +8,8 @@ from hypothesis import given, settings
 
 import flopcount as fc
 from flopcount import executed
-from kernels.attention import backward, forward
-from kernels.attention.tilings import TILINGS
+from kernels.attention import backward, forward, tilings
+from kernels.attention.tilings import TILINGS, Tiling
 from validate import configurations, kernel_tally
 from validate.kernel_tally import AttentionShape, tally
 
@@ -39,6 +39,23 @@ def wrong(shape):
 )
 def test_every_shipped_tiling(head_dim, dtype):
     assert not wrong(AttentionShape(1, 131, 66, 1, 1, head_dim, dtype))
+
+
+def test_every_tuned_tiling():
+    for shape in kernel_tally.tuned_shapes():
+        assert not wrong(shape)
+
+
+def test_tilings_tuned_by_keys_are_counted_as_they_run(monkeypatch):
+    few, many = Tiling(64, 64, 4, 2), Tiling(64, 32, 4, 2)
+    tuned = {(name, 2, 80): {512: few, 600: many} for name in ("forward", "query")}
+    monkeypatch.setattr(tilings, "_tuned", lambda: tuned)
+    monkeypatch.setattr(kernel_tally, "tuned_tilings", lambda: tuned)
+    shapes = kernel_tally.tuned_shapes()
+    assert shapes == tuple(AttentionShape(1, 131, keys - 131, 1, 1, 73) for keys in (512, 600))
+    assert not any(wrong(shape) for shape in shapes)
+    forward = [tally(shape)[0].constants for shape in shapes]
+    assert [(x["BLOCK_QUERIES"], x["BLOCK_KEYS"]) for x in forward] == [(64, 64), (64, 32)]
 
 
 @settings(max_examples=6, deadline=None)
@@ -119,9 +136,9 @@ def test_wrong_padding_and_a_wrong_number_of_products_are_found(monkeypatch):
 
 
 def test_tiling_of_wide_heads():
-    assert kernel_tally.tiling_of(73, 2).key_value_products == 4
-    assert kernel_tally.tiling_of(129, 2).key_value_products == 5
-    assert isinstance(kernel_tally.tiling_of(73, 4), fc.Tiling)
+    assert kernel_tally.tiling_of(73, 2, 512).key_value_products == 4
+    assert kernel_tally.tiling_of(129, 2, 512).key_value_products == 5
+    assert isinstance(kernel_tally.tiling_of(73, 4, 512), fc.Tiling)
 
 
 def test_how_the_kernels_were_made_decides_not_the_environment_now(monkeypatch):

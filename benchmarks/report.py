@@ -10,44 +10,13 @@ import collections
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.aims import aims_markdown
+from benchmarks.cases import OURS, PEERS, Row, best, by_case, over, shape_of
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.measurement import NO_GPU, read_table
-from benchmarks.shapes import Shape
+from benchmarks.measurement import NO_GPU, ROOT, read_table
+from benchmarks.shapes import PASSES, SETS
 
-Row = dict[str, str]
-OURS = next(name for name, implementation in IMPLEMENTATIONS.items() if implementation.ours)
 LONGEST_OF_ARTICLE = 512
-# What the aim is stated against: a peer at its best, whichever way of calling it that is.
-PEERS = {
-    "SDPA-flash": ("sdpa-flash", "flash-split"),
-    "cuDNN": ("cudnn", "cudnn-split"),
-    "FlexAttention": ("flex", "flex-max", "flex-max-tma"),
-    "FA2": ("fa2",),
-    "FA3": ("fa3",),
-    "FA4": ("fa4",),
-    "eager": ("eager",),
-}
-
-
-def shape_of(row: Row) -> Shape:
-    """The shape that a row of ``attention.csv`` is about."""
-    return Shape(**{name: int(row[name]) for name in Shape.__dataclass_fields__})
-
-
-def by_case(rows: Iterable[Row]) -> dict[tuple[Shape, str], dict[str, Row]]:
-    """Rows by implementation, for each shape and pass."""
-    cases: dict[tuple[Shape, str], dict[str, Row]] = collections.defaultdict(dict)
-    for row in rows:
-        cases[shape_of(row), row["pass"]][row["implementation"]] = row
-    return dict(cases)
-
-
-def best(case: dict[str, Row], names: Iterable[str]) -> float | None:
-    """The least time of those that ran and were right, in milliseconds."""
-    times = [
-        float(case[name]["ms"]) for name in names if name in case and case[name]["status"] == "ok"
-    ]
-    return min(times, default=None)
 
 
 def attention_markdown(rows: Iterable[Row]) -> str:
@@ -88,6 +57,56 @@ def _ratio(ours: float | None, case: dict[str, Row], names: Iterable[str]) -> st
     return met[0] if met else "–"
 
 
+HEADLINE = SETS["article"]
+README = ROOT / "README.md"
+BEGIN, END = "<!-- attention: begin -->", "<!-- attention: end -->"
+
+
+def headline_markdown(rows: Iterable[Row]) -> str:
+    """The short table: the article's layers, our time and what share of the fastest peer's it is.
+
+    A line for each number of keys and head dim; a pass that was not measured on both sides is a
+    dash.
+    """
+    cases = by_case(rows)
+    head = ["k", "head dim"]
+    for name in PASSES:
+        head += [f"{name}, ms", "TFLOP/s", "of floor", "of best peer"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for shape in sorted(HEADLINE, key=lambda shape: (-shape.prefix, shape.head_dim)):
+        cells = [str(shape.prefix), str(shape.head_dim)]
+        for name in PASSES:
+            case = cases.get((shape, name), {})
+            ours, ratio = case.get(OURS), over(case, PEERS)
+            if ours is None or ours["status"] != "ok" or ratio is None:
+                cells += ["–"] * 4
+                continue
+            share = float(ours["floor_ms"]) / float(ours["ms"])
+            cells += [
+                f"{float(ours['ms']):.3f}",
+                f"{float(ours['causal_tflops']):.0f}",
+                f"{share:.0%} ({ours['binds']})",
+                f"{ratio:.2f}×",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def with_headline(text: str, rows: list[Row]) -> str:
+    """A text with the short table between its two marks, in place of what stands there.
+
+    Raises:
+        ValueError: if the text does not have both marks, once and in order, or no GPU was used.
+    """
+    if not rows or NO_GPU in {row["device"] for row in rows}:
+        raise ValueError("rows must be measured on a GPU, and there must be some")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"text must have the lines {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n{origin(rows)}\n{headline_markdown(rows)}{END}{after}"
+
+
 def failures_markdown(rows: Iterable[Row]) -> str:
     """Everything that failed or was wrong: how many cases, and the message."""
     met = collections.Counter(
@@ -112,7 +131,7 @@ def attention_plot(rows: list[Row], path: Path) -> None:
     for row in rows:
         if row["status"] == "ok":
             shape = shape_of(row)
-            long = shape.queries > 512
+            long = shape.queries > LONGEST_OF_ARTICLE
             kind = (
                 f"head dim {shape.head_dim}" if long else f"n = {shape.queries}, k = {shape.prefix}"
             )
@@ -183,7 +202,9 @@ OTHER_TABLES = {
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write what the folder's CSVs give: ``attention.md``, ``attention.png`` and further tables.
+    """Write what the folder's CSVs give: ``attention.md``, ``attention.png``, further tables.
+
+    ``aims.md`` says which aims of :mod:`benchmarks.aims` are reached.
 
     Raises:
         ValueError: if the folder holds no results.
@@ -201,6 +222,13 @@ def write_report(folder: Path) -> list[Path]:
             page = folder / f"{name}.md"
             page.write_text(origin(rows) + "\n" + plain_markdown(rows, columns))
             written.append(page)
+    measured = [
+        row for name in ("attention", "throughput") for row in read_table(folder / f"{name}.csv")
+    ]
+    if aims := aims_markdown(folder):
+        page = folder / "aims.md"
+        page.write_text(origin(measured) + "\n" + aims)
+        written.append(page)
     if not written:
         raise ValueError(f"{folder} must hold the CSV of a benchmark, got none")
     return written
@@ -210,8 +238,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the results")
+    parser.add_argument(
+        "--readme", action="store_true", help="put the short table between README.md's marks"
+    )
+    given = parser.parse_args(arguments)
     try:
-        print(*write_report(parser.parse_args(arguments).folder), sep="\n")
+        print(*write_report(given.folder), sep="\n")
+        if given.readme:
+            rows = read_table(given.folder / "attention.csv")
+            README.write_text(with_headline(README.read_text(), rows))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -255,7 +255,7 @@ def test_the_report_holds_failures_and_a_plot(rows, tmp_path):
         writer = csv.DictWriter(file, attention.COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    page, plot = report.write_report(tmp_path)
+    page, plot, _ = report.write_report(tmp_path)
     text = page.read_text()
     assert "| fa3 | failed | 1 | ModuleNotFoundError: no \\| here |" in text
     assert text.startswith("Device: made up.")

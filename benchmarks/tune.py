@@ -17,16 +17,19 @@ import concurrent.futures
 import contextlib
 import csv
 import functools
+import hashlib
 import itertools
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+import triton
 
 from benchmarks.attention import SIZES, draw, errors, one_line, require_working_device, timed
 from benchmarks.implementations import IMPLEMENTATIONS
@@ -49,25 +52,46 @@ from kernels.attention.tilings import (
     shipped_tiling,
     tuned_tilings,
 )
-from validate.compiled_code import QUERIES, Launch, compile_all
+from validate.compiled_code import (
+    QUERIES,
+    CompiledKernel,
+    Launch,
+    compile_all,
+    compile_launch,
+    kernel_code,
+)
+from validate.processes import triton_processes
 
 REGISTERS = 255
 """The most that a thread can have."""
 REGISTERS_BESIDE_TILES = 47
 """What addresses, row maxima and sums take beside accumulators and scores."""
-CAPS = {4: (None, 168, 128), 8: (None, 128)}
-"""By warps, registers of a thread that let one, two, three or four programs share 65,536."""
+REGISTER_FILE = 65_536
+CAPS = {4: (None, 168, 128), 8: (None, 128), 16: (None,)}
+"""By warps, registers of a thread that let one, two, three or four programs share the file."""
 SHARED_MEMORY = 227 * 1024
 """Bytes that one program may take on Hopper."""
 
-OWNED = (64, 128)
+OWNED = (64, 128, 256)
 VISITED = (16, 32, 64, 128)
-WARPS = (4, 8)
+WARPS = (4, 8, 16)
 STAGES = (2, 3)
 HEAD_DIMS = (73, 91, 64, 128)
 """One for each padded head dim of the article's models: 80, 96, 64, 128."""
 CLOSE = 1.02
 """Times that differ by less are taken for equal."""
+FACTS = Path(__file__).parent / "candidates.csv"
+FACT_COLUMNS = (
+    "pass",
+    "padded_head_dim",
+    "tiling",
+    "registers",
+    "programs_per_multiprocessor",
+    "least_clocks",
+    "faults",
+    "code",
+    "triton",
+)
 KEPT = 6
 """Of a head dim's first shape, how many of the fastest are timed on its other shapes."""
 
@@ -108,8 +132,9 @@ def fits(pass_name: str, head_dim: int, tiling: Tiling, element_size: int = 2) -
     if resident * padded * element_size > SHARED_MEMORY:
         return False
     values = ACCUMULATORS[pass_name] * owned * padded + SCORE_TILES[pass_name] * owned * visited
-    registers = (tiling.max_registers or REGISTERS) - REGISTERS_BESIDE_TILES
-    return values <= registers * 32 * tiling.num_warps
+    threads = 32 * tiling.num_warps
+    registers = min(tiling.max_registers or REGISTERS, REGISTER_FILE // threads)
+    return values <= (registers - REGISTERS_BESIDE_TILES) * threads
 
 
 def blocks(pass_name: str, tiling: Tiling) -> tuple[int, int]:
@@ -120,7 +145,11 @@ def blocks(pass_name: str, tiling: Tiling) -> tuple[int, int]:
 
 
 def candidates(pass_name: str, head_dim: int, num_keys: int, element_size: int = 2) -> list[Tiling]:
-    """The shipped tiling, then every other of the grid that fits."""
+    """The shipped tiling, then every other of the grid that fits, the most promising first.
+
+    What is known of a candidate from compiling it prunes and orders the list: see :func:`facts`.
+    Those that have a fault are left out, and those whose cap on registers the code meets without.
+    """
     if pass_name not in PASSES:
         raise ValueError(f"pass_name must be one of {PASSES}, got {pass_name!r}")
     shipped = shipped_tiling(pass_name, head_dim, element_size, num_keys)
@@ -131,7 +160,125 @@ def candidates(pass_name: str, head_dim: int, num_keys: int, element_size: int =
             tiling = Tiling(*sides, warps, stages, cap)
             if tiling not in found and fits(pass_name, head_dim, tiling, element_size):
                 found.append(tiling)
-    return found
+    known = facts()
+    case = pass_name, padded_head_dim(head_dim)
+
+    def is_promising(tiling: Tiling) -> bool:
+        fact = known.get((*case, tiling))
+        if fact is None:
+            return True
+        uncapped = known.get((*case, tiling._replace(max_registers=None)))
+        capped = tiling.max_registers is not None
+        return not fact.faulty and not (
+            capped and uncapped is not None and uncapped.registers <= (tiling.max_registers or 0)
+        )
+
+    def least_clocks(tiling: Tiling) -> float:
+        fact = known.get((*case, tiling))
+        return float("inf") if fact is None else fact.least_clocks
+
+    return [shipped, *sorted(filter(is_promising, found[1:]), key=least_clocks)]
+
+
+class Fact(NamedTuple):
+    """What a candidate compiles to, of its several kernels the worst.
+
+    ``least_clocks`` is the least time of a multiprocessor for a query-key pair, in clocks, in the
+    loop over whole tiles below the diagonal: the greatest of what tensor cores (4,096 FLOPs a
+    clock), exponentials (16) and the issue of instructions (4 warps) need, as if all overlapped.
+    """
+
+    registers: int
+    programs_per_multiprocessor: int
+    least_clocks: float
+    faulty: bool
+
+
+@functools.cache
+def facts(path: Path = FACTS) -> dict[tuple[str, int, Tiling], Fact]:
+    """What :func:`compile_candidates` has found of the kernels as they are, by pass and head dim.
+
+    Rows of other code are passed over: they say nothing.
+    """
+    code = _digest()
+    return {
+        (row["pass"], int(row["padded_head_dim"]), read_tiling(row["tiling"])): Fact(
+            int(row["registers"]),
+            int(row["programs_per_multiprocessor"]),
+            float(row["least_clocks"]),
+            bool(row["faults"]),
+        )
+        for row in read_table(path)
+        if row["code"] == code
+    }
+
+
+def _digest() -> str:
+    return hashlib.sha256(kernel_code().encode()).hexdigest()[:12]
+
+
+def compile_candidates(head_dims: Iterable[int], jobs: int | None, path: Path = FACTS) -> None:
+    """Compile every candidate for sm_90 that the table lacks; needs no GPU.
+
+    Rows of other code than the kernels' now are dropped.
+    """
+    rows = [row for row in read_table(path) if row["code"] == _digest()]
+    path.unlink(missing_ok=True)
+    table = Table(path, FACT_COLUMNS, FACT_COLUMNS[:3])
+    for row in rows:
+        table.add(**row)
+    facts.cache_clear()
+    launches = [
+        Launch("bfloat16", head_dim, QUERIES, 1, ((name, tiling),), (name,))
+        for name in PASSES
+        for head_dim in head_dims
+        for tiling in candidates(name, head_dim, 2 * QUERIES)
+        if not table.has(
+            **{"pass": name},
+            padded_head_dim=padded_head_dim(head_dim),
+            tiling=written(tiling),
+        )
+    ]
+    with triton_processes(interpret=False, jobs=jobs or os.cpu_count() or 1) as pool:
+        for launch, compiled in zip(launches, pool.map(_compiled, launches), strict=True):
+            table.add(**_fact_row(launch, compiled))
+    facts.cache_clear()
+
+
+def _compiled(launch: Launch) -> list[CompiledKernel] | str:
+    try:
+        return compile_launch(launch)
+    except Exception as error:  # the compiler gives up, as where there is too little shared memory
+        return one_line(error)
+
+
+def _fact_row(launch: Launch, compiled: list[CompiledKernel] | str) -> dict[str, Any]:
+    ((name, tiling),) = launch.tilings
+    row = {
+        "pass": name,
+        "padded_head_dim": padded_head_dim(launch.head_dim),
+        "tiling": written(tiling),
+        "code": _digest(),
+        "triton": triton.__version__,
+    }
+    if isinstance(compiled, str) or not compiled:
+        unknown = dict.fromkeys(("registers", "programs_per_multiprocessor", "least_clocks"), 0)
+        return row | unknown | {"faults": compiled or "not compiled"}
+    faults = {fault for kernel in compiled for fault in kernel.faults()}
+    return row | {
+        "registers": max(kernel.registers for kernel in compiled),
+        "programs_per_multiprocessor": min(k.programs_per_multiprocessor for k in compiled),
+        "least_clocks": f"{max(map(least_clocks, compiled)):.5g}",
+        "faults": "; ".join(sorted(faults)),
+    }
+
+
+def least_clocks(kernel: CompiledKernel) -> float:
+    """Clocks of a multiprocessor for a query-key pair: see :class:`Fact`."""
+    pairs = kernel.constants["BLOCK_QUERIES"] * kernel.constants["BLOCK_KEYS"]
+    below = min((s for s in kernel.segments if s.in_loop), key=lambda s: s.instructions)
+    needed = (below.operations / 4096, pairs / 16, below.instructions * kernel.num_warps / 4)
+    return max(needed) / pairs
 
 
 @contextlib.contextmanager
@@ -416,7 +563,7 @@ def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--head-dims", type=int, nargs="+", default=list(HEAD_DIMS))
     parser.add_argument(
         "--minutes", type=float, default=5, help="begin nothing after that; 0: choose, time nothing"
@@ -430,8 +577,14 @@ def main(arguments: list[str] | None = None) -> None:
         help=f"compile what was chosen, refuse what has a fault, and write {TUNED.name} for the "
         "kernels",
     )
+    parser.add_argument(
+        "--compile", action="store_true", help=f"compile what {FACTS.name} lacks, time nothing"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list candidates, time nothing")
     given = parser.parse_args(arguments)
+    if given.compile:
+        compile_candidates(given.head_dims, given.jobs or None)
+        return
     if given.dry_run:
         for head_dim, pass_name in itertools.product(given.head_dims, PASSES):
             found = candidates(pass_name, head_dim, 2304)[: given.limit]

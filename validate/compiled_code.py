@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import re
@@ -21,9 +22,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from kernels.attention.tilings import PASSES, Tiling, padded_head_dim, shipped_tiling
+import kernels.attention
+from kernels.attention.tilings import KERNELS, PASSES, Tiling, padded_head_dim, shipped_tiling
 from validate.processes import triton_processes
+from validate.source_code import code_of
 
+SOURCES = ("forward.py", "backward.py", "tiles.py")
+"""The files of ``kernels/attention`` that are compiled."""
 COMPUTE_CAPABILITY = 90
 QUERIES = 512
 SHARED_MEMORY = 227 * 1024
@@ -43,6 +48,7 @@ class Launch:
         prefix: Positions of the prefix.
         group: Query heads of a key-value head.
         tilings: Tilings to take instead of those that are shipped, by pass.
+        passes: Those to compile alone; where there are none, all, and the pass over rows.
     """
 
     dtype: str
@@ -50,6 +56,7 @@ class Launch:
     prefix: int = 768
     group: int = 1
     tilings: tuple[tuple[str, Tiling], ...] = ()
+    passes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +66,12 @@ class Segment:
     Attributes:
         in_loop: Whether it is a loop's body.
         operations: FLOPs of its matrix instructions, all warps of a program together.
+        instructions: That each warp issues in it, of all kinds.
     """
 
     in_loop: bool
     operations: int
+    instructions: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +164,21 @@ class CompiledKernel:
             if self.launch.dtype != "float32":
                 if "mma.sync" in self.instructions or not self.instructions:
                     found.append("no wgmma")
-                if not all(segment.in_loop for segment in self.segments):
+                # A loop over a square tile's diagonal runs once, and need not be a loop.
+                square = self.constants["BLOCK_QUERIES"] == self.constants["BLOCK_KEYS"]
+                on_diagonal = square and self.constants.get("CAUSAL", True)
+                if not all(segment.in_loop for segment in self.segments[on_diagonal:]):
                     found.append("products outside of loops")
                 if not self.copies:
                     found.append("no asynchronous copies")
         return found
+
+
+@functools.cache
+def kernel_code() -> str:
+    """The kernels' source, without comments and docstrings."""
+    folder = Path(kernels.attention.__file__).parent
+    return "\n".join(code_of((folder / name).read_text()) for name in SOURCES)
 
 
 class _HopperWithoutDevice:
@@ -178,8 +197,14 @@ class _HopperWithoutDevice:
 
 
 @contextlib.contextmanager
-def compiling(found: list[tuple[Any, str, dict[str, Any]]]) -> Iterator[None]:
+def compiling(
+    found: list[tuple[Any, str, dict[str, Any]]], passes: Iterable[str] = ()
+) -> Iterator[None]:
     """Let launches compile for Hopper and not run: kernels, ptxas's log and arguments in ``found``.
+
+    Args:
+        found: Is appended to.
+        passes: Those whose kernels are compiled; all kernels where there are none.
 
     Raises:
         RuntimeError: if Triton was imported to interpret.
@@ -191,8 +216,11 @@ def compiling(found: list[tuple[Any, str, dict[str, Any]]]) -> Iterator[None]:
     if triton.knobs.runtime.interpret:
         raise RuntimeError("compiling needs a process without TRITON_INTERPRET")
     launch = JITFunction.run
+    wanted = {KERNELS[name] for name in passes}
 
     def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        if wanted and self.fn.__name__ not in wanted:
+            return None
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
             kernel = launch(self, *arguments, grid=grid, warmup=True, **options)
@@ -231,7 +259,7 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     def tiling(pass_name: str, *sizes: int) -> Tiling:
         return chosen.get(pass_name) or shipped_tiling(pass_name, *sizes)
 
-    with compiling(found), mock.patch.object(launches, "shipped_tiling", tiling):
+    with compiling(found, launch.passes), mock.patch.object(launches, "shipped_tiling", tiling):
         launches.launch_forward(q, keys, keys, None, None, 0.1, launch.head_dim)
         launches.launch_backward(out, q, keys, keys, None, None, out, lse, 0.1)
     return [_read(launch, *kernel) for kernel in found]
@@ -295,7 +323,7 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
         lines, first = inspect_source(function)
         product_lines |= set(range(first, first + lines))
     labels: dict[str, int] = {}
-    operations: list[int] = []
+    operations: list[int] = []  # of each instruction
     branches: list[tuple[int, str]] = []
     instructions: Counter[str] = Counter()
     in_product = False
@@ -328,10 +356,10 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
     ]
     segments, at = [], 0
     for start, end in innermost:
-        segments.append(Segment(False, sum(operations[at:start])))
-        segments.append(Segment(True, sum(operations[start : end + 1])))
+        segments.append(Segment(False, sum(operations[at:start]), start - at))
+        segments.append(Segment(True, sum(operations[start : end + 1]), end + 1 - start))
         at = end + 1
-    segments.append(Segment(False, sum(operations[at:])))
+    segments.append(Segment(False, sum(operations[at:]), len(operations) - at))
     return tuple(s for s in segments if s.operations), dict(sorted(instructions.items()))
 
 

@@ -9,7 +9,6 @@ compiling: :func:`stale` lists the launches that would have to be compiled again
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import importlib.metadata
 import os
@@ -18,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import kernels.attention
 from flopcount.sizes import require_choice
 from flopcount.tables import table
 from kernels.attention.tilings import (
@@ -33,13 +31,18 @@ from kernels.attention.tilings import (
     shipped_tiling,
     tuned_tilings,
 )
-from validate.compiled_code import DTYPES, QUERIES, CompiledKernel, Launch, compile_launch
+from validate.compiled_code import (
+    DTYPES,
+    QUERIES,
+    CompiledKernel,
+    Launch,
+    compile_launch,
+    kernel_code,
+)
 from validate.processes import triton_processes
-from validate.verification import code_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 RECORD, PAGE = DOCS / "kernels.csv", DOCS / "kernels.md"
-SOURCES = ("forward.py", "backward.py", "tiles.py")
 VARIANTS = ((768, 1), (0, 1), (768, 4))
 """Positions of the prefix and query heads of a key-value head: what specialises a kernel."""
 NAMES = {kernel: name for name, kernel in KERNELS.items()}
@@ -117,17 +120,10 @@ def expected_kernels(launches: Iterable[Launch]) -> dict[Launch, set[Kernel]]:
     return found
 
 
-@functools.cache
-def _sources() -> str:
-    """The kernels' code, without comments and docstrings."""
-    folder = Path(kernels.attention.__file__).parent
-    return "\n".join(code_of((folder / name).read_text()) for name in SOURCES)
-
-
 def digest(launch: Launch) -> str:
     """Of all that decides what a launch compiles to: sources, tilings, Triton's version."""
     decisive = (
-        _sources(),
+        kernel_code(),
         list(tilings(launch).values()),
         part_ranges(launch.head_dim),
         gradient_launches(launch.head_dim),

@@ -25,8 +25,10 @@ from typing import Any
 import torch
 
 from flopcount.conventions import CONVENTIONS
+from kernels.attention.tilings import TUNED
 from validate import configurations, elementwise_trace, matrix, mutation, proof
 from validate.mutants import mutants_of
+from validate.source_code import code_of
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -69,20 +71,6 @@ def mutants() -> dict[str, str]:
     }
 
 
-def code_of(source: str) -> str:
-    """Python source without comments, docstrings and layout."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
-            node.body = [entry for entry in body if not _is_text(entry)]  # type: ignore[attr-defined]
-    return ast.unparse(tree)
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    value = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
-
-
 def _imported(tree: ast.AST) -> Iterator[str]:
     """Names of modules, and of what may be modules, that run when the code runs."""
     for node in ast.iter_child_nodes(tree):
@@ -101,11 +89,12 @@ def sources() -> dict[str, str]:
     """A digest of the code of every file on which a verdict depends, by its path.
 
     Those are the formulas that are changed, the matrix, and all of the project that they import:
-    witnesses, networks and kernels.
+    witnesses, networks and kernels, with the table of tilings that these read.
     """
     formulas = [entry.target.module for entry in mutation.FORMULAS]
     waiting = ["validate.matrix", "validate.mutation", *formulas]
-    found: dict[str, str] = {}
+    table = TUNED.relative_to(ROOT).as_posix()
+    found = {table: hashlib.sha256(TUNED.read_bytes()).hexdigest()[:16]}
     while waiting:
         path = ROOT.joinpath(*waiting.pop().split(".")).with_suffix(".py")
         name = path.relative_to(ROOT).as_posix()

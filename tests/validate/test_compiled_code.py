@@ -93,6 +93,27 @@ def test_other_faults_are_named(compiled):
         assert any(fault in found for found in dataclasses.replace(kernel, **change).faults())
 
 
+def test_a_square_tiles_diagonal_need_not_be_a_loop(compiled):
+    kernel = of(compiled, SHIPPED[0], "attention_forward")[0]
+    first, *others = kernel.segments
+    straight = (dataclasses.replace(first, in_loop=False), *others)
+    assert dataclasses.replace(kernel, segments=straight).faults() == ["products outside of loops"]
+    products = kernel.loop_products
+    square = kernel.constants | {"BLOCK_QUERIES": 64, "BLOCK_KEYS": 64}
+    operations = products[0] * 2 * 64 * 64 * 80
+    straight = [dataclasses.replace(s, operations=operations) for s in straight]
+    changed = dataclasses.replace(kernel, constants=square, segments=tuple(straight))
+    assert changed.faults() == []
+    straight[1] = dataclasses.replace(straight[1], in_loop=False)
+    changed = dataclasses.replace(changed, segments=tuple(straight))
+    assert changed.faults() == ["products outside of loops"]
+
+
+def test_passes_alone(compiled):
+    launch = Launch("bfloat16", 16, passes=("query",))
+    assert [kernel.name for kernel in compile_all([launch])] == ["attention_query_gradient"]
+
+
 def test_what_loops_execute(compiled):
     kernel = of(compiled, SHIPPED[0], "attention_forward")[0]
     tile = 2 * 2 * 128 * 64 * 80
@@ -124,6 +145,7 @@ def test_loops_are_told_from_what_surrounds_them():
         (True, 2 * 2 * 64 * 16 * 16),
         (False, 2 * 2 * 64 * 8 * 16),
     ]
+    assert [s.instructions for s in segments] == [2, 2, 4]
     assert instructions == {f"m64n{n}k16": 1 for n in (8, 16, 32, 64)}
 
 

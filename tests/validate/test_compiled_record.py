@@ -1,11 +1,13 @@
 """The page of compiled kernels: whole, current, and loud where it is not. Nothing is compiled."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+import kernels.attention
 from kernels.attention.tilings import Tiling
-from validate import compiled_record
+from validate import compiled_code, compiled_record
 from validate.compiled_code import DTYPES, QUERIES, Launch
 from validate.compiled_record import (
     COLUMNS,
@@ -86,13 +88,12 @@ def test_a_changed_tiling_makes_its_launches_stale(monkeypatch):
 
 
 def test_changed_code_makes_all_launches_stale_and_changed_comments_none(monkeypatch, tmp_path):
-    folder = compiled_record.Path(compiled_record.kernels.attention.__file__).parent
-    for name in compiled_record.SOURCES:
+    folder = Path(kernels.attention.__file__).parent
+    for name in compiled_code.SOURCES:
         (tmp_path / name).write_text((folder / name).read_text())
     package = dataclasses.make_dataclass("package", [("__file__", str)])
-    monkeypatch.setattr(
-        compiled_record.kernels, "attention", package(str(tmp_path / "__init__.py"))
-    )
+    moved = package(str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(compiled_code.kernels, "attention", moved)
     before, source = digest(Launch("float16", 64)), (tmp_path / "forward.py").read_text()
     try:
         for old, new, same in (
@@ -102,10 +103,10 @@ def test_changed_code_makes_all_launches_stale_and_changed_comments_none(monkeyp
         ):
             assert old in source
             (tmp_path / "forward.py").write_text(source.replace(old, new))
-            compiled_record._sources.cache_clear()
+            compiled_code.kernel_code.cache_clear()
             assert (digest(Launch("float16", 64)) == before) is same
     finally:
-        compiled_record._sources.cache_clear()
+        compiled_code.kernel_code.cache_clear()
 
 
 def test_the_page_says_loudly_what_is_missing_and_what_spills():

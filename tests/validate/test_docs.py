@@ -7,6 +7,7 @@ import pytest
 
 from flopcount.conventions import CONVENTIONS
 from validate import matrix, mutation, proof, verification, who_counts_what
+from validate.source_code import code_of
 
 
 def test_who_counts_what_is_current():
@@ -98,7 +99,7 @@ def test_changed_code_of_witnesses_networks_and_kernels_makes_it_stale(fresh, no
 
 
 def test_what_cannot_alter_a_result_is_no_change():
-    code = verification.code_of
+    code = code_of
     plain = "def f(x):\n    return x + 1\n"
     assert code(plain) == code('def f(x):  # why\n\n    """What."""\n    return (x + 1)\n')
     assert code(plain) != code(plain.replace("1", "2"))

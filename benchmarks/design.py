@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import flopcount
 from models.step import Execution
 from models.sweep import SweepConfig, SweepRun, plan_runs
-from models.training import ModelConfig, Recipe
+from models.training import ModelConfig, Recipe, TrainConfig
+
+RUN_COLUMNS = (
+    "run",
+    "stage",
+    "arm",
+    "convention",
+    "budget",
+    "num_channels",
+    "num_layers",
+    "seed",
+    "learning_rate",
+    "parameters",
+    "steps",
+    "tokens",
+    "flops",
+    "epochs",
+    "train_loss",
+    "validation_loss",
+    "seconds",
+    "predicted_seconds",
+    "workers",
+    "corpus",
+    "device",
+    "commit",
+    "date",
+)
+PREDICTION = "prediction"
+"""The stage of the run that tests a prediction."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,3 +197,41 @@ TINY_STUDY = Study(
     recounted_at=6e7,
 )
 """The same study for a CPU, in seconds; what it measures means nothing."""
+
+
+def stages_of(
+    study: Study, names: Sequence[str] | None = None, prediction: Path | None = None
+) -> dict[str, list[SweepRun]]:
+    """The stages to run, in order: those named, all, or the one that tests a prediction.
+
+    Raises:
+        ValueError: if a name is unknown.
+    """
+    if prediction is not None:
+        made = json.loads(prediction.read_text())
+        shapes = tuple((width, depth) for width, depth in made["shapes"])
+        return {PREDICTION: study.sweep(made["arm"], made["budget"], shapes, study.base.seeds)}
+    stages = study.stages()
+    unknown = [name for name in names or () if name not in stages]
+    if unknown:
+        raise ValueError(f"stages must be of {list(stages)}, got {unknown}")
+    return {name: stages[name] for name in names or stages}
+
+
+def model_name(config: TrainConfig) -> str:
+    """The sizes that a step's time depends on.
+
+    >>> model_name(TrainConfig())
+    '512x9-V262-n512-m1536-h8-batch80'
+    """
+    model = config.model
+    return (
+        f"{model.num_channels}x{model.num_layers}-V{model.vocab_size}-n{model.num_latents}"
+        f"-m{model.num_prefix}-h{model.num_heads}-batch{config.recipe.batch_size}"
+    )
+
+
+def causal_flops(config: TrainConfig) -> int:
+    """FLOPs of all steps of a run, level ``causal``."""
+    counter = flopcount.PerceiverAR(**dataclasses.asdict(config.model))
+    return int(config.steps * counter.flops(batch_size=config.recipe.batch_size).total)

@@ -122,6 +122,11 @@ def _exponential_rate() -> float:
     return programs * block * repeats / ms * 1e3
 
 
+def timestamp() -> str:
+    """Now, in UTC, to the second: ``2026-01-31T12:00:00+00:00``."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 @functools.cache
 def environment() -> dict[str, str]:
     """Where a result comes from: device, versions, commit, date, command."""
@@ -134,7 +139,7 @@ def environment() -> dict[str, str]:
         "cuda": torch.version.cuda or "none",
         "triton": triton.__version__,
         "commit": code_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": timestamp(),
         "command": " ".join(sys.argv),
     }
 

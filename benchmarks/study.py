@@ -1,4 +1,4 @@
-"""The IsoFLOP study of what a prefix buys at equal compute: plan, run, predict, compare.
+"""The IsoFLOP study of what a prefix buys at equal compute: plan, run, predict, compare, tell.
 
 ::
 
@@ -8,6 +8,7 @@
     python -m benchmarks.study predict --runs DIR/runs.csv --budget 1e16 --out prediction.json
     python -m benchmarks.study run --out DIR --prediction prediction.json --corpus ... --minutes 3
     python -m benchmarks.study compare --prediction prediction.json --runs DIR/runs.csv
+    python -m benchmarks.study page --results DIR --out docs/isoflop-study.md
 
 The study itself is :data:`benchmarks.design.STUDY`. ``runs.csv`` gets a row as soon as a run has
 ended, ``curves.csv`` its validations; checkpoints lie in ``--state``, which need not outlast the
@@ -20,9 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
-import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -31,9 +29,23 @@ from typing import Any
 
 import torch
 
-import flopcount
-from benchmarks.design import STUDY, TINY_STUDY, Study
-from benchmarks.measurement import Table, device, environment, read_table, write_environment
+from benchmarks.design import (
+    RUN_COLUMNS,
+    STUDY,
+    TINY_STUDY,
+    causal_flops,
+    model_name,
+    stages_of,
+)
+from benchmarks.measurement import (
+    Table,
+    device,
+    environment,
+    read_table,
+    timestamp,
+    write_environment,
+)
+from benchmarks.prediction import BOOTSTRAP, compare, predict
 from benchmarks.training import seconds_per_step
 from flopcount.tables import table
 from models.data import Corpus, CorpusConfig
@@ -42,31 +54,6 @@ from models.step import TrainStep
 from models.sweep import OneMachine, SweepRun, saved_steps
 from models.training import TrainConfig, open_corpus
 
-RUN_COLUMNS = (
-    "run",
-    "stage",
-    "arm",
-    "convention",
-    "budget",
-    "num_channels",
-    "num_layers",
-    "seed",
-    "learning_rate",
-    "parameters",
-    "steps",
-    "tokens",
-    "flops",
-    "epochs",
-    "train_loss",
-    "validation_loss",
-    "seconds",
-    "predicted_seconds",
-    "workers",
-    "corpus",
-    "device",
-    "commit",
-    "date",
-)
 CURVE_COLUMNS = (
     "run",
     "step",
@@ -78,56 +65,12 @@ CURVE_COLUMNS = (
     "seconds",
 )
 CALIBRATION_COLUMNS = ("model", "seconds_per_step", "flops_per_second", "device", "date")
-PREDICTION = "prediction"
-"""The stage of the run that tests a prediction."""
 CORPUS_TOKENS = 195_000_000
 """One file of the text that the study is planned for; runs record the epochs that they took."""
 MARGIN_SECONDS = 10.0
 """Kept at the end, in which runs are stopped and rows written."""
 START_SECONDS = 6.0
 """That a process takes until its first step: imports, device, kernels from a cache. A guess."""
-WIDTHS = range(64, 1025, 64)
-DEPTHS = range(2, 17)
-ASPECT_RATIOS = (32, 80)
-"""Of width and depth, for a model of the predicted size; those of the study's larger models."""
-
-
-def stages_of(
-    study: Study, names: Sequence[str] | None = None, prediction: Path | None = None
-) -> dict[str, list[SweepRun]]:
-    """The stages to run, in order: those named, all, or the one that tests a prediction.
-
-    Raises:
-        ValueError: if a name is unknown.
-    """
-    if prediction is not None:
-        made = json.loads(prediction.read_text())
-        shapes = tuple((width, depth) for width, depth in made["shapes"])
-        return {PREDICTION: study.sweep(made["arm"], made["budget"], shapes, study.base.seeds)}
-    stages = study.stages()
-    unknown = [name for name in names or () if name not in stages]
-    if unknown:
-        raise ValueError(f"stages must be of {list(stages)}, got {unknown}")
-    return {name: stages[name] for name in names or stages}
-
-
-def model_name(config: TrainConfig) -> str:
-    """The sizes that a step's time depends on.
-
-    >>> model_name(TrainConfig())
-    '512x9-V262-n512-m1536-h8-batch80'
-    """
-    model = config.model
-    return (
-        f"{model.num_channels}x{model.num_layers}-V{model.vocab_size}-n{model.num_latents}"
-        f"-m{model.num_prefix}-h{model.num_heads}-batch{config.recipe.batch_size}"
-    )
-
-
-def causal_flops(config: TrainConfig) -> int:
-    """FLOPs of all steps of a run, level ``causal``."""
-    counter = flopcount.PerceiverAR(**dataclasses.asdict(config.model))
-    return int(config.steps * counter.flops(batch_size=config.recipe.batch_size).total)
 
 
 class Clock:
@@ -216,7 +159,7 @@ def calibrate(runs: Iterable[SweepRun], out: Path, minutes: float, seconds: floa
             seconds_per_step=took,
             flops_per_second=flops_per_second,
             device=said["device"],
-            date=_now(),
+            date=timestamp(),
         )
         print(f"{name}: {1e3 * took:.2f} ms a step, {flops_per_second:.3g} FLOP/s", flush=True)
     return rates.path
@@ -390,139 +333,8 @@ def _run_row(
         "corpus": corpus.digest[:16],
         "device": said["device"],
         "commit": said["commit"],
-        "date": _now(),
+        "date": timestamp(),
     }
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _columns(paths: Sequence[Path], **where: str) -> dict[str, list[str]]:
-    rows = [row for path in paths for row in read_table(path)]
-    rows = [row for row in rows if all(row[name] == value for name, value in where.items())]
-    return {name: [row[name] for row in rows] for name in RUN_COLUMNS}
-
-
-def predict(
-    study: Study,
-    tables: Sequence[Path],
-    arm: str,
-    budget: float,
-    out: Path,
-    num_bootstrap: int = 1000,
-) -> dict[str, Any]:
-    """Fit an arm's runs and write down N_opt, D_opt and the loss at a budget not yet trained.
-
-    Approach 2 and both objectives of approach 3, each with bootstrap intervals, or why it says
-    nothing. ``shapes`` are what to train to test it: the study's kind of model nearest to N_opt,
-    then to half and to twice of that, of the first approach that has an optimum.
-
-    Raises:
-        ValueError: if ``out`` exists, runs reach the budget already, or none predicts.
-    """
-    if out.exists():
-        raise ValueError(f"out must be a new file: a prediction is never changed, got {out}")
-    columns = _columns(tables, arm=arm, convention="causal")
-    largest = max(map(float, columns["budget"]), default=0.0)
-    if not budget > largest:
-        raise ValueError(f"budget must lie above all trained budgets, up to {largest:g}: {budget}")
-    runs = flopcount.read_runs(columns, loss="validation_loss")
-    approaches: dict[str, Callable[[], Any]] = {
-        "2": lambda: flopcount.fit_isoflop_profiles(runs, num_bootstrap=num_bootstrap),
-        "3, huber-log": lambda: flopcount.fit_surface(runs, num_bootstrap=num_bootstrap // 10),
-        "3, variable-projection": lambda: flopcount.fit_surface(
-            runs, objective="variable-projection", num_bootstrap=num_bootstrap // 10
-        ),
-    }
-    found: dict[str, Any] = {}
-    for name, fit in approaches.items():
-        try:
-            fitted = fit()
-            found[name] = fitted.predict(budget).to_dict() | {"fit": str(fitted)}
-        except ValueError as error:
-            found[name] = {"reason": str(error)}
-    sizes = [made["params"] for made in found.values() if "params" in made]
-    if not sizes:
-        raise ValueError(f"no approach predicts from {len(runs.rows)} runs: {found}")
-    prediction = {
-        "arm": arm,
-        "budget": budget,
-        "approaches": found,
-        "shapes": _shapes_near(study, arm, sizes[0]),
-        "runs": columns["run"],
-    } | {name: environment()[name] for name in ("commit", "command")}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(prediction | {"date": _now()}, indent=1) + "\n")
-    return prediction
-
-
-def _shapes_near(study: Study, arm: str, params: float) -> list[tuple[int, int]]:
-    """Shapes nearest to N, N/2 and 2·N in log N; each once."""
-    candidates = {
-        (width, depth): size
-        for width in WIDTHS
-        for depth in DEPTHS
-        if ASPECT_RATIOS[0] <= width / depth <= ASPECT_RATIOS[1]
-        for size in [_params(study, arm, width, depth)]
-    }
-    nearest = [
-        min(candidates, key=lambda shape: abs(math.log(candidates[shape] / target)))
-        for target in (params, params / 2, 2 * params)
-    ]
-    return list(dict.fromkeys(nearest))
-
-
-def _params(study: Study, arm: str, width: int, depth: int) -> int:
-    sizes = dataclasses.asdict(study.base.model) | {
-        "num_prefix": study.prefixes[arm],
-        "num_channels": width,
-        "num_layers": depth,
-        "num_heads": width // (study.base.head_dim or width),
-        "prefix_dropout": 0.0,
-    }
-    return int(flopcount.PerceiverAR(**sizes).params().total)
-
-
-def compare(prediction: Path, tables: Sequence[Path]) -> str:
-    """A prediction beside what came out: the best of the models trained at its budget.
-
-    Raises:
-        ValueError: if no run at its budget is in the tables.
-    """
-    made = json.loads(prediction.read_text())
-    columns = _columns(tables, arm=made["arm"], convention="causal", stage=PREDICTION)
-    outcome = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    outcome = [row for row in outcome if float(row["budget"]) == made["budget"]]
-    if not outcome:
-        raise ValueError(f"runs must hold one at {made['budget']:g} FLOPs of {made['arm']}")
-    early = [row["run"] for row in outcome if row["date"] < made["date"]]
-    if early:
-        raise ValueError(f"{prediction} was made after {early} had ended: no prediction")
-    best = min(outcome, key=lambda row: float(row["validation_loss"]))
-    came = {"params": "parameters", "tokens": "tokens", "loss": "validation_loss"}
-    rows = []
-    for name, said in made["approaches"].items():
-        if "reason" in said:
-            rows.append([name, said["reason"], None, None, None, None])
-            continue
-        for what, column in came.items():
-            value, range_ = float(best[column]), said[f"{what}_interval"]
-            ends = None if range_ is None else (range_["low"], range_["high"])
-            inside = "" if ends is None else ("yes" if ends[0] <= value <= ends[1] else "no")
-            shown = "" if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
-            ratio = f"{value / said[what]:.4f}"
-            rows.append(
-                [name, what, f"{said[what]:.5g}", shown, f"{value:.5g}", f"{ratio} {inside}"]
-            )
-    trained = [
-        [row["run"], int(row["parameters"]), f"{float(row['validation_loss']):.4f}", row["epochs"]]
-        for row in outcome
-    ]
-    heads = ["approach", "of", "predicted", "interval", "best trained", "ratio, inside"]
-    title = f"predicted {made['date']}, commit {made['commit']}"
-    of_runs = table(["run", "N", "validation loss", "epochs"], trained)
-    return f"{table(heads, rows, title=title)}\n\n{of_runs}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -546,6 +358,7 @@ def _parser() -> argparse.ArgumentParser:
         "run": tuple(arguments),
         "predict": ("--dry-run",),
         "compare": (),
+        "page": ("--dry-run",),
     }
     made = {name: commands.add_parser(name) for name in asked}
     for name, options in asked.items():
@@ -566,9 +379,16 @@ def _parser() -> argparse.ArgumentParser:
         made[name].add_argument("--runs", type=Path, nargs="+", required=True)
     made["predict"].add_argument("--arm", default=STUDY.main, choices=list(STUDY.prefixes))
     made["predict"].add_argument("--budget", type=float, default=1e16)
-    made["predict"].add_argument("--bootstrap", type=int, default=1000)
+    for name in ("predict", "page"):
+        made[name].add_argument(
+            "--bootstrap", type=int, default=BOOTSTRAP, help="fits per interval"
+        )
     made["predict"].add_argument("--out", type=Path, required=True, help="a new file")
     made["compare"].add_argument("--prediction", type=Path, required=True)
+    page = made["page"]
+    page.add_argument("--results", nargs="+", type=Path, required=True, help="folders with tables")
+    page.add_argument("--out", type=Path, required=True, help="the page, markdown")
+    page.add_argument("--plots", type=Path, help="their folder; that of --out without its suffix")
     return parser
 
 
@@ -582,6 +402,13 @@ def _obey(given: argparse.Namespace) -> None:
         for name, said in made["approaches"].items():
             print(f"approach {name}: {said.get('reason') or _in_words(said)}")
         print(f"train {made['shapes']}; written to {given.out}: commit it before training")
+        return
+    if given.command == "page":
+        # Matplotlib and SciPy, which training does not need.
+        from benchmarks.page import tell
+
+        for path in tell(study, given.results, given.out, given.plots, given.bootstrap):
+            print(path)
         return
     stages = stages_of(study, given.stages, given.prediction)
     if given.command == "calibrate":

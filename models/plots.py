@@ -24,13 +24,22 @@ _LOSS = "validation loss, nats per token"
 _FLOPS = "training FLOPs (causal)"
 
 
-def plot_profiles(profiles: Sequence[Profile]) -> bytes:
-    """Draw loss against N, one colour per budget: runs, parabola, its band, vertex with bars."""
+def plot_profiles(profiles: Sequence[Profile], labels: Sequence[str] | None = None) -> bytes:
+    """Draw loss against N, one colour per budget: runs, parabola, its band, vertex with bars.
+
+    Args:
+        profiles: one per budget.
+        labels: of each in the legend; its FLOPs by default.
+
+    """
+    if labels is None:
+        labels = [f"{short(profile.flops)} FLOPs" for profile in profiles]
     figure, axes = _axes("parameters N", _LOSS)
     axes.set_xscale("log")
-    for profile, colour in zip(profiles, itertools.cycle(colormaps["tab10"].colors), strict=False):
+    colours = itertools.cycle(colormaps["tab10"].colors)
+    for profile, label, colour in zip(profiles, labels, colours, strict=False):
         sizes = profile.params
-        axes.plot(sizes, profile.loss, "o", color=colour, label=f"{short(profile.flops)} FLOPs")
+        axes.plot(sizes, profile.loss, "o", color=colour, label=label)
         if profile.coefficients is not None:
             grid = np.geomspace(sizes.min(), sizes.max(), 200)
             parabola = np.polynomial.Polynomial(profile.coefficients)
@@ -137,6 +146,64 @@ def plot_curves(
     lines = [Line2D([], [], color=colours[size]) for size in listed]
     labels = [f"N = {size:,.0f}" for size in listed]
     figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def plot_arms(arms: Mapping[str, Sequence[tuple[float, float, float | None, bool]]]) -> bytes:
+    """Draw the least loss against budget, a line per arm; hollow where it is no minimum.
+
+    Args:
+        arms: by name, for every budget: FLOPs, loss, half the width of its interval (or None), and
+            whether the loss is a minimum inside the sizes tried.
+
+    """
+    figure, axes = _axes(_FLOPS, _LOSS)
+    axes.set_xscale("log")
+    # Side by side, so that bars of equal budgets do not hide each other.
+    shifts = np.geomspace(0.97, 1.03, len(arms))
+    styles = zip(shifts, itertools.cycle("osD^v"), itertools.cycle(colormaps["tab10"].colors))
+    for (name, points), (shift, marker, colour) in zip(arms.items(), styles, strict=False):
+        flops = [shift * budget for budget, *_ in points]
+        axes.plot(flops, [loss for _, loss, *_ in points], color=colour, linewidth=1)
+        for at, (_, loss, half_width, minimum) in zip(flops, points, strict=True):
+            axes.errorbar(
+                at,
+                loss,
+                yerr=half_width,
+                fmt=marker,
+                color=colour,
+                markerfacecolor=colour if minimum else "white",
+                capsize=3,
+            )
+        axes.plot([], [], marker, color=colour, label=name)
+    budgets = sorted({budget for points in arms.values() for budget, *_ in points})
+    axes.set_xticks(budgets, [short(budget) for budget in budgets])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if not all(minimum for points in arms.values() for *_, minimum in points):
+        axes.plot([], [], "o", color="0.45", markerfacecolor="white", label="no minimum inside")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def plot_times(pairs: Sequence[tuple[float, float]], near: float) -> bytes:
+    """Draw measured over predicted seconds against predicted seconds, a point per run.
+
+    Args:
+        pairs: predicted and measured seconds.
+        near: the deviation that is shaded.
+
+    """
+    figure, axes = _axes("predicted seconds of training", "measured / predicted seconds")
+    axes.set_xscale("log")
+    axes.axhspan(
+        1 - near, 1 + near, color="C0", alpha=0.15, linewidth=0, label=f"within {near:.0%}"
+    )
+    axes.axhline(1, color="0.45", linewidth=0.8)
+    predicted = [said for said, _ in pairs]
+    axes.plot(predicted, [measured / said for said, measured in pairs], "o", markersize=4)
+    _few_ticks(axes)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.legend(frameon=False)
     return _png(figure)
 
 

@@ -1,12 +1,9 @@
-"""The study: its budgets, and a tiny one through run, cut, resumption, prediction and outcome."""
-
-import csv
-import json
+"""The study: its budgets, and a tiny one through run, cut and resumption."""
 
 import pytest
 
 from benchmarks import study
-from benchmarks.design import STUDY, TINY_STUDY
+from benchmarks.design import STUDY, TINY_STUDY, causal_flops, stages_of
 from benchmarks.measurement import ROOT, read_table
 from models.data import CorpusConfig
 
@@ -28,7 +25,7 @@ def test_the_design_holds_its_promises():
             assert config.model.num_channels == 64 * config.model.num_heads
             if stage != "recounted":
                 # Whole steps spend a budget up to one step.
-                spent = study.causal_flops(config)
+                spent = causal_flops(config)
                 assert run.budget <= spent <= run.budget * (1 + 1 / (config.steps - 1))
 
 
@@ -41,7 +38,7 @@ def test_recounting_shares_the_middle_model_and_moves_others():
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"stages must be of .*, got \['lunch'\]"):
-        study.stages_of(STUDY, ["lunch"])
+        stages_of(STUDY, ["lunch"])
     with pytest.raises(ValueError, match="arm must be one of"):
         STUDY.sweep("lunch", 1e14, ((64, 2),), (0,))
 
@@ -73,52 +70,3 @@ def test_cut_resumed_and_not_repeated(tmp_path):
     other_rate = _schedule(tmp_path, later, stages, done=(out / "runs.csv",), learning_rate=0.5)
     with pytest.raises(ValueError, match="learning rate and corpus"):
         study.run(other_rate)
-
-
-def _table(path, stage, runs, loss, date="2000-01-01"):
-    """Rows as a study writes them, the losses from a known surface."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, study.RUN_COLUMNS)
-        writer.writeheader()
-        for run in runs:
-            config = run.config
-            tokens = config.steps * config.recipe.batch_size * config.model.num_latents
-            row = dict.fromkeys(study.RUN_COLUMNS, "") | {
-                "run": run.name,
-                "stage": stage,
-                "arm": "long",
-                "convention": "causal",
-                "budget": run.budget,
-                "parameters": run.parameters,
-                "tokens": tokens,
-                "flops": study.causal_flops(config),
-                "validation_loss": loss(run.parameters, tokens),
-                "date": date,
-            }
-            writer.writerow(row)
-    return path
-
-
-def test_prediction_and_outcome(tmp_path):
-    def loss(params, tokens):
-        return 0.8 + 60 / params**0.34 + 200 / tokens**0.34
-
-    runs = _table(tmp_path / "runs.csv", "small", STUDY.arm("long", tuple(BUDGETS)), loss)
-    path = tmp_path / "prediction.json"
-    made = study.predict(STUDY, [runs], "long", 1e16, path, num_bootstrap=20)
-    found = made["approaches"]["3, huber-log"]
-    # The surface is found again: its loss at the predicted sizes is the predicted one.
-    assert found["loss"] == pytest.approx(loss(found["params"], found["tokens"]), rel=1e-3)
-    assert json.loads(path.read_text())["date"]
-    with pytest.raises(ValueError, match="never changed"):
-        study.predict(STUDY, [runs], "long", 1e16, path)
-    [(stage, tests)] = study.stages_of(STUDY, prediction=path).items()
-    assert stage == study.PREDICTION
-    late = _table(tmp_path / "late.csv", stage, tests, loss, date="2999-01-01")
-    text = study.compare(path, [runs, late])
-    assert tests[0].name in text
-    assert "3, huber-log" in text
-    # What had been trained before is no prediction.
-    early = _table(tmp_path / "early.csv", stage, tests, loss)
-    with pytest.raises(ValueError, match="no prediction"):
-        study.compare(path, [early])

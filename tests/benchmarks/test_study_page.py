@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -28,18 +29,21 @@ def surface(params, tokens):
     return 0.8 + 60 / params**0.34 + 200 / tokens**0.34
 
 
-def middle_of(budget):
-    """The mean of log N over the main arm's sizes."""
-    return np.log([run.parameters for run in STUDY.arm("long", (budget,))]).mean()
+@functools.cache
+def centred(planned):
+    """The study's budget next to one, and the mean of log N over the main arm's sizes there."""
+    budget = min(BUDGETS, key=lambda each: abs(np.log(each / planned)))
+    return budget, np.log([run.parameters for run in STUDY.arm("long", (budget,))]).mean()
 
 
-def parabola(planned, params, shift=0.0):
+def parabola(planned, params, shift=0.0, cubic=0.0):
     """Its vertex lies inside the sizes of every arm, and the loss there falls with the budget.
 
     A budget of another count lies next to the one that it repeats, and has its parabola.
     """
-    budget = min(BUDGETS, key=lambda each: abs(np.log(each / planned)))
-    return 5 - 0.1 * np.log10(budget) + 0.02 * (np.log(params) - middle_of(budget) - shift) ** 2
+    budget, centre = centred(planned)
+    x = np.log(params) - centre - shift
+    return 5 - 0.1 * np.log10(budget) + 0.02 * x**2 + cubic * x**3
 
 
 def row_of(stage, run, loss, **more):
@@ -221,6 +225,36 @@ def test_variances_by_hand():
     assert (scatter.deviation, scatter.freedom) == (pytest.approx((10 / 3) ** 0.5), 3)
 
 
+def test_noise_is_the_larger_of_two_scatters(tmp_path):
+    def bent(arm, convention, budget, params, tokens):
+        # A cubic in log N, which no parabola follows and every seed repeats.
+        return parabola(budget, params, cubic=0.05)
+
+    found = found_in(tmp_path, rows_of(bent))
+    assert found.noise == found.about_parabolas
+    assert found.noise.deviation > 2 * found.from_seeds.deviation
+    straight = found_in(tmp_path, rows_of(decoder_worse_by(0)))
+    assert straight.noise.deviation == max(
+        straight.from_seeds.deviation, straight.about_parabolas.deviation
+    )
+    assert straight.from_seeds.interval().low < NOISE < straight.from_seeds.interval().high
+
+
+def test_best_runs_are_of_the_first_seed_in_every_arm(tmp_path):
+    rows = rows_of(decoder_worse_by(0))
+    for row in rows:
+        row["validation_loss"] -= 1.0 * (row["seed"] != 0)
+    found = found_in(tmp_path, rows)
+    assert {best.run["seed"] for each in found.best.values() for best in each.values()} == {"0"}
+
+
+def test_flops_that_are_not_the_counter_s_are_seen(tmp_path):
+    rows = rows_of(decoder_worse_by(0), ("long-small",))
+    assert "equal the counter's in 18 of 18 runs" in text_of(found_in(tmp_path, rows))
+    rows[0]["flops"] += 1
+    assert "equal the counter's in 17 of 18 runs" in text_of(found_in(tmp_path, rows))
+
+
 def test_equal_arms_are_told_apart_as_rarely_as_stated():
     generator = np.random.default_rng(0)
     sizes, sigma, freedom = np.linspace(-1, 1, 6), 0.01, 12
@@ -250,6 +284,8 @@ def test_the_count_moves_the_optimum_where_it_does(tmp_path):
     still = moved_by(0.0)
     assert still.recount.verdict == "the optimum does not move by more than its interval"
     assert still.recount.by_noise.low < 1 < still.recount.by_noise.high
+    beyond = moved_by(5.0)
+    assert beyond.recount.verdict == "not known: no minimum inside the sizes tried by article"
     # One middle model is trained for both counts.
     assert still.recount.repeated is not None
     assert "The run that both share was trained for each" in text_of(still)
@@ -279,6 +315,11 @@ def test_prediction_and_outcome(tmp_path):
     told = text_of(found_in(tmp_path, rows + late))
     assert "## Prediction and outcome\n\nlong at 1e16 FLOPs, predicted " in told
     assert "| 3, huber-log | loss |" in told
+    # The predicted size and its half and double: the best is the middle one, or stands alone.
+    assert len(tests) == 3
+    assert "a test of the loss, and of N_opt and D_opt none" not in told
+    alone = text_of(found_in(tmp_path, rows + late[:1]))
+    assert "1 trained, the best at an end of them: a test of the loss" in alone
     # The runs that test it are in no fit: 24 sizes, seeds without noise being repetitions.
     assert "over 24 runs" in told
     assert f"over {24 + len(tests)} runs" not in told

@@ -343,6 +343,22 @@ def differ(first: Best, second: Best, noise: Scatter | None, comparisons: int) -
     return Difference(first, second, delta, half, winner, verdict)
 
 
+def equal_shapes(results: Results, difference: Difference) -> list[float]:
+    """L_first - L_second of every shape that both arms have at the budget, of the first seed."""
+    losses = []
+    for best in (difference.first, difference.second):
+        rows = select(results.of(best.arm), seed=str(results.study.base.seeds[0]))
+        losses.append(
+            {
+                (row["num_channels"], row["num_layers"]): float(row["validation_loss"])
+                for row in rows
+                if float(row["budget"]) == best.budget
+            }
+        )
+    first, second = losses
+    return [first[shape] - second[shape] for shape in first if shape in second]
+
+
 @dataclasses.dataclass(frozen=True)
 class Recount:
     """One budget by both counts.

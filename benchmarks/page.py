@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.design import PREDICTION, TINY_STUDY, Study, causal_flops
-from benchmarks.findings import NEAR, Best, Difference, Findings, find, read_results, seeds
+from benchmarks.findings import (
+    NEAR,
+    Best,
+    Difference,
+    Findings,
+    equal_shapes,
+    find,
+    read_results,
+    seeds,
+)
 from benchmarks.measurement import NO_GPU, ROOT
 from benchmarks.prediction import BOOTSTRAP, OUTCOME_HEADS, Row, outcome
 from benchmarks.report import plain_markdown
@@ -361,6 +370,7 @@ def _differences(found: Findings) -> list[str]:
                 "±": "–" if each.half_width is None else f"{each.half_width:.4f}",
                 "of": _what_differs(each),
                 "Δ of best runs": f"{best:+.4f}",
+                "Δ of equal shapes": _spread(equal_shapes(found.results, each)),
                 "verdict": each.verdict,
             }
         )
@@ -375,8 +385,21 @@ def _differences(found: Findings) -> list[str]:
         f"{noise.deviation:.4f} nats per byte, the scatter {noise.of} ({noise.freedom} degrees of "
         "freedom, see Noise); h is the variance of a parabola's value at its vertex in units of "
         f"σ², 1 of a single run. All {found.comparisons} comparisons that the study plans hold "
-        "together at 95 % (Bonferroni).",
+        "together at 95 % (Bonferroni). Of equal shapes, the first seed: mean (least … greatest), "
+        "of which no verdict is made.",
     ]
+
+
+def _spread(differences: Sequence[float]) -> str:
+    """Mean and range.
+
+    >>> _spread([0.1, 0.3])
+    '+0.2000 (+0.1000 … +0.3000)'
+    """
+    if not differences:
+        return "–"
+    middle = statistics.fmean(differences)
+    return f"{middle:+.4f} ({min(differences):+.4f} … {max(differences):+.4f})"
 
 
 def _what_differs(each: Difference) -> str:

@@ -248,6 +248,18 @@ def test_best_runs_are_of_the_first_seed_in_every_arm(tmp_path):
     assert {best.run["seed"] for each in found.best.values() for best in each.values()} == {"0"}
 
 
+def test_equal_shapes_are_compared_where_both_arms_have_them(tmp_path):
+    def same_for_a_shape(arm, convention, budget, params, tokens):
+        return 2.0 + 0.03 * (arm == "decoder")
+
+    rows = rows_of(same_for_a_shape, ("long-small", "decoder-small"), noise=0)
+    found = found_in(tmp_path, rows[1:])
+    each = between(found, "long", "decoder")[0]
+    # One of six shapes is missing in one arm.
+    assert findings.equal_shapes(found.results, each) == pytest.approx([-0.03] * 5)
+    assert "| -0.0300 (-0.0300 … -0.0300) |" in text_of(found)
+
+
 def test_flops_that_are_not_the_counter_s_are_seen(tmp_path):
     rows = rows_of(decoder_worse_by(0), ("long-small",))
     assert "equal the counter's in 18 of 18 runs" in text_of(found_in(tmp_path, rows))

@@ -202,7 +202,7 @@ def fit_arm(
     """What each approach fits to an arm's runs, and why those that fit nothing do not."""
     rows = results.of(arm, convention)
     if not rows:
-        return {}, {"all": "no run has ended"}
+        return {}, {}
     runs = flopcount.read_runs(columns_of(rows), loss="validation_loss")
     fits, reasons = {}, {}
     for name, fit in approaches(runs, num_bootstrap).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -141,7 +142,8 @@ def page_text(found: Findings, links: Mapping[str, str], command: str) -> str:
         _training(found, links),
         _limits(found),
     ]
-    return "\n\n".join(section.strip() for section in sections) + "\n"
+    page = "\n\n".join(section.strip() for section in sections) + "\n"
+    return re.sub(r"\n{3,}", "\n\n", page)  # a plot that is not there leaves an empty line
 
 
 def _head(found: Findings, command: str) -> str:
@@ -201,7 +203,7 @@ def _pair_in_words(found: Findings, one: str, other: str) -> str:
     said: dict[str, list[str]] = {}
     for budget in budgets:
         each = by_budget.get(budget)
-        verdict = "not trained" if each is None else each.verdict
+        verdict = "not trained in both" if each is None else each.verdict
         said.setdefault(verdict, []).append(short(budget))
     parts = [f"{verdict} at {_listed(where)} FLOPs" for verdict, where in said.items()]
     return f"{_arm(found, one)} against {_arm(found, other)}: {'; '.join(parts)}."
@@ -420,6 +422,9 @@ def _fits(found: Findings, links: Mapping[str, str]) -> str:
     ]
     for arm, fits in found.fits.items():
         lines += ["", f"### {_arm(found, arm)}", ""]
+        if not (fits or found.reasons[arm]):
+            lines.append("No run has ended.")
+            continue
         lines += [_image(links, f"profiles-{arm}", f"loss against N, a parabola per budget, {arm}")]
         best = found.best[arm]
         verdicts = {short(budget): _inside(each) for budget, each in best.items()}

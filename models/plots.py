@@ -63,7 +63,7 @@ def plot_profiles(profiles: Sequence[Profile], labels: Sequence[str] | None = No
                 capsize=3,
             )
     losses = np.concatenate([profile.loss for profile in profiles])
-    margin = 0.25 * np.ptp(losses)
+    margin = 0.25 * np.ptp(losses) or 0.1
     axes.set_ylim(losses.min() - margin, losses.max() + margin)
     _few_ticks(axes)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -161,6 +161,18 @@ def test_without_seeds_nothing_is_larger_than_noise(tmp_path):
     assert "The noise between seeds is not known" in text
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_run_makes_a_whole_page(tmp_path):
+    [row, *_] = rows_of(decoder_worse_by(0))
+    found = found_in(tmp_path, [row])
+    text = text_of(found)
+    assert "89 of 90 planned runs are missing" in text
+    assert text.count("No run has ended.") == 2
+    assert "expected at least 3" in text
+    assert "\n\n\n" not in text
+    assert set(page.draw(found)) == {"arms", "profiles-long"}
+
+
 def test_what_is_missing_is_named(tmp_path):
     rows = rows_of(decoder_worse_by(0.05), stages=("long-small", "decoder-small", "seeds"))
     dropped = rows.pop(0)
@@ -171,10 +183,10 @@ def test_what_is_missing_is_named(tmp_path):
     assert "no prediction has been made" in text
     assert "Without a curve: " in text
     assert "`study.jsonl` is missing" in text
-    assert "not trained at 3e15 FLOPs" in text
+    assert "not trained in both at 3e15 FLOPs" in text
     whole = text_of(found_in(tmp_path, rows_of(decoder_worse_by(0.05))))
     assert "are missing" not in whole
-    assert "not trained at" not in whole
+    assert "not trained in both" not in whole
 
 
 def decoder_rising(offset):

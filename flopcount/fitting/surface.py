@@ -246,7 +246,8 @@ def _squares(points: _Points, start: FloatArray | None) -> FloatArray:
     optimize = extras.load("scipy.optimize", "fit")
     found = optimize.least_squares(
         _projected_residuals,
-        _best_on_grid(points) if start is None else start[3:],
+        # A fit without bounds may have found exponents beyond them.
+        _best_on_grid(points) if start is None else np.clip(start[3:], *_EXPONENTS),
         args=(points,),
         bounds=_EXPONENTS,
         xtol=1e-14,

@@ -477,6 +477,17 @@ def test_a_surface_without_an_optimum_says_so(objective):
         fit.predict(1e20)
 
 
+def test_a_bootstrap_of_an_exponent_beyond_the_bounds():
+    # The polished exponent, 6.5, lies above what least squares may start from.
+    generator = np.random.default_rng(0)
+    params, tokens = np.tile([1e5, 3e5, 1e6, 3e6], 3), np.repeat([1e7, 3e7, 1e8], 4)
+    loss = 2 + 0.5 * (1e5 / params) ** 6.5 + 3 * (1e7 / tokens) ** 0.4
+    table = {"params": params, "tokens": tokens, "loss": loss + generator.normal(0, 0.005, 12)}
+    fit = fit_surface(read_runs(table), num_bootstrap=5)
+    assert fit.surface.alpha > 5
+    assert str(fit)
+
+
 def test_named_columns_and_frames():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"N": [1.0], "params": [2.0], "D": [3.0], "loss": [4.0]})

@@ -99,6 +99,7 @@ class Study:
             shapes=shapes,
             seeds=seeds,
             convention=convention,
+            validation_context=max(self.prefixes.values()),
             model=dataclasses.replace(self.base.model, num_prefix=prefix, prefix_dropout=dropout),
         )
         label = name if convention is None else f"{name}-{convention}"

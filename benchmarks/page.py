@@ -256,7 +256,8 @@ def _design(found: Findings) -> str:
         f"- Learning rate {float(rate):g} for all models, chosen before, not tuned; warm-up, then "
         f"a cosine to {base.recipe.final_fraction:g} of it at the last step.",
         f"- Validation loss, nats per byte, on {base.validation_windows:,} windows at equal "
-        "distances over text held out, the prefix seen whole.",
+        "distances over text held out, the prefix seen whole; the bytes to predict are the same "
+        "for every arm.",
         f"- Seeds {_listed(map(str, (*base.seeds, *study.seeds)))} of {study.main} at "
         f"{short(study.seeds_at)} FLOPs, seed {_listed(map(str, base.seeds))} elsewhere; "
         f"{study.main} at {short(study.recounted_at)} FLOPs once more, its budget held by the "
@@ -691,8 +692,6 @@ def _limits(found: Findings) -> str:
         f"Context is not held equal, only compute. Bytes that a window holds: {contexts}; the last "
         "byte of a window is predicted from all before it. What a decoder of the same context "
         "would reach was not trained.",
-        "Arms are validated on windows of their own length at equal distances over the same text, "
-        "so that they predict not quite the same bytes; no interval here contains that.",
         "The noise between seeds is not known: nothing here is larger than noise."
         if found.from_seeds is None
         else f"Seeds were repeated for {study.main} at {short(study.seeds_at)} FLOPs alone; "

@@ -414,17 +414,33 @@ def training_batch(
 
 
 def validation_windows(
-    tokens: np.ndarray, num_prefix: int, num_latents: int, num_windows: int
+    tokens: np.ndarray,
+    num_prefix: int,
+    num_latents: int,
+    num_windows: int,
+    context: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Take windows at equal distances over the corpus, the same ones every time.
+
+    Args:
+        tokens: the corpus, one dimension.
+        num_prefix: M.
+        num_latents: N.
+        num_windows: how many.
+        context: positions before the latents of every window, of which the last M are its prefix:
+            models with the same context have the same targets. M by default.
 
     Returns:
         Inputs (num_windows, M + N) and targets (num_windows, N), int64.
 
     Raises:
-        ValueError: if the corpus is shorter than one window.
+        ValueError: if the corpus is shorter than one window and its context, or the context than
+            the prefix.
 
     """
-    last = _last_start(tokens, num_prefix, num_latents)
-    starts = np.linspace(0, last, num_windows).astype(np.int64)
+    context = num_prefix if context is None else context
+    if context < num_prefix:
+        raise ValueError(f"context must be num_prefix = {num_prefix} at least, got {context}")
+    last = _last_start(tokens, context, num_latents)
+    starts = np.linspace(0, last, num_windows).astype(np.int64) + (context - num_prefix)
     return _windows(tokens, starts, num_prefix, num_latents)

@@ -81,6 +81,7 @@ class SweepConfig:
         recipe: the optimisation.
         validations: how often a run takes its validation loss.
         validation_windows: windows of each.
+        validation_context: positions before the latents of each; the prefix by default.
         checkpoint_steps: a checkpoint after so many steps, besides one at each validation.
         device: ``cpu``, ``cuda`` or ``auto``.
         peak: the device's name in ``flopcount devices``, for MFU.
@@ -105,6 +106,7 @@ class SweepConfig:
     recipe: Recipe = field(default_factory=Recipe)
     validations: int = 20
     validation_windows: int = 256
+    validation_context: int | None = None
     checkpoint_steps: int = 1000
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak: str | None = None
@@ -183,6 +185,7 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
                 seed=seed,
                 validations=config.validations,
                 validation_windows=config.validation_windows,
+                validation_context=config.validation_context,
                 checkpoint_steps=config.checkpoint_steps,
                 device=config.device,
                 peak=config.peak,

@@ -92,6 +92,8 @@ class TrainConfig:
         validations: how often the validation loss is taken, at equal distances in FLOPs, the last
             time after the last step.
         validation_windows: windows of each.
+        validation_context: positions before the latents of each, of which the last are the prefix;
+            equal ones make equal targets for models of different prefixes. The prefix by default.
         checkpoint_steps: a checkpoint after so many steps, besides one at each validation.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
         peak: the device's name in ``flopcount devices``, for MFU and HFU; without it none is
@@ -108,6 +110,7 @@ class TrainConfig:
     seed: int = 0
     validations: int = 20
     validation_windows: int = 256
+    validation_context: int | None = None
     checkpoint_steps: int = 1000
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak: str | None = None
@@ -302,7 +305,7 @@ class _Run:
         self.device = choose_device(config.device)
         sizes = (config.model.num_prefix, config.model.num_latents)
         self.validation = validation_windows(
-            self.corpus.validation, *sizes, config.validation_windows
+            self.corpus.validation, *sizes, config.validation_windows, config.validation_context
         )
         self.speed = _measure(config, self.device, processes)
 

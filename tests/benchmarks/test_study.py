@@ -29,6 +29,11 @@ def test_the_design_holds_its_promises():
                 assert run.budget <= spent <= run.budget * (1 + 1 / (config.steps - 1))
 
 
+def test_all_arms_are_validated_on_the_same_targets():
+    runs = [run for runs in STUDY.stages().values() for run in runs]
+    assert {run.config.validation_context for run in runs} == {3584}
+
+
 def test_recounting_shares_the_middle_model_and_moves_others():
     causal = {run.config.model: run.config.steps for run in STUDY.arm("long", (1e15,))}
     other = {run.config.model: run.config.steps for run in STUDY.recounted()}

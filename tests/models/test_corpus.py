@@ -338,6 +338,16 @@ def test_windows_reach_both_ends():
     assert targets[-1].tolist() == [26, 27, 28, 29]
 
 
+@pytest.mark.parametrize("num_prefix", [0, 3, 10])
+def test_equal_contexts_have_equal_targets(num_prefix):
+    inputs, targets = validation_windows(np.arange(40), num_prefix, 4, 5, context=10)
+    assert torch.equal(targets, validation_windows(np.arange(40), 10, 4, 5)[1])
+    assert inputs.shape == (5, num_prefix + 4)
+    assert torch.equal(inputs[:, -4:] + 1, targets)
+    with pytest.raises(ValueError, match="context must be num_prefix = 3 at least, got 2"):
+        validation_windows(np.arange(40), 3, 4, 5, context=2)
+
+
 def test_the_part_that_is_too_short_is_named(texts):
     corpus = load_corpus(config(texts, held_out=0.1))
     window = len(corpus.validation)

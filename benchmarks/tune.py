@@ -44,9 +44,11 @@ from benchmarks.measurement import (
 from benchmarks.shapes import Shape
 from kernels.attention import launches
 from kernels.attention.tilings import (
+    COPIED,
     KERNELS,
     PASSES,
     TUNED,
+    WIDEST_IN_PLACE,
     Tiling,
     padded_head_dim,
     shipped_tiling,
@@ -229,7 +231,7 @@ def compile_candidates(head_dims: Iterable[int], jobs: int | None, path: Path = 
         table.add(**row)
     facts.cache_clear()
     launches = [
-        Launch("bfloat16", head_dim, QUERIES, 1, ((name, tiling),), (name,))
+        Launch("bfloat16", head_dim, tilings=((name, tiling),), passes=(name,))
         for name in PASSES
         for head_dim in head_dims
         for tiling in candidates(name, head_dim, 2 * QUERIES)
@@ -522,11 +524,12 @@ def wrong_results(chosen: Chosen) -> Refused:
     return refused
 
 
-def compiled_faults(chosen: Chosen, jobs: int | None = None) -> Refused:
+def compiled_faults(chosen: Chosen, dtype: str, jobs: int | None = None) -> Refused:
     """What spills, serialises wgmma or else must not be shipped; needs no GPU."""
     launches = [
-        Launch("bfloat16", shape.head_dim, shape.keys - QUERIES, 1, tuple(sorted(tilings.items())))
-        for shape, tilings in by_shape(chosen).items()
+        Launch(dtype, head_dim, shape.prefix, turned=turned, tilings=tuple(sorted(taken.items())))
+        for shape, taken in by_shape(chosen).items()
+        for head_dim, turned in variants(shape.head_dim)
     ]
     passes = {kernel: name for name, kernel in KERNELS.items()}
     refused = set()
@@ -535,8 +538,24 @@ def compiled_faults(chosen: Chosen, jobs: int | None = None) -> Refused:
         tilings = dict(kernel.launch.tilings)
         if pass_name in tilings and kernel.faults():
             print(f"{pass_name}, {tilings[pass_name]}: {'; '.join(kernel.faults())}")
-            refused.add((pass_name, kernel.launch.head_dim, tilings[pass_name]))
+            refused |= {
+                (pass_name, shape.head_dim, tilings[pass_name])
+                for shape in by_shape(chosen)
+                if padded_head_dim(shape.head_dim) == padded_head_dim(kernel.launch.head_dim)
+            }
     return refused
+
+
+def variants(head_dim: int) -> list[tuple[int, bool]]:
+    """Head dims that share a tiling with this one, and are loaded otherwise; turned and not.
+
+    >>> variants(73)
+    [(73, False), (73, True), (77, False)]
+    """
+    padded = padded_head_dim(head_dim)
+    by_16, by_8 = (padded - 7, False), (padded - 3, False)
+    narrow = [by_8] if COPIED[8] <= padded <= WIDEST_IN_PLACE else []
+    return list(dict.fromkeys([(head_dim, False), (head_dim, True), by_16, *narrow]))
 
 
 def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
@@ -555,7 +574,8 @@ def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("pass", "element_size", "padded_head_dim", "keys", *Tiling._fields))
-        for case, by_keys in sorted((table | fresh).items()):
+        for case in sorted(table | fresh):
+            by_keys = table.get(case, {}) | fresh.get(case, {})
             for keys, tiling in sorted(by_keys.items()):
                 writer.writerow((*case, keys, *tiling))
 
@@ -582,6 +602,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="list candidates, time nothing")
     given = parser.parse_args(arguments)
+    if given.tiny and given.ship:
+        parser.error("--tiny tries the path: its tilings are not for shipping")
     if given.compile:
         compile_candidates(given.head_dims, given.jobs or None)
         return
@@ -597,16 +619,23 @@ def main(arguments: list[str] | None = None) -> None:
     if given.minutes > 0:
         tune(given.out, shapes, given.minutes, given.jobs, given.limit)
     rows = read_table(given.out / "tilings.csv")
-    dtypes = {row["dtype"] for row in rows}
-    if len(dtypes) != 1:
-        raise SystemExit(f"error: {given.out}/tilings.csv must have times of one dtype: {dtypes}")
+    origins = {(row["device"], row["dtype"]) for row in rows}
+    if len(origins) != 1:
+        raise SystemExit(
+            f"error: {given.out}/tilings.csv must have times of one device and dtype: {origins}"
+        )
+    ((timed_on, dtype),) = origins
     checks: list[Callable[[Chosen], Refused]] = []
-    if dtypes == {_dtype()}:
+    if timed_on == environment()["device"]:
         checks.append(wrong_results)
+    else:
+        print(f"results are not checked here: the times are of {timed_on}")
     if given.ship:
-        checks.append(functools.partial(compiled_faults, jobs=given.jobs or None))
+        checks.append(functools.partial(compiled_faults, dtype=dtype, jobs=given.jobs or None))
     chosen = settle(rows, checks)
-    element_size = getattr(torch, dtypes.pop()).itemsize
+    if not chosen:
+        raise SystemExit(f"error: no tiling of {given.out}/tilings.csv may be shipped")
+    element_size = getattr(torch, dtype).itemsize
     for path in (given.out / TUNED.name, *([TUNED] if given.ship else [])):
         write_tuned(path, chosen, element_size)
         print(path)

@@ -23,14 +23,22 @@ from typing import Any
 from unittest import mock
 
 import kernels.attention
-from kernels.attention.tilings import KERNELS, PASSES, Tiling, padded_head_dim, shipped_tiling
+from kernels.attention.tilings import (
+    KERNELS,
+    PASSES,
+    WIDEST_IN_PLACE,
+    Tiling,
+    padded_head_dim,
+    shipped_tiling,
+)
 from validate.processes import triton_processes
 from validate.source_code import code_of
 
-SOURCES = ("forward.py", "backward.py", "tiles.py")
-"""The files of ``kernels/attention`` that are compiled."""
+SOURCES = ("forward.py", "backward.py", "preparation.py", "tiles.py", "launches.py")
+"""The files of ``kernels/attention`` that are compiled, or decide how."""
 COMPUTE_CAPABILITY = 90
 QUERIES = 512
+KEY_HEADS = 8
 SHARED_MEMORY = 227 * 1024
 """Bytes that a program may take on Hopper, of 228 KiB; one is reserved for each program."""
 PRODUCTS_BY_GRADIENT = {"kv": 4, "v": 2, "k": 3}
@@ -44,9 +52,11 @@ class Launch:
 
     Attributes:
         dtype: One of :data:`DTYPES`.
-        head_dim: Channels of a head; it is stored padded, as the public functions store it.
+        head_dim: Channels of a head, as they are stored.
         prefix: Positions of the prefix.
         group: Query heads of a key-value head.
+        turned: Whether queries and keys go through the rotary embedding, which pads them.
+        keys: Number of keys that the tilings are for, if another than the positions' number.
         tilings: Tilings to take instead of those that are shipped, by pass.
         passes: Those to compile alone; where there are none, all, and the pass over rows.
     """
@@ -55,8 +65,21 @@ class Launch:
     head_dim: int
     prefix: int = 768
     group: int = 1
+    turned: bool = False
+    keys: int | None = None
     tilings: tuple[tuple[str, Tiling], ...] = ()
     passes: tuple[str, ...] = ()
+
+    @property
+    def shipped(self) -> dict[str, Tiling]:
+        """The tilings that it takes, by pass."""
+        size = 4 if self.dtype == "float32" else 2
+        keys = QUERIES + self.prefix if self.keys is None else self.keys
+        chosen = dict(self.tilings)
+        return {
+            name: chosen.get(name) or shipped_tiling(name, self.head_dim, size, keys)
+            for name in PASSES
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,27 +264,38 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     """Compile every kernel of a forward and a backward pass that was not compiled before."""
     import torch
 
-    from kernels.attention import launches
+    from kernels.attention import launches, preparation
 
-    channels = padded_head_dim(launch.head_dim)
+    width = padded_head_dim(launch.head_dim)
+    natural = width if width > WIDEST_IN_PLACE else launch.head_dim
+    channels = width if launch.turned else natural
     dtype = getattr(torch, launch.dtype)
-    heads = 4 * launch.group
+    heads = KEY_HEADS * launch.group
 
-    def stored(length: int, num_heads: int) -> Any:
+    def stored(length: int, num_heads: int, channels: int) -> Any:
         return torch.empty(2, length, num_heads, channels, dtype=dtype)
 
-    q, keys = stored(QUERIES, heads), stored(launch.prefix + QUERIES, 4)
-    out = torch.empty(2, QUERIES, heads, launch.head_dim, dtype=dtype)
+    q = stored(QUERIES, heads, channels)
+    k = stored(launch.prefix + QUERIES, KEY_HEADS, channels)
+    v = stored(launch.prefix + QUERIES, KEY_HEADS, natural)
+    out = stored(QUERIES, heads, launch.head_dim)
     lse = torch.empty(2, heads, QUERIES)
     found: list[tuple[Any, str, dict[str, Any]]] = []
-    chosen = dict(launch.tilings)
+    taken = launch.shipped
 
     def tiling(pass_name: str, *sizes: int) -> Tiling:
-        return chosen.get(pass_name) or shipped_tiling(pass_name, *sizes)
+        return taken[pass_name]
 
     with compiling(found, launch.passes), mock.patch.object(launches, "shipped_tiling", tiling):
-        launches.launch_forward(q, keys, keys, None, None, 0.1, launch.head_dim)
-        launches.launch_backward(out, q, keys, keys, None, None, out, lse, 0.1)
+        launches.launch_forward(q, k, v, None, None, 0.1, launch.head_dim)
+        launches.launch_backward(out, q, k, v, None, None, out, lse, 0.1)
+        if launch.turned and not launch.passes:
+            plain_q, plain_k = (stored(*x.shape[1:3], launch.head_dim) for x in (q, k))
+            for pairs in (launch.head_dim // 4, launch.head_dim // 2):  # half of a head, and all
+                table = torch.empty(1, launch.prefix + QUERIES, pairs, 2)
+                prepare = preparation.launch_preparation
+                prepare(plain_q, plain_k, None, table, 0.1, width, False)
+                prepare(q, k, None, table, 0.1, launch.head_dim, True)
     return [_read(launch, *kernel) for kernel in found]
 
 
@@ -403,7 +437,7 @@ def differences(
     from validate import kernel_tally
 
     cases = tuple(
-        (_as_run(launch, queries + prefix), (heads, queries, prefix))
+        (dataclasses.replace(launch, keys=queries + prefix), (heads, queries, prefix))
         for launch, (heads, queries, prefix) in cases
     )
     compiled = compile_all((launch for launch, _ in cases), jobs)
@@ -431,13 +465,6 @@ def differences(
                 "; ".join(faults) or "faults": len(faults),
             },
         )
-
-
-def _as_run(launch: Launch, num_keys: int) -> Launch:
-    """The launch with the tilings shipped for so many keys, unless it has its own."""
-    size = 4 if launch.dtype == "float32" else 2
-    shipped = {name: shipped_tiling(name, launch.head_dim, size, num_keys) for name in PASSES}
-    return dataclasses.replace(launch, tilings=tuple((shipped | dict(launch.tilings)).items()))
 
 
 def _identity(name: str, constants: dict[str, Any]) -> tuple[Any, ...]:

@@ -20,20 +20,18 @@ from typing import Any
 from flopcount.sizes import require_choice
 from flopcount.tables import table
 from kernels.attention.tilings import (
+    COPIED,
     KERNELS,
     MAX_HEAD_DIM,
-    PASSES,
-    Tiling,
+    WIDEST_IN_PLACE,
     gradient_launches,
     padded_head_dim,
     part_ranges,
     row_options,
-    shipped_tiling,
     tuned_tilings,
 )
 from validate.compiled_code import (
     DTYPES,
-    QUERIES,
     CompiledKernel,
     Launch,
     compile_launch,
@@ -43,8 +41,19 @@ from validate.processes import triton_processes
 
 DOCS = Path(__file__).parent.parent / "docs"
 RECORD, PAGE = DOCS / "kernels.csv", DOCS / "kernels.md"
-VARIANTS = ((768, 1), (0, 1), (768, 4))
-"""Positions of the prefix and query heads of a key-value head: what specialises a kernel."""
+VARIANTS = (
+    (7, 768, 1, False),
+    (7, 0, 1, False),
+    (7, 768, 4, False),
+    (7, 768, 1, True),
+    (3, 768, 1, False),
+)
+"""What specialises a kernel: channels that padding adds, positions of the prefix, query heads of a
+key-value head, and whether there is a rotary embedding.
+
+Of eight heads that miss 7 channels of the padded head dim, tiles start at multiples of 16 bytes; of
+heads that miss 3, for which that could be too far before the head, at multiples of 8.
+"""
 NAMES = {kernel: name for name, kernel in KERNELS.items()}
 """The pass of each kernel."""
 HEAD_DIMS = (54, 64, 73, 78, 91, 96, 128)
@@ -52,8 +61,9 @@ HEAD_DIMS = (54, 64, 73, 78, 91, 96, 128)
 
 Row = dict[str, str]
 COLUMNS = (
-    "dtype", "head dim", "prefix", "group", "kernel", "causal", "gradient", "queries", "keys",
-    "warps", "registers", "stack", "spill stores", "shared bytes", "programs per SM",
+    "dtype", "head dim", "channels", "prefix", "group", "turned", "tuned for", "kernel", "causal",
+    "gradient", "queries", "keys", "warps", "registers", "stack", "spill stores", "shared bytes",
+    "programs per SM",
     "instructions", "faults", "digest",
 )  # fmt: skip
 
@@ -63,57 +73,45 @@ Kernel = tuple[str, str, str]
 
 
 def shipped_launches(dtypes: Iterable[str] = DTYPES) -> list[Launch]:
-    """Every padded head dim at each dtype: with a prefix, without, and with grouped heads.
-
-    Kernels see the padded head dim alone, but for what stores the output: a head dim of one less
-    than it stands for all that are padded to it. Where tilings were tuned, also for each number of
-    keys that has one.
-    """
+    """Every padded head dim at each dtype in all variants, with each tiling tuned for it."""
     dtypes = tuple(dtypes)
-    launches = [
-        Launch(dtype, padded - 1, prefix, group)
-        for prefix, group in VARIANTS
+    tuned: dict[tuple[int, int], set[int | None]] = {}
+    for (_, size, padded), by_keys in tuned_tilings().items():
+        tuned.setdefault((size, padded), set()).update(by_keys)
+    return [
+        Launch(dtype, padded - missing, prefix, group, turned, keys)
+        for missing, prefix, group, turned in VARIANTS
         for dtype in dtypes
         for padded in range(16, MAX_HEAD_DIM + 1, 16)
+        if missing == 7 or (COPIED[8] <= padded <= WIDEST_IN_PLACE and dtype != "float32")
+        for keys in sorted(tuned.get((4 if dtype == "float32" else 2, padded), {None}), key=str)
     ]
-    launches += [
-        Launch(dtype, padded - 1, keys - QUERIES, group)
-        for (_, size, padded), by_keys in tuned_tilings().items()
-        for keys in by_keys
-        for dtype in dtypes
-        if size == element_size(dtype)
-        for group in (1, 4)
-    ]
-    return list(dict.fromkeys(launches))
-
-
-def element_size(dtype: str) -> int:
-    """Bytes of an element."""
-    return 4 if dtype == "float32" else 2
-
-
-def tilings(launch: Launch) -> dict[str, Tiling]:
-    """The shipped tilings of a launch, by pass."""
-    size, keys = element_size(launch.dtype), QUERIES + launch.prefix
-    return {name: shipped_tiling(name, launch.head_dim, size, keys) for name in PASSES}
 
 
 def expected_kernels(launches: Iterable[Launch]) -> dict[Launch, set[Kernel]]:
-    """Kernels that multiply, by the first of the launches that compiles them."""
+    """The kernels of each launch that no launch before it compiles."""
     found: dict[Launch, set[Kernel]] = {}
     seen = set()
     for launch in dict.fromkeys(launches):
         found[launch] = set()
+        taken = launch.shipped
         parts = ("True", "False") if launch.prefix else ("True",)
         gradients = gradient_launches(launch.head_dim)
-        multiplying = [("attention_forward", "", ""), ("attention_query_gradient", "", "")]
-        multiplying += [("attention_key_value_gradient", c, g) for c in parts for g in gradients]
-        for kernel in multiplying:
-            pass_name = NAMES[kernel[0]]
-            # The gradient of keys and values sees one of the two parts, whatever the other is.
-            has_prefix = launch.prefix > 0 and pass_name != "key_value"
-            of = launch.dtype, padded_head_dim(launch.head_dim), launch.group, has_prefix
-            identity = (*of, kernel, tilings(launch)[pass_name])
+        compiled = [(name, "", "") for name in ("attention_forward", "attention_query_gradient")]
+        compiled += [("attention_key_value_gradient", c, g) for c in parts for g in gradients]
+        compiled += [("row_products", "", "")]
+        compiled += [("prepare_rows", "", "")] * launch.turned
+        in_place = padded_head_dim(launch.head_dim) <= WIDEST_IN_PLACE
+        for kernel in compiled:
+            identity: tuple[object, ...] = (launch.dtype, launch.head_dim, kernel)
+            if pass_name := NAMES.get(kernel[0]):
+                # The gradient of keys and values sees one of two parts, whatever the other is; wide
+                # heads are stored padded whether there is a rotary embedding or not.
+                has_prefix = launch.prefix > 0 and pass_name != "key_value"
+                turned = launch.turned and in_place
+                identity += (launch.group, turned, has_prefix, taken[pass_name])
+            elif kernel[0] == "row_products":
+                identity += (in_place and launch.group > 1,)
             if identity not in seen:
                 seen.add(identity)
                 found[launch].add(kernel)
@@ -124,7 +122,7 @@ def digest(launch: Launch) -> str:
     """Of all that decides what a launch compiles to: sources, tilings, Triton's version."""
     decisive = (
         kernel_code(),
-        list(tilings(launch).values()),
+        list(launch.shipped.values()),
         part_ranges(launch.head_dim),
         gradient_launches(launch.head_dim),
         importlib.metadata.version("triton"),
@@ -134,16 +132,24 @@ def digest(launch: Launch) -> str:
 
 
 def read() -> list[Row]:
-    """The record's rows; none where there is no record."""
+    """The record's rows; none where there is no record, or one with other columns."""
     if not RECORD.exists():
         return []
     with RECORD.open(newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        return list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
 
 
 def launch_of(row: Row) -> Launch:
     """The launch that a row's kernel came from."""
-    return Launch(row["dtype"], int(row["head dim"]) - 1, int(row["prefix"]), int(row["group"]))
+    return Launch(
+        row["dtype"],
+        int(row["channels"]),
+        int(row["prefix"]),
+        int(row["group"]),
+        bool(row["turned"]),
+        int(row["tuned for"]) if row["tuned for"] else None,
+    )
 
 
 def stale(rows: Iterable[Row], launches: Iterable[Launch]) -> list[Launch]:
@@ -163,12 +169,15 @@ def as_row(kernel: CompiledKernel) -> Row:
     cells: tuple[Any, ...] = (
         kernel.launch.dtype,
         padded_head_dim(kernel.launch.head_dim),
+        kernel.launch.head_dim,
         kernel.launch.prefix,
         kernel.launch.group,
+        kernel.launch.turned or "",
+        kernel.launch.keys or "",
         kernel.name,
         kernel.constants.get("CAUSAL", ""),
         kernel.constants.get("GRADIENT", ""),
-        kernel.constants["BLOCK_QUERIES"],
+        kernel.constants.get("BLOCK_QUERIES", kernel.constants.get("BLOCK", "")),
         kernel.constants.get("BLOCK_KEYS", ""),
         kernel.num_warps,
         kernel.registers,
@@ -190,19 +199,16 @@ def _compiled(launches: Sequence[Launch]) -> list[Row]:
     return [
         row
         for row in rows
-        if row["kernel"] not in NAMES
-        or (row["kernel"], row["causal"], row["gradient"]) in expected[launch_of(row)]
+        if (row["kernel"], row["causal"], row["gradient"]) in expected[launch_of(row)]
     ]
 
 
 def write(rows: Iterable[Row]) -> None:
     """The record, in a fixed order, and the page."""
-    order = [(x.dtype, x.head_dim, x.prefix, x.group) for x in shipped_launches()]
+    order = shipped_launches()
 
     def place(row: Row) -> tuple[int, str, str, str]:
-        launch = launch_of(row)
-        at = order.index((launch.dtype, launch.head_dim, launch.prefix, launch.group))
-        return at, row["kernel"], row["causal"], row["gradient"]
+        return order.index(launch_of(row)), row["kernel"], row["causal"], row["gradient"]
 
     rows = sorted(rows, key=place)
     with RECORD.open("w", newline="") as file:
@@ -293,9 +299,9 @@ a stack frame, serialised wgmma, no asynchronous copies (fp32 aside), too much s
 loop whose multiplications do not add up to exactly one tile's products. Nothing here is a measured
 speed.
 
-Every padded head dim is compiled with a prefix, without one, and with four query heads to a
-key-value head, for lengths that are multiples of 16; a line gives the least and the greatest of
-what these show.
+Every padded head dim is compiled for lengths that are multiples of 16: with a prefix, without one,
+with four query heads to a key-value head, and with a rotary embedding before it; with heads that
+start at multiples of 16 and of 8 bytes. A line gives the least and the greatest of what these show.
 
 {verdict}
 
@@ -335,10 +341,11 @@ def main(dtypes: tuple[str, ...] = DTYPES, again: bool = False, jobs: int | None
     launches = shipped_launches(dtypes)
     rows = read()
     missing = launches if again else stale(rows, launches)
-    rows = [row for row in rows if launch_of(row) not in missing]
-    tasks: dict[tuple[int, int, str], list[Launch]] = {}  # the widest first, which take longest
+    kept = set(shipped_launches()) - set(missing)
+    rows = [row for row in rows if launch_of(row) in kept]
+    tasks: dict[tuple[int, str], list[Launch]] = {}  # the widest first, which take longest
     for launch in missing:
-        tasks.setdefault((launch.group, -launch.head_dim, launch.dtype), []).append(launch)
+        tasks.setdefault((-launch.head_dim, launch.dtype), []).append(launch)
     with triton_processes(interpret=False, jobs=jobs or os.cpu_count() or 1) as pool:
         for compiled in pool.map(_compiled, [tasks[key] for key in sorted(tasks)]):
             rows += compiled

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.attention.flops import forward_flops
+from kernels.attention.flops import fvcore_handle
 from kernels.attention.reference import reference_attention
 from validate import fvcore_trace
 from validate.networks import build, tokens
@@ -40,17 +40,8 @@ def fvcore_total(model: Architecture, *, training: bool, batch_size: int) -> int
     network = build(model, training=training, device=DEVICE, attention="fused")
     inputs = tokens(model, batch_size=batch_size, device=DEVICE)
     analysis = fvcore_trace.analyse(network, inputs)
-    analysis.set_op_handle("flopcount::attention", _multiply_adds)
+    analysis.set_op_handle("flopcount::attention", fvcore_handle)
     return fvcore_trace.total(analysis, (*fvcore_trace.PRODUCTS, "attention"))
-
-
-def _multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
-    """Fvcore's handle: it counts 1 per multiply-add."""
-    out, k, prefix_k = (
-        value.type().sizes() if value.isCompleteTensor() else None
-        for value in (outputs[0], inputs[1], inputs[3])
-    )
-    return forward_flops(out, k, prefix_k) // 2
 
 
 def specification(

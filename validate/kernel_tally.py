@@ -20,7 +20,7 @@ import triton
 import flopcount as fc
 from kernels.attention.attention import INTERPRETED
 from kernels.attention.launches import launch_backward, launch_forward
-from kernels.attention.tilings import padded_head_dim, tuned_tilings
+from kernels.attention.tilings import tuned_tilings
 from models.throughput import tiling_of
 from validate.processes import triton_processes
 
@@ -152,14 +152,13 @@ def tallying(launches: list[LaunchTally]) -> Iterator[None]:
 
 def tally(shape: AttentionShape) -> list[LaunchTally]:
     """The launches of a forward and a backward pass, with all that they issued."""
-    padded = padded_head_dim(shape.head_dim)
     keys = shape.prefix + shape.queries
 
-    def ones(length: int, heads: int, channels: int) -> torch.Tensor:
-        return torch.ones(shape.batch, length, heads, channels, dtype=shape.dtype)
+    def ones(length: int, heads: int) -> torch.Tensor:
+        return torch.ones(shape.batch, length, heads, shape.head_dim, dtype=shape.dtype)
 
-    q = ones(shape.queries, shape.heads, padded)
-    k = ones(keys, shape.key_heads, padded)
+    q = ones(shape.queries, shape.heads)
+    k = ones(keys, shape.key_heads)
     launches: list[LaunchTally] = []
     with tallying(launches):
         out, lse = launch_forward(q, k, k, None, None, 0.1, shape.head_dim)

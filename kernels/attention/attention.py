@@ -7,13 +7,16 @@ G key-value heads, C channels of a head. The kernels run on CUDA tensors, and on
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional
 
 from kernels.attention.launches import TILE_ROWS, within_reach
 from kernels.attention.operators import attention, prepare
-from kernels.attention.tilings import MAX_HEAD_DIM, padded_head_dim
+from kernels.attention.tilings import MAX_HEAD_DIM, WIDEST_IN_PLACE, padded_head_dim
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTERPRETED = triton.knobs.runtime.interpret
@@ -117,24 +120,33 @@ def _attend(
     scale: float | None,
     angles: Tensor | None,
 ) -> Tensor:
-    """Turn, scale and pad in one pass where there is something to turn or to pad; then attend."""
+    """Turn, scale and pad in one pass where there is something to turn or to pad; then attend.
+
+    What is not read in place is padded: wide heads, unless their width is a multiple of 16.
+    """
     head_dim = q.shape[-1]
     if scale is None:
         scale = head_dim**-0.5
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat)):
+    elif isinstance(scale, bool) or not isinstance(scale, (numbers.Real, torch.SymFloat)):
         raise TypeError(f"scale must be a number, got {_described(scale)}")
     elif not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
         raise ValueError(f"scale must be positive and finite in fp32, got {scale}")
+    elif not isinstance(scale, torch.SymFloat):
+        scale = float(scale)
     num_positions = k.shape[1] + (0 if prefix_k is None else prefix_k.shape[1])
     table = None if angles is None else _table(angles, q, num_positions)
     stored = padded_head_dim(head_dim)
-    if table is not None or stored != head_dim:
-        values = (v, prefix_v) if stored != head_dim else (None, None)
-        rest = iter(prepare(q, k, prefix_k, *values, table, scale, stored, False))
-        q, k = next(rest), next(rest)
-        prefix_k = None if prefix_k is None else next(rest)
-        v, prefix_v = next(rest, v), next(rest, prefix_v)
+    wide = WIDEST_IN_PLACE < stored != head_dim
+    if wide and table is None:
+        table = q.new_empty(1, num_positions, 0, 2, dtype=torch.float32)
+    if table is not None:
+        q, k, *prefix = prepare(q, k, prefix_k, table, scale, stored, False)
+        prefix_k = prefix[0] if prefix else None
         scale = 1.0
+    if wide:
+        v, prefix_v = (
+            None if x is None else functional.pad(x, (0, stored - head_dim)) for x in (v, prefix_v)
+        )
     return attention(q, k, v, prefix_k, prefix_v, scale, head_dim)[0]
 
 
@@ -197,8 +209,14 @@ def _accepted(**operands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 f"{name} must have length and channel strides that add up to less than "
                 f"{2**31 // TILE_ROWS}, got {x.stride(1)} and {x.stride(3)}"
             )
-    if q.shape[1] == 0 or q.shape[0] == 0 or q.shape[2] == 0:
-        raise ValueError(f"q must have a query at least, got {tuple(q.shape)}")
+    if 0 in q.shape[:3]:
+        raise ValueError(f"q must have a sequence, a query and a head at least: {tuple(q.shape)}")
+    for name, x in zip(names, (q, k), strict=False):
+        if TILE_ROWS * (x.shape[2] * x.shape[3] + 1) >= 2**31:
+            raise ValueError(
+                f"{name} must have less than {2**31 // TILE_ROWS} channels of all heads, "
+                f"got {tuple(x.shape)}"
+            )
     if not 1 <= q.shape[3] <= MAX_HEAD_DIM:
         raise ValueError(f"head dim must be from 1 to {MAX_HEAD_DIM}, got {q.shape[3]}")
     if k.shape != v.shape:

@@ -16,9 +16,13 @@ from kernels.attention.forward import launch_sizes
 from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
-    load_rows,
+    first_loaded,
+    in_units,
+    load_shifted,
     product_over_channels,
+    shift_of,
     store_rows,
+    visit_rows,
     zero_rows,
 )
 
@@ -28,11 +32,10 @@ ROW_BLOCK = 32
 def declare_row_products(grid, metadata, args):
     """What a profile shows: a multiply-add per channel; what is read and written once."""
     rows = args["batch"] * args["num_heads"] * args["num_latents"]
-    channels = 2 * args["HEAD_DIM"] + (args["STORED"] if args["COPY"] else 0)
     return {
         "name": metadata.name,
         "flops32": 2 * rows * args["HEAD_DIM"],
-        "bytes": rows * (channels * args["out"].element_size() + 4),
+        "bytes": rows * (2 * args["HEAD_DIM"] * args["out"].element_size() + 4),
     }
 
 
@@ -72,31 +75,31 @@ def row_products(
     out,
     grad_out,
     delta,
-    copy,
     out_strides,
     grad_out_strides,
-    copy_strides,
     batch,
     num_latents,
     num_heads,
     BLOCK_QUERIES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    STORED: tl.constexpr,
     PARTS: tl.constexpr,
-    COPY: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIKE: tl.constexpr,
 ):
-    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, N) in fp32. No products.
-
-    With ``COPY`` also grad_out as (B, N, H, STORED), zeros from C on: rows that the other
-    backward kernels load sixteen bytes at a time.
-    """
+    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, N) in fp32. No products."""
     num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
     first = tl.program_id(0) % num_blocks * BLOCK_QUERIES
     head = tl.program_id(0) // num_blocks
     b = (head // num_heads).to(tl.int64)
     h = (head % num_heads).to(tl.int64)
-    out_tile = load_rows(
-        out + b * out_strides[0] + h * out_strides[2],
+    start = first_loaded(h, num_heads, grad_out_strides[2], HEAD_DIM, PARTS, UNIT)
+    shift = shift_of(start, h, grad_out_strides[2], UNIT)
+    out_tile = load_shifted(
+        out + b * in_units(out_strides[0], UNIT if ALIKE else 0),
+        h,
+        num_heads,
+        out_strides[2],
+        shift,
         first,
         num_latents,
         out_strides[1],
@@ -104,10 +107,15 @@ def row_products(
         BLOCK_QUERIES,
         HEAD_DIM,
         PARTS,
-        False,
+        UNIT,
+        ALIKE,
     )
-    grad_tile = load_rows(
-        grad_out + b * grad_out_strides[0] + h * grad_out_strides[2],
+    grad_tile = load_shifted(
+        grad_out + b * in_units(grad_out_strides[0], UNIT if ALIKE else 0),
+        h,
+        num_heads,
+        grad_out_strides[2],
+        shift,
         first,
         num_latents,
         grad_out_strides[1],
@@ -115,7 +123,8 @@ def row_products(
         BLOCK_QUERIES,
         HEAD_DIM,
         PARTS,
-        False,
+        UNIT,
+        ALIKE,
     )
     total = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
     for i in tl.static_range(len(PARTS)):
@@ -123,19 +132,6 @@ def row_products(
     queries = first + tl.arange(0, BLOCK_QUERIES)
     delta += (b * num_heads + h) * num_latents
     tl.store(delta + queries, total, mask=queries < num_latents)
-    if COPY:
-        store_rows(
-            copy + b * copy_strides[0] + h * copy_strides[2],
-            first,
-            num_latents,
-            copy_strides[1],
-            copy_strides[3],
-            grad_tile,
-            1.0,
-            BLOCK_QUERIES,
-            STORED,
-            PARTS,
-        )
 
 
 @triton.jit
@@ -157,8 +153,9 @@ def add_key_value_tiles(
     group,
     scale_log2,
     BLOCK_QUERIES: tl.constexpr,
-    STORED: tl.constexpr,
     PARTS: tl.constexpr,
+    Q_UNIT: tl.constexpr,
+    GRAD_UNIT: tl.constexpr,
     CAUSAL: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
@@ -172,15 +169,15 @@ def add_key_value_tiles(
         member = i // blocks if group != 1 else 0
         start = first + (i - member * blocks) * BLOCK_QUERIES
         h = tl.cast(member, tl.int64)
-        q_tile = load_rows(
-            q + h * q_strides[2],
+        q_tile = visit_rows(
+            q + h * q_strides[2] if group != 1 else q,
             start,
             num_latents,
             q_strides[1],
             q_strides[3],
             BLOCK_QUERIES,
-            STORED,
             PARTS,
+            Q_UNIT,
             False,
         )
         queries = start + tl.arange(0, BLOCK_QUERIES)
@@ -191,15 +188,15 @@ def add_key_value_tiles(
         weights = tl.exp2(scores - (row_lse * LOG2_E)[None, :])
         if CAUSAL:
             weights = tl.where(queries[None, :] >= keys[:, None], weights, 0.0)
-        grad_tile = load_rows(
-            grad_out + h * grad_out_strides[2],
+        grad_tile = visit_rows(
+            grad_out + h * grad_out_strides[2] if group != 1 else grad_out,
             start,
             num_latents,
             grad_out_strides[1],
             grad_out_strides[3],
             BLOCK_QUERIES,
-            STORED,
             PARTS,
+            GRAD_UNIT,
             False,
         )
         if GRADIENT != "k":
@@ -238,15 +235,19 @@ def attention_key_value_gradient(
     BLOCK_QUERIES: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    STORED: tl.constexpr,
     PARTS: tl.constexpr,
+    Q_UNIT: tl.constexpr,
+    GRAD_UNIT: tl.constexpr,
+    K_STORED: tl.constexpr,
+    V_STORED: tl.constexpr,
     CAUSAL: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
     """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
 
-    k, v and their gradients are (B, num_keys, G, STORED), num_keys N or K; q (B, N, H, STORED);
-    grad_out (B, N, H, STORED); lse and delta (B, H, N).
+    k and its gradient are (B, num_keys, G, K_STORED), v and its (B, num_keys, G, V_STORED),
+    num_keys N or K; q and grad_out (B, N, H, C or more); lse and delta (B, H, N). Units are those
+    of q and of grad_out, which are visited; they are 0 where a key-value head has several queries'.
 
     One program owns BLOCK_KEYS = J keys of one key-value head and visits blocks of BLOCK_QUERIES
     = M queries (J is a multiple of M) of each of the H / G query heads:
@@ -269,31 +270,48 @@ def attention_key_value_gradient(
     g = (head % num_key_heads).to(tl.int64)
 
     keys = first_key + tl.arange(0, BLOCK_KEYS)
-    k_tile = load_rows(
-        k + b * k_strides[0] + g * k_strides[2],
+    h = g * group
+    q_start = first_loaded(h, num_heads, q_strides[2], HEAD_DIM, PARTS, Q_UNIT)
+    grad_start = first_loaded(h, num_heads, grad_out_strides[2], HEAD_DIM, PARTS, GRAD_UNIT)
+    q_shift = shift_of(q_start, h, q_strides[2], Q_UNIT)
+    grad_shift = shift_of(grad_start, h, grad_out_strides[2], GRAD_UNIT)
+    # In place, keys and values are loaded channel by channel: tiles whose neighbours were put out
+    # would be multiplied from registers, and read into them anew for each visited tile.
+    k_tile = load_shifted(
+        k + b * k_strides[0],
+        g,
+        num_key_heads,
+        k_strides[2],
+        q_shift,
         first_key,
         num_keys,
         k_strides[1],
         k_strides[3],
         BLOCK_KEYS,
-        STORED,
+        HEAD_DIM,
         PARTS,
-        False,
+        Q_UNIT,
+        Q_UNIT == 0,
     )
-    v_tile = load_rows(
-        v + b * v_strides[0] + g * v_strides[2],
+    v_tile = load_shifted(
+        v + b * v_strides[0],
+        g,
+        num_key_heads,
+        v_strides[2],
+        grad_shift,
         first_key,
         num_keys,
         v_strides[1],
         v_strides[3],
         BLOCK_KEYS,
-        STORED,
+        HEAD_DIM,
         PARTS,
-        False,
+        GRAD_UNIT,
+        GRAD_UNIT == 0,
     )
     scale_log2 = scale * LOG2_E
-    q += b * q_strides[0] + g * group * q_strides[2]
-    grad_out += b * grad_out_strides[0] + g * group * grad_out_strides[2]
+    q += b * in_units(q_strides[0], Q_UNIT) + q_start
+    grad_out += b * in_units(grad_out_strides[0], GRAD_UNIT) + grad_start
     rows = (b * num_heads + g * group) * num_latents
     lse += rows
     delta += rows
@@ -325,8 +343,9 @@ def attention_key_value_gradient(
             group,
             scale_log2,
             BLOCK_QUERIES,
-            STORED,
             PARTS,
+            Q_UNIT,
+            GRAD_UNIT,
             True,
             GRADIENT,
         )
@@ -348,8 +367,9 @@ def attention_key_value_gradient(
         group,
         scale_log2,
         BLOCK_QUERIES,
-        STORED,
         PARTS,
+        Q_UNIT,
+        GRAD_UNIT,
         False,
         GRADIENT,
     )
@@ -362,8 +382,9 @@ def attention_key_value_gradient(
             grad_v_strides[3],
             grad_v_tile,
             1.0,
+            grad_shift,
             BLOCK_KEYS,
-            STORED,
+            V_STORED,
             PARTS,
         )
     if GRADIENT != "v":
@@ -375,8 +396,9 @@ def attention_key_value_gradient(
             grad_k_strides[3],
             grad_k_tile,
             scale,
+            q_shift,
             BLOCK_KEYS,
-            STORED,
+            K_STORED,
             PARTS,
         )
 
@@ -398,8 +420,9 @@ def add_query_tiles(
     queries,
     scale_log2,
     BLOCK_KEYS: tl.constexpr,
-    STORED: tl.constexpr,
     PARTS: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    V_UNIT: tl.constexpr,
     MASK: tl.constexpr,
 ):
     """Add what the key blocks from ``first`` to ``last`` give: three products per tile.
@@ -407,26 +430,26 @@ def add_query_tiles(
     ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
     """
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_tile = load_rows(
+        k_tile = visit_rows(
             k,
             start,
             num_keys,
             k_strides[1],
             k_strides[3],
             BLOCK_KEYS,
-            STORED,
             PARTS,
+            K_UNIT,
             MASK == "none",
         )
-        v_tile = load_rows(
+        v_tile = visit_rows(
             v,
             start,
             num_keys,
             v_strides[1],
             v_strides[3],
             BLOCK_KEYS,
-            STORED,
             PARTS,
+            V_UNIT,
             MASK == "none",
         )
         scores = product_over_channels(q, k_tile) * scale_log2
@@ -469,11 +492,15 @@ def attention_query_gradient(
     BLOCK_QUERIES: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    STORED: tl.constexpr,
     PARTS: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    V_UNIT: tl.constexpr,
+    Q_ALIKE: tl.constexpr,
+    GRAD_ALIKE: tl.constexpr,
+    Q_STORED: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
 ):
-    """Gradient of the queries, (B, N, H, STORED); operands as in the forward kernel.
+    """Gradient of the queries, (B, N, H, Q_STORED); operands as in the forward kernel.
 
     One program owns BLOCK_QUERIES queries of one head and visits exactly the forward kernel's
     tiles. Each issues three products, q kᵀ, grad_out vᵀ and grad_scores · k, of
@@ -488,27 +515,41 @@ def attention_query_gradient(
     g = h // group
 
     queries = first_query + tl.arange(0, BLOCK_QUERIES)
-    q_tile = load_rows(
-        q + b * q_strides[0] + h * q_strides[2],
+    num_key_heads = num_heads // group
+    k_start = first_loaded(g, num_key_heads, k_strides[2], HEAD_DIM, PARTS, K_UNIT)
+    v_start = first_loaded(g, num_key_heads, v_strides[2], HEAD_DIM, PARTS, V_UNIT)
+    k_shift = shift_of(k_start, g, k_strides[2], K_UNIT)
+    q_tile = load_shifted(
+        q + b * in_units(q_strides[0], K_UNIT if Q_ALIKE else 0),
+        h,
+        num_heads,
+        q_strides[2],
+        k_shift,
         first_query,
         num_latents,
         q_strides[1],
         q_strides[3],
         BLOCK_QUERIES,
-        STORED,
+        HEAD_DIM,
         PARTS,
-        False,
+        K_UNIT,
+        Q_ALIKE,
     )
-    grad_out_tile = load_rows(
-        grad_out + b * grad_out_strides[0] + h * grad_out_strides[2],
+    grad_out_tile = load_shifted(
+        grad_out + b * in_units(grad_out_strides[0], V_UNIT if GRAD_ALIKE else 0),
+        h,
+        num_heads,
+        grad_out_strides[2],
+        shift_of(v_start, g, v_strides[2], V_UNIT),
         first_query,
         num_latents,
         grad_out_strides[1],
         grad_out_strides[3],
         BLOCK_QUERIES,
-        STORED,
+        HEAD_DIM,
         PARTS,
-        False,
+        V_UNIT,
+        GRAD_ALIKE,
     )
     rows = (b * num_heads + h) * num_latents + queries
     inside = queries < num_latents
@@ -517,8 +558,8 @@ def attention_query_gradient(
     tile = zero_rows(BLOCK_QUERIES, PARTS)
     scale_log2 = scale * LOG2_E
 
-    k += b * k_strides[0] + g * k_strides[2]
-    v += b * v_strides[0] + g * v_strides[2]
+    k += b * in_units(k_strides[0], K_UNIT) + k_start
+    v += b * in_units(v_strides[0], V_UNIT) + v_start
     end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
     # Never empty, as in the forward kernel.
     tl.assume(first_query < end)
@@ -538,8 +579,9 @@ def attention_query_gradient(
         queries,
         scale_log2,
         BLOCK_KEYS,
-        STORED,
         PARTS,
+        K_UNIT,
+        V_UNIT,
         "causal",
     )
     tile = add_query_tiles(
@@ -558,13 +600,14 @@ def attention_query_gradient(
         queries,
         scale_log2,
         BLOCK_KEYS,
-        STORED,
         PARTS,
+        K_UNIT,
+        V_UNIT,
         "none",
     )
     if HAS_PREFIX:
-        prefix_k += b * prefix_k_strides[0] + g * prefix_k_strides[2]
-        prefix_v += b * prefix_v_strides[0] + g * prefix_v_strides[2]
+        prefix_k += b * in_units(prefix_k_strides[0], K_UNIT) + k_start
+        prefix_v += b * in_units(prefix_v_strides[0], V_UNIT) + v_start
         whole = num_prefix // BLOCK_KEYS * BLOCK_KEYS
         tile = add_query_tiles(
             tile,
@@ -582,8 +625,9 @@ def attention_query_gradient(
             queries,
             scale_log2,
             BLOCK_KEYS,
-            STORED,
             PARTS,
+            K_UNIT,
+            V_UNIT,
             "none",
         )
         tile = add_query_tiles(
@@ -602,8 +646,9 @@ def attention_query_gradient(
             queries,
             scale_log2,
             BLOCK_KEYS,
-            STORED,
             PARTS,
+            K_UNIT,
+            V_UNIT,
             "end",
         )
     store_rows(
@@ -614,7 +659,8 @@ def attention_query_gradient(
         grad_q_strides[3],
         tile,
         scale,
+        k_shift,
         BLOCK_QUERIES,
-        STORED,
+        Q_STORED,
         PARTS,
     )

@@ -10,6 +10,7 @@ Letters: B batch, N queries, S keys, prefix included, H query heads, C channels 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def forward_flops(out: Sequence[int], k: Sequence[int], prefix_k: Sequence[int] | None) -> int:
@@ -37,3 +38,22 @@ def backward_flops(
     Recomputed scores are no part of ``dense``: the specification keeps its weights.
     """
     return 2 * forward_flops(grad_out, k, prefix_k)
+
+
+def fvcore_handle(inputs: list[Any], outputs: list[Any]) -> int:
+    """Multiply-adds of a forward pass, as fvcore counts them: half its FLOPs, level ``dense``.
+
+    For fvcore, which counts nothing for an operator that it does not know::
+
+        analysis = fvcore.nn.FlopCountAnalysis(network, inputs)
+        analysis.set_op_handle("flopcount::attention", fvcore_handle)
+
+    Args:
+        inputs: the operator's, as torch.jit's values; their shapes are read, nothing else.
+        outputs: its results.
+    """
+    out, k, prefix_k = (
+        value.type().sizes() if value.isCompleteTensor() else None
+        for value in (outputs[0], inputs[1], inputs[3])
+    )
+    return forward_flops(out, k, prefix_k) // 2

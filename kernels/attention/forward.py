@@ -13,10 +13,14 @@ import triton.language as tl
 from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
-    load_rows,
+    first_loaded,
+    in_units,
+    load_shifted,
     product_over_channels,
     scale_rows,
+    shift_of,
     store_rows,
+    visit_rows,
     zero_rows,
 )
 
@@ -56,8 +60,9 @@ def attend_tiles(
     queries,
     scale_log2,
     BLOCK_KEYS: tl.constexpr,
-    STORED: tl.constexpr,
     PARTS: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    V_UNIT: tl.constexpr,
     MASK: tl.constexpr,
 ):
     """Online softmax over the key blocks from ``first`` to ``last``: two products per tile.
@@ -66,15 +71,15 @@ def attend_tiles(
     ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
     """
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_tile = load_rows(
+        k_tile = visit_rows(
             k,
             start,
             num_keys,
             k_strides[1],
             k_strides[3],
             BLOCK_KEYS,
-            STORED,
             PARTS,
+            K_UNIT,
             MASK == "none",
         )
         scores = product_over_channels(q, k_tile)
@@ -90,15 +95,15 @@ def attend_tiles(
         correction = tl.exp2(row_max - new_max)
         row_sum = row_sum * correction + tl.sum(weights, 1)
         row_max = new_max
-        v_tile = load_rows(
+        v_tile = visit_rows(
             v,
             start,
             num_keys,
             v_strides[1],
             v_strides[3],
             BLOCK_KEYS,
-            STORED,
             PARTS,
+            V_UNIT,
             MASK == "none",
         )
         accumulator = add_product_over_rows(scale_rows(accumulator, correction), weights, v_tile)
@@ -129,14 +134,18 @@ def attention_forward(
     BLOCK_QUERIES: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    STORED: tl.constexpr,
     PARTS: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    V_UNIT: tl.constexpr,
+    Q_ALIKE: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
 ):
     """Out = softmax(scale · q [prefix_k; k]ᵀ) [prefix_v; v] and its log-sum-exp.
 
-    q is (B, N, H, STORED), the prefix (B, K, G, STORED), k and v (B, N, G, STORED), out
-    (B, N, H, C), lse (B, H, N); strides are (batch, length, heads, channels).
+    q is (B, N, H, C or more), the prefix (B, K, G, C or more), k and v (B, N, G, C or more), out
+    (B, N, H, C), lse (B, H, N); strides are (batch, length, heads, channels). Units are those of
+    :mod:`kernels.attention.tiles`; the prefix's keys and values start in their rows where the
+    latents' do.
 
     One program owns BLOCK_QUERIES = M queries of one head and visits, with J = BLOCK_KEYS:
 
@@ -157,24 +166,32 @@ def attention_forward(
     g = h // group
 
     queries = first_query + tl.arange(0, BLOCK_QUERIES)
-    q_tile = load_rows(
-        q + b * q_strides[0] + h * q_strides[2],
+    num_key_heads = num_heads // group
+    k_start = first_loaded(g, num_key_heads, k_strides[2], HEAD_DIM, PARTS, K_UNIT)
+    v_start = first_loaded(g, num_key_heads, v_strides[2], HEAD_DIM, PARTS, V_UNIT)
+    q_tile = load_shifted(
+        q + b * in_units(q_strides[0], K_UNIT if Q_ALIKE else 0),
+        h,
+        num_heads,
+        q_strides[2],
+        shift_of(k_start, g, k_strides[2], K_UNIT),
         first_query,
         num_latents,
         q_strides[1],
         q_strides[3],
         BLOCK_QUERIES,
-        STORED,
+        HEAD_DIM,
         PARTS,
-        False,
+        K_UNIT,
+        Q_ALIKE,
     )
     accumulator = zero_rows(BLOCK_QUERIES, PARTS)
     row_max = tl.full((BLOCK_QUERIES,), float("-inf"), tl.float32)
     row_sum = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
     scale_log2 = scale * LOG2_E
 
-    k += b * k_strides[0] + g * k_strides[2]
-    v += b * v_strides[0] + g * v_strides[2]
+    k += b * in_units(k_strides[0], K_UNIT) + k_start
+    v += b * in_units(v_strides[0], V_UNIT) + v_start
     end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
     # The diagonal comes first since it is never empty: after a loop that might not run at all, the
     # assembler sees accumulators set while products are in flight, and makes every product wait.
@@ -194,8 +211,9 @@ def attention_forward(
         queries,
         scale_log2,
         BLOCK_KEYS,
-        STORED,
         PARTS,
+        K_UNIT,
+        V_UNIT,
         "causal",
     )
     accumulator, row_max, row_sum = attend_tiles(
@@ -213,13 +231,14 @@ def attention_forward(
         queries,
         scale_log2,
         BLOCK_KEYS,
-        STORED,
         PARTS,
+        K_UNIT,
+        V_UNIT,
         "none",
     )
     if HAS_PREFIX:
-        prefix_k += b * prefix_k_strides[0] + g * prefix_k_strides[2]
-        prefix_v += b * prefix_v_strides[0] + g * prefix_v_strides[2]
+        prefix_k += b * in_units(prefix_k_strides[0], K_UNIT) + k_start
+        prefix_v += b * in_units(prefix_v_strides[0], V_UNIT) + v_start
         whole = num_prefix // BLOCK_KEYS * BLOCK_KEYS
         accumulator, row_max, row_sum = attend_tiles(
             accumulator,
@@ -236,8 +255,9 @@ def attention_forward(
             queries,
             scale_log2,
             BLOCK_KEYS,
-            STORED,
             PARTS,
+            K_UNIT,
+            V_UNIT,
             "none",
         )
         accumulator, row_max, row_sum = attend_tiles(
@@ -255,8 +275,9 @@ def attention_forward(
             queries,
             scale_log2,
             BLOCK_KEYS,
-            STORED,
             PARTS,
+            K_UNIT,
+            V_UNIT,
             "end",
         )
 
@@ -268,6 +289,7 @@ def attention_forward(
         out_strides[3],
         scale_rows(accumulator, 1.0 / row_sum),
         1.0,
+        shift_of(v_start, g, v_strides[2], V_UNIT),
         BLOCK_QUERIES,
         HEAD_DIM,
         PARTS,

@@ -36,8 +36,8 @@ prepare = torch.library.custom_op(
     "flopcount::prepare_attention",
     launch_preparation,
     mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor? prefix_k, Tensor? v, Tensor? prefix_v, Tensor? table, "
-    "float scale, int channels, bool back) -> Tensor[]",
+    schema="(Tensor q, Tensor k, Tensor? prefix_k, Tensor table, float scale, int channels, "
+    "bool back) -> Tensor[]",
 )
 
 
@@ -76,14 +76,12 @@ def _(
     q: Tensor,
     k: Tensor,
     prefix_k: Tensor | None,
-    v: Tensor | None,
-    prefix_v: Tensor | None,
-    table: Tensor | None,
+    table: Tensor,
     scale: float,
     channels: int,
     back: bool,
 ) -> list[Tensor]:
-    operands = (q, k, prefix_k, v, prefix_v)
+    operands = (q, k, prefix_k)
     return [x.new_empty(*x.shape[:-1], channels) for x in operands if x is not None]
 
 

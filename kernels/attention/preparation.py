@@ -1,4 +1,4 @@
-"""The pass before the attention: rotary embedding, scale and storage padding at once.
+"""The pass before the attention where there are angles: rotary embedding, scale and padding.
 
 Letters: B batch, S positions, H heads (of queries or of keys), C channels of a head, P pairs of
 channels that turn. The pass is linear and, but for the padding, orthogonal: its backward pass is
@@ -7,16 +7,14 @@ the pass itself with the angles turned back and the padding cut off.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.attention.tiles import load_rows, store_rows
-from kernels.attention.tilings import part_ranges
+from kernels.attention.tilings import part_ranges, row_options
 
 BLOCK_ROWS = 32
-NUM_WARPS = 4
 
 
 def declare_preparation(grid, metadata, args):
@@ -25,7 +23,7 @@ def declare_preparation(grid, metadata, args):
         args["batch"] * length * heads
         for length, heads in zip(args["lengths"], args["heads"], strict=True)
     ]
-    pairs = sum(rows[: args["NUM_TURNED"]]) * (args["TURNED"] // 2)
+    pairs = sum(rows) * (args["TURNED"] // 2)
     elements = sum(rows) * (args["LOADED"] + args["STORED"])
     return {
         "name": metadata.name,
@@ -44,13 +42,13 @@ def turn_rows(tile, table, TURNED: tl.constexpr, PARTS: tl.constexpr, BACK: tl.c
     turned = ()
     for i in tl.static_range(len(tile)):
         if i < len(table):
-            rows: tl.constexpr = tile[i].shape[0]
-            pairs: tl.constexpr = PARTS[i][1] // 2
-            a, b = tl.split(tl.reshape(tile[i].to(tl.float32), (rows, pairs, 2)))
-            cos, sin = tl.split(tl.reshape(table[i], (rows, pairs, 2)))
+            # Sizes have no names here: a constant's can't be given again in the next part.
+            wide = tile[i].to(tl.float32)
+            a, b = tl.split(tl.reshape(wide, (tile[i].shape[0], PARTS[i][1] // 2, 2)))
+            cos, sin = tl.split(tl.reshape(table[i], (tile[i].shape[0], PARTS[i][1] // 2, 2)))
             if BACK:
                 sin = -sin
-            turns = (PARTS[i][0] + 2 * tl.arange(0, pairs) < TURNED)[None, :]
+            turns = (PARTS[i][0] + 2 * tl.arange(0, PARTS[i][1] // 2) < TURNED)[None, :]
             first = tl.where(turns, a * cos - b * sin, a)
             second = tl.where(turns, a * sin + b * cos, b)
             turned = turned + (tl.interleave(first, second),)
@@ -77,15 +75,14 @@ def prepare_rows(
     LOADED: tl.constexpr,
     STORED: tl.constexpr,
     PARTS: tl.constexpr,
-    NUM_TURNED: tl.constexpr,
     TURNED: tl.constexpr,
     TABLE_PARTS: tl.constexpr,
     BACK: tl.constexpr,
 ):
     """Each operand, (B, length, heads, LOADED) by strides -> contiguous (B, length, heads, STORED).
 
-    The first operand is multiplied by ``scale``. The first ``NUM_TURNED`` are turned by the rows
-    of ``table``, (B, num_positions, TURNED), from their offset on. Channels are padded with zeros
+    The first operand is multiplied by ``scale``. All are turned by the rows of ``table``,
+    (B, num_positions, TURNED), from their offset on. Channels are padded with zeros
     or cut off. A program owns BLOCK positions of one operand and takes its heads in turn, so that
     cosines and sines are read once for all of them.
     """
@@ -94,19 +91,17 @@ def prepare_rows(
     for i in tl.static_range(len(sources)):
         if (tl.program_id(1) == i) & (first < lengths[i]):
             strides = source_strides[i]
-            table_tile = ()
-            if i < NUM_TURNED:
-                table_tile = load_rows(
-                    table + b * table_stride,
-                    offsets[i] + first,
-                    num_positions,
-                    TURNED,
-                    1,
-                    BLOCK,
-                    TURNED,
-                    TABLE_PARTS,
-                    False,
-                )
+            table_tile = load_rows(
+                table + b * table_stride,
+                offsets[i] + first,
+                num_positions,
+                TURNED,
+                1,
+                BLOCK,
+                TURNED,
+                TABLE_PARTS,
+                False,
+            )
             for head in tl.range(0, heads[i]):
                 h = tl.cast(head, tl.int64)
                 tile = load_rows(
@@ -128,6 +123,7 @@ def prepare_rows(
                     1,
                     turn_rows(tile, table_tile, TURNED, PARTS, BACK),
                     scale if i == 0 else 1.0,
+                    0,
                     BLOCK,
                     STORED,
                     PARTS,
@@ -138,9 +134,7 @@ def launch_preparation(
     q: Tensor,
     k: Tensor,
     prefix_k: Tensor | None,
-    v: Tensor | None,
-    prefix_v: Tensor | None,
-    table: Tensor | None,
+    table: Tensor,
     scale: float,
     channels: int,
     back: bool,
@@ -151,10 +145,7 @@ def launch_preparation(
         q: queries, (B, N, H, C), the last of all positions; scaled and turned.
         k: keys, (B, ·, G, C), the last of all positions; turned.
         prefix_k: keys of the first positions; turned.
-        v: values, padded only.
-        prefix_v: values, padded only.
-        table: cos and sin for each pair, (B or 1, all positions, P, 2) in fp32; without it
-            nothing turns.
+        table: cos and sin for each pair, (B or 1, all positions, P, 2) in fp32.
         scale: factor of the queries.
         channels: of the results; zeros beyond C, or C cut off.
         back: turn back, as the backward pass does.
@@ -162,16 +153,11 @@ def launch_preparation(
     Returns:
         New contiguous tensors, (B, ·, ·, channels), in the order of the arguments given.
     """
-    turned = [x for x in (q, k, prefix_k) if x is not None]
-    sources = turned + [x for x in (v, prefix_v) if x is not None]
+    sources = [x for x in (q, k, prefix_k) if x is not None]
     targets = [x.new_empty(*x.shape[:-1], channels) for x in sources]
     batch, loaded = q.shape[0], q.shape[-1]
     lengths = tuple(x.shape[1] for x in sources)
     parts = part_ranges(max(loaded, channels))
-    if table is None:
-        table, num_turned = q.new_empty(1, 1, 0, 2, dtype=torch.float32), 0
-    else:
-        num_turned = len(turned)
     # (B, positions, 2·P), each sequence's rows contiguous.
     table = table.flatten(-2).contiguous().expand(batch, -1, -1)
     positions, turning = table.shape[1:]
@@ -193,10 +179,9 @@ def launch_preparation(
         LOADED=loaded,
         STORED=channels,
         PARTS=parts,
-        NUM_TURNED=num_turned,
         TURNED=turning,
         TABLE_PARTS=tuple(part for part in parts if part[0] < turning),
         BACK=back,
-        num_warps=NUM_WARPS,
+        **row_options(max(loaded, channels)),
     )
     return targets

@@ -1,5 +1,6 @@
 """The search over tilings: what is pruned, what is kept, and that it resumes. No speed."""
 
+import csv
 import itertools
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from benchmarks.measurement import read_table
 from benchmarks.shapes import Shape
 from kernels.attention import launches, tilings
 from kernels.attention.tilings import PASSES, Tiling, shipped_tiling
-from validate.compiled_code import Launch
+from validate.compiled_code import CompiledKernel, Launch, Segment
 
 pytestmark = pytest.mark.interpreter
 
@@ -109,7 +110,7 @@ def test_other_shapes_try_the_fastest_of_the_first_alone(searched):
         assert fastest in {row["tiling"] for row in later}
 
 
-A, B, C = Tiling(64, 64, 4, 2), Tiling(128, 64, 8, 2), Tiling(128, 32, 8, 2, 128)
+A, B, C = Tiling(64, 64, 4, 2), Tiling(128, 64, 8, 2), Tiling(128, 32, 8, 3, 128)
 
 
 def timed_row(prefix, tiling, ms):
@@ -177,7 +178,9 @@ def test_a_tiling_that_spills_is_refused(monkeypatch):
 
     def compile_all(launches, jobs):
         assert jobs == 3
-        assert [launch.prefix for launch in launches] == [768, 0]
+        assert [launch.prefix for launch in launches] == [768] * 3 + [0] * 3
+        assert [(x.head_dim, x.turned) for x in launches[:3]] == tune.variants(73)
+        assert {launch.dtype for launch in launches} == {"float16"}
         for launch in launches:
             yield Compiled("attention_query_gradient", launch, ["spills"] * (launch.prefix > 0))
             yield Compiled("attention_forward", launch, ["spills"])  # as shipped: not chosen here
@@ -185,7 +188,7 @@ def test_a_tiling_that_spills_is_refused(monkeypatch):
 
     monkeypatch.setattr(tune, "compile_all", compile_all)
     chosen = {(shape, "query"): A, (other, "query"): B}
-    assert tune.compiled_faults(chosen, jobs=3) == {("query", 73, A)}
+    assert tune.compiled_faults(chosen, "float16", jobs=3) == {("query", 73, A)}
 
 
 def test_the_search_resumes(searched, monkeypatch):
@@ -228,6 +231,102 @@ def test_the_whole_path_on_a_tiny_shape(tmp_path):
     tune.main(["--out", str(tmp_path), *options, "--minutes", "0"])
     assert (tmp_path / "tuned.csv").read_text() == whole
     assert len(read_table(tmp_path / "tilings.csv")) == 3
+
+
+def test_what_must_not_be_shipped_is_said(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tune.main(["--out", str(tmp_path), "--tiny", "--ship"])
+    assert "not for shipping" in capsys.readouterr().err
+
+    def given(*rows):
+        with (tmp_path / "tilings.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, tune.COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        tune.main(["--out", str(tmp_path), "--minutes", "0"])
+
+    row = {"device": "H", **timed_row(0, A, 1.0), "message": ""}
+    given(row)
+    assert "results are not checked here: the times are of H" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="one device and dtype"):
+        given(row, row | {"device": "another"})
+    with pytest.raises(SystemExit, match="one device and dtype"):
+        given()
+    with pytest.raises(SystemExit, match="may be shipped"):
+        given(row | {"status": "failed"})
+
+
+def fact_row(tiling, registers, least_clocks, faults="", code=None):
+    return {
+        "pass": "forward", "padded_head_dim": "80", "tiling": tune.written(tiling),
+        "registers": str(registers), "programs_per_multiprocessor": "1",
+        "least_clocks": str(least_clocks), "faults": faults, "code": code or tune._digest(),
+        "triton": "3",
+    }  # fmt: skip
+
+
+def test_what_is_known_of_candidates_prunes_and_orders_them(tmp_path, monkeypatch):
+    path = tmp_path / "candidates.csv"
+    plain = tune.candidates("forward", 73, 512)
+    fast, slow, spills = [x for x in plain[1:] if x[2:] == (4, 2, None)][:3]
+    rows = [
+        fact_row(slow, 150, 0.2), fact_row(fast, 150, 0.1), fact_row(spills, 255, 0.05, "spills"),
+        fact_row(slow._replace(max_registers=168), 150, 0.2),
+        fact_row(fast._replace(max_registers=128), 128, 0.15),
+        fact_row(slow, 255, 0.2, "of other code", "x"),
+    ]  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, tune.FACT_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    known = tune.facts(path)
+    monkeypatch.setattr(tune, "facts", lambda: known)
+    found = tune.candidates("forward", 73, 512)
+    assert found[0] == plain[0]
+    assert found[1:4] == [fast, fast._replace(max_registers=128), slow]
+    gone = {spills, slow._replace(max_registers=168)}
+    assert set(plain) - set(found) == gone & set(plain)
+    # Head dims padded otherwise, and other passes, are not concerned.
+    assert set(tune.candidates("forward", 91, 512)) == set(tune.candidates("forward", 96, 512))
+
+
+def test_the_least_time_of_a_tile():
+    launch = Launch("bfloat16", 73)
+    constants = {"BLOCK_QUERIES": 128, "BLOCK_KEYS": 64}
+    kernel = CompiledKernel(
+        "attention_forward", launch, constants, 8, 200, 0, 0, False, 80_000, {}, {},
+        (Segment(True, 2_000_000, 490), Segment(True, 2_621_440, 328)),
+    )  # fmt: skip
+    # 128 · 64 pairs: 640 clocks of tensor cores, 512 of exponentials, 656 to issue 328 · 8 / 4.
+    assert tune.least_clocks(kernel) == 656 / (128 * 64)
+
+
+def test_candidates_are_compiled_once(tmp_path, monkeypatch):
+    path = tmp_path / "candidates.csv"
+    seen = []
+
+    class Pool:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def map(self, function, launches):
+            seen.append(launches)
+            return [f"gave up on {launch.passes}" for launch in launches]
+
+    monkeypatch.setattr(tune, "triton_processes", lambda **options: Pool())
+    monkeypatch.setattr(tune, "candidates", lambda name, head_dim, keys: [A, B])
+    tune.compile_candidates([73], 1, path)
+    assert [(x.passes, x.tilings[0][1]) for x in seen[0]] == [
+        ((name,), tiling) for name in PASSES for tiling in (A, B)
+    ]
+    known = tune.facts(path)
+    assert len(known) == 6
+    assert all(fact.faulty for fact in known.values())
+    tune.compile_candidates([73], 1, path)
+    assert seen[1] == []
 
 
 def test_a_dry_run_lists_and_times_nothing(tmp_path, capsys):

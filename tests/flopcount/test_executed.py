@@ -161,6 +161,10 @@ def test_symbols_for_tiles_agree_with_ints():
     ):
         with pytest.raises(TypeError, match="expected arrays or symbols, not both"):
             model(num_latents=np.arange(1, 3)).executed(fc.Tiling(**blocks | change))
+    with pytest.raises(TypeError, match=r"given as array and forward\[0\] as symbol"):
+        model(num_latents=np.arange(1, 3)).executed(
+            fc.Tiling(**blocks | {"forward": (64 * M, 64)}), hybrid_tiling=fc.Tiling(**blocks)
+        )
     with pytest.raises(TypeError, match=r"hybrid forward\[0\] as symbol"):
         model(num_latents=np.arange(1, 3)).executed(
             fc.Tiling(**blocks), hybrid_tiling=fc.Tiling(**blocks | {"forward": (64 * M, 64)})
@@ -226,8 +230,10 @@ def test_bad_tilings(arguments, error, message):
 
 
 def test_bad_arguments():
-    with pytest.raises(TypeError, match=r"flopcount\.Tiling"):
+    with pytest.raises(TypeError, match=r"^tiling = \(128, 64\): expected a flopcount\.Tiling"):
         model().executed((128, 64))
+    with pytest.raises(TypeError, match=r"^tiling = 64: expected a flopcount\.Tiling"):
+        model().executed(64, hybrid_tiling=TILING)
     with pytest.raises(TypeError, match=r"hybrid_tiling = 64: expected a flopcount\.Tiling"):
         model().executed(TILING, hybrid_tiling=64)
     decoder = fc.Decoder(vocab_size=7, seq_len=4, num_channels=8, num_layers=2, num_heads=2)

@@ -26,8 +26,13 @@ SHAPES = [
     (1, 70, 1, 1, 1, 91),
     (1, 40, 65, 3, 1, 112),
     (1, 17, 9, 1, 1, 200),
+    (2, 19, 14, 8, 8, 73),
+    (1, 9, 4, 8, 4, 78),
 ]
-FP16_SHAPES = [(1, 130, 70, 1, 1, 91), (1, 129, 0, 2, 1, 64)]
+FP16_SHAPES = [
+    (1, 130, 70, 1, 1, 91), (1, 129, 0, 2, 1, 64), (2, 33, 70, 8, 8, 73), (1, 40, 9, 8, 8, 91),
+    (1, 20, 5, 8, 4, 54),
+]  # fmt: skip
 
 
 def operands(shape, dtype, seed=0):
@@ -175,7 +180,7 @@ def tensors(q=(1, 4, 2, 8), k=(1, 6, 2, 8), v=(1, 6, 2, 8), dtype=torch.float32)
         (tensors(q=(1, 4, 3, 8)), ValueError, "must divide"),
         (tensors(q=(2, 4, 2, 8)), ValueError, "batch 2"),
         (tensors(q=(1, 4, 2, 9)), ValueError, "head dim 9"),
-        (tensors(q=(1, 0, 2, 8)), ValueError, "a query at least"),
+        (tensors(q=(1, 0, 2, 8)), ValueError, "a query and a head at least"),
         (tensors(q=(4, 2, 8)), ValueError, "batch, length, heads"),
         (tensors(*[(1, 4, 1, 257)] * 3), ValueError, "from 1 to 256"),
         (tensors(dtype=torch.float64), TypeError, "fp32, fp16 or bf16"),

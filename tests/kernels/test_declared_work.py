@@ -67,11 +67,11 @@ def test_every_launch(launches, dtype):
             width: 2 * pairs * product,
             "bytes": 2 * rows + 2 * (latents + prefix) + lse.nbytes,
         },
-        # Reads out and its gradient; writes delta and the gradient again in 16 channels.
+        # Reads out and its gradient; writes delta.
         {
             "name": "row_products",
             "flops32": batch * n * heads * 2 * channels,
-            "bytes": 2 * rows + rows // channels * 16 + lse.nbytes,
+            "bytes": 2 * rows + lse.nbytes,
         },
         # Reads q, the output's gradient, k, v, log-sum-exp, delta; writes two gradients.
         {

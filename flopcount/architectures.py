@@ -207,15 +207,15 @@ class Architecture(abc.ABC):
             return self._count(sizes, "executed", matmuls, None, training, checkpointing)
 
         sizes = self._step_sizes(training, batch_size, checkpointing)
-        layers = {matmul.layer for matmul in self.matmuls(sizes, "causal")}
-        if hybrid_tiling is not None and "hybrid" not in layers:
+        hybrid_sizes = {f"hybrid {name}": size for name, size in hybrid.sizes().items()}
+        require_same_kind(vars(sizes) | tiling.sizes() | hybrid_sizes)
+        counted = count(sizes.safe_for(lambda bound: count(bound).with_recompute))
+        if hybrid_tiling is not None and all(line.layer != "hybrid" for line in counted.lines):
             raise ValueError(
                 f"hybrid_tiling = {quoted(hybrid_tiling)}: expected None, since a "
                 f"{type(self).__name__} has no hybrid layer"
             )
-        hybrid_sizes = {f"hybrid {name}": size for name, size in hybrid.sizes().items()}
-        require_same_kind(vars(sizes) | tiling.sizes() | hybrid_sizes)
-        return count(sizes.safe_for(lambda bound: count(bound).with_recompute))
+        return counted
 
     def _step_sizes(self, training: bool, batch_size: Size, checkpointing: str | None) -> Sizes:
         """The sizes of a step whose options do not contradict each other."""

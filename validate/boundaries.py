@@ -369,6 +369,7 @@ class Boundaries:
             model = self.model()
         count = model.executed(
             self.any_of(tiling),
+            hybrid_tiling=self.any_of(None, None, tiling),
             training=training,
             batch_size=batch_size,
             checkpointing=checkpointing,

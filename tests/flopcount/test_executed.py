@@ -194,6 +194,13 @@ def test_explanation_of_what_is_executed():
         fc.explain(level="executed", tiling=(128, 64))
 
 
+def test_no_overflow_beside_a_hybrid_tiling():
+    big = model(num_latents=np.array([2, 3]), num_channels=2**40 * 146)
+    assert list(big.executed(TILING, hybrid_tiling=TILING).total) == [
+        model(num_latents=n, num_channels=2**40 * 146).executed(TILING).total for n in (2, 3)
+    ]
+
+
 def test_no_overflow():
     big = model(num_latents=np.array([2**40, 2**41])).executed(TILING).total
     assert list(big) == [

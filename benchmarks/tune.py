@@ -32,6 +32,7 @@ import torch
 import triton
 
 from benchmarks.attention import SIZES, draw, errors, one_line, require_working_device, timed
+from benchmarks.cases import shape_of
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measurement import (
     Table,
@@ -45,7 +46,6 @@ from benchmarks.shapes import Shape
 from kernels.attention import launches
 from kernels.attention.tilings import (
     COPIED,
-    KERNELS,
     PASSES,
     TUNED,
     WIDEST_IN_PLACE,
@@ -62,6 +62,7 @@ from validate.compiled_code import (
     compile_launch,
     kernel_code,
 )
+from validate.compiled_record import NAMES
 from validate.processes import triton_processes
 
 REGISTERS = 255
@@ -123,7 +124,7 @@ def fits(pass_name: str, head_dim: int, tiling: Tiling, element_size: int = 2) -
     - Operands fit shared memory: the owned ones once, the visited ones once per stage.
     - Accumulators and tiles of scores, fp32, fit the registers of the program's threads.
 
-    >>> fits("forward", 73, Tiling(128, 64, 8, 3)), fits("forward", 73, Tiling(128, 128, 4, 3))
+    >>> fits("forward", 73, Tiling(128, 64, 8, 3)), fits("forward", 91, Tiling(128, 128, 4, 2))
     (True, False)
     """
     owned, visited = blocks(pass_name, tiling)
@@ -379,7 +380,7 @@ def _wanted(table: Table, shape: Shape, pass_name: str) -> list[Tiling]:
         if row["head_dim"] == str(shape.head_dim)
         and row["pass"] == pass_name
         and row["status"] == "ok"
-        and not _is_about(row, shape)
+        and shape_of(row) != shape
     ]
     if not earlier:
         return found
@@ -437,16 +438,12 @@ def _ms(row: dict[str, str]) -> float:
     return float(row["ms"])
 
 
-def _is_about(row: dict[str, str], shape: Shape) -> bool:
-    return all(row[name] == str(size) for name, size in vars(shape).items())
-
-
 def _of_case(rows: Iterable[dict[str, str]], shape: Shape, pass_name: str) -> list[dict[str, str]]:
     """Rows of a shape and pass that were timed."""
     return [
         row
         for row in rows
-        if row["status"] == "ok" and row["pass"] == pass_name and _is_about(row, shape)
+        if row["status"] == "ok" and row["pass"] == pass_name and shape_of(row) == shape
     ]
 
 
@@ -473,7 +470,7 @@ def choose(rows: Iterable[dict[str, str]], refused: Refused) -> Chosen:
     """
     times: dict[tuple[str, int], dict[Shape, dict[Tiling, float]]] = {}
     for row in rows:
-        shape = Shape(**{name: int(row[name]) for name in SIZES})
+        shape = shape_of(row)
         case, tiling = (row["pass"], shape.head_dim), read_tiling(row["tiling"])
         if row["status"] == "ok" and (*case, tiling) not in refused:
             times.setdefault(case, {}).setdefault(shape, {})[tiling] = float(row["ms"])
@@ -531,10 +528,9 @@ def compiled_faults(chosen: Chosen, dtype: str, jobs: int | None = None) -> Refu
         for shape, taken in by_shape(chosen).items()
         for head_dim, turned in variants(shape.head_dim)
     ]
-    passes = {kernel: name for name, kernel in KERNELS.items()}
     refused = set()
     for kernel in compile_all(launches, jobs):
-        pass_name = passes.get(kernel.name, "")
+        pass_name = NAMES.get(kernel.name, "")
         tilings = dict(kernel.launch.tilings)
         if pass_name in tilings and kernel.faults():
             print(f"{pass_name}, {tilings[pass_name]}: {'; '.join(kernel.faults())}")

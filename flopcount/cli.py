@@ -118,7 +118,7 @@ class TilingOptions:
 
 @dataclasses.dataclass(frozen=True)
 class HybridTilingOptions:
-    """How they cut that of the hybrid layer, where otherwise."""
+    """How the kernels cut the hybrid layer's work, where it differs."""
 
     forward: Annotated[
         tuple[int, int] | None, tyro.conf.arg(name="hybrid-tiling.forward", metavar="QUERIES KEYS")
@@ -198,7 +198,7 @@ def count(
         level: What attention counts; causal unless a convention is given.
         convention: A published way to count instead; ``compare`` lists them.
         tiling: How fused attention kernels cut their work, for level executed.
-        hybrid_tiling: How they cut that of the hybrid layer, where otherwise.
+        hybrid_tiling: How they cut the hybrid layer's work, where it differs.
         training: Forward and backward, or forward alone.
         batch_size: Sequences in a step.
         checkpointing: Activation checkpointing of whole layers.

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.cases import OURS, Row, by_case, over
-from benchmarks.measurement import read_table
 from benchmarks.shapes import PASSES, SETS, Shape
+from models.results import read_table
 
 UNALIGNED = (73, 78, 91)
 """Head dims of the article that peers pad by more than we do."""

@@ -21,18 +21,10 @@ from torch import Tensor
 
 from benchmarks.accuracy import WrongResultError, shares_of_allowed
 from benchmarks.implementations import IMPLEMENTATIONS, Attend, NotApplicableError
-from benchmarks.measurement import (
-    Ceilings,
-    Table,
-    device,
-    environment,
-    measure_ceilings,
-    rounds_ms,
-    working_dtype,
-    write_environment,
-)
+from benchmarks.measurement import Ceilings, device, measure_ceilings, rounds_ms, working_dtype
 from benchmarks.shapes import FORWARD_ONLY, PASSES, SETS, Shape
 from kernels.attention.reference import reference_attention
+from models.results import Table, environment, write_environment
 
 SIZES = tuple(field.name for field in dataclasses.fields(Shape))
 KEY = (*SIZES, "dtype", "pass", "implementation")

@@ -22,17 +22,11 @@ from torch import Tensor
 import flopcount as fc
 from benchmarks.accuracy import WrongResultError, shares_of_allowed
 from benchmarks.attention import one_line, require_working_device
-from benchmarks.measurement import (
-    Table,
-    device,
-    environment,
-    rounds_ms,
-    working_dtype,
-    write_environment,
-)
+from benchmarks.measurement import device, rounds_ms, working_dtype
 from benchmarks.peers import no_tf32, with_attention
 from benchmarks.shapes import Shape
 from models.blocks import Attention, initialize
+from models.results import Table, environment, write_environment
 from models.rotary import rotary_angles
 
 VARIANTS = {

@@ -28,7 +28,7 @@ from benchmarks import profiler
 from benchmarks.attention import compile_ahead, draw
 from benchmarks.executed import executed_ops
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.measurement import FINDING, Table, device, environment, write_environment
+from benchmarks.measurement import FINDING, device
 from benchmarks.profiler import Kernel, ProfilerError, verdict
 from benchmarks.shapes import ARTICLE_HEAD_DIMS, Shape
 from benchmarks.steps import (
@@ -39,6 +39,7 @@ from benchmarks.steps import (
     seed_model,
     step_rows,
 )
+from models.results import Table, environment, write_environment
 
 GEMM = (4096, 4096, 4096)
 """M, N and K of the calibration: whole tiles for any kernel that a library may pick."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from benchmarks.aims import aims_markdown
 from benchmarks.cases import OURS, PEERS, Row, best, by_case, over, shape_of
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.measurement import NO_GPU, ROOT, read_table
+from benchmarks.measurement import ROOT
 from benchmarks.shapes import PASSES, SETS
+from models.results import NO_GPU, read_table
 
 LONGEST_OF_ARTICLE = 512
 

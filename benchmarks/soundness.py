@@ -26,9 +26,10 @@ from torch import Tensor
 
 from benchmarks.accuracy import shares_of_allowed
 from benchmarks.attention import one_line
-from benchmarks.measurement import FINDING, ROOT, Table, device, environment, write_environment
+from benchmarks.measurement import FINDING, ROOT, device
 from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
+from models.results import Table, environment, write_environment
 
 COLUMNS = ("device", "check", "cases", "status", "message")
 # A thousand cases share a few head dims: of one part and of several, powers of two, multiples of 16

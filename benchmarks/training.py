@@ -14,7 +14,6 @@ import argparse
 import csv
 import dataclasses
 import importlib
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,21 +23,15 @@ from torch import Tensor, nn
 
 import flopcount as fc
 from benchmarks.attention import one_line, require_working_device
-from benchmarks.measurement import (
-    Table,
-    device,
-    environment,
-    measure_ceilings,
-    read_table,
-    write_environment,
-)
+from benchmarks.measurement import device, measure_ceilings
 from benchmarks.peers import shapes_of_model, with_attention
 from benchmarks.steps import SEED_MODELS, TINY, seed_model
 from models.data import CorpusConfig
 from models.perceiver_ar import PerceiverAR
+from models.results import Table, environment, read_table, write_environment
 from models.step import Execution, TrainStep
 from models.throughput import measure as rated
-from models.throughput import peak_device
+from models.throughput import peak_device, seconds_per_step
 from models.training import ModelConfig, Recipe, TrainConfig, train
 
 VARIANTS = {
@@ -127,26 +120,6 @@ def _batch(model: fc.PerceiverAR, batch_size: int) -> tuple[Tensor, Tensor]:
     length = sizes.num_prefix + sizes.num_latents
     tokens = torch.randint(model.vocab_size, (batch_size, length + 1), device=device())
     return tokens[:, :-1], tokens[:, -sizes.num_latents :]
-
-
-def seconds_per_step(step: Step, seconds: float = 3.0) -> float:
-    """Wall-clock seconds of a step, steps in a row, warmed up; launch gaps count.
-
-    The host's clock around as many steps as fill ``seconds``, synchronised before and after.
-    """
-    for _ in range(3 if torch.cuda.is_available() else 1):
-        step()
-    once = _clocked(step, 1)
-    return _clocked(step, max(3, round(seconds / once)) if torch.cuda.is_available() else 1)
-
-
-def _clocked(step: Step, steps: int) -> float:
-    require_working_device()
-    started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    require_working_device()
-    return (time.perf_counter() - started) / steps
 
 
 def throughput(

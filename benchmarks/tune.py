@@ -34,14 +34,7 @@ import triton
 from benchmarks.attention import SIZES, draw, errors, one_line, require_working_device, timed
 from benchmarks.cases import shape_of
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.measurement import (
-    Table,
-    device,
-    environment,
-    read_table,
-    working_dtype,
-    write_environment,
-)
+from benchmarks.measurement import device, working_dtype
 from benchmarks.shapes import Shape
 from kernels.attention import launches
 from kernels.attention.tilings import (
@@ -54,6 +47,7 @@ from kernels.attention.tilings import (
     shipped_tiling,
     tuned_tilings,
 )
+from models.results import Table, environment, read_table, write_environment
 from validate.compiled_code import (
     QUERIES,
     CompiledKernel,

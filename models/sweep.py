@@ -48,7 +48,16 @@ from models.configuration import claim_folder
 from models.data import CorpusConfig
 from models.distributed import launched
 from models.step import Execution
-from models.training import ModelConfig, Recipe, Row, TrainConfig, check_config, open_corpus, train
+from models.training import (
+    DivergedError,
+    ModelConfig,
+    Recipe,
+    Row,
+    TrainConfig,
+    check_config,
+    open_corpus,
+    train,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,6 +66,8 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
 OnStep: TypeAlias = Callable[[str, int], None] | None
+DIVERGED = "diverged: "
+"""What the problem of a run begins with whose loss is no longer finite."""
 _DEATHS = 3
 """So often a run's process may die without having reached a further checkpoint."""
 _PLACEMENT = ("execution", "cluster", "workers", "cpus_per_run", "gpus_per_run")
@@ -81,6 +92,7 @@ class SweepConfig:
         recipe: the optimisation.
         validations: how often a run takes its validation loss.
         validation_windows: windows of each.
+        final_validation_windows: of the last; as many by default.
         validation_context: positions before the latents of each; the prefix by default.
         checkpoint_steps: a checkpoint after so many steps, besides one at each validation.
         device: ``cpu``, ``cuda`` or ``auto``.
@@ -106,6 +118,7 @@ class SweepConfig:
     recipe: Recipe = field(default_factory=Recipe)
     validations: int = 20
     validation_windows: int = 256
+    final_validation_windows: int | None = None
     validation_context: int | None = None
     checkpoint_steps: int = 1000
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -185,6 +198,7 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
                 seed=seed,
                 validations=config.validations,
                 validation_windows=config.validation_windows,
+                final_validation_windows=config.final_validation_windows,
                 validation_context=config.validation_context,
                 checkpoint_steps=config.checkpoint_steps,
                 device=config.device,
@@ -382,6 +396,8 @@ def train_placed(
     torch.set_num_threads(threads)
     try:
         train(run.config, folder, report, patience=_PATIENCE)
+    except DivergedError as error:
+        return f"{DIVERGED}{error}"
     except (ValueError, RuntimeError, OSError) as error:
         return str(error)
     except Exception:

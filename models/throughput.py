@@ -7,7 +7,10 @@ issued, recomputation too: the reference attention multiplies whole score rectan
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -150,3 +153,31 @@ def measure(
         dtype=dtype,
         num_devices=num_devices,
     )
+
+
+def seconds_per_step(step: Callable[[], Any], seconds: float = 3.0) -> float:
+    """Time a step by the host's clock: steps in a row, warmed up; launch gaps count.
+
+    Args:
+        step: takes one.
+        seconds: that as many steps as are timed should fill, three steps at least.
+
+    """
+    for _ in range(3):
+        step()
+    once = _clocked(step, 1)
+    return _clocked(step, max(3, round(seconds / once)))
+
+
+def _clocked(step: Callable[[], Any], steps: int) -> float:
+    _wait_for_device()
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _wait_for_device()
+    return (time.perf_counter() - started) / steps
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

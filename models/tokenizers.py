@@ -56,6 +56,9 @@ class Tokenizer(Protocol):
     def encode(self, text: bytes | str) -> np.ndarray:
         """Turn text into token ids, one dimension, without control tokens."""
 
+    def byte_lengths(self) -> np.ndarray:
+        """Give the bytes that each token id stands for; 1 for a control token."""
+
     def decode(self, tokens: Tensor | np.ndarray) -> str:
         """Turn token ids into text: control tokens by name, broken UTF-8 as U+FFFD."""
 
@@ -79,6 +82,10 @@ class ByteTokenizer:
         """Turn text into uint16 token ids, one per byte."""
         data = text.encode() if isinstance(text, str) else text
         return np.frombuffer(data, np.uint8).astype(np.uint16) + len(SPECIAL_TOKENS)
+
+    def byte_lengths(self) -> np.ndarray:
+        """Give the bytes that each token id stands for; 1 for a control token."""
+        return np.ones(self.vocab_size, np.int64)
 
     def decode(self, tokens: Tensor | np.ndarray) -> str:
         """Turn token ids into text: control tokens by name, broken UTF-8 as U+FFFD."""
@@ -112,6 +119,18 @@ class SentencePieceTokenizer:
         # No piece spans a line break, so lines can be encoded by themselves.
         pieces = self._processor.encode(text.splitlines(keepends=True))
         return np.fromiter((piece for line in pieces for piece in line), np.uint32)
+
+    def byte_lengths(self) -> np.ndarray:
+        """Give the bytes that each token id stands for; 1 for a control token."""
+        pieces = self._processor
+        return np.array(
+            [
+                1
+                if pieces.is_byte(token) or pieces.is_control(token) or pieces.is_unknown(token)
+                else len(pieces.id_to_piece(token).replace("\u2581", " ").encode())
+                for token in range(self.vocab_size)
+            ]
+        )
 
     def decode(self, tokens: Tensor | np.ndarray) -> str:
         """Turn token ids into text: control tokens by name, broken UTF-8 as U+FFFD."""

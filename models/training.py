@@ -92,6 +92,7 @@ class TrainConfig:
         validations: how often the validation loss is taken, at equal distances in FLOPs, the last
             time after the last step.
         validation_windows: windows of each.
+        final_validation_windows: of the last; as many by default.
         validation_context: positions before the latents of each, of which the last are the prefix;
             equal ones make equal targets for models of different prefixes. The prefix by default.
         checkpoint_steps: a checkpoint after so many steps, besides one at each validation.
@@ -110,6 +111,7 @@ class TrainConfig:
     seed: int = 0
     validations: int = 20
     validation_windows: int = 256
+    final_validation_windows: int | None = None
     validation_context: int | None = None
     checkpoint_steps: int = 1000
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -225,6 +227,7 @@ def check_config(config: TrainConfig) -> None:
         "batch_size": config.recipe.batch_size,
         "validations": config.validations,
         "validation_windows": config.validation_windows,
+        "final_validation_windows": final_windows(config),
         "checkpoint_steps": config.checkpoint_steps,
     }
     for name, value in at_least_one.items():
@@ -236,11 +239,21 @@ def check_config(config: TrainConfig) -> None:
 
 def _check_shares(config: TrainConfig, processes: Processes) -> None:
     config.execution.require_divides(config.recipe.batch_size, processes)
-    if config.validation_windows % processes.count:
-        raise ValueError(
-            f"validation_windows must be a multiple of the {processes.count} processes, "
-            f"got {config.validation_windows}"
-        )
+    counts = {
+        "validation_windows": config.validation_windows,
+        "final_validation_windows": final_windows(config),
+    }
+    for name, count in counts.items():
+        if count % processes.count:
+            raise ValueError(
+                f"{name} must be a multiple of the {processes.count} processes, got {count}"
+            )
+
+
+def final_windows(config: TrainConfig) -> int:
+    """Give the number of windows of the last validation."""
+    given = config.final_validation_windows
+    return config.validation_windows if given is None else given
 
 
 def _measure(config: TrainConfig, device: torch.device, processes: Processes) -> Speed:
@@ -303,10 +316,7 @@ class _Run:
         self.config, self.corpus, self.folder = config, corpus, folder
         self.processes = processes
         self.device = choose_device(config.device)
-        sizes = (config.model.num_prefix, config.model.num_latents)
-        self.validation = validation_windows(
-            self.corpus.validation, *sizes, config.validation_windows, config.validation_context
-        )
+        self.validation = self._windows(config.validation_windows)
         self.speed = _measure(config, self.device, processes)
 
         torch.manual_seed(config.seed)
@@ -381,9 +391,22 @@ class _Run:
                     f"learning rate than {self.config.recipe.learning_rate} may help"
                 )
 
+    def _windows(self, count: int) -> tuple[Tensor, Tensor]:
+        model = self.config.model
+        return validation_windows(
+            self.corpus.validation,
+            model.num_prefix,
+            model.num_latents,
+            count,
+            self.config.validation_context,
+        )
+
     def _validation_loss(self) -> float:
-        windows = self.processes.share(self.config.validation_windows)
-        inputs, targets = (part[windows].to(self.device) for part in self.validation)
+        windows = self.validation
+        if self.done == self.config.steps:
+            windows = self._windows(final_windows(self.config))
+        share = self.processes.share(len(windows[0]))
+        inputs, targets = (part[share].to(self.device) for part in windows)
         chunks = zip(inputs.split(64), targets.split(64), strict=True)
         total = sum(self.step.evaluate(*chunk).item() * len(chunk[0]) for chunk in chunks)
         mean = torch.tensor(total / len(inputs), dtype=torch.float64, device=self.device)

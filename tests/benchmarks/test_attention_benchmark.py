@@ -9,15 +9,10 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks import attention, implementations, report
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation, heads_first, padded_to
-from benchmarks.measurement import (
-    Ceilings,
-    Table,
-    environment,
-    measure_ceilings,
-    read_table,
-)
+from benchmarks.measurement import Ceilings, measure_ceilings
 from benchmarks.shapes import SETS, Shape
 from kernels.attention.reference import admitted_pairs, reference_attention
+from models.results import Table, environment, read_table
 
 pytestmark = pytest.mark.interpreter
 

@@ -10,11 +10,12 @@ import torch
 
 import flopcount as fc
 from benchmarks import counters, executed, profiler, steps
-from benchmarks.measurement import FINDING, read_table
+from benchmarks.measurement import FINDING
 from benchmarks.peers import shapes_of_model
 from benchmarks.profiler import EXPONENTIALS, PATHS, Kernel, ProfilerError, parse, verdict
 from benchmarks.shapes import Shape
 from kernels.attention.tilings import KERNELS
+from models.results import read_table
 from models.throughput import measure, tiling_of
 from validate.kernel_tally import tallying
 

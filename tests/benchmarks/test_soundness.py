@@ -8,9 +8,10 @@ import torch
 
 from benchmarks import soundness
 from benchmarks.accuracy import WrongResultError, shares_of_allowed
-from benchmarks.measurement import FINDING, read_table
+from benchmarks.measurement import FINDING
 from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
+from models.results import read_table
 
 pytestmark = pytest.mark.interpreter
 CASES = soundness.drawn_cases(500)

@@ -8,10 +8,10 @@ import torch
 
 from benchmarks import block, peers, training
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation
-from benchmarks.measurement import read_table
 from benchmarks.shapes import Shape
 from kernels.attention.reference import reference_attention
 from models.blocks import ATTENTION
+from models.results import read_table
 
 pytestmark = pytest.mark.interpreter
 

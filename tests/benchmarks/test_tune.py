@@ -8,10 +8,10 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks import tune
-from benchmarks.measurement import read_table
 from benchmarks.shapes import Shape
 from kernels.attention import launches, tilings
 from kernels.attention.tilings import PASSES, Tiling, shipped_tiling
+from models.results import read_table
 from validate.compiled_code import CompiledKernel, Launch, Segment
 
 pytestmark = pytest.mark.interpreter

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.design import PREDICTION, Study, model_name, stages_of
+from benchmarks.prediction import BOOTSTRAP, Row, approaches, columns_of, select
 from scipy import stats
 
 import flopcount
-from benchmarks.design import PREDICTION, Study, model_name, stages_of
 from benchmarks.measurement import read_table
-from benchmarks.prediction import BOOTSTRAP, Row, approaches, columns_of, select
 from flopcount.fitting import Interval, Profile, ProfilesFit
 from flopcount.fitting.results import CONFIDENCE, interval
 from models.sweep import SweepRun

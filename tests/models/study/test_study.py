@@ -1,9 +1,9 @@
 """The study: its budgets, and a tiny one through run, cut and resumption."""
 
 import pytest
+from benchmarks.design import STUDY, TINY_STUDY, causal_flops, stages_of
 
 from benchmarks import study
-from benchmarks.design import STUDY, TINY_STUDY, causal_flops, stages_of
 from benchmarks.measurement import ROOT, read_table
 from models.data import CorpusConfig
 

@@ -7,8 +7,6 @@ import json
 
 import numpy as np
 import pytest
-
-from benchmarks import findings, page, study
 from benchmarks.design import (
     PREDICTION,
     RUN_COLUMNS,
@@ -19,6 +17,8 @@ from benchmarks.design import (
 )
 from benchmarks.findings import Best, Scatter, differ, find, read_results
 from benchmarks.prediction import compare, predict
+
+from benchmarks import findings, page, study
 from flopcount.fitting import fit_isoflop_profiles, read_runs
 
 BUDGETS = sorted(STUDY.shapes)

@@ -20,8 +20,9 @@ from benchmarks.findings import (
     read_results,
     seeds,
 )
-from benchmarks.measurement import NO_GPU, ROOT
 from benchmarks.prediction import BOOTSTRAP, OUTCOME_HEADS, Row, outcome
+
+from benchmarks.measurement import NO_GPU, ROOT
 from benchmarks.report import plain_markdown
 from flopcount.fitting.results import interval_text
 from models.checkpoints import write_atomically

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flopcount
 from benchmarks.design import PREDICTION, RUN_COLUMNS, Study
+
+import flopcount
 from benchmarks.measurement import environment, read_table, timestamp
 from flopcount.fitting import Runs
 from flopcount.tables import table

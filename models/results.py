@@ -38,7 +38,7 @@ def environment() -> dict[str, str]:
         "triton": _version("triton"),
         "commit": code_commit(),
         "date": timestamp(),
-        "command": " ".join(sys.argv),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
     }
 
 

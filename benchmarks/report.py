@@ -15,7 +15,7 @@ from benchmarks.cases import OURS, PEERS, Row, best, by_case, over, shape_of
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measurement import ROOT
 from benchmarks.shapes import PASSES, SETS
-from models.results import NO_GPU, read_table
+from models.results import NO_GPU, markdown, read_table
 
 LONGEST_OF_ARTICLE = 512
 
@@ -175,14 +175,6 @@ def origin(rows: list[Row]) -> str:
     return f"Device: {', '.join(devices)}.\n"
 
 
-def plain_markdown(rows: list[Row], columns: Iterable[str]) -> str:
-    """Rows of any results as a markdown table of some of their columns."""
-    columns = tuple(columns)
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(row[name] for name in columns) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
 OTHER_TABLES = {
     "block": ("channels", "queries", "prefix", "implementation", "status", "ms", "message"),
     "throughput": (
@@ -221,7 +213,7 @@ def write_report(folder: Path) -> list[Path]:
     for name, columns in OTHER_TABLES.items():
         if rows := read_table(folder / f"{name}.csv"):
             page = folder / f"{name}.md"
-            page.write_text(origin(rows) + "\n" + plain_markdown(rows, columns))
+            page.write_text(origin(rows) + "\n" + markdown(rows, columns))
             written.append(page)
     measured = [
         row for name in ("attention", "throughput") for row in read_table(folder / f"{name}.csv")

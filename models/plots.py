@@ -24,17 +24,20 @@ _LOSS = "validation loss, nats per token"
 _FLOPS = "training FLOPs (causal)"
 
 
-def plot_profiles(profiles: Sequence[Profile], labels: Sequence[str] | None = None) -> bytes:
+def plot_profiles(
+    profiles: Sequence[Profile], labels: Sequence[str] | None = None, loss: str = _LOSS
+) -> bytes:
     """Draw loss against N, one colour per budget: runs, parabola, its band, vertex with bars.
 
     Args:
         profiles: one per budget.
         labels: of each in the legend; its FLOPs by default.
+        loss: what the loss is.
 
     """
     if labels is None:
         labels = [f"{short(profile.flops)} FLOPs" for profile in profiles]
-    figure, axes = _axes("parameters N", _LOSS)
+    figure, axes = _axes("parameters N", loss)
     axes.set_xscale("log")
     colours = itertools.cycle(colormaps["tab10"].colors)
     for profile, label, colour in zip(profiles, labels, colours, strict=False):
@@ -149,26 +152,29 @@ def plot_curves(
     return _png(figure)
 
 
-def plot_arms(arms: Mapping[str, Sequence[tuple[float, float, float | None, bool]]]) -> bytes:
+def plot_arms(
+    arms: Mapping[str, Sequence[tuple[float, float, float | None, bool]]], loss: str = _LOSS
+) -> bytes:
     """Draw the least loss against budget, a line per arm; hollow where it is no minimum.
 
     Args:
         arms: by name, for every budget: FLOPs, loss, half the width of its interval (or None), and
             whether the loss is a minimum inside the sizes tried.
+        loss: what the loss is.
 
     """
-    figure, axes = _axes(_FLOPS, _LOSS)
+    figure, axes = _axes(_FLOPS, loss)
     axes.set_xscale("log")
     # Side by side, so that bars of equal budgets do not hide each other.
     shifts = np.geomspace(0.97, 1.03, len(arms))
     styles = zip(shifts, itertools.cycle("osD^v"), itertools.cycle(colormaps["tab10"].colors))
     for (name, points), (shift, marker, colour) in zip(arms.items(), styles, strict=False):
         flops = [shift * budget for budget, *_ in points]
-        axes.plot(flops, [loss for _, loss, *_ in points], color=colour, linewidth=1)
-        for at, (_, loss, half_width, minimum) in zip(flops, points, strict=True):
+        axes.plot(flops, [least for _, least, *_ in points], color=colour, linewidth=1)
+        for at, (_, least, half_width, minimum) in zip(flops, points, strict=True):
             axes.errorbar(
                 at,
-                loss,
+                least,
                 yerr=half_width,
                 fmt=marker,
                 color=colour,

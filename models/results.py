@@ -10,6 +10,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,28 @@ def write_environment(folder: Path, name: str, **more: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps(environment() | more) + "\n")
+
+
+def markdown(rows: Iterable[Mapping[str, str]], columns: Iterable[str]) -> str:
+    """Rows of any results as a markdown table of some of their columns."""
+    columns = tuple(columns)
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row[name] for name in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def between_marks(text: str, name: str, content: str) -> str:
+    r"""A text with ``content`` between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
+
+    Raises:
+        ValueError: if the text does not have both marks, in order.
+
+    >>> between_marks("<!-- begin it -->old<!-- end it -->", "it", "new")
+    '<!-- begin it -->\n\nnew\n<!-- end it -->'
+    """
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    before, opened, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        raise ValueError(f"text must have the marks {begin!r} and {end!r}, in this order")
+    return f"{before}{begin}\n\n{content}\n{end}{after}"

@@ -1,4 +1,4 @@
-"""IsoFLOP studies of what a prefix buys at equal compute: plan, train, predict, compare, tell.
+"""IsoFLOP studies of what a prefix buys at equal compute: plan, train, predict, tell.
 
 ::
 
@@ -7,7 +7,6 @@
     python -m models.study run --study cpu --out DIR --corpus 'train*' --validation 'val*'
     python -m models.study predict --study cpu --arm 3n --budget 1e14 --runs DIR/runs.csv \
 --out DIR/prediction-3n.json
-    python -m models.study compare --prediction DIR/prediction-3n.json --runs DIR/runs.csv
     python -m models.study page --study cpu --results DIR --page docs/isoflop-study.md
 
 The studies are those of :data:`models.study.design.STUDIES`. ``runs.csv`` gets a row as soon as a
@@ -75,6 +74,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--state", type=Path, help="of checkpoints; DIR/state by default")
     train.add_argument("--done", nargs="+", type=Path, default=[], help="runs.csv of earlier calls")
     train.add_argument("--workers", type=int, default=1, help="runs side by side")
+    predicting = commands.add_parser("predict", help="write a prediction down")
+    predicting.add_argument("--study", **arguments["--study"])
+    predicting.add_argument("--runs", required=True, nargs="+", type=Path, help="tables of runs")
+    predicting.add_argument("--arm", required=True)
+    predicting.add_argument("--budget", type=float, required=True, help="FLOPs, not yet trained")
+    predicting.add_argument("--out", type=Path, required=True, help="a new file, prediction*.json")
+    telling = commands.add_parser("page", help="fill a page's tables and plots")
+    telling.add_argument("--study", **arguments["--study"])
+    telling.add_argument("--results", nargs="+", type=Path, required=True, help="folders")
+    telling.add_argument("--page", type=Path, required=True, help="markdown with marks")
+    for made_later in (predicting, telling):
+        made_later.add_argument("--bootstrap", type=int, default=1000, help="fits per interval")
     return parser
 
 
@@ -86,10 +97,30 @@ def _obey(given: argparse.Namespace) -> None:
     if given.command == "calibrate":
         calibrate(every_size(study), given.out, given.minutes)
         return
+    if given.command == "page":
+        # Matplotlib and SciPy, which training does not need.
+        from models.study.findings import find, read_results
+        from models.study.page import fill
+
+        for path in fill(given.page, find(read_results(study, given.results), given.bootstrap)):
+            print(path)
+        return
     rows = [row for path in given.runs for row in read_table(path)]
+    if given.command == "predict":
+        from models.study.prediction import predict
+
+        made = predict(study, rows, given.arm, given.budget, given.out, given.bootstrap)
+        for name, said in made["approaches"].items():
+            print(f"approach {name}: {said.get('reason') or _in_words(said)}")
+        print(f"train {made['shapes']}; written to {given.out}: commit it before training")
+        return
     planned = plan(study, rows, given.stages, given.predictions)
     clock = Clock(given.calibration, given.flops_per_second)
     print(plan_text(planned, clock, [row["run"] for row in rows]))
+
+
+def _in_words(said: dict[str, Any]) -> str:
+    return f"N {said['params']:.4g}, D {said['tokens']:.4g}, loss {said['loss']:.4f}"
 
 
 def _train(given: argparse.Namespace) -> None:

@@ -216,6 +216,21 @@ def _shapes(
     return known[budget][first : first + stage.around]
 
 
+def sized(study: Study, arm: str, shape: Shape) -> ModelConfig:
+    """The network of an arm in a shape."""
+    side, (width, depth) = study.arms[arm], shape
+    base = study.base
+    return dataclasses.replace(
+        base.model,
+        vocab_size=side.vocab_size,
+        num_prefix=side.num_prefix,
+        num_channels=width,
+        num_layers=depth,
+        num_heads=width // base.head_dim if base.head_dim else base.model.num_heads,
+        prefix_dropout=base.model.prefix_dropout if side.num_prefix else 0.0,
+    )
+
+
 def _run(
     study: Study, stage: Stage, arm: str, budget: float, shape: Shape, seed: int, rate: float
 ) -> SweepRun:
@@ -230,12 +245,7 @@ def _run(
         recipe=recipe,
         corpus=dataclasses.replace(base.corpus, tokenizer=side.tokenizer),
         validation_context=max(each.num_prefix for each in study.arms.values()),
-        model=dataclasses.replace(
-            base.model,
-            vocab_size=side.vocab_size,
-            num_prefix=side.num_prefix,
-            prefix_dropout=base.model.prefix_dropout if side.num_prefix else 0.0,
-        ),
+        model=sized(study, arm, shape),
     )
     if stage.convention is not None:
         shapes = side.shapes[budget]

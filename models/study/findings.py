@@ -1,8 +1,8 @@
-"""What a study's committed results say: noise, differences between arms, the count, the clock.
+"""What a study's committed results say: rates, noise, optima, differences, the count, the clock.
 
 Everything is computed from run tables, curves, calibrations and predictions; nothing is trained.
-The standard error of a difference rests on one standard deviation σ of a run's loss, the larger of
-two: s over seeds, and r of the runs about the parabolas.
+Intervals of optima and differences rest on one standard deviation σ of a run's loss, the larger of
+two: s over seeds, and r of the runs about the parabolas. Losses are nats per byte.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.design import PREDICTION, Study, model_name, stages_of
-from benchmarks.prediction import BOOTSTRAP, Row, approaches, columns_of, select
 from scipy import stats
 
 import flopcount
-from benchmarks.measurement import read_table
-from flopcount.fitting import Interval, Profile, ProfilesFit
+from flopcount.conventions import CONVENTIONS
+from flopcount.count import Count
+from flopcount.fitting import Interval, Profile, ProfilesFit, SurfaceFit
 from flopcount.fitting.results import CONFIDENCE, interval
-from models.sweep import SweepRun
+from models.results import read_table
+from models.study.design import PREDICTION, Planned, Row, Study, counter, off_rule, plan, sized
+from models.study.prediction import BOOTSTRAP, approaches, columns_of
+from models.throughput import measure
+from models.training import ModelConfig
 
-NEAR = 0.05
-"""Of predicted and measured seconds: the deviation that the planner aims to stay within."""
+SURFACE = "3, variable-projection"
+"""The fit whose optimum is recounted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,50 +38,41 @@ class Results:
 
     Attributes:
         study: the design.
-        planned: all its runs by stage, with those that test the predictions.
+        planned: all its runs that are known, with those that test the predictions.
         runs: a row per run that has ended, in the plan's order.
         curves: by run, its validations.
-        rates: rows of the calibrations.
         calls: of every call, device, versions, commit, date and command, in the order of dates.
         predictions: the files.
     """
 
     study: Study
-    planned: dict[str, list[SweepRun]]
+    planned: tuple[Planned, ...]
     runs: tuple[Row, ...]
     curves: dict[str, list[Row]]
-    rates: tuple[Row, ...]
     calls: tuple[dict[str, Any], ...]
     predictions: tuple[Path, ...]
 
-    def missing(self, stage: str) -> list[str]:
-        """Names of the runs of a stage that have no row."""
-        there = {row["run"] for row in self.runs}
-        return [run.name for run in self.planned[stage] if run.name not in there]
-
     def of(self, arm: str, convention: str = "causal") -> list[Row]:
-        """An arm's runs by one count, without those that test a prediction."""
+        """An arm's runs by one count at the rule's rate, without those that test a prediction."""
         return [
             row
-            for row in select(self.runs, arm=arm, convention=convention)
-            if row["stage"] != PREDICTION and math.isfinite(float(row["validation_loss"]))
+            for row in self.runs
+            if (row["arm"], row["convention"]) == (arm, convention)
+            and not off_rule(row)
+            and not row["stage"].startswith(PREDICTION)
+            and math.isfinite(float(row["validation_loss"]))
         ]
 
 
 def read_results(study: Study, folders: Sequence[Path]) -> Results:
-    """Read ``runs.csv``, ``curves.csv``, ``calibration.csv``, ``*.jsonl``, ``prediction*.json``.
+    """Read ``runs.csv``, ``curves.csv``, ``*.jsonl`` and ``prediction*.json``.
 
     Raises:
         ValueError: if no run is there, a run is there twice with different values, is not of the
-            study, or has other steps; or if the runs differ in text or learning rate, so that
-            their losses do not compare.
+            study, or has other steps; or if runs of an arm differ in text, so that their losses do
+            not compare.
     """
     predictions = tuple(sorted({p for folder in folders for p in folder.glob("prediction*.json")}))
-    planned = stages_of(study)
-    for path in predictions:
-        [(stage, runs)] = stages_of(study, prediction=path).items()
-        planned.setdefault(stage, []).extend(runs)
-    by_name = {run.name: run for runs in planned.values() for run in runs}
     rows: dict[str, Row] = {}
     curves: dict[str, list[Row]] = {}
     for folder in folders:
@@ -90,38 +84,41 @@ def read_results(study: Study, folders: Sequence[Path]) -> Results:
             by_run.setdefault(row["run"], []).append(row)
         curves |= by_run
     if not rows:
-        raise ValueError(f"results must hold rows of runs.csv, got none in {_names(folders)}")
+        where = ", ".join(map(str, folders))
+        raise ValueError(f"results must hold rows of runs.csv, got none in {where}")
+    planned = plan(study, rows.values(), predictions=predictions)
+    by_name = {each.name: each.run.config for each in planned}
     for name, row in rows.items():
         if name not in by_name:
-            why = "without its prediction" if row["stage"] == PREDICTION else "not of the study"
-            raise ValueError(f"results must be of the study, got {name}, {why}")
-        if int(row["steps"]) != by_name[name].config.steps:
-            steps = by_name[name].config.steps
-            raise ValueError(f"{name} must have the study's {steps} steps, got {row['steps']}")
-    for column in ("corpus", "learning_rate"):
-        values = sorted({row[column] for row in rows.values()})
-        if len(values) > 1:
-            raise ValueError(f"results must be of one {column.replace('_', ' ')}, got {values}")
+            raise ValueError(f"results must be of the study, got {name}, which is not")
+        was = int(row["steps"]), float(row["learning_rate"])
+        now = by_name[name].steps, by_name[name].recipe.learning_rate
+        if was != now:
+            raise ValueError(f"{name} must have the study's steps and rate {now}, got {was}")
+    for tokenizer in {arm.tokenizer for arm in study.arms.values()}:
+        arms = [name for name, arm in study.arms.items() if arm.tokenizer == tokenizer]
+        texts = sorted({row["corpus"] for row in rows.values() if row["arm"] in arms})
+        if len(texts) > 1:
+            raise ValueError(f"results must be of one corpus for {tokenizer}, got {texts}")
     calls = [
         json.loads(line)
         for folder in folders
         for path in sorted(folder.glob("*.jsonl"))
-        if path.stem in ("study", "calibration")
         for line in path.read_text().splitlines()
     ]
     return Results(
         study,
-        planned,
-        tuple(rows[name] for name in by_name if name in rows),
+        tuple(planned),
+        tuple(rows[each.name] for each in planned if each.name in rows),
         curves,
-        tuple(row for folder in folders for row in read_table(folder / "calibration.csv")),
         tuple(sorted(calls, key=lambda call: call["date"])),
         predictions,
     )
 
 
-def _names(folders: Iterable[Path]) -> str:
-    return ", ".join(map(str, folders))
+def nats_per_byte(row: Row) -> float:
+    """Validation loss: nats of the targets over their bytes."""
+    return float(row["validation_loss"]) / float(row["bytes_per_token"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +126,7 @@ class Scatter:
     """A standard deviation that was measured.
 
     Attributes:
-        deviation: nats per token.
+        deviation: nats per byte.
         freedom: its degrees of freedom ν.
         of: what scatters.
     """
@@ -165,20 +162,18 @@ class Scatter:
         )
 
 
-def seeds(results: Results) -> dict[str, list[float]]:
-    """Losses of the models that were trained with several seeds, by shape."""
-    study = results.study
-    losses: dict[str, list[float]] = {}
-    for row in results.of(study.main):
-        if float(row["budget"]) == study.seeds_at:
-            shape = f"{row['num_channels']}x{row['num_layers']}"
-            losses.setdefault(shape, []).append(float(row["validation_loss"]))
-    return {shape: each for shape, each in losses.items() if len(each) > 1}
+def seeds(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[float]]:
+    """Losses of what was trained with several seeds, by arm, budget and shape."""
+    losses: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        key = row["arm"], row["budget"], f"{row['num_channels']}×{row['num_layers']}"
+        losses.setdefault(key, []).append(nats_per_byte(row))
+    return {key: each for key, each in losses.items() if len(each) > 1}
 
 
-def scatter_of_seeds(results: Results) -> Scatter | None:
-    """Pool s = (Σᵢ Σⱼ (Lᵢⱼ - L̄ᵢ)² / ν)^½, ν = Σᵢ (nᵢ - 1), over the sizes i; None without seeds."""
-    groups = list(seeds(results).values())
+def scatter_of_seeds(groups: Iterable[Sequence[float]]) -> Scatter | None:
+    """Pool s = (Σᵢ Σⱼ (Lᵢⱼ - L̄ᵢ)² / ν)^½, ν = Σᵢ (nᵢ - 1), over groups i; None without seeds."""
+    groups = list(groups)
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
         return None
@@ -196,20 +191,16 @@ def scatter_about_parabolas(fits: Iterable[ProfilesFit]) -> Scatter | None:
     return Scatter(math.sqrt(squares / freedom), freedom, "about the parabolas")
 
 
-def fit_arm(
-    results: Results, arm: str, num_bootstrap: int, convention: str = "causal"
-) -> tuple[dict[str, Any], dict[str, str]]:
+def fit_arm(rows: Sequence[Row], num_bootstrap: int) -> tuple[dict[str, Any], dict[str, str]]:
     """What each approach fits to an arm's runs, and why those that fit nothing do not."""
-    rows = results.of(arm, convention)
-    if not rows:
-        return {}, {}
-    runs = flopcount.read_runs(columns_of(rows), loss="validation_loss")
     fits, reasons = {}, {}
-    for name, fit in approaches(runs, num_bootstrap).items():
-        try:
-            fits[name] = fit()
-        except ValueError as error:
-            reasons[name] = str(error)
+    if rows:
+        runs = flopcount.read_runs(columns_of(rows), loss="nats_per_byte")
+        for name, fit in approaches(runs, num_bootstrap).items():
+            try:
+                fits[name] = fit()
+            except ValueError as error:
+                reasons[name] = str(error)
     return fits, reasons
 
 
@@ -220,16 +211,14 @@ class Best:
     Attributes:
         arm: its name.
         budget: FLOPs.
-        run: of the study's first seeds, the run of the least loss.
+        run: of seed 0, the run of the least loss.
         profile: its parabola, if there are three sizes.
-        num_sizes: sizes trained.
     """
 
     arm: str
     budget: float
     run: Row
     profile: Profile
-    num_sizes: int
 
     @property
     def n_opt(self) -> float | None:
@@ -237,15 +226,10 @@ class Best:
         return self.profile.n_opt
 
     @property
-    def bracketed(self) -> bool:
-        """Whether the parabola has its minimum inside the sizes tried."""
-        return self.n_opt is not None
-
-    @property
     def loss(self) -> float:
         """At the parabola's vertex; of the best run where there is none."""
         at_vertex = self.profile.loss_opt
-        return float(self.run["validation_loss"]) if at_vertex is None else at_vertex
+        return nats_per_byte(self.run) if at_vertex is None else at_vertex
 
     @property
     def variance(self) -> float:
@@ -279,18 +263,22 @@ class Best:
         design = np.vander(x, 3, increasing=True)
         return float(np.square(np.linalg.pinv(design).T @ gradient).sum())
 
+    def n_interval(self, noise: Scatter | None) -> Interval | None:
+        """Of N_opt: N_opt · e^±half width of log N_opt; None without a vertex or noise."""
+        if self.n_opt is None or noise is None:
+            return None
+        factor = math.exp(noise.half_width(self.place_variance))
+        return Interval(self.n_opt / factor, self.n_opt * factor, CONFIDENCE)
 
-def best_of(results: Results, arm: str, fit: ProfilesFit) -> dict[float, Best]:
+
+def best_of(rows: Sequence[Row], fit: ProfilesFit) -> dict[float, Best]:
     """What an arm reaches, by budget."""
-    profiles = {profile.flops: profile for profile in fit.profiles}
     found = {}
-    first = {str(seed) for seed in results.study.base.seeds}
-    for budget in sorted(results.study.shapes):
-        rows = [row for row in results.of(arm) if float(row["budget"]) == budget]
-        ran = [row for row in rows if row["seed"] in first]
+    for profile in fit.profiles:
+        ran = [row for row in rows if float(row["budget"]) == profile.flops and row["seed"] == "0"]
         if ran:
-            run = min(ran, key=lambda row: float(row["validation_loss"]))
-            found[budget] = Best(arm, budget, run, profiles[budget], len(ran))
+            run = min(ran, key=nats_per_byte)
+            found[profile.flops] = Best(run["arm"], profile.flops, run, profile)
     return found
 
 
@@ -301,7 +289,7 @@ class Difference:
     Attributes:
         first: the one.
         second: the other.
-        delta: Δ of :attr:`Best.loss`, nats per token.
+        delta: Δ of :attr:`Best.loss`, nats per byte.
         half_width: of its interval; None where noise has no size yet.
         winner: the arm that is better by more than noise; None if that is not shown.
         verdict: in words.
@@ -334,171 +322,133 @@ def differ(first: Best, second: Best, noise: Scatter | None, comparisons: int) -
     better, worse = (first, second) if delta < 0 else (second, first)
     winner = None
     if not abs(delta) > half:
-        verdict = "within noise: no difference shown"
-    elif not worse.bracketed:
+        verdict = "within noise"
+    elif worse.n_opt is None:
         verdict = f"not decided: {worse.arm} has no minimum inside the sizes tried"
     else:
         winner = better.arm
-        verdict = f"{better.arm} is better, by more than noise"
+        verdict = f"{better.arm} is better"
     return Difference(first, second, delta, half, winner, verdict)
-
-
-def equal_shapes(results: Results, difference: Difference) -> list[float]:
-    """L_first - L_second of every shape that both arms have at the budget, of the first seed."""
-    losses = []
-    for best in (difference.first, difference.second):
-        rows = select(results.of(best.arm), seed=str(results.study.base.seeds[0]))
-        losses.append(
-            {
-                (row["num_channels"], row["num_layers"]): float(row["validation_loss"])
-                for row in rows
-                if float(row["budget"]) == best.budget
-            }
-        )
-    first, second = losses
-    return [first[shape] - second[shape] for shape in first if shape in second]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recount:
-    """One budget by both counts.
+    """The optimum of an arm's fitted surface, its budget held by one way of counting.
 
     Attributes:
-        causal: the optimum by level ``causal``.
-        other: by the convention.
-        ratio: N_opt by the convention over that by ``causal``; None without both.
-        by_bootstrap: its interval from bootstraps independent of each other.
-        by_noise: its interval from σ.
-        share: of the bootstrap pairs, those in which both have a vertex.
-        difference: of the losses at the optima.
-        repeated: losses of the run that both families share, trained once for each.
+        arm: its name.
+        count: how FLOPs are counted.
+        params: N_opt.
+        ratio: to N_opt by level ``causal``.
+        interval: of ``ratio``; None without a bootstrap.
     """
 
-    causal: Best
-    other: Best
-    ratio: float | None
-    by_bootstrap: Interval | None
-    by_noise: Interval | None
-    share: float
-    difference: Difference
-    repeated: tuple[float, float] | None
-
-    @property
-    def verdict(self) -> str:
-        """Whether the choice of counting moves the optimum: both intervals must exclude 1."""
-        lacking = " and by ".join(b.arm for b in (self.causal, self.other) if not b.bracketed)
-        if lacking:
-            return f"not known: no minimum inside the sizes tried by {lacking}"
-        if self.by_noise is None or self.by_bootstrap is None:
-            return "not known: noise has no size yet"
-        if all(not each.low <= 1 <= each.high for each in (self.by_noise, self.by_bootstrap)):
-            return "the optimum moves by more than its interval"
-        return "the optimum does not move by more than its interval"
+    arm: str
+    count: str
+    params: float
+    ratio: float
+    interval: Interval | None
 
 
-def recount(results: Results, num_bootstrap: int, noise: Scatter | None) -> Recount | None:
-    """The main arm's optimum by both counts; None without runs by both."""
-    study = results.study
-    families = {
-        "causal": [r for r in results.of(study.main) if float(r["budget"]) == study.recounted_at],
-        study.convention: results.of(study.main, study.convention),
-    }
-    if not all(families.values()):
-        return None
-    best = {}
-    for seed, (name, rows) in enumerate(families.items()):
-        runs = flopcount.read_runs(columns_of(rows), loss="validation_loss")
-        fit = flopcount.fit_isoflop_profiles(runs, num_bootstrap=num_bootstrap, seed=seed)
-        [profile] = fit.profiles
-        run = min(rows, key=lambda row: float(row["validation_loss"]))
-        best[name] = Best(name, float(rows[0]["budget"]), run, profile, len(rows))
-    causal, other = best.values()
-    ratio, by_bootstrap, by_noise, share = None, None, None, 0.0
-    if causal.n_opt is not None and other.n_opt is not None:
-        ratio = other.n_opt / causal.n_opt
-        moved = other.profile.vertices[:, 0] - causal.profile.vertices[:, 0]
-        share = float(np.isfinite(moved).mean()) if len(moved) else 0.0
-        by_bootstrap = interval(np.exp(moved), CONFIDENCE)
-        if noise is not None:
-            factor = math.exp(noise.half_width(causal.place_variance + other.place_variance))
-            by_noise = Interval(ratio / factor, ratio * factor, CONFIDENCE)
-    alike = ("num_channels", "num_layers", "steps", "seed")
-    causal_rows, other_rows = (
-        {tuple(row[name] for name in alike): row for row in rows} for rows in families.values()
-    )
-    same = causal_rows.keys() & other_rows.keys()
-    losses = [
-        (float(causal_rows[key]["validation_loss"]), float(other_rows[key]["validation_loss"]))
-        for key in same
-    ]
-    return Recount(
-        causal,
-        other,
-        ratio,
-        by_bootstrap,
-        by_noise,
-        share,
-        differ(other, causal, noise, 1),
-        losses[0] if losses else None,
-    )
+def output_flops(count: Count) -> int:
+    """FLOPs of the output layer alone."""
+    return sum(line.forward + line.backward for line in count.lines if line.layer == "output")
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Predicted and measured seconds of runs that had the device to themselves.
+def step_flops(model: ModelConfig, batch_size: int) -> dict[str, int]:
+    """FLOPs of a training step under every level and convention that covers the model."""
+    sizes = counter(model)
+    causal = sizes.flops(batch_size=batch_size)
+    speed = measure(sizes, batch_size, "fused", None, None, "fp32", 1)
+    counts = {name: sizes.flops(convention=name, batch_size=batch_size) for name in CONVENTIONS}
+    return {
+        "causal": causal.total,
+        "dense": sizes.flops(level="dense", batch_size=batch_size).total,
+        "executed": speed.executed.total,
+        "causal, no output layer": causal.total - output_flops(causal),
+    } | {name: count.total for name, count in counts.items() if not count.not_covered}
 
-    Attributes:
-        pairs: by run, predicted and measured seconds of training.
-        uncalibrated: runs whose model no calibration on their device has.
-        side_by_side: runs with others beside them.
+
+def recounts(study: Study, arm: str, fit: SurfaceFit, budget: float) -> list[Recount]:
+    """Where a fitted surface has its minimum at one budget, by each way of counting.
+
+    A budget by a count is what the optimum by level ``causal`` costs by it: a constant factor
+    between two counts moves nothing. Models are two layers deep, their widths from 8 to 512, and D
+    is what their counted FLOPs leave.
+
+    Args:
+        study: the design.
+        arm: whose runs were fitted.
+        fit: its surface.
+        budget: FLOPs of level ``causal``.
     """
+    models = [sized(study, arm, (width, 2)) for width in range(8, 513, 8)]
+    tokens = study.base.recipe.batch_size * study.base.model.num_latents
+    log_n = np.log([counter(model).params().total for model in models])
+    counts = [step_flops(model, study.base.recipe.batch_size) for model in models]
+    surface = fit.surface
+    point = [surface.e, surface.a, surface.b, surface.alpha, surface.beta]
+    fits = np.vstack([[point], fit.samples])
+    places: dict[str, Any] = {}
+    for count in counts[0]:
+        per_token = np.array([each[count] for each in counts]) / tokens
+        spent = np.full(len(fits), float(budget))
+        if count != "causal":
+            causal = np.array([each["causal"] for each in counts]) / tokens
+            at = np.interp(places["causal"], log_n, np.log(per_token / causal))
+            spent = budget * np.exp(at)
+        places[count] = np.array(
+            [
+                _minimum(log_n, _losses(parameters, log_n, np.log(c / per_token)))
+                for parameters, c in zip(fits, spent, strict=True)
+            ]
+        )
+    found = []
+    for count, place in places.items():
+        moved = np.exp(place - places["causal"])
+        found.append(
+            Recount(
+                arm,
+                count,
+                math.exp(place[0]),
+                float(moved[0]),
+                interval(moved[1:], CONFIDENCE),
+            )
+        )
+    return found
 
-    pairs: dict[str, tuple[float, float]]
-    uncalibrated: tuple[str, ...]
-    side_by_side: tuple[str, ...]
 
-    @property
-    def deviations(self) -> dict[str, float]:
-        """Measured over predicted, less 1."""
-        return {name: measured / said - 1 for name, (said, measured) in self.pairs.items()}
+def _losses(parameters: Any, log_n: Any, log_d: Any) -> Any:
+    e, a, b, alpha, beta = parameters
+    return e + a * np.exp(-alpha * log_n) + b * np.exp(-beta * log_d)
 
 
-def timing(results: Results) -> Timing:
-    """Compare each run's clock with its calibration's prediction."""
-    models = {run.name: model_name(run.config) for s in results.planned.values() for run in s}
-    rated = {(row["model"], row["device"]) for row in results.rates}
-    pairs, uncalibrated, side_by_side = {}, [], []
-    for row in results.runs:
-        if row["workers"] != "1":
-            side_by_side.append(row["run"])
-        elif (models[row["run"]], row["device"]) not in rated:
-            uncalibrated.append(row["run"])
-        else:
-            pairs[row["run"]] = float(row["predicted_seconds"]), float(row["seconds"])
-    return Timing(pairs, tuple(uncalibrated), tuple(side_by_side))
+def _minimum(x: Any, y: Any) -> float:
+    """Where a function on a grid is least, refined by a parabola; NaN at an end of the grid."""
+    at = int(np.argmin(y))
+    if not 0 < at < len(x) - 1:
+        return math.nan
+    curvature, slope, _ = np.polyfit(x[at - 1 : at + 2] - x[at], y[at - 1 : at + 2], 2)
+    return float(x[at] - slope / (2 * curvature))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Findings:
-    """All that the page tells.
+    """All that the page's tables tell.
 
     Attributes:
         results: what it is computed from.
-        num_bootstrap: fits of each interval of approach 2; a tenth of it of approach 3.
         fits: by arm and approach.
         reasons: by arm and approach, why there is no fit.
         best: by arm and budget.
         from_seeds: the scatter over seeds.
         about_parabolas: the scatter of the runs about the parabolas.
         noise: the larger of both; None without seeds.
-        differences: of each pair of arms at each budget that both have.
-        comparisons: that the complete study makes.
-        recount: one budget by both counts.
-        timing: predicted and measured seconds.
+        differences: of each pair of arms with one tokenizer at each budget that both have.
+        recounts: of each arm with a fitted surface, at its largest budget.
     """
 
     results: Results
-    num_bootstrap: int
     fits: dict[str, dict[str, Any]]
     reasons: dict[str, dict[str, str]]
     best: dict[str, dict[float, Best]]
@@ -506,29 +456,33 @@ class Findings:
     about_parabolas: Scatter | None
     noise: Scatter | None
     differences: tuple[Difference, ...]
-    comparisons: int
-    recount: Recount | None
-    timing: Timing
+    recounts: tuple[Recount, ...]
 
 
 def find(results: Results, num_bootstrap: int = BOOTSTRAP) -> Findings:
     """Compute all findings."""
     study = results.study
-    fitted = {arm: fit_arm(results, arm, num_bootstrap) for arm in study.prefixes}
-    profiles = {arm: fits.get("2") for arm, (fits, _) in fitted.items()}
-    from_seeds = scatter_of_seeds(results)
-    about = scatter_about_parabolas(fit for fit in profiles.values() if fit is not None)
+    rows = {arm: results.of(arm) for arm in study.arms}
+    fitted = {arm: fit_arm(rows[arm], num_bootstrap) for arm in study.arms}
+    profiles = {arm: fits["2"] for arm, (fits, _) in fitted.items() if "2" in fits}
+    from_seeds = scatter_of_seeds(group for each in rows.values() for group in seeds(each).values())
+    about = scatter_about_parabolas(profiles.values())
     noise = None
     if from_seeds is not None:
         known = [scatter for scatter in (from_seeds, about) if scatter is not None]
         noise = max(known, key=lambda scatter: scatter.deviation)
-    best = {arm: {} if fit is None else best_of(results, arm, fit) for arm, fit in profiles.items()}
-    arms = list(study.prefixes)
-    pairs = [(one, other) for i, one in enumerate(arms) for other in arms[i + 1 :]]
-    comparisons = len(pairs) * len(study.shapes)
+    best = {arm: best_of(rows[arm], fit) for arm, fit in profiles.items()}
+    arms = list(study.arms)
+    pairs = [
+        (other, one, budget)
+        for i, one in enumerate(arms)
+        for other in arms[i + 1 :]
+        if study.arms[one].tokenizer == study.arms[other].tokenizer
+        for budget in study.arms[one].shapes
+        if budget in study.arms[other].shapes
+    ]
     return Findings(
         results,
-        num_bootstrap,
         {arm: fits for arm, (fits, _) in fitted.items()},
         {arm: reasons for arm, (_, reasons) in fitted.items()},
         best,
@@ -536,12 +490,14 @@ def find(results: Results, num_bootstrap: int = BOOTSTRAP) -> Findings:
         about,
         noise,
         tuple(
-            differ(best[one][budget], best[other][budget], noise, comparisons)
-            for one, other in pairs
-            for budget in sorted(study.shapes)
-            if budget in best[one] and budget in best[other]
+            differ(best[one][budget], best[other][budget], noise, len(pairs))
+            for one, other, budget in pairs
+            if budget in best.get(one, {}) and budget in best.get(other, {})
         ),
-        comparisons,
-        recount(results, num_bootstrap, noise),
-        timing(results),
+        tuple(
+            each
+            for arm, (fits, _) in fitted.items()
+            if SURFACE in fits and best.get(arm)
+            for each in recounts(study, arm, fits[SURFACE], max(best[arm]))
+        ),
     )

@@ -165,6 +165,9 @@ def test_one_process_is_alone():
 def test_unequal_shares_are_named(config):
     with pytest.raises(ValueError, match=r"validation_windows must be a multiple of the 4 proc"):
         training._check_shares(config, Processes(0, 4))
+    few = dataclasses.replace(config, validation_windows=8, final_validation_windows=6)
+    with pytest.raises(ValueError, match=r"final_validation_windows must be .* 4 processes, got 6"):
+        training._check_shares(few, Processes(0, 4))
     with pytest.raises(ValueError, match=r"batch_size must be a multiple of .* 3 · 1, got 4"):
         training._check_shares(config, Processes(0, 3))
 

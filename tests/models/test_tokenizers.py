@@ -63,6 +63,15 @@ def test_text_comes_back(trained, text):
         assert not (tokens < len(SPECIAL_TOKENS)).any()
 
 
+@pytest.mark.parametrize("text", ["the quick brown foxes", " two  spaces\n", "naïve ∑ 漢字 🙂 123"])
+def test_lengths_of_the_tokens_are_the_text_s_bytes(trained, text):
+    for tokenizer in (ByteTokenizer(), trained):
+        lengths = tokenizer.byte_lengths()
+        assert len(lengths) == tokenizer.vocab_size
+        assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
+        assert lengths[: len(SPECIAL_TOKENS)].tolist() == [1] * len(SPECIAL_TOKENS)
+
+
 def test_words_of_the_training_text_are_few_pieces(trained):
     assert len(trained.encode("the quick brown foxes")) < 9 < len(trained.encode("zyxwv zyxwv"))
 

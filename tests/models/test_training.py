@@ -211,6 +211,22 @@ def test_a_run_on_the_fused_attention_says_so(config, tmp_path):
     assert found[-1]["validation_loss"] == pytest.approx(expected[-1]["validation_loss"], abs=1e-4)
 
 
+def test_the_last_validation_may_have_windows_of_its_own(config, tmp_path):
+    rows = {
+        name: train(dataclasses.replace(config, **windows), tmp_path / name)
+        for name, windows in {
+            "few": {"validation_windows": 2},
+            "many": {"validation_windows": 7},
+            "both": {"validation_windows": 2, "final_validation_windows": 7},
+        }.items()
+    }
+    losses = {name: [row["validation_loss"] for row in each] for name, each in rows.items()}
+    assert losses["both"] == [*losses["few"][:-1], losses["many"][-1]]
+    assert losses["few"][-1] != losses["many"][-1]
+    with pytest.raises(ValueError, match="final_validation_windows must be at least 1, got 0"):
+        train(dataclasses.replace(config, final_validation_windows=0), tmp_path / "none")
+
+
 def test_a_folder_holds_one_run(config, tmp_path):
     train(config, tmp_path)
     with pytest.raises(ValueError, match=r"made with another configuration: seed was 0, now 1$"):

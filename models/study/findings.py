@@ -432,6 +432,49 @@ def _minimum(x: Any, y: Any) -> float:
     return float(x[at] - slope / (2 * curvature))
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """One budget trained by two counts.
+
+    Attributes:
+        causal: the optimum by level ``causal``.
+        other: by the convention.
+        convention: its name.
+        ratio: N_opt by the convention over that by ``causal``; None without both minima.
+        interval: of ``ratio``, from σ; None without noise.
+    """
+
+    causal: Best
+    other: Best
+    convention: str
+    ratio: float | None
+    interval: Interval | None
+
+
+def trained_by_count(
+    results: Results, stage: str, best: dict[str, dict[float, Best]], noise: Scatter | None
+) -> list[Trained]:
+    """What a stage of runs by a convention found, beside the same budget by level ``causal``."""
+    asked = results.study.stages[stage]
+    found = []
+    for arm in asked.arms if asked.convention else ():
+        rows = results.of(arm, asked.convention or "")
+        causal = best.get(arm, {}).get(asked.budgets[0])
+        fits, _ = fit_arm(rows, 0)
+        if causal is None or "2" not in fits:
+            continue
+        for other in best_of(rows, fits["2"]).values():
+            ratio, range_ = None, None
+            if causal.n_opt is not None and other.n_opt is not None:
+                ratio = other.n_opt / causal.n_opt
+                if noise is not None:
+                    both = causal.place_variance + other.place_variance
+                    factor = math.exp(noise.half_width(both))
+                    range_ = Interval(ratio / factor, ratio * factor, CONFIDENCE)
+            found.append(Trained(causal, other, asked.convention or "", ratio, range_))
+    return found
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Findings:
     """All that the page's tables tell.
@@ -446,6 +489,7 @@ class Findings:
         noise: the larger of both; None without seeds.
         differences: of each pair of arms with one tokenizer at each budget that both have.
         recounts: of each arm with a fitted surface, at its largest budget.
+        trained: budgets that were trained by another count, too.
     """
 
     results: Results
@@ -457,6 +501,7 @@ class Findings:
     noise: Scatter | None
     differences: tuple[Difference, ...]
     recounts: tuple[Recount, ...]
+    trained: tuple[Trained, ...]
 
 
 def find(results: Results, num_bootstrap: int = BOOTSTRAP) -> Findings:
@@ -499,5 +544,8 @@ def find(results: Results, num_bootstrap: int = BOOTSTRAP) -> Findings:
             for arm, (fits, _) in fitted.items()
             if SURFACE in fits and best.get(arm)
             for each in recounts(study, arm, fits[SURFACE], max(best[arm]))
+        ),
+        tuple(
+            each for stage in study.stages for each in trained_by_count(results, stage, best, noise)
         ),
     )

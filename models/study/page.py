@@ -250,7 +250,20 @@ def counts(found: Findings) -> str:
         }
         for each in found.recounts
     ]
-    return markdown(rows, rows[0]) if rows else ""
+    trained = [
+        {
+            "trained": each.causal.arm,
+            "causal budget": short(each.causal.budget),
+            "budget held by": each.convention,
+            "N_opt": "–" if each.other.n_opt is None else _number(each.other.n_opt),
+            "over causal": "–" if each.ratio is None else f"{each.ratio:.3f}",
+            "95 %": interval_text(each.interval),
+            LOSS: f"{each.other.loss:.4f}",
+            "less causal": f"{each.other.loss - each.causal.loss:+.4f}",
+        }
+        for each in found.trained
+    ]
+    return "\n".join(markdown(each, each[0]) for each in (rows, trained) if each)
 
 
 def predictions(found: Findings) -> str:

@@ -1,6 +1,7 @@
 """What the findings and the page's tables say of made-up runs whose truth is known."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from test_study import row_of, trials_of
 from flopcount.fitting import fit_isoflop_profiles, fit_surface, read_runs
 from models.study import page
 from models.study.__main__ import main
-from models.study.design import CPU, plan
+from models.study.design import CPU, Stage, plan
 from models.study.findings import (
     Best,
     Scatter,
@@ -214,6 +215,33 @@ def test_recounting_moves_the_optimum_as_a_search_finds():
         "article",
         "article-update",
     }
+
+
+def test_a_budget_trained_by_another_count_shows_its_move(tmp_path):
+    stages = CPU.stages | {"recounted": Stage(("none",), (1e13,), convention="6n")}
+    study = dataclasses.replace(CPU, stages=stages)
+
+    def moved_by(shift):
+        rows = rows_of(parabola, noise=1e-4)
+        generator = np.random.default_rng(1)
+        rows += [
+            row_of(each, at_causal(each, shift) + 1e-4 * generator.standard_normal())
+            for each in plan(study, rows, ["recounted"])
+        ]
+        write(tmp_path / "runs.csv", rows)
+        return find(read_results(study, [tmp_path]), 0)
+
+    def at_causal(each, shift):
+        run = dataclasses.replace(each.run, budget=1e13)
+        return parabola(dataclasses.replace(each, run=run), shift)
+
+    moved = moved_by(0.4)
+    [each] = moved.trained
+    assert each.ratio == pytest.approx(np.exp(0.4), rel=0.05)
+    assert each.interval.low > 1
+    assert "| none | 1e13 | 6n |" in page.counts(moved)
+    [still] = moved_by(0.0).trained
+    assert still.interval.low < 1 < still.interval.high
 
 
 def test_prediction_and_outcome(tmp_path):

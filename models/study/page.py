@@ -137,7 +137,10 @@ def rates(found: Findings) -> str:
             {"arm": arm, "width × depth": f"{width}×{depth}"}
             | {f"{rate:g}": f"{losses[rate]:.4f}" if rate in losses else "" for rate in tried}
             | {"best": f"{rate:.3g}" + ("" if inside else ", at an end")}
-            | {"rule": f"{a * width**b:.3g}", "best / rule": f"{rate / (a * width**b):.2f}"}
+            | {
+                "rule": f"{a * width**b:.3g}" if known else "–",
+                "best / rule": f"{rate / (a * width**b):.2f}" if known else "–",
+            }
         )
     rule = f"peak = {a:.3g} · width^{b:.3g}\n" if known else ""
     return f"{markdown(rows, rows[0])}\n{rule}{_rate_check(found)}"

@@ -357,7 +357,9 @@ def test_one_run_fills_a_page(tmp_path):
     out = tmp_path / "study.md"
     out.write_text(marks())
     page.fill(out, found_in(tmp_path, trials_of(CPU)[:1]))
-    assert page.NONE_YET in out.read_text()
+    text = out.read_text()
+    assert page.NONE_YET in text
+    assert "nan" not in text
 
 
 def test_the_committed_page_has_every_mark(tmp_path):

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from flopcount import __version__
 from flopcount.architectures import Architecture, Decoder, PerceiverAR
+from flopcount.devices import DEFAULT_DTYPE, given_device
 from flopcount.executed import Tiling
 from flopcount.planning import HEAD_DIMS
 from flopcount.tables import table
@@ -187,8 +189,11 @@ def count(
     params: bool = False,
     elementwise: bool = False,
     seconds: float | None = None,
+    tokens_per_second: float | None = None,
     device: str | None = None,
-    dtype: str = "bf16",
+    peak_flops: float | None = None,
+    dtype: str | None = None,
+    num_devices: int | None = None,
     json: bool = False,
 ) -> None:
     """Count FLOPs term by term.
@@ -204,13 +209,19 @@ def count(
         checkpointing: Activation checkpointing of whole layers.
         params: Also print the parameters.
         elementwise: Also print the element-wise FLOPs.
-        seconds: Measured time of a step; with ``--device`` gives MFU and HFU.
-        device: A name that ``flopcount devices`` lists.
-        dtype: The peak that MFU refers to.
+        seconds: Measured time of a step; with ``--device`` or ``--peak-flops`` gives MFU and HFU.
+        tokens_per_second: Instead, measured latent tokens per second of all devices.
+        device: A name that ``flopcount devices`` lists, or what torch.cuda.get_device_name() says.
+        peak_flops: Instead, the peak FLOP/s of one device.
+        dtype: The device's peak that MFU refers to; bf16 unless given.
+        num_devices: Devices that share a step; 1 unless given.
         json: Print JSON.
     """
-    if (seconds is None) != (device is None):
-        raise ValueError(f"seconds = {seconds}, device = {device}: expected both or neither")
+    utilisation = _utilisation(seconds, tokens_per_second, device, peak_flops, dtype, num_devices)
+    if json and (params or elementwise):
+        raise ValueError(
+            "--params or --elementwise with --json: expected --json alone, which holds both"
+        )
     tiles = tiling.build(level)
     hybrid_tiles = hybrid_tiling.build(tiles)
     step: dict[str, Any] = dict(
@@ -223,21 +234,58 @@ def count(
     else:
         counted = model.build().flops(level, convention=convention, **step)
     rates = {}
-    if seconds is not None and device is not None:
+    if utilisation:
         if level != "executed":
-            rates["mfu"] = counted.mfu(seconds, device, dtype)
-        rates["hfu"] = counted.hfu(seconds, device, dtype)
+            rates["mfu"] = counted.mfu(**utilisation)
+        rates["hfu"] = counted.hfu(**utilisation)
     parameters = counted.model.params()
     if json:
         print(to_json(counted.to_dict() | rates | {"params": parameters.to_dict()}))
         return
     print(counted)
     for name, rate in rates.items():
-        print(f"{name.upper()} {rate:.2%} of the {dtype} peak of {device}")
+        of = f"{dtype or DEFAULT_DTYPE} peak of {device}" if device else f"peak of {peak_flops:g}"
+        print(f"{name.upper()} {rate:.2%} of the {of}{f' × {num_devices}' if num_devices else ''}")
     if params:
         print(f"\n{parameters}")
     if elementwise:
         print(f"\n{counted.elementwise or f'element-wise FLOPs: not covered by {counted.label}'}")
+
+
+def _utilisation(
+    seconds: float | None,
+    tokens_per_second: float | None,
+    device: str | None,
+    peak_flops: float | None,
+    dtype: str | None,
+    num_devices: int | None,
+) -> dict[str, Any]:
+    """The arguments of ``Count.mfu``, or none where no utilisation is asked for.
+
+    Raises:
+        ValueError: If options contradict each other, or would do nothing.
+    """
+    measured = {"--seconds": seconds, "--tokens-per-second": tokens_per_second}
+    peaks = {"--device": device, "--peak-flops": peak_flops}
+    details = {"--dtype": dtype, "--num-devices": num_devices}
+    given = [name for name, value in (measured | peaks | details).items() if value is not None]
+    if not given:
+        return {}
+    for names in (measured, peaks):
+        if sum(name in given for name in names) != 1:
+            raise ValueError(
+                f"{', '.join(given)}: expected one of {' and '.join(measured)} with one of "
+                f"{' and '.join(peaks)}, for MFU and HFU"
+            )
+    if dtype is not None and device is None:
+        raise ValueError("--dtype with --peak-flops: expected --peak-flops alone, of any dtype")
+    return {
+        "seconds": seconds,
+        "tokens_per_second": tokens_per_second,
+        "device": device if peak_flops is None else given_device(peak_flops),
+        "dtype": DEFAULT_DTYPE if dtype is None else dtype,
+        "num_devices": 1 if num_devices is None else num_devices,
+    }
 
 
 def compare(model: Model, training: bool = True, json: bool = False) -> None:
@@ -273,8 +321,10 @@ def explain(
     """
     from flopcount.explanation import explain as explain_terms
 
+    if latex and json:
+        raise ValueError("--latex with --json: expected --json alone, which holds LaTeX, too")
     explanation = explain_terms(architecture, level, convention, tiling.build(level))
-    if latex and not json:
+    if latex:
         print(explanation.to_latex())
     else:
         _print(explanation, json)
@@ -531,6 +581,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 with one line on standard error where the input is wrong.
     """
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        print(f"flopcount {__version__}")
+        return 0
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from flopcount import extras
-from flopcount.devices import Device, find_device
+from flopcount import __version__, extras
+from flopcount.devices import DEFAULT_DTYPE, Device, find_device, require_utilisation
 from flopcount.rows import Elementwise, Matmul, Parameters, Part, Row
 from flopcount.sizes import (
     INT64_MAX,
@@ -333,10 +333,12 @@ class Count:
 
     def mfu(
         self,
-        seconds: float,
-        device: str | Device,
-        dtype: str = "bf16",
+        seconds: float | None = None,
+        device: str | Device | None = None,
+        dtype: str = DEFAULT_DTYPE,
         num_devices: int = 1,
+        *,
+        tokens_per_second: float | None = None,
     ) -> Any:
         """Model FLOPs utilisation: total / (seconds · devices · peak).
 
@@ -345,54 +347,101 @@ class Count:
 
         Args:
             seconds: Wall-clock time of the step that this count describes (give ``batch_size``).
-            device: A name that ``flopcount devices`` lists, or a :class:`~flopcount.Device`.
+            device: A name that ``flopcount devices`` lists, what ``torch.cuda.get_device_name()``
+                says of one, or a :class:`~flopcount.Device`.
             dtype: The peak's dtype.
             num_devices: Devices that shared the step.
+            tokens_per_second: Instead of ``seconds``, latent tokens per second of all devices; the
+                batch size does not matter then.
 
         Returns:
             A fraction of the peak; 0.4 is 40 %.
 
         Raises:
-            ValueError: For a count at another level, or for an unknown device or dtype.
+            TypeError: If an argument has the wrong type.
+            ValueError: For a count at another level, for an unknown device or dtype, if not one of
+                seconds and tokens per second is given, or if the result is above 100 %.
 
         Source: Chowdhery et al. 2022 (arXiv 2204.02311), Appendix B.
+
+        >>> import flopcount as fc
+        >>> gpt2 = fc.Decoder(vocab_size=50304, seq_len=1024, num_channels=768, num_layers=12,
+        ...                   num_heads=12)
+        >>> f"{gpt2.flops(batch_size=480).mfu(seconds=0.41, device='h100', num_devices=8):.2%}"
+        '12.09%'
+        >>> f"{gpt2.flops().mfu(tokens_per_second=1.2e6, device='h100', num_devices=8):.2%}"
+        '12.10%'
 
         """
         if self.level in ("dense", "executed"):
             raise ValueError(
                 f"MFU of a count at level {self.level!r}: expected level='causal' or a convention"
             )
-        return self._utilisation(self.total, seconds, device, dtype, num_devices)
+        return self._utilisation(
+            "MFU", self.total, seconds, tokens_per_second, device, dtype, num_devices
+        )
 
     def hfu(
         self,
-        seconds: float,
-        device: str | Device,
-        dtype: str = "bf16",
+        seconds: float | None = None,
+        device: str | Device | None = None,
+        dtype: str = DEFAULT_DTYPE,
         num_devices: int = 1,
+        *,
+        tokens_per_second: float | None = None,
     ) -> Any:
         """Hardware FLOPs utilisation at this level: like :meth:`mfu`, with recomputation.
 
         It counts the products that the level counts; what a kernel's tiling adds is in it at level
         ``executed`` alone, see :meth:`Architecture.executed`.
         """
-        return self._utilisation(self.with_recompute, seconds, device, dtype, num_devices)
+        return self._utilisation(
+            "HFU", self.with_recompute, seconds, tokens_per_second, device, dtype, num_devices
+        )
 
     def _utilisation(
-        self, flops: Size, seconds: float, device: str | Device, dtype: str, num_devices: int
+        self,
+        name: str,
+        flops: Size,
+        seconds: float | None,
+        tokens_per_second: float | None,
+        device: Any,
+        dtype: str,
+        num_devices: int,
     ) -> Any:
         if is_symbolic(flops):
             raise TypeError("utilisation of a symbolic count: substitute numbers first")
-        duration = require_positive_number("seconds", seconds)
-        peak = find_device(device).peak(dtype).flops_per_second
-        peak_flops = duration * peak * require_size("num_devices", num_devices)
+        if (seconds is None) == (tokens_per_second is None):
+            raise ValueError(
+                f"seconds = {quoted(seconds)}, tokens_per_second = {quoted(tokens_per_second)}: "
+                "expected one of the two"
+            )
+        found = find_device(device)
+        rate = found.peak(dtype).flops_per_second * require_size("num_devices", num_devices)
         try:
-            return flops / peak_flops
+            if seconds is not None:
+                duration = require_positive_number("seconds", seconds)
+                measured = (
+                    f"that seconds = {quoted(seconds)} is the time of one step of the whole batch, "
+                    f"batch_size = {quoted(self.batch_size)}"
+                )
+            else:
+                duration = self.tokens / require_positive_number(
+                    "tokens_per_second", tokens_per_second
+                )
+                measured = f"tokens_per_second = {quoted(tokens_per_second)}"
+            share = flops / (duration * rate)
         except OverflowError:
             raise ValueError(
-                f"total = {quoted(flops)} over {peak_flops} FLOPs at peak: expected a quotient "
+                f"total = {quoted(flops)} over {rate} FLOP/s at peak: expected a quotient "
                 "that a float can hold"
             ) from None
+        return require_utilisation(
+            name,
+            share,
+            f"{measured}, num_devices = {quoted(num_devices)}, device = {found.name!r} and "
+            f"dtype = {dtype!r}",
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """One dictionary per term: its names, FLOPs by phase, their total, and the source."""
@@ -423,6 +472,8 @@ class Count:
     def to_dict(self) -> dict[str, Any]:
         """The count as plain data: totals and terms; a part not covered is ``"not covered"``."""
         return {
+            "version": __version__,
+            "model": described(self.model),
             "level": self.level,
             "convention": self.convention,
             "training": self.training,
@@ -466,6 +517,17 @@ class Count:
             footer=[kept, None, None, *sums, _share(whole, whole)],
             note="\n".join(lines),
         )
+
+
+def is_position(row: Parameters) -> bool:
+    """Whether a tensor is an embedding of positions."""
+    return row.layer == "embedding" and row.name != "token"
+
+
+def described(model: Any) -> dict[str, Any]:
+    """A model as plain data: its architecture and the sizes that it was given."""
+    sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return {"architecture": type(model).__name__} | sizes
 
 
 def totals_or_not_covered(count: Count) -> dict[str, Any] | str:
@@ -534,7 +596,7 @@ class ParameterCount:
     @property
     def position_embedding(self) -> ParameterCount:
         """The learned absolute positions."""
-        return self._where(lambda row: row.layer == "embedding" and row.name != "token")
+        return self._where(is_position)
 
     def _where(self, condition: Any) -> ParameterCount:
         return dataclasses.replace(self, rows=tuple(row for row in self.rows if condition(row)))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-from flopcount.sizes import quoted, require_positive_number
+from flopcount.sizes import is_array, quoted, require_positive_number
 
 DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
+DEFAULT_DTYPE = "bf16"
+ROUNDING = 1e-12
+"""A share of a peak above 1 by less is 1: the time that it was computed from was rounded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +89,38 @@ def _device(name: str, reference: str, **tflops: float) -> Device:
 
 
 _H100_SXM = dict(fp64=66.9, fp32=66.9, tf32=494.7, bf16=989.4, fp16=989.4, fp8=1978.9)
+_HOPPER_NVL = dict(fp64=60.0, fp32=60.0, tf32=417.5, bf16=835.5, fp16=835.5, fp8=1670.5)
 _UNITS = "dense; fp64 on tensor cores, fp32 beside them"
+_HALVED = f"halved where it states sparsity; {_UNITS}"
 _HOPPER = "NVIDIA H100 Tensor Core GPU Architecture whitepaper V1.04, Table 2"
+_BLACKWELL = "NVIDIA Blackwell datasheet, individual Blackwell GPU specifications, {}, " + _HALVED
+_GEFORCE = "{}; dense, fp32 accumulation; fp32 beside tensor cores"
 _GOOGLE = "Google Cloud TPU documentation, system architecture of {}: peak compute per chip, dense"
 
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
         _device(
+            "b300",
+            "NVIDIA Blackwell Ultra datasheet, individual Blackwell Ultra GPU specifications, "
+            "HGX B300 (1100 W), halved: it states sparsity",
+            bf16=2250.0,
+            fp16=2250.0,
+            fp8=4500.0,
+        ),
+        _device(
+            "gb200",
+            _BLACKWELL.format("GB200 NVL72 (1200 W): one GPU, of which a superchip has two"),
+            fp64=40.0,
+            fp32=80.0,
+            tf32=1250.0,
+            bf16=2500.0,
+            fp16=2500.0,
+            fp8=5000.0,
+        ),
+        _device(
             "b200",
-            "NVIDIA HGX B200 datasheet (1000 W), halved where it states sparsity; " + _UNITS,
+            _BLACKWELL.format("HGX B200 (1000 W)"),
             fp64=37.0,
             fp32=75.0,
             tf32=1100.0,
@@ -103,6 +129,7 @@ DEVICES: dict[str, Device] = {
             fp8=4500.0,
         ),
         _device("h100", f"{_HOPPER}, SXM5; {_UNITS}", **_H100_SXM),
+        _device("h100-nvl", f"NVIDIA H100 datasheet, H100 NVL, {_HALVED}", **_HOPPER_NVL),
         _device(
             "h100-pcie",
             f"{_HOPPER}, PCIe; {_UNITS}",
@@ -119,6 +146,7 @@ DEVICES: dict[str, Device] = {
             f"{_HOPPER}; {_UNITS}",
             **_H100_SXM,
         ),
+        _device("h200-nvl", f"NVIDIA H200 datasheet, H200 NVL, {_HALVED}", **_HOPPER_NVL),
         _device(
             "a100",
             f"NVIDIA A100 Tensor Core GPU Architecture whitepaper V1.0, Table 1; {_UNITS}",
@@ -133,6 +161,14 @@ DEVICES: dict[str, Device] = {
             "NVIDIA V100 datasheet, SXM2; dense; fp16 on tensor cores, the rest beside them",
             fp64=7.8,
             fp32=15.7,
+            fp16=125.0,
+        ),
+        _device(
+            "a10",
+            "NVIDIA A10 datasheet, the figures without sparsity; fp32 beside tensor cores",
+            fp32=31.2,
+            tf32=62.5,
+            bf16=125.0,
             fp16=125.0,
         ),
         _device(
@@ -153,18 +189,81 @@ DEVICES: dict[str, Device] = {
             fp16=362.05,
             fp8=733.0,
         ),
+        _device(
+            "rtx-4090",
+            _GEFORCE.format("NVIDIA Ada GPU Architecture whitepaper V2.02, Appendix A"),
+            fp32=82.6,
+            tf32=82.6,
+            bf16=165.2,
+            fp16=165.2,
+            fp8=330.3,
+        ),
+        _device(
+            "rtx-5090",
+            _GEFORCE.format("NVIDIA RTX Blackwell GPU Architecture whitepaper V1.1, Table 3"),
+            bf16=209.5,
+            fp8=419.0,
+        ),
+        _device(
+            "mi300x",
+            "AMD ROCm documentation, AMD Instinct MI300 series microarchitecture: peak-performance "
+            "capabilities of the MI300X; dense; fp64 and fp32 on matrix cores",
+            fp64=163.4,
+            fp32=163.4,
+            tf32=653.7,
+            bf16=1307.4,
+            fp16=1307.4,
+            fp8=2614.9,
+        ),
+        _device(
+            "mi325x",
+            "AMD Instinct MI325X product page, footnote MI325-002: peak theoretical rates, dense",
+            bf16=1307.4,
+            fp16=1307.4,
+            fp8=2614.9,
+        ),
         _device("tpu-v4", _GOOGLE.format("TPU v4"), bf16=275.0),
         _device("tpu-v5e", _GOOGLE.format("TPU v5e"), bf16=197.0),
         _device("tpu-v5p", _GOOGLE.format("TPU v5p"), bf16=459.0),
         _device("tpu-v6e", _GOOGLE.format("TPU v6e"), bf16=918.0),
+        _device("tpu-v7", _GOOGLE.format("TPU7x (Ironwood)"), bf16=2307.0, fp8=4614.0),
     )
 }
 """Peak dense FLOP/s; a multiply-add is 2, and no peak assumes structured sparsity."""
+
+TORCH_NAMES: dict[str, str] = {
+    "AMD Instinct MI300X": "mi300x",
+    "AMD Instinct MI325X": "mi325x",
+    "NVIDIA A10": "a10",
+    "NVIDIA A100 80GB PCIe": "a100",
+    "NVIDIA A100-PCIE-40GB": "a100",
+    "NVIDIA A100-SXM4-40GB": "a100",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA B200": "b200",
+    "NVIDIA B300 SXM6 AC": "b300",
+    "NVIDIA GB200": "gb200",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "NVIDIA GeForce RTX 5090": "rtx-5090",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H100 NVL": "h100-nvl",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H200": "h200",
+    "NVIDIA H200 NVL": "h200-nvl",
+    "NVIDIA L4": "l4",
+    "NVIDIA L40S": "l40s",
+    "Tesla V100-SXM2-16GB": "v100",
+    "Tesla V100-SXM2-32GB": "v100",
+}
+"""What ``torch.cuda.get_device_name()`` says, in full: a part of a name tells no device."""
 ADDING = "flopcount.Device(name, {'bf16': flopcount.Peak(flops_per_second, reference)})"
 
 
 def find_device(device: str | Device) -> Device:
     """The device of that name, or the :class:`Device` itself.
+
+    Args:
+        device: A name in :data:`DEVICES`, what ``torch.cuda.get_device_name()`` says of one
+            (:data:`TORCH_NAMES`, to the letter), or a device of one's own.
 
     Raises:
         TypeError: If ``device`` is neither a string nor a :class:`Device`.
@@ -172,15 +271,68 @@ def find_device(device: str | Device) -> Device:
 
     >>> find_device("h200").peak("bf16").flops_per_second
     989400000000000.0
+    >>> find_device("NVIDIA H100 NVL").name
+    'h100-nvl'
 
     """
     if isinstance(device, Device):
         return device
     if not isinstance(device, str):
         raise TypeError(f"device = {quoted(device)}: expected a name or a flopcount.Device")
-    if device.lower() not in DEVICES:
+    name = TORCH_NAMES.get(device, device.lower())
+    if name not in DEVICES:
         raise ValueError(
-            f"device = {quoted(device)}: expected one of {', '.join(DEVICES)}; for another, pass "
-            f"{ADDING}"
+            f"device = {quoted(device)}: expected one of {', '.join(DEVICES)}, or the full name "
+            f"that torch.cuda.get_device_name() gives one of them; for another, pass {ADDING}"
         )
-    return DEVICES[device.lower()]
+    return DEVICES[name]
+
+
+def given_device(flops_per_second: float, dtype: str = DEFAULT_DTYPE) -> Device:
+    """A device of which its user states the peak.
+
+    Raises:
+        TypeError: If the rate is not a number, or the dtype unknown.
+        ValueError: If the rate is not positive.
+
+    >>> given_device(2e12, "fp32").peak("fp32").flops_per_second
+    2000000000000.0
+
+    """
+    return Device("given", {dtype: Peak(flops_per_second, "given by the user")})
+
+
+def require_utilisation(name: str, share: Any, check: str) -> Any:
+    """Return ``share``, a number or an array, if it is at most 1.
+
+    More than all of a peak is no measurement: an input is wrong, or the peak.
+
+    Args:
+        name: What it is a share of, or the argument's name, for the error.
+        share: Of the peak.
+        check: What the error says to check.
+
+    Raises:
+        ValueError: If it exceeds 1 by more than rounding; of an array, the first such element is
+            named.
+
+    >>> require_utilisation("MFU", 1.25, "seconds")
+    Traceback (most recent call last):
+    ...
+    ValueError: MFU = 1.25, which is 125.00% of the peak: expected at most 100%; check seconds
+
+    """
+    if is_array(share):
+        import numpy as np
+
+        above = np.argwhere(share > 1 + ROUNDING)
+        if not len(above):
+            return share
+        index = tuple(int(position) for position in above[0])
+        name, share = f"{name}[{', '.join(map(str, index))}]", share[index]
+    elif share <= 1 + ROUNDING:
+        return share
+    raise ValueError(
+        f"{name} = {float(share):.6g}, which is {float(share):,.2%} of the peak: expected at most "
+        f"100%; check {check}"
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flopcount.architectures import LEVELS, Architecture, PerceiverAR
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count, ParameterCount
-from flopcount.devices import Device, find_device
+from flopcount.devices import Device, find_device, require_utilisation
 from flopcount.laws import (
     CHINCHILLA_SURFACE,
     LossSurface,
@@ -329,9 +329,10 @@ def throughput(device: str | Device, mfu: float, dtype: str = "bf16") -> float:
     >>> f"{throughput('h100', 0.4):.4g}"
     '3.958e+14'
     """
-    if require_positive_number("mfu", mfu) > 1:
-        raise ValueError(f"mfu = {quoted(mfu)}: expected a number in (0, 1]")
-    return find_device(device).peak(dtype).flops_per_second * float(mfu)
+    share = require_utilisation(
+        "mfu", require_positive_number("mfu", mfu), "that 40 % is given as 0.4"
+    )
+    return find_device(device).peak(dtype).flops_per_second * float(share)
 
 
 def budget_from_gpu_hours(

@@ -16,7 +16,7 @@ import torch
 
 import flopcount
 from flopcount.count import Count
-from flopcount.devices import find_device
+from flopcount.devices import find_device, given_device
 from kernels.attention.tilings import PASSES, gradient_launches, shipped_tiling
 
 
@@ -74,7 +74,7 @@ def peak_device(peak: str | None, peak_flops: float | None, dtype: str) -> flopc
     if peak is not None and peak_flops is not None:
         raise ValueError(f"give peak or peak_flops, not both, got {peak!r} and {peak_flops}")
     if peak_flops is not None:
-        return flopcount.Device("given", {dtype: flopcount.Peak(peak_flops, "given by the user")})
+        return given_device(peak_flops, dtype)
     if peak is None:
         return None
     device = find_device(peak)

@@ -63,6 +63,59 @@ def test_count_with_everything(capsys):
         assert expected in out
 
 
+NANO_GPT = [
+    "count", "decoder", "--vocab-size", "50304", "--seq-len", "1024", "--num-channels", "768",
+    "--num-layers", "12", "--num-heads", "12",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--batch-size 480 --seconds 0.41 --device h100 --num-devices 8", "MFU 12.09% of the bf16"),
+        (
+            "--batch-size 480 --seconds 0.41 --device h100 --num-devices 8 --convention palm",
+            "MFU 12.96% of the bf16 peak of h100 × 8",
+        ),
+        # 480·1024/0.41 tokens/s
+        (
+            "--tokens-per-second 1198829.27 --peak-flops 989.4e12 --num-devices 8",
+            "MFU 12.09% of the peak of 9.894e+14 × 8",
+        ),
+        ("--tokens-per-second 1e5 --device h100", "MFU 8.07% of the bf16 peak of h100"),
+        # Half of it, at twice the rate.
+        ("--tokens-per-second 1e5 --device h100 --dtype fp8", "HFU 4.03% of the fp8 peak of h100"),
+    ],
+)
+def test_utilisation_of_a_run(capsys, arguments, expected):
+    assert main([*NANO_GPT, *arguments.split()]) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_utilisation_by_the_name_that_torch_reports(capsys):
+    arguments = ["--tokens-per-second", "1e5", "--device", "NVIDIA H100 NVL", "--json"]
+    assert main([*NANO_GPT, *arguments]) == 0
+    gpt2 = fc.Decoder(vocab_size=50304, seq_len=1024, num_channels=768, num_layers=12, num_heads=12)
+    expected = gpt2.flops().mfu(tokens_per_second=1e5, device="h100-nvl")
+    assert json.loads(capsys.readouterr().out)["mfu"] == expected
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"flopcount {fc.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["count", "compare"])
+def test_json_says_what_was_counted(capsys, command):
+    assert main([command, *PERCEIVER, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["version"] == fc.__version__
+    sizes = dict(printed["model"])
+    assert sizes.pop("architecture") == "PerceiverAR"
+    assert fc.PerceiverAR(**sizes) == MODEL
+    assert (sizes["num_prefix"], sizes["prefix_dropout"]) == (3584, 0.5)
+
+
 def test_count_of_a_decoder_by_a_convention(capsys):
     assert main(["count", *DECODER, "--convention", "palm", "--no-training", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -247,7 +300,34 @@ def test_devices(capsys):
     [
         (["count", *PERCEIVER, "--num-heads", "7"], "num_channels = 512 is not divisible"),
         (["count", *PERCEIVER, "--convention", "gpt"], "convention = 'gpt'"),
-        (["count", *PERCEIVER, "--seconds", "1"], "expected both or neither"),
+        (["count", *PERCEIVER, "--seconds", "1"], "--seconds: expected one of --seconds and --tok"),
+        (["count", *PERCEIVER, "--device", "h100"], "--device: expected one of --seconds and"),
+        (["count", *PERCEIVER, "--peak-flops", "1e15"], "--peak-flops: expected one of"),
+        (["count", *PERCEIVER, "--num-devices", "8"], "--num-devices: expected one of --seconds"),
+        (["count", *PERCEIVER, "--dtype", "fp8"], "--dtype: expected one of --seconds"),
+        (
+            ["count", *PERCEIVER, "--seconds", "1", "--tokens-per-second", "9", "--device", "h100"],
+            "--seconds, --tokens-per-second, --device: expected one of",
+        ),
+        (
+            ["count", *PERCEIVER, "--seconds", "1", "--device", "h100", "--peak-flops", "1e15"],
+            "--seconds, --device, --peak-flops: expected one of",
+        ),
+        (
+            ["count", *PERCEIVER, "--seconds", "1", "--peak-flops", "1e15", "--dtype", "fp8"],
+            "--dtype with --peak-flops",
+        ),
+        (
+            ["count", *PERCEIVER, "--seconds", "1", "--device", "h100", "--num-devices", "0"],
+            "num_devices = 0",
+        ),
+        (["count", *PERCEIVER, "--json", "--params"], "--params or --elementwise with --json"),
+        (["count", *PERCEIVER, "--json", "--elementwise"], "--params or --elementwise with --json"),
+        (["explain", "--json", "--latex"], "--latex with --json"),
+        (
+            ["count", *PERCEIVER, "--seconds", "1e-7", "--device", "h100"],
+            "of the peak: expected at most 100%; check that seconds = 1e-07",
+        ),
         (["count", *PERCEIVER, "--seconds", "1", "--device", "x"], "device = 'x'"),
         (["count", *PERCEIVER, "--batch-size", "-1"], "batch_size = -1"),
         (["count", *PERCEIVER, "--level", "executed"], "expected --tiling.forward, --tiling.key-v"),

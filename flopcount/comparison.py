@@ -6,10 +6,11 @@ import dataclasses
 from fractions import Fraction
 from typing import Any
 
+from flopcount import __version__
 from flopcount.architectures import Architecture
 from flopcount.conventions import CONVENTIONS
-from flopcount.count import Count
-from flopcount.rows import Part
+from flopcount.count import Count, described, is_position
+from flopcount.rows import Parameters, Part
 from flopcount.sizes import Size, exact_ratio, is_array, is_symbolic, quoted
 from flopcount.tables import shown, table
 
@@ -33,10 +34,11 @@ STANDS_FOR: dict[str, tuple[tuple[str, ...], str]] = {
     "logits": (("logits",), "the output layer"),
     "truncation per token": ((), "truncation to an integer per token"),
     "2 N without embeddings": (LINEAR, "parameters of projections and MLP"),
-    "2 N without positions": ((*LINEAR, "logits"), "norms and biases as if they were matrices"),
-    "2 N": ((*LINEAR, "logits"), "positions, norms and biases as if they were matrices"),
 } | {term: ((term,), term) for term in LINEAR}
 """For each term of a convention or level: the proven terms in its place, and what else it has."""
+
+PARAMETER_TERMS = ("2 N", "2 N without positions")
+"""Terms of 2 FLOPs per parameter: see :func:`differences`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,8 +72,8 @@ class Compared:
         ratio: ``total`` over the causal total; over the causal self part where the cross part is
             not covered.
         self_ratio: ``self_part`` over the causal self part.
-        leaves_out: What it does not count of the causal count.
-        adds: What it counts beyond the causal count.
+        leaves_out: The terms of the causal count that it does not count of this model, by name.
+        adds: What it counts of this model beyond the causal count, by name.
         differences: Both, term by term; per part they add up exactly to the difference between
             this count and the causal one. Nothing of a part that is not covered.
 
@@ -105,10 +107,12 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain data."""
         return {
+            "version": __version__,
+            "model": described(self.model),
             "rows": [
                 vars(row) | {"differences": [vars(entry) for entry in row.differences]}
                 for row in self.rows
-            ]
+            ],
         }
 
     def __repr__(self) -> str:
@@ -168,11 +172,29 @@ def _is_zero(value: Any) -> bool:
     return bool(value.expand() == 0) if is_symbolic(value) else value == 0
 
 
+def _kind(row: Parameters, multiplied: bool) -> str:
+    """What a tensor has beyond a product's weight, by name; its own name where none is known."""
+    if multiplied or row.name.endswith("bias"):
+        kind = "biases"
+    elif row.name.endswith("norm"):
+        kind = "norms"
+    elif is_position(row):
+        kind = "positions"
+    elif row.layer == "embedding":
+        kind = "the input embedding, a look-up,"
+    else:
+        kind = f"{row.layer} {row.name}"
+    return f"{kind} as if multiplied"
+
+
 def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
     """What ``count`` misses of ``proven``, the same model's causal count, and adds to it.
 
     Each term of ``count`` stands for the proven terms that :data:`STANDS_FOR` names: it adds what
-    it has beyond them. A proven term that no term stands for is missed. So per part
+    it has beyond them. A term that takes 2 FLOPs per parameter stands for the products of those
+    parameters, tensor by tensor, and adds the tensors that multiply nothing, each kind by name; a
+    tied embedding multiplies in the output layer. A proven term that no term stands for is missed.
+    So per part
 
         count - proven = Σ added + Σ missed
 
@@ -213,6 +235,20 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
             if line.part == part:
                 terms[line.term] = terms.get(line.term, 0) + line.forward + line.backward
         for term, flops in terms.items():
+            if term in PARAMETER_TERMS:
+                tensors = [
+                    row
+                    for row in count.model.params().self_part.rows
+                    if term == "2 N" or not is_position(row)
+                ]
+                kinds = {row.name: _kind(row, row.name in expected) for row in tensors}
+                kinds.setdefault("logits", kinds["token"])
+                for row in tensors:
+                    per_parameter = (6 if count.training else 2) * count.tokens
+                    add(part, kinds[row.name], per_parameter * row.count)
+                for name in [name for name in kinds if name in expected]:
+                    add(part, kinds[name], -expected.pop(name))
+                continue
             covered, beyond = STANDS_FOR[term]
             for name in covered:
                 flops = flops - expected.pop(name, 0)
@@ -257,27 +293,17 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
             f"model = {quoted(model)}: expected a flopcount.PerceiverAR or flopcount.Decoder"
         )
     proven = model.flops(training=training)
-    descriptions = [
-        (proven, "causal", "derived here", "nothing: the proven count", "nothing"),
-        (
-            model.flops(level="dense", training=training),
-            "dense",
-            "derived here",
-            "nothing",
-            "the masked half of both attention products",
-        ),
+    counts = [
+        (proven, "causal", "derived here"),
+        (model.flops(level="dense", training=training), "dense", "derived here"),
     ]
     for convention in CONVENTIONS.values():
         count = model.flops(convention=convention.name, training=training)
-        descriptions.append(
-            (count, convention.name, convention.source, convention.leaves_out, convention.adds)
-        )
-    return Comparison(model, tuple(_compared(proven, *entry) for entry in descriptions))
+        counts.append((count, convention.name, convention.source))
+    return Comparison(model, tuple(_compared(proven, *entry) for entry in counts))
 
 
-def _compared(
-    proven: Count, count: Count, name: str, source: str, leaves_out: str, adds: str
-) -> Compared:
+def _compared(proven: Count, count: Count, name: str, source: str) -> Compared:
     self_part = count.self_part.per_token
     self_ratio = _ratio(self_part, proven.self_part.per_token)
     cross_part: Size | str = NOT_COVERED
@@ -286,6 +312,10 @@ def _compared(
     if not count.not_covered:
         cross_part, total = count.cross_part.per_token, count.per_token
         ratio = _ratio(total, proven.per_token)
+    found = differences(count, proven)
+    missed = [_explained(entry) for entry in found if _is_missed(entry.flops)]
+    missed += [f"the {part} part, which it does not cover" for part in sorted(count.not_covered)]
+    added = [_explained(entry) for entry in found if not _is_missed(entry.flops)]
     return Compared(
         name,
         source,
@@ -294,7 +324,30 @@ def _compared(
         total,
         ratio,
         self_ratio,
-        leaves_out,
-        adds,
-        differences(count, proven),
+        "; ".join(missed) or "nothing",
+        "; ".join(added) or "nothing",
+        found,
     )
+
+
+def _is_missed(flops: Any) -> bool:
+    if is_symbolic(flops):
+        return bool(flops.expand().is_negative)
+    return bool((flops < 0).all()) if is_array(flops) else bool(flops < 0)
+
+
+def _explained(entry: Difference) -> str:
+    """A difference in words, with its share where that is one number."""
+    where = " in the cross part" if entry.part == "cross" else ""
+    is_number = not (entry.share is None or is_array(entry.share) or is_symbolic(entry.share))
+    return f"{entry.term}{where}{f' ({signed(entry.share)})' if is_number else ''}"
+
+
+def signed(share: float) -> str:
+    """A share in per cent, with as many digits as tell it from 0.
+
+    >>> signed(-0.25), signed(0.0502), signed(0.000022)
+    ('-25.0%', '+5.02%', '+0.0022%')
+    """
+    digits = 2 if abs(share) < 0.1 else 1
+    return f"{share:+.{digits}%}" if abs(share) >= 5e-5 or not share else f"{share:+.4%}"

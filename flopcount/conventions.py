@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from flopcount.sizes import Size, Sizes, exact_ratio, is_array, is_symbolic
@@ -41,8 +42,6 @@ class Convention:
     Attributes:
         name: As users give it.
         source: The publication.
-        leaves_out: What it does not count of the proven count, in one line.
-        adds: What it counts beyond the proven count, in one line.
         self_part: Forward FLOPs per sequence: (layer, term, FLOPs) of the self part.
         cross_part: The same for the cross part; None where the convention says nothing of a prefix.
 
@@ -50,23 +49,8 @@ class Convention:
 
     name: str
     source: str
-    leaves_out: str
-    adds: str
     self_part: Callable[[Inputs], Terms]
     cross_part: Callable[[Inputs], Terms] | None = None
-
-
-def truncate(value: Any) -> Size:
-    """The integer part of a number that is not negative, element by element."""
-    if is_symbolic(value):
-        from sympy import floor
-
-        return floor(value)
-    if is_array(value):
-        import numpy as np
-
-        return np.frompyfunc(int, 1, 1)(value)
-    return int(value)
 
 
 def article_self(inputs: Inputs) -> Terms:
@@ -84,19 +68,79 @@ def article_self(inputs: Inputs) -> Terms:
     )
 
 
-def _truncated_per_token(terms: Terms, num_latents: Size) -> Terms:
-    """Exact terms of a sequence, and what truncating their sum per token to an integer takes off.
+def _double(operand: int) -> float:
+    """The operand as a double that it is equal to.
 
-    The last term is n·⌊Σ/n⌋ - Σ, so that all of them add up to n times the truncated integer.
+    Raises:
+        OverflowError: Above 2^53, where not every integer is a double.
+
     """
+    if operand > 2**53:
+        raise OverflowError(f"operand = {operand}: expected at most 2**53")
+    return float(operand)
+
+
+def article_code(m: int, n: int, d: int, h: int, keep: float) -> float:
+    """Forward FLOPs of the cross part per token as the article's code computes them; keep = 1 - p.
+
+    Source: krasserm/perceiver-io, examples/scaling/clm/scaling/flops.py at 1f6844e,
+    ``ComputeEstimator.cross_attn``, operation by operation.
+    """
+    ratio = _double(m) / _double(n)
+    return _double(4 * d) * ratio + _double(4 * d**2 + 2 * d * n) * ratio * keep
+
+
+def article_update_code(m: int, n: int, d: int, h: int, keep: float) -> float:
+    """As :func:`article_code`, of the author's correction.
+
+    Source: the same file at 59d5500, branch wip-scaling.
+    """
+    key_value, product = _double(4 * d**2 * m) / _double(n), _double(2 * d * m)
+    return (key_value + product + _double(3 * h * m) + product) * keep
+
+
+def _per_token(
+    inputs: Inputs, terms: Terms, code: Callable[[int, int, int, int, float], float]
+) -> Terms:
+    """Exact terms of a sequence, and what the integer per token of the published code differs by.
+
+    The code truncates a double. It is followed to the unit, its rounding included; where there is
+    nothing to follow, the exact sum is truncated: for symbols, for operands above 2^53, and for a k
+    that no p keeps. The last term is n · (integer per token) - Σ, so that all of them add up to n
+    times that integer.
+    """
+    s = inputs.sizes
     whole = sum(flops for _, _, flops in terms)
-    truncated = num_latents * truncate(exact_ratio(whole, num_latents))
+
+    def truncated(flops: Any, m: int, n: int, d: int, h: int, kept: Any) -> int:
+        exact = int(Fraction(flops) / n)
+        keep = Fraction(kept) / m if m else Fraction(1)
+        if Fraction(float(1 - keep)) != 1 - keep:
+            return exact
+        try:
+            return int(code(m, n, d, h, float(keep)))
+        except OverflowError:
+            return exact
+
+    sizes = (whole, s.num_prefix, s.num_latents, s.num_channels, s.num_heads, inputs.kept_prefix)
+    integer: Size
+    if any(is_symbolic(size) for size in sizes):
+        from sympy import floor
+
+        integer = floor(exact_ratio(whole, s.num_latents))
+    elif any(is_array(size) for size in sizes):
+        import numpy as np
+
+        integer = np.frompyfunc(truncated, len(sizes), 1)(*sizes)
+    else:
+        integer = truncated(*sizes)
     exact = tuple((layer, term, exact_ratio(flops, 1)) for layer, term, flops in terms)
-    return (*exact, ("hybrid", "truncation per token", exact_ratio(truncated - whole, 1)))
+    difference = exact_ratio(s.num_latents * integer - whole, 1)
+    return (*exact, ("hybrid", "truncation per token", difference))
 
 
 def article_cross(inputs: Inputs) -> Terms:
-    """Per token 4d·m/n + (1 - p)(4d² + 2dn)·m/n, truncated to an integer.
+    """Per token 4d·m/n + (1 - p)(4d² + 2dn)·m/n, truncated to an integer as the code does it.
 
     The prefix embedding before dropout, keys and values, one attention product.
     """
@@ -107,7 +151,7 @@ def article_cross(inputs: Inputs) -> Terms:
         ("hybrid", "keys and values", kept * 4 * d * d),
         ("hybrid", "one attention product", kept * 2 * d * n),
     )
-    return _truncated_per_token(terms, n)
+    return _per_token(inputs, terms, article_code)
 
 
 def article_update_self(inputs: Inputs) -> Terms:
@@ -122,7 +166,7 @@ def article_update_self(inputs: Inputs) -> Terms:
 
 
 def article_update_cross(inputs: Inputs) -> Terms:
-    """Per token (1 - p)(4d²·m/n + 4dm + 3hm), truncated to an integer."""
+    """Per token (1 - p)(4d²·m/n + 4dm + 3hm), truncated to an integer as the code does it."""
     s, kept = inputs.sizes, inputs.kept_prefix
     n, d = s.num_latents, s.num_channels
     terms = (
@@ -130,7 +174,7 @@ def article_update_cross(inputs: Inputs) -> Terms:
         ("hybrid", "both attention products", kept * 4 * d * n),
         ("hybrid", "softmax", kept * 3 * s.num_heads * n),
     )
-    return _truncated_per_token(terms, n)
+    return _per_token(inputs, terms, article_update_code)
 
 
 def kaplan_self(inputs: Inputs) -> Terms:
@@ -191,53 +235,29 @@ CONVENTIONS: dict[str, Convention] = {
         Convention(
             "article",
             "Training compute-optimal Perceiver AR language models, January 2023",
-            "one of the two attention products, in the self and in the cross part",
-            "the embedding as 4d per token; the masked half of the other attention product",
             article_self,
             article_cross,
         ),
         Convention(
             "article-update",
             "the author's later correction of the same article's computation",
-            "the output layer, which is really computed",
-            "the masked half of both attention products; softmax",
             article_update_self,
             article_update_cross,
         ),
-        Convention(
-            "kaplan",
-            "Kaplan et al. 2020 (arXiv 2001.08361), Table 1",
-            "one of the two attention products; the output layer",
-            "the masked half of the other attention product",
-            kaplan_self,
-        ),
+        Convention("kaplan", "Kaplan et al. 2020 (arXiv 2001.08361), Table 1", kaplan_self),
         Convention(
             "chinchilla",
             "Hoffmann et al. 2022 (arXiv 2203.15556), Table A4 as in effect computed",
-            "the output layer",
-            "the masked half of both attention products; softmax",
             chinchilla_self,
         ),
-        Convention(
-            "palm",
-            "Chowdhery et al. 2022 (arXiv 2204.02311), Appendix B",
-            "nothing of the matrix products where the embedding is tied",
-            "norms and biases as if they were matrices; the masked half of both attention products",
-            palm_self,
-        ),
+        Convention("palm", "Chowdhery et al. 2022 (arXiv 2204.02311), Appendix B", palm_self),
         Convention(
             "megatron",
             "Narayanan et al. 2021 (arXiv 2104.04473), equation 3 without recomputation",
-            "nothing of the matrix products",
-            "the masked half of both attention products",
             megatron_self,
         ),
         Convention(
-            "6n",
-            "common rule C = 6ND, after Kaplan et al. 2020 (arXiv 2001.08361)",
-            "both attention products",
-            "positions, norms and biases as if they were matrices",
-            six_n_self,
+            "6n", "common rule C = 6ND, after Kaplan et al. 2020 (arXiv 2001.08361)", six_n_self
         ),
     )
 }

@@ -13,7 +13,7 @@ import tyro
 
 import flopcount as fc
 from flopcount.article import EXPERIMENTS, Experiment
-from flopcount.comparison import Compared, Comparison
+from flopcount.comparison import Compared, Comparison, signed
 
 PAGE = Path(__file__).parent.parent / "docs" / "who-counts-what.md"
 
@@ -64,12 +64,6 @@ way to count is equal to the causal count there, or does not cover it. FLOPs per
 """
 
 
-def signed(share: float) -> str:
-    """A share as text: per cent, with as many digits as tell it from 0."""
-    digits = 2 if abs(share) < 0.1 else 1
-    return f"{share:+.{digits}%}" if abs(share) >= 5e-5 or not share else f"{share:+.4%}"
-
-
 def row_of(comparison: Comparison, name: str) -> Compared:
     """What a comparison has of a level or convention."""
     return next(row for row in comparison.rows if row.name == name)
@@ -115,8 +109,9 @@ def findings(comparisons: dict[str, list[Comparison]]) -> str:
         "dense": net(first, "dense"),
         "six_n": net(first, "6n"),
         "six_n_attention": share(first, "6n", "self", "both attention products"),
-        "six_n_parameters": share(
-            first, "6n", "self", "positions, norms and biases as if they were matrices"
+        "six_n_parameters": sum(
+            share(first, "6n", "self", f"{kind} as if multiplied")
+            for kind in ("positions", "norms", "biases")
         ),
     }
     return FINDINGS.format(**{name: signed(number) for name, number in numbers.items()})

@@ -71,12 +71,87 @@ def test_the_correction_drops_the_output_layer():
 
 
 def test_six_n_misses_both_products():
-    # Positions n·d, norms 4d a layer and 2d of the prefix, biases d and V.
-    outside = 512 * 512 + 4 * 9 * 512 + 2 * 512 + 512 + 32_000
-    assert of("6n") == {
-        ("self", "positions, norms and biases as if they were matrices"): 6 * outside,
-        ("self", "both attention products"): -2 * 3 * 9 * 512 * 513,
+    # Norms: 4d a layer and 2d of the prefix; biases: d of the hybrid layer's output, and V.
+    outside = {
+        ("self", "positions as if multiplied"): 6 * 512 * 512,
+        ("self", "norms as if multiplied"): 6 * (4 * 9 * 512 + 2 * 512),
+        ("self", "biases as if multiplied"): 6 * (512 + 32_000),
     }
+    assert of("6n") == outside | {("self", "both attention products"): -2 * 3 * 9 * 512 * 513}
+
+
+def test_an_untied_input_embedding_is_named():
+    untied = fc.Decoder(
+        vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12, num_heads=12,
+        tie_embeddings=False,
+    )  # fmt: skip
+    palm = {
+        # 6Vd; norms 2·2d a layer and 2d at the end; biases 3d + d + 4d + d a layer.
+        ("self", "the input embedding, a look-up, as if multiplied"): 231_584_256,
+        ("self", "norms as if multiplied"): 6 * (12 * 4 * 768 + 2 * 768),
+        ("self", "biases as if multiplied"): 6 * 12 * 9 * 768,
+        ("self", "the masked half of both attention products"): 6 * 12 * 768 * 1023,
+    }
+    assert of("palm", untied) == palm
+    assert sum(palm.values()) - 6 * 12 * 768 * 1023 == 232_312_320
+    six_n = of("6n", untied)
+    assert six_n["self", "the input embedding, a look-up, as if multiplied"] == 231_584_256
+    assert six_n["self", "positions as if multiplied"] == 6 * 1024 * 768
+    rows = {row.name: row for row in fc.compare(untied).rows}
+    for name in ("palm", "6n"):
+        assert "the input embedding, a look-up, as if multiplied (+29.0%)" in rows[name].adds
+    # In evaluation a third of it.
+    (embedding,) = (
+        entry.flops
+        for row in fc.compare(untied, training=False).rows
+        for entry in row.differences
+        if row.name == "palm" and "input embedding" in entry.term
+    )
+    assert embedding == 231_584_256 // 3
+
+
+@pytest.mark.parametrize("name", ["palm", "6n"])
+def test_what_a_model_lacks_is_not_in_its_explanation(name):
+    sizes = dict(vocab_size=257, seq_len=64, num_channels=48, num_layers=3, num_heads=4)
+    tied = next(row for row in fc.compare(fc.Decoder(**sizes)).rows if row.name == name)
+    assert "input embedding" not in tied.adds
+    assert "biases" in tied.adds
+    bare = next(row for row in fc.compare(fc.Decoder(**sizes, bias=False)).rows if row.name == name)
+    assert "biases" not in bare.adds
+    assert "norms" in bare.adds
+
+
+def test_reasons_are_the_differences_of_the_model_at_hand():
+    rows = {row.name: row for row in fc.compare(SEED).rows}
+    assert (rows["causal"].leaves_out, rows["causal"].adds) == ("nothing", "nothing")
+    assert rows["megatron"].adds == "the masked half of both attention products (+5.00%)"
+    assert rows["megatron"].leaves_out == "the cross part, which it does not cover"
+    assert rows["article"].leaves_out == (
+        "one of the two attention products (-2.51%); "
+        "one of the two attention products in the cross part (-25.0%)"
+    )
+    for row in rows.values():
+        said = f"{row.leaves_out}; {row.adds}"
+        assert all(entry.term in said for entry in row.differences)
+    # One position attends to itself: there is no masked half.
+    one = fc.Decoder(vocab_size=9, seq_len=1, num_channels=4, num_layers=1, num_heads=2)
+    single = {row.name: row for row in fc.compare(one).rows}
+    assert single["dense"].adds == single["megatron"].adds == "nothing"
+
+
+def test_reasons_of_arrays_and_symbols_name_terms_alone():
+    n, v = sympy.symbols("n V", integer=True, positive=True)
+    sizes = dict(num_channels=4, num_layers=1, num_heads=2, tie_embeddings=False)
+    array = fc.Decoder(**sizes, vocab_size=9, seq_len=np.array([3, 5]))
+    symbolic = fc.Decoder(**sizes, vocab_size=v, seq_len=n)
+    for model in (array, symbolic):
+        rows = {row.name: row for row in fc.compare(model).rows}
+        assert rows["chinchilla"].leaves_out == "the output layer"
+        assert rows["6n"].leaves_out == "both attention products"
+        assert rows["6n"].adds == "; ".join(
+            f"{kind} as if multiplied"
+            for kind in ("the input embedding, a look-up,", "positions", "norms", "biases")
+        )
 
 
 def test_a_share_is_of_its_part():

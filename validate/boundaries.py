@@ -395,10 +395,14 @@ class Boundaries:
             return
         device = self.any_of("h200", "H100", "a100", fc.Device("own", {"bf16": fc.Peak(1e12, "x")}))
         dtype = self.any_of("bf16", "fp8", "tf32")
+        measured = self.any_of(0.1, 3, np.float64(2)), None
         rate = r.choice([count.mfu, count.hfu])(
-            self.any_of(0.1, 3, np.float64(2)), device, dtype, self.any_of(1, 8)
+            device=device,
+            dtype=dtype,
+            num_devices=self.any_of(1, 8),
+            **dict(zip(r.sample(["seconds", "tokens_per_second"], 2), measured, strict=True)),
         )
-        if not rate >= 0:
+        if not np.all((rate >= 0) & (rate < 1.001)):
             raise AssertionError(f"utilisation {rate}")
 
     def describe_devices(self) -> None:

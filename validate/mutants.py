@@ -104,7 +104,6 @@ EXCHANGED = {"self": "cross", "cross": "self"}
 HELPERS = {
     "halve": (0,),
     "minimum": (0, 1),
-    "truncate": (0,),
     "exact_ratio": (0,),
     "divide": (1,),
     "int": (0,),

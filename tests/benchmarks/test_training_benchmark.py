@@ -96,15 +96,15 @@ def test_utilisation_is_causal_flops_over_the_measured_rate(monkeypatch):
     monkeypatch.setattr(training, "seconds_per_step", lambda step: 0.5)
     monkeypatch.setitem(training.VARIANTS, "eager", ("reference", "off"))
     total = training.TINY.flops(batch_size=3).total
-    row = training.measure(training.TINY, "eager", 3, rate=4.0 * total)
-    assert row["mfu"] == "0.5000"
+    row = training.measure(training.TINY, "eager", 3, rate=40.0 * total)
+    assert row["mfu"] == "0.0500"
     dense = training.TINY.flops(level="dense", batch_size=3).total
-    assert row["hfu"] == f"{dense / total / 2:.4f}"
+    assert row["hfu"] == f"{dense / total / 20:.4f}"
     monkeypatch.setattr(training, "our_step", lambda *_: None)
-    fused = training.measure(training.TINY, "fused", 3, rate=4.0 * total)
-    assert float(fused["hfu"]) > float(fused["mfu"]) == 0.5
-    peer = training.measure(training.TINY, "flex, compiled", 3, rate=4.0 * total)
-    assert (peer["mfu"], peer["hfu"]) == ("0.5000", "")
+    fused = training.measure(training.TINY, "fused", 3, rate=40.0 * total)
+    assert float(fused["hfu"]) > float(fused["mfu"]) == 0.05
+    peer = training.measure(training.TINY, "flex, compiled", 3, rate=40.0 * total)
+    assert (peer["mfu"], peer["hfu"]) == ("0.0500", "")
     assert float(row["tokens_per_second"]) == 3 * training.TINY.num_latents / 0.5
 
 

@@ -113,8 +113,10 @@ def _per_token(
     whole = sum(flops for _, _, flops in terms)
 
     def truncated(flops: Any, m: int, n: int, d: int, h: int, kept: Any) -> int:
+        if not m:
+            return 0
         exact = int(Fraction(flops) / n)
-        keep = Fraction(kept) / m if m else Fraction(1)
+        keep = Fraction(kept) / m
         if Fraction(float(1 - keep)) != 1 - keep:
             return exact
         try:

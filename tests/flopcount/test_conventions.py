@@ -86,10 +86,15 @@ def drawn_model(m, n, d, h, p):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def many_draws():
+    return list(draws(6_000, seed=20))
+
+
 @pytest.mark.parametrize(("name", "code"), CODES)
-def test_the_articles_code_is_followed_to_the_unit(name, code):
+def test_the_articles_code_is_followed_to_the_unit(name, code, many_draws):
     differ_from_exact = 0
-    for drawn in draws(6_000, seed=20):
+    for drawn in many_draws:
         count = drawn_model(*drawn).flops(convention=name)
         assert count.cross_part.per_token == code(*drawn), drawn
         exact = sum(line.forward for line in count.cross_part.lines[:-1]) / Fraction(drawn[1])
@@ -99,11 +104,17 @@ def test_the_articles_code_is_followed_to_the_unit(name, code):
 
 
 @pytest.mark.parametrize(("name", "code"), CODES)
-def test_the_articles_code_is_followed_in_arrays(name, code):
-    drawn = list(draws(6_000, seed=21))
-    m, n, d, h, p = (np.array(column) for column in zip(*drawn, strict=True))
+def test_the_articles_code_is_followed_in_arrays(name, code, many_draws):
+    m, n, d, h, p = (np.array(column) for column in zip(*many_draws, strict=True))
     per_token = drawn_model(m, n, d, h, p).flops(convention=name).cross_part.per_token
-    assert list(per_token) == [code(*sizes) for sizes in drawn]
+    assert list(per_token) == [code(*drawn) for drawn in many_draws]
+
+
+@pytest.mark.parametrize(("name", "code"), CODES)
+def test_the_articles_code_is_followed_in_few_draws(name, code):
+    drawn = list(draws(50, seed=21))
+    alone = [drawn_model(*sizes).flops(convention=name).cross_part.per_token for sizes in drawn]
+    assert alone == [code(*sizes) for sizes in drawn]
     prefixes = drawn_model(np.array([0, 999]), 500, 1000, 10, 0.2).flops(convention=name)
     assert list(prefixes.cross_part.per_token) == [0, code(999, 500, 1000, 10, 0.2)]
 
@@ -135,6 +146,36 @@ def test_a_kept_prefix_that_no_p_keeps_is_counted_exactly():
     assert per_token(kept, "article", "cross_part") == 3 * 28
     # k(4d²/n + 4d + 3h) = 4·(2 + 4 + 3)
     assert per_token(kept, "article-update", "cross_part") == 3 * 36
+    # 4·3/10 + (4 + 2·10)·2/10 = 1.2 + 4.8 = 6, where doubles would give 5.99…
+    tenths = fc.PerceiverAR(**sizes | dict(num_latents=10, num_prefix=3), num_kept=2)
+    assert per_token(tenths, "article", "cross_part") == 3 * 6
+
+
+def test_terms_of_the_articles_cross_parts():
+    kept, square = 768, 512 * 512
+    embedding = ("prefix embedding", 4 * 512 * 1536)
+    products = [
+        ("keys and values", kept * 4 * square),
+        ("one attention product", kept * 2 * square),
+    ]
+    rounding = ("truncation per token", 0)
+    update = [
+        ("keys and values", kept * 4 * square),
+        ("both attention products", kept * 4 * square),
+        ("softmax", kept * 3 * 8 * 512),
+    ]
+    for name, terms in (("article", [embedding, *products]), ("article-update", update)):
+        lines = SEED.flops(convention=name).cross_part.lines
+        assert [(line.term, line.forward) for line in lines] == [*terms, rounding]
+    # d apart from n: 2 sequences of 2 kept positions, 4d² and 4dn.
+    small = fc.PerceiverAR(
+        vocab_size=1, num_latents=3, num_prefix=4, num_channels=10, num_layers=1, num_heads=5,
+        num_kept=2,
+    )  # fmt: skip
+    lines = small.flops(convention="article-update", batch_size=2).cross_part.lines
+    assert [line.forward for line in lines][:3] == [1600, 480, 180]
+    lines = small.flops(convention="article", batch_size=2).cross_part.lines
+    assert [line.forward for line in lines][:3] == [320, 1600, 240]
 
 
 def test_symbols_keep_the_floor_of_the_exact_expression():

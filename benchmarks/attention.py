@@ -9,9 +9,7 @@ and not timed. ``attention.csv`` grows row by row, and a later run adds what is 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import dataclasses
-import multiprocessing
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,9 +19,17 @@ from torch import Tensor
 
 from benchmarks.accuracy import WrongResultError, shares_of_allowed
 from benchmarks.implementations import IMPLEMENTATIONS, Attend, NotApplicableError
-from benchmarks.measurement import Ceilings, device, measure_ceilings, rounds_ms, working_dtype
+from benchmarks.measurement import (
+    Ceilings,
+    device,
+    measure_ceilings,
+    require_gpu,
+    rounds_ms,
+    working_dtype,
+)
 from benchmarks.shapes import FORWARD_ONLY, PASSES, SETS, Shape
 from kernels.attention.reference import reference_attention
+from models.processes import fresh_processes
 from models.results import Table, environment, write_environment
 
 SIZES = tuple(field.name for field in dataclasses.fields(Shape))
@@ -173,8 +179,9 @@ def compile_ahead(cases: Iterable[tuple[Shape, str, bool]], jobs: int) -> None:
 
     What a worker meets, its case meets again when it is measured, and is recorded there.
     """
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    if not torch.cuda.is_available():
+        return  # kernels are interpreted: there is nothing to compile
+    with fresh_processes(jobs) as pool:
         for future in [pool.submit(_run_once, *case) for case in cases]:
             future.exception()
 
@@ -259,6 +266,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--jobs", type=int, default=0, help="processes that compile ahead")
     given = parser.parse_args(arguments)
+    if given.shapes != ["tiny"]:
+        require_gpu(parser, "--shapes tiny")
     print(run(given.out, given.shapes, given.implementations, given.passes, given.jobs))
 
 

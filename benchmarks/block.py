@@ -22,7 +22,7 @@ from torch import Tensor
 import flopcount as fc
 from benchmarks.accuracy import WrongResultError, shares_of_allowed
 from benchmarks.attention import one_line, require_working_device
-from benchmarks.measurement import device, rounds_ms, working_dtype
+from benchmarks.measurement import device, require_gpu, rounds_ms, working_dtype
 from benchmarks.peers import no_tf32, with_attention
 from benchmarks.shapes import Shape
 from models.blocks import Attention, initialize
@@ -212,6 +212,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, to try the path")
     given = parser.parse_args(arguments)
+    if not given.tiny:
+        require_gpu(parser, "--tiny")
     print(run_all(given.out, TINY if given.tiny else SHAPES, given.variants))
 
 

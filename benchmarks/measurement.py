@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import time
 from collections.abc import Callable
@@ -22,6 +23,17 @@ WARM_UP_MS, ROUND_MS = 10, 60
 def device() -> torch.device:
     """The GPU where there is one; else the CPU, where nothing is measured, only tried."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def require_gpu(parser: argparse.ArgumentParser, instead: str) -> None:
+    """End with one line where there is no GPU, whose work takes an interpreter days.
+
+    Args:
+        parser: Of the command.
+        instead: The option that tries the command's path without a GPU.
+    """
+    if not torch.cuda.is_available():
+        parser.error(f"needs a CUDA GPU, and torch finds none; {instead} tries it at tiny sizes")
 
 
 def working_dtype() -> torch.dtype:

@@ -9,12 +9,12 @@ import csv
 import dataclasses
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.measurement import ROOT
+from models.processes import output
 
 _PATH = "sm__ops_path_tensor"
 PATHS = {
@@ -164,7 +164,7 @@ def profile(
         asked = [name for name in metrics if name not in unknown]
         called = command(module, arguments, log, asked)
         log.unlink(missing_ok=True)
-        run = subprocess.run(called, capture_output=True, text=True, cwd=ROOT, check=False)
+        run = output(called, cwd=ROOT)
         said = run.stdout + run.stderr + (log.read_text() if log.exists() else "")
         newly = unknown_metrics(said) & set(asked)
         if not newly:

@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -21,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measurement import FINDING, ROOT
+from benchmarks.measurement import FINDING, ROOT, require_gpu
 from benchmarks.report import write_report
+from models.processes import program
 
 TRIES = 3
 LEAST_SECONDS = 20
@@ -176,21 +176,13 @@ def run_part(
     with log.open("a") as file:
         file.write(f"$ python -m {' '.join(arguments)}\n")
         file.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            # Its workers are in its session, so in its group.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return "out of time"
+        into_log = {"stdout": file, "stderr": subprocess.STDOUT}
+        command = [sys.executable, "-m", *arguments]
+        with program(command, cwd=ROOT, env=environment, **into_log) as process:
+            try:
+                code = process.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                return "out of time"
     if code in findings:
         return "done, with findings"
     return "done" if code == 0 else f"ended with {code}"
@@ -268,6 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, GPU or not")
     parser.add_argument("--archive", type=Path, help="pack the results into this .tar.gz")
     given = parser.parse_args(arguments)
+    if not given.dry_run:
+        require_gpu(parser, "--dry-run")
     parts = run(given.out, given.minutes, given.parts, given.dry_run, given.archive)
     ends = {part.name: str(parts.get(part.name, {}).get("end", "not begun")) for part in PARTS}
     for name, end in ends.items():

@@ -9,14 +9,11 @@ compute-sanitizer. Each adds a row to ``soundness.csv``, and ends with 3 where a
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import dataclasses
 import itertools
-import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +26,7 @@ from benchmarks.attention import one_line
 from benchmarks.measurement import FINDING, ROOT, device
 from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
+from models.processes import fresh_processes, output
 from models.results import Table, environment, write_environment
 
 COLUMNS = ("device", "check", "cases", "status", "message")
@@ -167,8 +165,7 @@ def check_random(number: int, largest: int, jobs: int) -> tuple[int, list[str]]:
     if jobs == 0:
         return len(cases), wrong_cases(cases)
     families = [cases[first : first + FAMILY] for first in range(0, number, FAMILY)]
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with fresh_processes(jobs) as pool:
         found = list(pool.map(wrong_cases, families))
     return len(cases), [text for group in found for text in group]
 
@@ -200,7 +197,7 @@ def check_sanitizer(tools: Iterable[str]) -> tuple[int, list[str]]:
     wrong = []
     tools = tuple(tools)
     for tool in tools:
-        run = subprocess.run(
+        run = output(
             [
                 program,
                 "--tool",
@@ -212,12 +209,9 @@ def check_sanitizer(tools: Iterable[str]) -> tuple[int, list[str]]:
                 "benchmarks.soundness",
                 "once",
             ],
-            capture_output=True,
-            text=True,
             cwd=ROOT,
             # Each tensor an allocation of its own: a write past its end is seen.
             env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-            check=False,
         )
         if run.returncode:
             wrong.append(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import flopcount as fc
 from benchmarks.attention import one_line, require_working_device
-from benchmarks.measurement import device, measure_ceilings
+from benchmarks.measurement import device, measure_ceilings, require_gpu
 from benchmarks.peers import shapes_of_model, with_attention
 from benchmarks.steps import SEED_MODELS, TINY, seed_model
 from models.data import CorpusConfig
@@ -268,6 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
             part.add_argument("--steps", type=int, default=500)
             part.add_argument("--files", nargs="*", default=[], help="of the corpus")
     given = parser.parse_args(arguments)
+    if not given.tiny:
+        require_gpu(parser, "--tiny")
     models = {name: seed_model(name) for name in given.models}
     if given.tiny:
         models = {"tiny": TINY}

@@ -19,7 +19,6 @@ import csv
 import functools
 import hashlib
 import itertools
-import multiprocessing
 import os
 import statistics
 import time
@@ -34,7 +33,7 @@ import triton
 from benchmarks.attention import SIZES, draw, errors, one_line, require_working_device, timed
 from benchmarks.cases import shape_of
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.measurement import device, working_dtype
+from benchmarks.measurement import device, require_gpu, working_dtype
 from benchmarks.shapes import Shape
 from kernels.attention import launches
 from kernels.attention.tilings import (
@@ -47,6 +46,7 @@ from kernels.attention.tilings import (
     shipped_tiling,
     tuned_tilings,
 )
+from models.processes import fresh_processes
 from models.results import Table, environment, read_table, write_environment
 from validate.compiled_code import (
     QUERIES,
@@ -359,10 +359,8 @@ def _compile(
 
 
 def _pool(jobs: int) -> contextlib.AbstractContextManager[Any]:
-    if jobs == 0:
-        return contextlib.nullcontext()
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context)
+    # Without a GPU kernels are interpreted: there is nothing to compile.
+    return fresh_processes(jobs) if jobs and torch.cuda.is_available() else contextlib.nullcontext()
 
 
 def _wanted(table: Table, shape: Shape, pass_name: str) -> list[Tiling]:
@@ -606,6 +604,8 @@ def main(arguments: list[str] | None = None) -> None:
     shapes = shapes_to_tune(given.head_dims)
     if given.tiny:
         shapes = [Shape(1, 9, 5, 1, head_dim) for head_dim in given.head_dims]
+    elif given.minutes > 0:
+        require_gpu(parser, "--tiny")
     if given.minutes > 0:
         tune(given.out, shapes, given.minutes, given.jobs, given.limit)
     rows = read_table(given.out / "tilings.csv")

@@ -32,6 +32,7 @@ import torch
 
 from models.checkpoints import load_checkpoint, write_atomically
 from models.data import CorpusConfig
+from models.processes import end_with_parent
 from models.sweep import SweepConfig, SweepError, SweepRun, plan_runs, run_sweep
 from models.training import ModelConfig, Recipe
 
@@ -333,6 +334,7 @@ def _unfinished(run: Path) -> set[tuple[Path, int]]:
 
 
 def _sweep(config: SweepConfig, folder: Path, journal: Journal) -> None:
+    end_with_parent()
     try:
         run_sweep(config, folder, quiet=True, on_step=journal)
     except SweepError:  # a run was killed too often without a checkpoint between

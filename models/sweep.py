@@ -21,7 +21,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ from models.checkpoints import CheckpointError, steps_done, write_atomically
 from models.configuration import claim_folder
 from models.data import CorpusConfig
 from models.distributed import launched
+from models.processes import end_with_parent
 from models.step import Execution
 from models.training import (
     DivergedError,
@@ -466,7 +466,7 @@ def _work(
 ) -> None:
     """Train one run in this process; its steps go to ``done[index]``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep is interrupted, and ends its runs
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    end_with_parent()  # another sweep may take over its run
 
     def report(step: int) -> None:
         done[index] = step
@@ -477,12 +477,6 @@ def _work(
     if problem is not None:
         problems.send(problem)
         raise SystemExit(1)
-
-
-def _end_with_the_sweep() -> None:
-    """End this process when the sweep's ends, however it ends: another may take over its run."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 class _Display:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import multiprocessing
 import os
 from collections.abc import Iterator
 from unittest import mock
+
+from models.processes import fresh_processes
 
 
 @contextlib.contextmanager
@@ -20,9 +21,8 @@ def triton_processes(
         interpret: Whether Triton interprets in them, or compiles.
         jobs: How many.
     """
-    context = multiprocessing.get_context("spawn")
     with (
         mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1" if interpret else "0"}),
-        concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool,
+        fresh_processes(jobs) as pool,
     ):
         yield pool

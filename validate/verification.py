@@ -14,11 +14,9 @@ import ast
 import datetime
 import hashlib
 import json
-import multiprocessing
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import torch
 
 from flopcount.conventions import CONVENTIONS
 from kernels.attention.tilings import TUNED
+from models.processes import fresh_processes
 from validate import configurations, elementwise_trace, matrix, mutation, proof
 from validate.mutants import mutants_of
 from validate.source_code import code_of
@@ -133,21 +132,17 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
     shares = [modules[start::processes] for start in range(processes)]
     before = sources()
     found = []
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        try:
-            mutated = [pool.submit(judged, share) for share in shares if share]
-            for verdict in pool.map(matrix.timed, matrix.runs(quick)):
-                found.append(verdict)
-                print(
-                    f"{verdict.formula} × {verdict.witness}, {verdict.covered}: {verdict.finding} "
-                    f"({verdict.seconds:.0f} s)",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            outcomes = [future.result() for future in mutated]
-        except BaseException:  # interrupted, too: what has not begun need not begin
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with fresh_processes(processes) as pool:
+        mutated = [pool.submit(judged, share) for share in shares if share]
+        for verdict in pool.map(matrix.timed, matrix.runs(quick)):
+            found.append(verdict)
+            print(
+                f"{verdict.formula} × {verdict.witness}, {verdict.covered}: {verdict.finding} "
+                f"({verdict.seconds:.0f} s)",
+                file=sys.stderr,
+                flush=True,
+            )
+        outcomes = [future.result() for future in mutated]
     found += matrix.unverified()
     became = {name: entry for modules_of, _ in outcomes for name, entry in modules_of.items()}
     return {

@@ -187,7 +187,8 @@ def test_compiling_ahead_never_overlaps_timing(monkeypatch, tmp_path):
     assert [kind for kind, _ in events[1:]] == ["time"] * 4
 
 
-def test_cases_run_in_worker_processes():
+def test_cases_run_in_worker_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # here, not in the worker
     attention.compile_ahead([(SETS["tiny"][1], "eager", True)], jobs=1)
 
 

@@ -7,6 +7,7 @@ import tarfile
 import time
 
 import pytest
+import torch
 
 from benchmarks import schedule
 from benchmarks.measurement import FINDING
@@ -30,6 +31,28 @@ def test_every_command_is_understood(part, tiny, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         importlib.import_module(words[0]).main([word.format(out="x") for word in words[1:]])
     assert understood
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        ("benchmarks.schedule", "--dry-run"),
+        ("benchmarks.attention --jobs 12", "--shapes tiny"),
+        ("benchmarks.block", "--tiny"),
+        ("benchmarks.training throughput", "--tiny"),
+        ("benchmarks.training curves", "--tiny"),
+        ("benchmarks.tune --jobs 12", "--tiny"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_at_once_without_one(words, instead, tmp_path, capsys):
+    module, *arguments = words.split()
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main([*arguments, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"needs a CUDA GPU, and torch finds none; {instead} tries it" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_are_distinct_and_the_probe_is_first():

@@ -1,5 +1,6 @@
 """The wheel holds the counter alone, and works where nothing else is installed."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -9,12 +10,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("flopcount", "kernels", "models", "validate", "benchmarks", "tests")
 EXTRAS = ("torch", "sympy", "scipy", "pandas", "matplotlib", "triton", "fvcore")
 
 
-def run(*command: str, cwd: Path = ROOT) -> str:
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
     """A command's output; its error output is the failure's message."""
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -34,6 +43,21 @@ def alone(wheel, tmp_path_factory):
     python = folder / "bin" / "python"
     run(str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel))
     return python
+
+
+def test_an_editable_install_finds_the_counter_alone(tmp_path):
+    venv.create(tmp_path / "environment", with_pip=True)
+    python = str(tmp_path / "environment" / "bin" / "python")
+    # editables is what hatchling's editable installs depend on.
+    run(python, "-m", "pip", "install", "-q", "editables")
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "--editable", str(ROOT))
+    code = f"import importlib.util as u; print([m for m in {PACKAGES!r} if u.find_spec(m)])"
+    elsewhere = {"cwd": tmp_path, "PYTHONPATH": ""}
+    assert run(python, "-c", code, **elsewhere).strip() == "['flopcount']"
+    # `python -m models` is run from the checkout.
+    assert run(python, "-c", code, cwd=ROOT, PYTHONPATH="").strip() == str(list(PACKAGES))
+    origin = "import flopcount; print(flopcount.__file__)"
+    assert run(python, "-c", origin, **elsewhere).strip() == str(ROOT / "flopcount/__init__.py")
 
 
 def test_the_wheel_holds_only_flopcount(wheel):

@@ -1,6 +1,6 @@
 """Search for the fastest tiling of each kernel: ``python -m benchmarks.tune --out DIR``.
 
-For each padded head dim and pass, candidates are pruned by what the hardware has room for and
+For each padded head dim and pass, candidates are pruned by what fits the hardware and
 timed on the hybrid layer; the fastest few are timed on the other shapes too. ``tilings.csv`` grows
 as they come, and a later run adds what is missing. ``tuned.csv`` holds what to ship for each pass,
 head dim and number of keys, and ``--ship`` puts it where the kernels look. ``--dry-run`` lists the

@@ -192,7 +192,7 @@ def symbolic_model(architecture: str) -> tuple[Architecture, Any]:
 def symbolic_tiling() -> Tiling:
     """A tiling with every tile size a symbol: what owns a block is a multiple of what it visits.
 
-    Keys and values share a loop, as where the head dim leaves room for both.
+    Keys and values share a loop, as where the head dim lets both fit.
 
     Raises:
         ImportError: If SymPy is not installed (extra ``symbolic``).

@@ -68,7 +68,7 @@ class RayCluster:
 
     """
 
-    room = None
+    capacity = None
 
     def __init__(
         self, runs: list[SweepRun], folder: Path, cpus: int, gpus: float, on_step: OnStep

@@ -308,12 +308,12 @@ class Place(Protocol):
     """Where runs are trained: given some to start, it tells how far they are and which ended.
 
     Attributes:
-        room: runs that may be started and not ended at a time; None for any number.
+        capacity: runs that may be started and not ended at a time; None for any number.
         done: steps of each run.
 
     """
 
-    room: int | None
+    capacity: int | None
     done: Sequence[int]
 
     def start(self, index: int) -> None:
@@ -357,7 +357,7 @@ def _train_all(runs: list[SweepRun], folder: Path, place: Place, quiet: bool) ->
 
     with _Display(runs, place.done, quiet) as display:
         while pending or running:
-            while pending and (place.room is None or len(running) < place.room):
+            while pending and (place.capacity is None or len(running) < place.capacity):
                 index = pending.pop()
                 running[index] = saved_steps(folder / "runs" / runs[index].name)
                 place.start(index)
@@ -409,7 +409,7 @@ class OneMachine:
     """This machine: a process with one thread for each run, ``workers`` side by side."""
 
     def __init__(self, runs: list[SweepRun], folder: Path, workers: int, on_step: OnStep) -> None:
-        self.runs, self.folder, self.room, self.on_step = runs, folder, workers, on_step
+        self.runs, self.folder, self.capacity, self.on_step = runs, folder, workers, on_step
         # A fork server imports torch once, and what the program imports, which each of its
         # children would import again; they start in milliseconds and share no state. Torch's
         # optimisers import torch._dynamo when the first is made, which takes a second.

@@ -1,4 +1,4 @@
-"""The rooms of the project: who may import whom, and what an import may load."""
+"""The packages of the project: who may import whom, and what an import may load."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "numpy", "sympy", "scipy", "pandas", "matplotlib", "triton", "tyro", "rich")
-ROOMS = ("flopcount", "kernels", "models", "validate", "benchmarks", "tests")
+PACKAGES = ("flopcount", "kernels", "models", "validate", "benchmarks", "tests")
 # Who may import whom. The training driver and the studies are the parts of models that ask
 # flopcount for budgets.
 ALLOWED = {
@@ -30,40 +30,40 @@ DRIVER = {
 }
 
 
-def imported_rooms(source: str) -> set[str]:
-    """Top-level rooms that a module's source imports, anywhere in it."""
+def imported_packages(source: str) -> set[str]:
+    """Packages of the project that a module's source imports, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.split(".")[0])
-    return names & set(ROOMS)
+    return names & set(PACKAGES)
 
 
-def violations(room: str, name: str, source: str) -> set[str]:
-    """Rooms that a module of ``room`` imports although it may not.
+def violations(package: str, name: str, source: str) -> set[str]:
+    """Packages that a module of ``package`` imports although it may not.
 
-    ``name`` is the module's path in the room.
+    ``name`` is the module's path in the package.
     """
-    allowed = ALLOWED[room] | {room}
-    if room == "models" and (name in DRIVER or name.startswith("study/")):
+    allowed = ALLOWED[package] | {package}
+    if package == "models" and (name in DRIVER or name.startswith("study/")):
         allowed = allowed | {"flopcount"}
-    return imported_rooms(source) - allowed
+    return imported_packages(source) - allowed
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_imports_run_one_way(room):
-    modules = sorted((ROOT / room).rglob("*.py"))
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_run_one_way(package):
+    modules = sorted((ROOT / package).rglob("*.py"))
     assert modules
     for module in modules:
-        name = module.relative_to(ROOT / room).as_posix()
-        wrong = violations(room, name, module.read_text())
+        name = module.relative_to(ROOT / package).as_posix()
+        wrong = violations(package, name, module.read_text())
         assert not wrong, f"{module.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
 
 
 @pytest.mark.parametrize(
-    ("room", "name", "source"),
+    ("package", "name", "source"),
     [
         ("flopcount", "count.py", "import models"),
         ("flopcount", "count.py", "def f():\n    from kernels.attention import reference"),
@@ -74,8 +74,8 @@ def test_imports_run_one_way(room):
         ("models", "networks/training.py", "import flopcount"),
     ],
 )
-def test_a_wrong_import_is_found(room, name, source):
-    assert violations(room, name, source)
+def test_a_wrong_import_is_found(package, name, source):
+    assert violations(package, name, source)
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Every public boundary under hostile input: ``python -m validate.boundaries --calls 100000``.
+"""Fuzz every public boundary with bad inputs: ``python -m validate.boundaries --calls 100000``.
 
 Each call draws a public function or a command with arguments that may be wrong in any way: of
 another type, huge, negative, NaN, infinite, arrays that do not broadcast, objects whose methods
@@ -41,11 +41,11 @@ from flopcount.tables import table
 SECONDS_PER_CALL = 20
 
 
-class HostileIndex:
+class RaisingIndex:
     """Claims to be an integer and raises when asked."""
 
     def __index__(self) -> int:
-        raise RuntimeError("hostile __index__")
+        raise RuntimeError("bad __index__")
 
     __int__ = __float__ = __index__
 
@@ -69,11 +69,11 @@ class LyingIndex:
     __gt__ = __ge__
 
 
-class HostileRepr:
+class RaisingRepr:
     """Cannot even be quoted."""
 
     def __repr__(self) -> str:
-        raise RuntimeError("hostile __repr__")
+        raise RuntimeError("bad __repr__")
 
 
 class IntSubclass(int):
@@ -85,7 +85,7 @@ class IntSubclass(int):
     __rmul__ = __mul__
 
 
-def hostile_values(random_state: random.Random) -> list[Any]:
+def bad_values(random_state: random.Random) -> list[Any]:
     """One drawn value of each kind that no size, fraction, name or flag may be."""
     r = random_state
     return [
@@ -114,9 +114,9 @@ def hostile_values(random_state: random.Random) -> list[Any]:
         1 + 2j,
         Fraction(7, 2),
         object(),
-        HostileIndex(),
+        RaisingIndex(),
         LyingIndex(),
-        HostileRepr(),
+        RaisingRepr(),
         IntSubclass(8),
         int,
         len,
@@ -237,16 +237,16 @@ class Boundaries:
         random_state: Where every draw comes from.
         outcomes: How often each boundary answered in each way.
         failures: What must not happen, with the call that showed it.
-        hostility: How likely an argument of the call is a hostile one.
+        bad_share: How likely an argument of the call is a bad one.
     """
 
     random_state: random.Random
     outcomes: collections.Counter[tuple[str, str]]
     failures: list[str]
-    hostility: float = 0.15
+    bad_share: float = 0.15
 
     def sizes(self, names: dict[str, int]) -> dict[str, Any]:
-        """Arguments for the named sizes: legal ones, some of them replaced by hostile values."""
+        """Arguments for the named sizes: legal ones, some of them replaced by bad values."""
         r = self.random_state
         kind = r.choice(["int", "int", "int", "array", "symbol"])
         drawn = {name: good_size(r, kind if r.random() < 0.5 else "int") for name in names}
@@ -254,7 +254,7 @@ class Boundaries:
             if minimum == 0 and r.random() < 0.3:
                 drawn[name] = 0
         if r.random() < 0.35:
-            drawn[r.choice(list(names))] = r.choice(hostile_values(r))
+            drawn[r.choice(list(names))] = r.choice(bad_values(r))
         return drawn
 
     def model(self) -> Any:
@@ -263,19 +263,17 @@ class Boundaries:
         if r.random() < 0.5:
             names = dict.fromkeys(["vocab_size", "num_latents", "num_channels", "num_layers"], 1)
             arguments = self.sizes({**names, "num_prefix": 0})
-            arguments["num_heads"] = r.choice([1, 1, 1, 2, 8, r.choice(hostile_values(r))])
+            arguments["num_heads"] = r.choice([1, 1, 1, 2, 8, r.choice(bad_values(r))])
             if r.random() < 0.5:
-                arguments["prefix_dropout"] = r.choice(
-                    [0.0, 0.5, 0.1, r.random(), *hostile_values(r)]
-                )
+                arguments["prefix_dropout"] = r.choice([0.0, 0.5, 0.1, r.random(), *bad_values(r)])
             if r.random() < 0.2:
-                arguments["num_kept"] = r.choice([0, 1, 5, *hostile_values(r)])
+                arguments["num_kept"] = r.choice([0, 1, 5, *bad_values(r)])
             return fc.PerceiverAR(**arguments)
         names = dict.fromkeys(["vocab_size", "seq_len", "num_channels", "num_layers"], 1)
         arguments = self.sizes(names)
-        arguments["num_heads"] = r.choice([1, 1, 1, 2, r.choice(hostile_values(r))])
+        arguments["num_heads"] = r.choice([1, 1, 1, 2, r.choice(bad_values(r))])
         if r.random() < 0.2:
-            arguments["bias"] = r.choice([True, False, *hostile_values(r)])
+            arguments["bias"] = r.choice([True, False, *bad_values(r)])
         return fc.Decoder(**arguments)
 
     def tame_model(self) -> Any:
@@ -299,9 +297,9 @@ class Boundaries:
         )
 
     def any_of(self, *good: Any) -> Any:
-        """One of the legal values, or a hostile one."""
+        """One of the legal values, or a bad one."""
         r = self.random_state
-        return r.choice(good) if r.random() >= self.hostility else r.choice(hostile_values(r))
+        return r.choice(good) if r.random() >= self.bad_share else r.choice(bad_values(r))
 
     def count_levels(self) -> None:
         """Models of every kind, counted at a level and judged by :func:`expected_total`."""
@@ -338,7 +336,7 @@ class Boundaries:
                 raise AssertionError(f"total {total}, expected {expected}")
 
     def count_options(self) -> None:
-        """Legal models, counted with hostile options."""
+        """Legal models, counted with bad options."""
         model = self.tame_model()
         options = self.random_state.choice(
             [
@@ -445,7 +443,7 @@ class Boundaries:
         r = self.random_state
         models = [self.tame_model() for _ in range(r.randrange(1, 3))]
         if r.random() < 0.2:
-            models.append(r.choice(hostile_values(r)))
+            models.append(r.choice(bad_values(r)))
         budgets = [self.any_of(1e15, 10**18, 3e22, Fraction(10**19, 3)) for _ in range(2)]
         batch_size, level = self.any_of(1, 80), self.any_of(None, "causal", "dense")
         runs = fc.isoflop_runs(models, budgets, batch_size, level=level)
@@ -500,7 +498,7 @@ class Boundaries:
                 raise AssertionError(f"budget {budget} of {hours} h at {rate}")
 
     def table_of_runs(self) -> dict[Any, Any]:
-        """Runs on a known surface, as read_runs takes them, with a few hostile cells."""
+        """Runs on a known surface, as read_runs takes them, with a few bad cells."""
         r = self.random_state
         columns: dict[Any, Any] = {name: [] for name in HEADINGS}
         for row in good_runs():
@@ -509,7 +507,7 @@ class Boundaries:
         return self.spoilt(columns)
 
     def spoilt(self, columns: dict[Any, Any]) -> dict[Any, Any]:
-        """A table, sometimes with a hostile heading or column."""
+        """A table, sometimes with a bad heading or column."""
         if self.random_state.random() < 0.2:
             with contextlib.suppress(TypeError):  # not every heading can be hashed
                 columns[self.any_of("loss")] = self.any_of([1.0])
@@ -685,7 +683,7 @@ def run(calls: int, seed: int = 0) -> Boundaries:
         result.random_state = random.Random(call_seed)
         name = result.random_state.choices(names, weights)[0]
         # Calls of many arguments get past the first only where most of them are good.
-        result.hostility = result.random_state.choice([0.02, 0.15])
+        result.bad_share = result.random_state.choice([0.02, 0.15])
         try:
             with (
                 time_limit(SECONDS_PER_CALL),

@@ -2,7 +2,7 @@
 
 Every formula of the counter is changed, one small change at a time (:mod:`validate.mutants`), and
 the witnesses judge each mutant: first what they saw of the real networks, traced once and kept;
-then the literals, published or derived by hand, of the tests. A mutant that neither tells from the
+then the tests' known numbers, published or derived by hand. A mutant that neither tells from the
 counter survives. Survivors that equal the counter wherever it can be asked are listed, with the
 reason, in ``equivalent_mutants.json``; an entry that is no survivor any more fails like a survivor
 that is no entry.
@@ -45,7 +45,7 @@ from validate.mutants import Mutant, Target, mutants_of
 ROOT = Path(__file__).parent.parent
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 
-ROWS, DOTS, LITERALS = "kept rows", "kept dots", "literals"
+ROWS, DOTS, KNOWN_NUMBERS = "kept rows", "kept dots", "known numbers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Formulas:
     """
 
     target: Target
-    judges: tuple[str, ...] = (ROWS, LITERALS)
+    judges: tuple[str, ...] = (ROWS, KNOWN_NUMBERS)
 
 
 FORMULAS = (
@@ -66,8 +66,8 @@ FORMULAS = (
     Formulas(Target("flopcount.elementwise")),
     Formulas(Target("flopcount.parameters")),
     Formulas(Target("flopcount.rows")),
-    Formulas(Target("flopcount.executed"), (DOTS, LITERALS)),
-    Formulas(Target("flopcount.conventions"), (LITERALS,)),
+    Formulas(Target("flopcount.executed"), (DOTS, KNOWN_NUMBERS)),
+    Formulas(Target("flopcount.conventions"), (KNOWN_NUMBERS,)),
     Formulas(
         Target(
             "flopcount.architectures",
@@ -146,9 +146,9 @@ FORMULAS = (
         )
     ),
 )
-"""What is changed. A further module's witnesses go to ``matrix``, or to :data:`LITERAL_TESTS`."""
+"""What is changed. A further module is held by ``matrix``, or by :data:`KNOWN_NUMBER_TESTS`."""
 
-LITERAL_TESTS = (
+KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_conventions.py",
     "tests/flopcount/test_elementwise.py",
     "tests/flopcount/test_counter.py",
@@ -247,16 +247,22 @@ class _Collected:
                     self.checks.append(functools.partial(item.obj, **parameters))
 
 
-def _literals() -> list[Check]:
+def _known_numbers() -> list[Check]:
     collected = _Collected()
     options = ["--collect-only", "-p", "no:terminal", "-p", "no:xdist", f"--rootdir={ROOT}"]
-    status = pytest.main([*options, *(str(ROOT / path) for path in LITERAL_TESTS)], [collected])
+    status = pytest.main(
+        [*options, *(str(ROOT / path) for path in KNOWN_NUMBER_TESTS)], [collected]
+    )
     if status != pytest.ExitCode.OK or not collected.checks:
-        raise ValueError(f"{', '.join(LITERAL_TESTS)}: expected tests that pytest can collect")
+        raise ValueError(f"{', '.join(KNOWN_NUMBER_TESTS)}: expected tests that pytest can collect")
     return collected.checks
 
 
-JUDGES: dict[str, Callable[[], list[Check]]] = {ROWS: _rows, DOTS: _dots, LITERALS: _literals}
+JUDGES: dict[str, Callable[[], list[Check]]] = {
+    ROWS: _rows,
+    DOTS: _dots,
+    KNOWN_NUMBERS: _known_numbers,
+}
 
 
 class Judges:

@@ -1,6 +1,6 @@
 """Proof for every size: the counter's formulas on symbols, minus the symbolic trace, are 0.
 
-``python -m validate.proof --write`` lists anew what the traces assume, in ``premises.json``.
+``python -m validate.proof --write`` lists anew what the traces assume, in ``assumptions.json``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import tyro
 import flopcount as fc
 from flopcount.architectures import Architecture
 from validate.networks import Term, term_of
-from validate.symbolic_trace import SIZES, NotAProofError, Trace, check_premises, trace
+from validate.symbolic_trace import SIZES, NotAProofError, Trace, check_assumptions, trace
 
-PREMISES = Path(__file__).with_name("premises.json")
+ASSUMPTIONS = Path(__file__).with_name("assumptions.json")
 LAYERS = (1, 2, 3, 4)
 
 
@@ -40,7 +40,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        """As the list of premises names it."""
+        """As the list of assumptions names it."""
         mode = "training" if self.training else "evaluation"
         return " ".join(filter(None, (self.architecture, mode, self.checkpointing)))
 
@@ -74,13 +74,13 @@ class Proof:
         step: The kind of step.
         rows: Products compared, over all numbers of layers.
         differences: What does not expand to 0, by name; a proof has none.
-        premises: Guards and ranges by number of layers.
+        assumptions: Guards and ranges by number of layers.
     """
 
     step: Step
     rows: int
     differences: dict[str, str]
-    premises: dict[str, Any]
+    assumptions: dict[str, Any]
 
 
 def symbolic(step: Step, num_layers: Any) -> Architecture:
@@ -143,7 +143,7 @@ def prove(step: Step, layers: tuple[int, ...] = LAYERS) -> Proof:
     equal to the last, and the counter's formula, linear in L, agrees at each number tried.
     """
     differences: dict[str, str] = {}
-    premises: dict[str, Any] = {}
+    assumptions: dict[str, Any] = {}
     rows = 0
     L = sympy.Symbol("L", integer=True, positive=True)
 
@@ -168,12 +168,12 @@ def prove(step: Step, layers: tuple[int, ...] = LAYERS) -> Proof:
             checkpointing=step.checkpointing,
         )
         rows += len(found.rows)
-        premises[str(num_layers)] = {"guards": list(found.guards), "ranges": found.ranges}
-        listed = listed_premises().get(step.name, {}).get(str(num_layers))
+        assumptions[str(num_layers)] = {"guards": list(found.guards), "ranges": found.ranges}
+        listed = listed_assumptions().get(step.name, {}).get(str(num_layers))
         try:
-            check_premises(found, step.sizes(), listed or {"guards": [], "ranges": {}})
+            check_assumptions(found, step.sizes(), listed or {"guards": [], "ranges": {}})
         except NotAProofError as error:
-            differences[f"premises, L = {num_layers}"] = str(error)
+            differences[f"assumptions, L = {num_layers}"] = str(error)
         for name, missed in compare_rows(model, counted, found).items():
             differences[f"{name}, L = {num_layers}"] = missed
         totals = {
@@ -189,12 +189,12 @@ def prove(step: Step, layers: tuple[int, ...] = LAYERS) -> Proof:
         missed = sympy.expand(model.params().total - found.parameters)
         if missed != 0:
             differences[f"parameters, L = {num_layers}"] = str(missed)
-    return Proof(step, rows, differences, premises)
+    return Proof(step, rows, differences, assumptions)
 
 
-def listed_premises() -> dict[str, Any]:
+def listed_assumptions() -> dict[str, Any]:
     """The committed list of what each trace assumes of the sizes."""
-    listed: dict[str, Any] = json.loads(PREMISES.read_text()) if PREMISES.exists() else {}
+    listed: dict[str, Any] = json.loads(ASSUMPTIONS.read_text()) if ASSUMPTIONS.exists() else {}
     return listed
 
 
@@ -206,8 +206,8 @@ def main(write: bool = False) -> int:
     """
     proofs = [prove(step) for step in STEPS]
     if write:
-        listed = {proof.step.name: proof.premises for proof in proofs}
-        PREMISES.write_text(json.dumps(listed, indent=1) + "\n")
+        listed = {proof.step.name: proof.assumptions for proof in proofs}
+        ASSUMPTIONS.write_text(json.dumps(listed, indent=1) + "\n")
     for proof in proofs:
         print(f"{proof.step.name}: {proof.rows} products, {len(proof.differences)} differences")
         for name, missed in proof.differences.items():

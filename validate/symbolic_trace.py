@@ -12,8 +12,8 @@ enabled there is recomputation.
 
 When is it a proof? Every size is still a free symbol, no size has been replaced by another or by a
 number, no guard is an equality, and guards and value ranges are those listed in
-``premises.json`` (:func:`check_premises`). What the ranges exclude (sizes of 0 and 1, head dims
-below 6) is covered by concrete runs.
+``assumptions.json`` (:func:`check_assumptions`). What the ranges exclude (sizes of 0 and 1, head
+dims below 6) is covered by concrete runs.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def trace(
         hints: Concrete values that a branch on a size would see.
 
     Returns:
-        A :class:`Trace`; :func:`check_premises` says whether it is a proof.
+        A :class:`Trace`; :func:`check_assumptions` says whether it is a proof.
 
     Raises:
         RuntimeError: On an untested PyTorch.
@@ -265,13 +265,13 @@ def _network(
     return perceiver, sizes["M"] + sizes["N"]
 
 
-def check_premises(found: Trace, sizes: frozenset[str], premises: dict[str, Any]) -> None:
+def check_assumptions(found: Trace, sizes: frozenset[str], assumptions: dict[str, Any]) -> None:
     """Check that a trace holds for every size within its ranges.
 
     Args:
         found: The trace.
         sizes: Sizes that must occur in it.
-        premises: The guards and ranges that may have been assumed, ``{"guards": [...],
+        assumptions: The guards and ranges that may have been assumed, ``{"guards": [...],
             "ranges": {...}}``.
 
     Raises:
@@ -285,8 +285,8 @@ def check_premises(found: Trace, sizes: frozenset[str], premises: dict[str, Any]
     equalities = [guard for guard in found.guards if guard.startswith("Eq(")]
     if equalities:
         raise NotAProofError(f"equalities assumed: {', '.join(equalities)}")
-    unlisted = set(found.guards) ^ set(premises["guards"])
+    unlisted = set(found.guards) ^ set(assumptions["guards"])
     if unlisted:
         raise NotAProofError(f"guards differ from those listed: {', '.join(sorted(unlisted))}")
-    if found.ranges != premises["ranges"]:
-        raise NotAProofError(f"ranges {found.ranges}: expected {premises['ranges']}")
+    if found.ranges != assumptions["ranges"]:
+        raise NotAProofError(f"ranges {found.ranges}: expected {assumptions['ranges']}")

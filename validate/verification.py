@@ -202,15 +202,15 @@ def _matrix(recorded: dict[str, Any]) -> str:
     return _table(["formula", "witness", "covered", "largest difference", "finding", "took"], rows)
 
 
-def _premises() -> str:
+def _assumptions() -> str:
     guards = dict.fromkeys(
         guard
-        for layers in proof.listed_premises().values()
-        for premises in layers.values()
-        for guard in premises["guards"]
+        for layers in proof.listed_assumptions().values()
+        for assumptions in layers.values()
+        for guard in assumptions["guards"]
     )
     ranges: dict[str, dict[str, str]] = {}
-    for step, layers in proof.listed_premises().items():
+    for step, layers in proof.listed_assumptions().items():
         architecture = step.split()[0]
         ranges[architecture] = layers["2"]["ranges"]
     sizes = list(next(iter(ranges.values())))
@@ -280,7 +280,7 @@ every size in the ranges (a test evaluates them). L is a number in each trace, 1
 counter is linear in L: every further layer is one more module equal to the last. With C ≥ 6, what
 the ranges exclude is covered by concrete runs, below.
 
-{premises}
+{assumptions}
 
 ## The smallest sizes
 
@@ -292,8 +292,8 @@ same ones every time, so many have
 ## Mutants
 
 Every constant, sign, operator, factor, term, choice and default of the formulas is changed, one at
-a time; the witnesses, traced once and kept, and the literals, published or derived by hand, must
-notice ({mutation_seconds} s; `python -m validate.mutation`).
+a time; the witnesses, traced once and kept, or the tests' known numbers, published or derived by
+hand, must find it ({mutation_seconds} s; `python -m validate.mutation`).
 
 {mutation}
 
@@ -334,7 +334,7 @@ def page(recorded: dict[str, Any]) -> str:
         torch=recorded["versions"]["torch"],
         matrix=_matrix(recorded),
         unverified="\n".join(unverified),
-        premises=_premises(),
+        assumptions=_assumptions(),
         drawn=DRAWN,
         census=_table(["size", "configurations"], census_rows),
         mutation_seconds=recorded["mutation_seconds"],

@@ -106,7 +106,7 @@ def head_dim_parts(head_dim: int) -> tuple[int, ...]:
     """Powers of two that add up to the head dim rounded up to a multiple of 16, widest first.
 
     None is wider than 128: accumulators of one product lie in consecutive registers, and 256
-    channels would leave no room to arrange others around them.
+    channels would leave no space to arrange others around them.
 
     >>> head_dim_parts(73), head_dim_parts(91), head_dim_parts(256)
     ((64, 16), (64, 32), (128, 128))

@@ -1,4 +1,4 @@
-"""The checks that run on a GPU, tried here: they pass on our kernels and find what is planted."""
+"""The checks that run on a GPU, tried here: they pass on our kernels and find the errors put in."""
 
 import dataclasses
 import sys

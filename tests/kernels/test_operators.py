@@ -110,7 +110,7 @@ def test_declared_flops_are_those_of_the_specification(shape, apart):
     assert counted(prefix_attention, *operands) == plain
     handle = (q.shape, k.shape, prefix_k.shape) if apart else (q.shape, whole[0].shape, None)
     assert (forward_flops(*handle), backward_flops(*handle)) == plain
-    # Planted: the prefix's keys left out, or one query too many.
+    # Errors put in: the prefix's keys left out, or one query too many.
     if prefix:
         assert forward_flops(q.shape, k.shape, None) != plain[0]
     assert forward_flops((batch, queries + 1, *q.shape[2:]), *handle[1:]) != plain[0]

@@ -225,7 +225,7 @@ def test_refused_write_leaves_the_checkpoint_before_and_nothing_else(tmp_path, m
 
 @pytest.mark.parametrize("room", [28, 36, 44, 52])
 def test_full_disk_leaves_the_checkpoint_before(small_disk, room):
-    """16 KiB of tensors beside the checkpoint before need twice that, so less room runs out."""
+    """16 KiB of tensors beside the checkpoint before need twice that, so less space runs out."""
     tensors = {"a": torch.ones(4096)}
     save_checkpoint(small_disk, 1, tensors, {})
     (small_disk / "ballast").write_bytes(bytes((512 - room) * 1024))

@@ -1,4 +1,4 @@
-"""A share of the hostile calls in every test run, and proof that a failure would be seen."""
+"""A share of the fuzzing in every test run, and proof that a failure would be seen."""
 
 import dataclasses
 

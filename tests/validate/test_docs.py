@@ -133,9 +133,9 @@ def holds(guard, **sizes):
 def test_the_guards_exclude_nothing_but_more_kept_than_there_is():
     guards = {
         guard
-        for layers in proof.listed_premises().values()
-        for premises in layers.values()
-        for guard in premises["guards"]
+        for layers in proof.listed_assumptions().values()
+        for assumptions in layers.values()
+        for guard in assumptions["guards"]
     }
     assert "K <= M" in guards
     assert not holds("K <= M", K=3, M=2)

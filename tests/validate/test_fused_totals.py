@@ -1,4 +1,4 @@
-"""The fused model's totals under both counters, the handles they rest on, and planted errors."""
+"""The fused model's totals under both counters, the handles they rest on, and errors put in."""
 
 import dataclasses
 

@@ -7,7 +7,7 @@ import pytest
 
 from validate import matrix, mutation
 from validate.mutants import Target, mutants_of
-from validate.mutation import LITERALS, ROWS, Formulas, Judges, equivalent_mutants, run
+from validate.mutation import KNOWN_NUMBERS, ROWS, Formulas, Judges, equivalent_mutants, run
 
 PRODUCTS = Formulas(Target("flopcount.rows", ("Row.flops", "Matmul")))
 
@@ -18,9 +18,10 @@ def test_every_mutant_is_found_or_listed_with_the_reason():
     assert result.stale(equivalent_mutants()) == []
     modules = result.to_dict(equivalent_mutants())
     assert sum(entry["mutants"] for entry in modules.values()) > 1_000
-    # What the networks execute is found by what was traced of them; conventions by literals alone.
+    # What the networks execute is found by what was traced of them; conventions by known numbers
+    # alone.
     assert modules["flopcount.layers"]["found"][ROWS] > 80
-    assert set(modules["flopcount.conventions"]["found"]) == {LITERALS}
+    assert set(modules["flopcount.conventions"]["found"]) == {KNOWN_NUMBERS}
 
 
 def survivors(formulas, *judges):
@@ -35,15 +36,15 @@ def test_weaker_witnesses_leave_survivors(monkeypatch):
     monkeypatch.setattr(matrix, "CHECKS", matrix.CHECKS[1:2])
     left = survivors(PRODUCTS, ROWS)
     assert "flopcount.rows.Matmul: last_of_layer=False -> last_of_layer=True" in left
-    # No trace knows what an element costs; the literals do.
+    # No trace knows what an element costs; the known numbers tell.
     costs = Formulas(Target("flopcount.elementwise", ("softmax",)))
     assert "flopcount.elementwise.softmax: 5 -> 6" in survivors(costs, ROWS)
-    assert survivors(costs, LITERALS) == []
+    assert survivors(costs, KNOWN_NUMBERS) == []
 
 
 def test_a_counter_that_is_wrong_already_is_refused(monkeypatch):
     first = next(iter(mutants_of(Target("flopcount.layers", ("causal_pairs",)))))
-    judges = Judges([LITERALS])
+    judges = Judges([KNOWN_NUMBERS])
     with first.applied(), pytest.raises(ValueError, match="before it is changed"):
         run([PRODUCTS], judges)
 

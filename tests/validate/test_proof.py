@@ -9,7 +9,7 @@ import torch
 from flopcount import layers, rows
 from models.perceiver_ar import PerceiverAR
 from validate import proof, symbolic_trace
-from validate.symbolic_trace import HINTS, NotAProofError, check_premises, trace
+from validate.symbolic_trace import HINTS, NotAProofError, check_assumptions, trace
 
 TRAINING = proof.STEPS[0]
 
@@ -24,8 +24,8 @@ def test_every_step_is_proved(step):
     assert found.rows == (3 * forward + recompute if step.training else forward)
 
 
-def premises_of(step, num_layers=2):
-    return proof.listed_premises()[step.name][str(num_layers)]
+def assumptions_of(step, num_layers=2):
+    return proof.listed_assumptions()[step.name][str(num_layers)]
 
 
 def test_int_of_a_product_of_sizes_is_no_proof(monkeypatch):
@@ -38,7 +38,7 @@ def test_int_of_a_product_of_sizes_is_no_proof(monkeypatch):
     monkeypatch.setattr(PerceiverAR, "__init__", planted)
     found = trace("perceiver-ar", 2)
     with pytest.raises(NotAProofError, match=r"free sizes|equalities|replaced"):
-        check_premises(found, TRAINING.sizes(), premises_of(TRAINING))
+        check_assumptions(found, TRAINING.sizes(), assumptions_of(TRAINING))
 
 
 def test_a_branch_on_a_size_is_no_proof(monkeypatch):
@@ -53,19 +53,19 @@ def test_a_branch_on_a_size_is_no_proof(monkeypatch):
     found = trace("perceiver-ar", 2)
     assert found.ranges["M"].startswith("21")
     with pytest.raises(NotAProofError, match=r"guards differ|ranges"):
-        check_premises(found, TRAINING.sizes(), premises_of(TRAINING))
+        check_assumptions(found, TRAINING.sizes(), assumptions_of(TRAINING))
 
 
 @pytest.mark.parametrize("name", ["N", "V", "w"])
 def test_a_hint_of_1_is_no_proof(name):
     found = trace("perceiver-ar", 2, hints=HINTS | {name: 1})
     with pytest.raises(NotAProofError, match="free sizes"):
-        check_premises(found, TRAINING.sizes(), premises_of(TRAINING))
+        check_assumptions(found, TRAINING.sizes(), assumptions_of(TRAINING))
 
 
-def test_an_unlisted_premise_is_no_proof():
+def test_an_unlisted_assumption_is_no_proof():
     found = trace("perceiver-ar", 2)
-    check_premises(found, TRAINING.sizes(), premises_of(TRAINING))
+    check_assumptions(found, TRAINING.sizes(), assumptions_of(TRAINING))
     for changed in (
         dataclasses.replace(found, replacements={"K": "M"}),
         dataclasses.replace(found, guards=(*found.guards, "Eq(K, 5)")),
@@ -74,7 +74,7 @@ def test_an_unlisted_premise_is_no_proof():
         dataclasses.replace(found, free=found.free - {"K"}),
     ):
         with pytest.raises(NotAProofError):
-            check_premises(changed, TRAINING.sizes(), premises_of(TRAINING))
+            check_assumptions(changed, TRAINING.sizes(), assumptions_of(TRAINING))
 
 
 def test_another_torch_is_refused(monkeypatch):
@@ -153,11 +153,11 @@ def test_the_causal_pairs_are_their_sum():
     assert sympy.expand(admitted - (n * k + layers.causal_pairs(n))) == 0
 
 
-def test_the_command_lists_premises_and_reports(monkeypatch, tmp_path, capsys):
+def test_the_command_lists_assumptions_and_reports(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(proof, "STEPS", proof.STEPS[4:5])
     monkeypatch.setattr(proof, "LAYERS", (1,))
     assert proof.main() == 0
-    monkeypatch.setattr(proof, "PREMISES", tmp_path / "premises.json")
+    monkeypatch.setattr(proof, "ASSUMPTIONS", tmp_path / "assumptions.json")
     assert proof.main(write=True) == 1
     assert "ranges" in capsys.readouterr().out
     assert proof.main() == 0

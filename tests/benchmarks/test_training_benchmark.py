@@ -43,7 +43,7 @@ def test_a_peer_is_compiled_without_a_break(name):
 
 @pytest.fixture
 def planted(monkeypatch):
-    """An implementation under the name "planted", which forgets after the test."""
+    """An implementation under another name, which forgets after the test."""
 
     def plant(attend):
         monkeypatch.setattr(peers, "ATTENTION", ATTENTION)

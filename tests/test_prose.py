@@ -1,0 +1,94 @@
+"""The project's prose uses the field's words, and none that only its authors understand."""
+
+import ast
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("flopcount", "kernels", "models", "validate", "benchmarks", "tests")
+PRIVATE = {
+    r"hostil\w*": "bad inputs, fuzzing",
+    r"laborator\w*": "name the package",
+    r"premises?": "assumptions",
+    r"plant(s|ed|ing)?": "put in, introduce an error",
+    r"rooms?": "package, folder; space",
+    r"literals?\b.{0,20}\bnotic\w*": "a published number finds",
+    r"the literals": "known numbers",
+}
+WORDS = re.compile("|".join(rf"\b(?:{word})\b" for word in PRIVATE), re.IGNORECASE)
+
+
+def spoken(source: str) -> list[str]:
+    """Comments and docstrings of Python source, and what strings it prints or raises."""
+    said = [
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    constants = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    strings = [node.value for node in constants if isinstance(node.value, str)]
+    return said + [text for text in strings if " " in text]
+
+
+def prose() -> list[Path]:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/**/*.md")]
+    templates = [*ROOT.glob("models/*.jinja"), ROOT / "Makefile", ROOT / "pyproject.toml"]
+    sources = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    return sorted({*pages, *templates, *sources} - {Path(__file__)})
+
+
+def test_no_private_word():
+    found = {}
+    for path in prose():
+        text = path.read_text()
+        said = spoken(text) if path.suffix == ".py" else [text]
+        if words := {match.group() for part in said for match in WORDS.finditer(part)}:
+            found[str(path.relative_to(ROOT))] = words
+    assert not found, f"say instead: {PRIVATE}"
+
+
+def test_no_file_has_a_private_name():
+    files = [path for name in (*PACKAGES, "docs") for path in (ROOT / name).rglob("*.*")]
+    assert not [path for path in files if WORDS.search(path.stem.replace("_", " "))]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x = 1  # the laboratory's",
+        '"""A few hostile calls."""',
+        "print(f'{x} rooms are left')",
+        "raise ValueError('a twin plants the error')",
+        '"""A literal notices each."""',
+    ],
+)
+def test_a_private_word_is_found(source):
+    assert any(WORDS.search(part) for part in spoken(source))
+    assert not any(WORDS.search(part) for part in spoken("room = 'planted'"))
+
+
+def test_a_witness_is_defined_where_it_is_first_named():
+    readme = (ROOT / "README.md").read_text()
+    opening = readme[: readme.index("```")]
+    assert re.search(r"A witness finds the same number without\s+the formula", opening)
+
+
+def test_the_first_screen_counts_a_gpt_2_then_perceiver_ar():
+    screen = (ROOT / "README.md").read_text().splitlines()[:30]
+    decoder, perceiver = (
+        next(number for number, line in enumerate(screen) if f"fc.{name}(" in line)
+        for name in ("Decoder", "PerceiverAR")
+    )
+    limits = next(number for number, line in enumerate(screen) if "does not count" in line)
+    assert limits < decoder < perceiver
+
+
+def test_the_article_has_title_and_link_where_it_is_first_named():
+    readme = (ROOT / "README.md").read_text()
+    first = re.search(r"\barticle\b", readme).start()
+    near = " ".join(readme[first : first + 400].split())
+    assert "[Training compute-optimal Perceiver AR language models](https://" in near

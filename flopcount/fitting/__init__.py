@@ -1,5 +1,6 @@
 """Fits of scaling laws: approaches 1, 2 and 3 of Hoffmann et al. 2022 (arXiv 2203.15556)."""
 
+from flopcount.fitting.columns import FlaggedRow
 from flopcount.fitting.curves import Curves, CurvesFit, fit_training_curves, read_curves
 from flopcount.fitting.frontier import Frontier
 from flopcount.fitting.optima import OptimaFit, fit_optima
@@ -11,7 +12,7 @@ from flopcount.fitting.profiles import (
     fit_isoflop_profiles,
 )
 from flopcount.fitting.results import Interval, Optimum
-from flopcount.fitting.runs import FlaggedRow, Runs, read_runs
+from flopcount.fitting.runs import Runs, read_runs
 from flopcount.fitting.surface import SurfaceFit, fit_surface
 
 __all__ = [

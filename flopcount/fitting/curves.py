@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flopcount.fitting.frontier import NO_FLOOR, Frontier, fit_frontier
-from flopcount.fitting.results import CONFIDENCE, Optimum, require_bootstrap
-from flopcount.fitting.runs import (
+from flopcount.fitting.columns import (
     FlaggedRow,
     cell_text,
+    cells_of,
     describe_selection,
-    described,
     find_columns,
-    flag_notes,
+    listed,
+    missing,
+    no_usable_row,
     parse_rows,
     read_table,
     rows_where,
+    telling_columns,
 )
+from flopcount.fitting.frontier import NO_FLOOR, Frontier, fit_frontier
+from flopcount.fitting.results import CONFIDENCE, Optimum, require_bootstrap
+from flopcount.fitting.runs import described, flag_notes, read_warnings, warning_lines
 from flopcount.laws import FLOPS_PER_PARAM_TOKEN
 from flopcount.sizes import quoted
 from flopcount.tables import table
@@ -62,34 +66,41 @@ class Curves:
         flagged: Rows left out, with reasons.
         columns: The heading used for each role.
         selection: Which rows were asked for, and how many others there are; empty if all were.
+        warnings: What a reader should know before using a fit of them.
     """
 
     curves: tuple[Curve, ...]
     flagged: tuple[FlaggedRow, ...]
     columns: dict[str, str]
     selection: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def described(self) -> str:
-        """What was read as what, in a line."""
-        return described(self.columns, "", self.selection)
+        """What was read as what, and warnings, a line each."""
+        lines = [described(self.columns, "", self.selection), *warning_lines(self.warnings)]
+        return "\n".join(lines)
 
 
 def read_curves(
     source: object,
     *,
-    run: str | None = None,
+    run: str | Sequence[str] | None = None,
     params: str | None = None,
     tokens: str | None = None,
     flops: str | None = None,
     loss: str | None = None,
     where: Mapping[str, str] | None = None,
 ) -> Curves:
-    """Read training curves: one row per run and point of training.
+    """Read training curves: one row per run and point of training, in any order.
+
+    Units and contradictions are dealt with as by :func:`~flopcount.fitting.read_runs`. A name
+    identifies a run: one N, and one loss at equal FLOPs. A row that repeats another is left out.
 
     Args:
         source: A CSV or TSV file, a mapping from heading to column, or a pandas frame.
-        run: Heading of the run's name; needed only where it is not recognised, as the rest.
+        run: Heading of the run's name, or several headings whose values together name it; needed
+            only where it is not recognised, as the rest.
         params: Heading of N.
         tokens: Heading of D so far.
         flops: Heading of C so far; where one of D and C is missing, C = 6·N·D.
@@ -98,7 +109,9 @@ def read_curves(
 
     Raises:
         TypeError: If ``source`` is neither a path, a mapping nor a frame.
-        ValueError: If a role has no column or several, or if no curve has two points.
+        ValueError: If a role has no column or several, if names do not identify runs (with the
+            columns that would), if columns cannot be what they are taken for, or if no curve has
+            two points.
 
     >>> table = {"run": "aabb", "N": [1e6, 1e6, 2e6, 2e6], "D": [1e7, 2e7, 1e7, 2e7],
     ...          "loss": [4.0, 3.0, 3.9, 2.8]}
@@ -108,50 +121,131 @@ def read_curves(
     import numpy as np
 
     headings, rows = read_table(source)
-    given = {"run": run, "params": params, "tokens": tokens, "flops": flops, "loss": loss}
+    names = [run] if run is None or isinstance(run, str) else list(run)
+    for name in names[1:]:
+        find_columns(headings, {"run": name}, ["run"])
+    given = {
+        "run": names[0] if names else None,
+        "params": params,
+        "tokens": tokens,
+        "flops": flops,
+        "loss": loss,
+    }
     columns = find_columns(headings, given, list(given))
-    missing = [role for role in ("run", "params", "loss") if role not in columns]
-    if missing or not {"tokens", "flops"} & set(columns):
-        raise ValueError(
-            f"found columns {columns}: expected run, params, loss, and tokens or flops; name them, "
-            f"as in run={headings[0]!r}; columns are {', '.join(map(repr, headings))}"
-        )
+    wanted = {"run", "params", "loss"}
+    if not wanted <= columns.keys() or not {"tokens", "flops"} & columns.keys():
+        raise missing(headings, columns, "run, params, loss, and tokens or flops")
+    key = (columns["run"], *(name for name in names[1:] if name is not None))
     numeric = {role: heading for role, heading in columns.items() if role != "run"}
-    good, flagged = parse_rows(headings, rows, numeric)
+    good, flagged, decimal_commas = parse_rows(headings, rows, numeric)
     selected = rows_where(headings, rows, where or {})
-    good = [entry for entry in good if entry[0] in selected]
     flagged = [flag for flag in flagged if flag.row in selected]
-    name_at = headings.index(columns["run"])
-    by_run: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    points = {}
     for number, values in good:
-        by_run.setdefault(cell_text(rows[number - 1][name_at]), []).append((number, values))
-    curves = []
-    for name, points in by_run.items():
-        sizes = {values["params"] for _, values in points}
-        if len(sizes) > 1:
-            raise ValueError(f"run {name!r} has {len(sizes)} values of params: expected one")
-        size = sizes.pop()
-        along: dict[float, tuple[float, float]] = {}
-        for number, values in points:
-            cost = values.get("flops", FLOPS_PER_PARAM_TOKEN * size * values.get("tokens", 0.0))
-            if cost in along:
-                reason = f"repeats the FLOPs of an earlier point of run {name!r}"
-                flagged.append(FlaggedRow(number, reason, used=False))
-                continue
-            along[cost] = values.get("tokens", cost / FLOPS_PER_PARAM_TOKEN / size), values["loss"]
-        if len(along) < 2:
-            reason = f"run {name!r} has a single point"
-            flagged.append(FlaggedRow(points[0][0], reason, used=False))
-            continue
-        costs = sorted(along)
-        seen, losses = (np.array([along[cost][i] for cost in costs]) for i in (0, 1))
-        curves.append(Curve(name, size, np.array(costs), seen, losses))
-    if not curves:
-        raise ValueError(f"no curve with two points among {len(rows)} rows: expected at least one")
-    selection = describe_selection(where or {}, len(selected), len(rows))
-    return Curves(
-        tuple(curves), tuple(sorted(flagged, key=lambda flag: flag.row)), columns, selection
+        if number in selected:
+            size, seen = values["params"], values.get("tokens", 0.0)
+            cost = values.get("flops", FLOPS_PER_PARAM_TOKEN * size * seen)
+            seen = values.get("tokens", cost / FLOPS_PER_PARAM_TOKEN / size)
+            points[number] = _Point(size, cost, seen, values["loss"])
+    if not points:
+        raise no_usable_row("curve of two points", len(selected), flagged)
+    values_of = {
+        "params": np.array([point.params for point in points.values()]),
+        "flops": np.array([point.flops for point in points.values()]),
+        "tokens": np.array([point.tokens for point in points.values()]),
+    }
+    sizes = {number: point.params for number, point in points.items()}
+    given_of = {role: heading for role, heading in given.items() if role != "run"}
+    warnings = read_warnings(
+        headings, rows, numeric, given_of, values_of, sizes, decimal_commas, ignored=key
     )
+    cells = {heading: cells_of(headings, rows, heading) for heading in headings}
+
+    def named(number: int, by: Sequence[str]) -> tuple[str, ...]:
+        return tuple(cell_text(cells[heading][number]) for heading in by)
+
+    found = _contradiction({number: named(number, key) for number in points}, points)
+    if found:
+        others = telling_columns(
+            headings,
+            (*key, *numeric.values()),
+            lambda more: _identifies(
+                {number: named(number, (*key, *more)) for number in points}, points
+            ),
+        )
+        telling = " or ".join(listed((*key, *more), " and ") + " together" for more in others[:3])
+        raise ValueError(
+            f"run = {quoted(key[0] if len(key) == 1 else key)} names no run: {found}; "
+            + (f"each is named by {telling}" if others else "no other columns tell them apart")
+        )
+    by_run: dict[tuple[str, ...], list[int]] = {}
+    for number in points:
+        by_run.setdefault(named(number, key), []).append(number)
+    curves = []
+    for name_parts, numbers in by_run.items():
+        label = ", ".join(name_parts)
+        along: dict[float, _Point] = {}
+        for number in numbers:
+            if points[number].flops in along:
+                reason = f"repeats the FLOPs of an earlier point of run {label!r}"
+                flagged.append(FlaggedRow(number, reason, used=False))
+            along.setdefault(points[number].flops, points[number])
+        if len(along) < 2:
+            flagged.append(FlaggedRow(numbers[0], f"run {label!r} has a single point", used=False))
+            continue
+        path = np.array([dataclasses.astuple(along[cost]) for cost in sorted(along)])
+        curves.append(Curve(label, float(path[0, 0]), path[:, 1], path[:, 2], path[:, 3]))
+    flagged.sort(key=lambda flag: flag.row)
+    if not curves:
+        raise no_usable_row("curve of two points", len(selected), flagged)
+    columns["run"] = " + ".join(key)
+    return Curves(
+        tuple(sorted(curves, key=lambda curve: (curve.params, curve.run))),
+        tuple(flagged),
+        columns,
+        describe_selection(where or {}, len(selected), len(rows)),
+        warnings,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Point:
+    """A row of a table of curves: N, C and D so far, and the loss."""
+
+    params: float
+    flops: float
+    tokens: float
+    loss: float
+
+
+def _contradiction(names: Mapping[int, tuple[str, ...]], points: Mapping[int, _Point]) -> str:
+    """Two rows under one name that one run cannot have; empty where there are none."""
+    first: dict[tuple[Any, ...], int] = {}
+    for number, point in points.items():
+        name = names[number]
+        other = points[first.setdefault((name,), number)]
+        rows = f"(rows {first[(name,)]} and {number})"
+        if other.params != point.params:
+            return f"run {', '.join(name)!r} has N = {other.params:g} and {point.params:g} {rows}"
+        at = (name, point.flops)
+        other = points[first.setdefault(at, number)]
+        if other != point:
+            rows = f"(rows {first[at]} and {number})"
+            return (
+                f"run {', '.join(name)!r} has losses {other.loss:.6g} and {point.loss:.6g} at "
+                f"{point.flops:.4g} FLOPs {rows}"
+            )
+    return ""
+
+
+def _identifies(names: Mapping[int, tuple[str, ...]], points: Mapping[int, _Point]) -> bool:
+    """Whether each name is one run; a column that is new at every point names points, not runs."""
+    if _contradiction(names, points):
+        return False
+    paths: dict[tuple[str, ...], set[float]] = {}
+    for number, point in points.items():
+        paths.setdefault(names[number], set()).add(point.flops)
+    return 2 * sum(len(costs) >= 2 for costs in paths.values()) >= len(paths)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,7 +253,7 @@ class CurvesFit:
     """The envelope of training curves and the power laws along it.
 
     Attributes:
-        frontier: The power laws.
+        frontier: The power laws; None if one size has the least loss at all budgets used.
         flops: Budgets at which the envelope is used.
         params: N of the best run at each.
         tokens: D of that run there.
@@ -169,7 +263,7 @@ class CurvesFit:
         curves: What was fitted.
     """
 
-    frontier: Frontier
+    frontier: Frontier | None
     flops: FloatArray
     params: FloatArray
     tokens: FloatArray
@@ -183,21 +277,36 @@ class CurvesFit:
 
         Raises:
             TypeError: If ``flops`` is no number.
-            ValueError: If it is not positive and finite.
+            ValueError: If it is not positive and finite, or the envelope carries no law.
         """
-        return self.frontier.predict(flops, "approach 1, envelope of training curves")
+        if self.frontier is None:
+            raise ValueError(f"flops = {quoted(flops)}: no prediction: {self.degenerate}")
+        method = "approach 1, envelope of training curves"
+        return self.frontier.predict(flops, method, (self.params, self.tokens))
+
+    @property
+    def degenerate(self) -> str:
+        """Why the envelope carries no law; empty if it does."""
+        if self.frontier is not None:
+            return ""
+        return (
+            f"degenerate: N = {self.params[0]:.4g} has the least loss at all {len(self.flops)} "
+            "budgets used, which gives N_opt no slope; train sizes between its neighbours"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fit as plain data."""
         return {
             "method": "approach 1",
-            "law": dataclasses.asdict(self.frontier.law),
-            "frontier": self.frontier.to_dict(),
+            "law": None if self.frontier is None else dataclasses.asdict(self.frontier.law),
+            "frontier": None if self.frontier is None else self.frontier.to_dict(),
+            "degenerate": self.degenerate,
             "num_curves": len(self.curves.curves),
             "num_budgets": len(self.flops),
             "num_budgets_at_edge": self.at_edge,
             "flops_range": [float(self.flops.min()), float(self.flops.max())],
-            "residuals": self.residuals.tolist(),
+            "residuals": None if self.frontier is None else self.residuals.tolist(),
+            "warnings": list(self.curves.warnings),
             "flagged": [dataclasses.asdict(flag) for flag in self.curves.flagged],
         }
 
@@ -206,14 +315,17 @@ class CurvesFit:
             f"envelope of {len(self.curves.curves)} curves at {len(self.flops)} budgets from "
             f"{self.flops.min():.3g} to {self.flops.max():.3g} FLOPs; {self.at_edge} more not "
             "used: the best run there is the smallest or the largest",
-            NO_FLOOR,
+            f"{len(set(self.params.tolist()))} sizes have the least loss at the budgets used",
         ]
-        notes += [self.curves.described, *flag_notes(self.curves.flagged)]
+        read = [self.curves.described, *flag_notes(self.curves.flagged)]
+        title = "Approach 1: power laws along the envelope of training curves"
+        if self.frontier is None:
+            return "\n".join([title, self.degenerate, notes[0], *read])
         return table(
             ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
             self.frontier.records(),
-            title="Approach 1: power laws along the envelope of training curves",
-            note="\n".join(notes),
+            title=title,
+            note="\n".join([*notes, NO_FLOOR, *read]),
         )
 
 
@@ -229,7 +341,9 @@ def fit_training_curves(
 
     At budgets evenly spaced in log C, the run with the least loss, each curve interpolated in
     log C, gives N and D. Budgets at which the smallest or the largest model wins are counted and
-    not used, since a better size may lie beyond. The bootstrap draws runs with replacement.
+    not used, since a better size may lie beyond. If a single size wins at all the others, the line
+    through it has a = 0 whatever the truth: no law is given, and a bootstrap sample of that kind
+    fails. The bootstrap draws runs with replacement.
 
     Args:
         curves: At least three sizes, as :func:`read_curves` returns them.
@@ -274,12 +388,15 @@ def fit_training_curves(
     for index in range(num_bootstrap):
         drawn = np.unique(generator.integers(len(sizes), size=len(sizes)))
         samples[index], _ = _envelope(drawn, sizes, losses, log_tokens)
-    source = f"approach 1, {len(sizes)} training curves"
-    frontier = fit_frontier(log_flops, values, log_flops, samples, confidence, source)
+    samples[~_several_sizes(samples)] = np.nan
     flops = np.exp(log_flops[used])
     params, tokens, loss = np.exp(values[:, used])
-    line = np.log(frontier.law.k_n) + frontier.law.a * log_flops[used]
-    residuals = line - values[0, used]
+    frontier, residuals = None, np.full_like(flops, np.nan)
+    if _several_sizes(values[None])[0]:
+        source = f"approach 1, {len(sizes)} training curves"
+        frontier = fit_frontier(log_flops, values, log_flops, samples, confidence, source)
+        line = np.log(frontier.law.k_n) + frontier.law.a * log_flops[used]
+        residuals = line - values[0, used]
     return CurvesFit(frontier, flops, params, tokens, loss, at_edge, residuals, curves)
 
 
@@ -293,6 +410,16 @@ def _interpolated(curves: Curves, log_flops: FloatArray) -> tuple[FloatArray, Fl
         losses.append(np.interp(log_flops, x, curve.loss, left=np.inf, right=np.inf))
         tokens.append(np.interp(log_flops, x, np.log(curve.tokens)))
     return np.array(losses), np.array(tokens)
+
+
+def _several_sizes(values: FloatArray) -> Any:
+    """Whether the optima of each sample have several sizes; values as ``fit_frontier``'s."""
+    import numpy as np
+
+    log_n = values[:, 0]
+    present = np.isfinite(log_n)
+    least = np.where(present, log_n, np.inf).min(axis=1)
+    return np.where(present, log_n, -np.inf).max(axis=1) > least
 
 
 def _envelope(

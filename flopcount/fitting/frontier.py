@@ -52,8 +52,14 @@ class Frontier:
         samples = zip(NAMES, self.slopes.T, strict=True)
         return {name: interval(column, self.confidence) for name, column in samples}
 
-    def predict(self, flops: float, method: str) -> Optimum:
-        """N_opt, D_opt and loss on the lines at a budget of ``flops``."""
+    def predict(self, flops: float, method: str, sampled: tuple[FloatArray, FloatArray]) -> Optimum:
+        """N_opt, D_opt and loss on the lines at a budget of ``flops``.
+
+        Args:
+            flops: C.
+            method: The fit.
+            sampled: N and D of what was fitted: how far outside they lie is said.
+        """
         import numpy as np
 
         budget = require_positive_number("flops", flops)
@@ -63,7 +69,8 @@ class Frontier:
         point = self.law.n_opt(budget), self.law.d_opt(budget), loss_opt
         with np.errstate(over="ignore"):
             params, tokens, loss = np.exp(self.intercepts + self.slopes * np.log(budget)).T
-        return optimum(budget, point, (params, tokens, loss), self.confidence, method)
+        samples = params, tokens, loss
+        return optimum(budget, point, samples, self.confidence, method, sampled)
 
     def records(self) -> list[list[Any]]:
         """Exponents and factors, as rows of a table."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flopcount.fitting.frontier import Frontier, lines
 from flopcount.fitting.results import CONFIDENCE, Optimum, require_bootstrap
-from flopcount.fitting.runs import Runs, flag_notes
+from flopcount.fitting.runs import Runs, flag_notes, warning_lines
 from flopcount.laws import Estimate, fit_power_law
 from flopcount.sizes import quoted, require_positive_number
 from flopcount.tables import table
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     FloatArray = npt.NDArray[np.float64]
+
+
+SAME_BUDGET = 1.1
+"""Runs whose FLOPs differ by less than this factor have one optimum,"""
+SAME_SIZE = 2.0
+"""and estimates of it do not differ by more than this factor, nor from the law."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +47,36 @@ class OptimaFit:
             TypeError: If ``flops`` is no number.
             ValueError: If it is not positive and finite.
         """
-        return self.frontier.predict(flops, "power laws through optima")
+        sampled = self.runs.params, self.runs.tokens
+        return self.frontier.predict(flops, "power laws through optima", sampled)
+
+    @property
+    def doubt(self) -> str:
+        """Why the rows may be ordinary runs and no optima; empty if nothing says so."""
+        advice = "; ordinary runs are no optima: fit them by --approach profiles or surface"
+        runs = self.runs
+        for index, flops in enumerate(runs.flops):
+            # Runs come in the order of their FLOPs.
+            end = int(runs.flops.searchsorted(flops * SAME_BUDGET, side="right"))
+            sizes = runs.params[index:end]
+            if sizes.max() > SAME_SIZE * sizes.min():
+                pair = sorted(runs.rows[index + int(at)] for at in (sizes.argmin(), sizes.argmax()))
+                return (
+                    f"rows {pair[0]} and {pair[1]} hold N = {sizes.min():.4g} and "
+                    f"{sizes.max():.4g} at about {flops:.4g} FLOPs{advice}"
+                )
+        worst = self._worst[0]
+        if worst > SAME_SIZE:
+            return f"a row's N is a factor of {worst:.3g} off the law{advice}"
+        return ""
+
+    @property
+    def _worst(self) -> list[float]:
+        """The factors by which N and D are off the laws at most."""
+        import numpy as np
+
+        worst: list[float] = np.exp(abs(self.residuals).max(axis=1)).tolist()
+        return worst
 
     def to_dict(self) -> dict[str, Any]:
         """The fit as plain data."""
@@ -49,6 +84,7 @@ class OptimaFit:
             "method": "power laws through optima",
             "law": dataclasses.asdict(self.frontier.law),
             "frontier": self.frontier.to_dict(),
+            "doubt": self.doubt,
             "residuals": {
                 "params": self.residuals[0].tolist(),
                 "tokens": self.residuals[1].tolist(),
@@ -57,9 +93,11 @@ class OptimaFit:
         }
 
     def __str__(self) -> str:
-        worst = abs(self.residuals).max(axis=1)
+        params, tokens = self._worst
         notes = [
-            f"{len(self.runs.rows)} optima; largest residuals: N {worst[0]:.2%}, D {worst[1]:.2%}",
+            f"{len(self.runs.rows)} optima; off the laws by factors of at most {params:.4g} in N, "
+            f"{tokens:.4g} in D",
+            *warning_lines([self.doubt] if self.doubt else []),
             self.runs.described,
             *flag_notes(self.runs.flagged),
         ]

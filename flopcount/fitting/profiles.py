@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from flopcount.fitting.columns import LARGEST, SMALLEST, FlaggedRow
 from flopcount.fitting.frontier import NO_FLOOR, Frontier, fit_frontier
 from flopcount.fitting.results import (
     CONFIDENCE,
@@ -16,7 +17,7 @@ from flopcount.fitting.results import (
     interval_text,
     require_bootstrap,
 )
-from flopcount.fitting.runs import LARGEST, SMALLEST, FlaggedRow, Runs, flag_notes, read_runs
+from flopcount.fitting.runs import Runs, flag_notes, read_runs
 from flopcount.laws import CHINCHILLA_SURFACE, LossSurface
 from flopcount.sizes import quoted, require_positive_number
 from flopcount.tables import table
@@ -188,7 +189,8 @@ class ProfilesFit:
                 f"flops = {quoted(flops)}: no prediction, since it takes usable vertices at two "
                 "budgets, and the fit has fewer; name the budgets where they are not found"
             )
-        return self.frontier.predict(flops, "approach 2, parabolas in log N")
+        sampled = self.runs.params, self.runs.tokens
+        return self.frontier.predict(flops, "approach 2, parabolas in log N", sampled)
 
     def to_dict(self) -> dict[str, Any]:
         """The fit as plain data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flopcount.sizes import quoted
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 """The share of the bootstrap distribution that an interval holds, unless another is given."""
 MOST_BOOTSTRAP = 100_000
+_ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Optimum:
         tokens_interval: Of ``tokens``.
         loss_interval: Of ``loss``.
         method: The fit that predicts it.
+        remarks: What to know beside ``params``, ``tokens`` or ``loss``: how far it lies outside
+            the runs, or that the fit does not determine it.
     """
 
     flops: float
@@ -106,21 +110,27 @@ class Optimum:
     tokens_interval: Interval | None
     loss_interval: Interval | None
     method: str
+    remarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction as plain data."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
+        values = [("N_opt", "params", 4), ("D_opt", "tokens", 4), ("loss", "loss", 5)]
         rows = [
-            ["N_opt", f"{self.params:.4g}", interval_text(self.params_interval)],
-            ["D_opt", f"{self.tokens:.4g}", interval_text(self.tokens_interval)],
+            [
+                label,
+                f"{getattr(self, name):.{digits}g}",
+                interval_text(getattr(self, f"{name}_interval")),
+                self.remarks.get(name, ""),
+            ]
+            for label, name, digits in values
+            if getattr(self, name) is not None
         ]
-        if self.loss is not None:
-            rows.append(["loss", f"{self.loss:.5g}", interval_text(self.loss_interval)])
         return table(
-            ["", "value", "interval"],
-            rows,
+            ["", "value", "interval", "against the runs"][: 4 if self.remarks else 3],
+            [row[: 4 if self.remarks else 3] for row in rows],
             title=f"Optimum at {shown(self.flops)} FLOPs: {self.method}",
         )
 
@@ -130,13 +140,46 @@ def interval_text(found: Interval | None) -> str:
     return "" if found is None else str(found)
 
 
+def outside(value: float, sampled: FloatArray) -> str:
+    """How far a value lies outside those sampled; empty if it lies inside.
+
+    >>> import numpy as np
+    >>> outside(1e12, np.array([1e8, 3e9])), outside(2e7, np.array([1e8, 3e9]))
+    ('333 times the largest', '0.2 times the smallest')
+    """
+    low, high = float(sampled.min()), float(sampled.max())
+    if value > high * (1 + _ROUNDING):
+        return f"{value / high:.3g} times the largest"
+    if value < low * (1 - _ROUNDING):
+        return f"{value / low:.3g} times the smallest"
+    return ""
+
+
 def optimum(
     flops: float,
     point: tuple[float, float, float | None],
     samples: tuple[FloatArray, FloatArray, FloatArray],
     confidence: float,
     method: str,
+    sampled: tuple[FloatArray, FloatArray],
+    loss_remark: str = "",
 ) -> Optimum:
-    """An :class:`Optimum` from a point estimate and bootstrap samples of N, D and loss."""
+    """An :class:`Optimum` from a point estimate and bootstrap samples of N, D and loss.
+
+    Args:
+        flops: C.
+        point: N, D and loss.
+        samples: Of each.
+        confidence: Share of the bootstrap distribution in an interval.
+        method: The fit.
+        sampled: N and D of what was fitted.
+        loss_remark: What to know beside the loss.
+    """
     params, tokens, loss = (interval(sample, confidence) for sample in samples)
-    return Optimum(flops, *point, params, tokens, loss, method)
+    remarks = {
+        "params": outside(point[0], sampled[0]),
+        "tokens": outside(point[1], sampled[1]),
+        "loss": loss_remark,
+    }
+    said = {name: remark for name, remark in remarks.items() if remark}
+    return Optimum(flops, *point, params, tokens, loss, method, said)

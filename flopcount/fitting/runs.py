@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
-import os
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flopcount.fitting.columns import (
+    FlaggedRow,
+    cells_of,
+    describe_selection,
+    find_columns,
+    heading_name,
+    is_perplexity,
+    may_be_rate,
+    missing,
+    no_usable_row,
+    parse_rows,
+    pooled_experiments,
+    positive,
+    read_table,
+    rows_where,
+    unknown_unit,
+)
 from flopcount.laws import FLOPS_PER_PARAM_TOKEN
 from flopcount.sizes import quoted
 from flopcount.tables import table
@@ -21,47 +34,14 @@ if TYPE_CHECKING:
 
     FloatArray = npt.NDArray[np.float64]
 
-_NAMES = {
-    "params": "n params parameters numparams numparameters nparams nparameters paramcount "
-    "parametercount modelsize modelparams modelparameters totalparams totalparameters",
-    "tokens": "d tokens numtokens ntokens traintokens trainingtokens latenttokens tokencount "
-    "totaltokens tokensseen datasize datasetsize",
-    "flops": "c flop flops trainflop trainflops trainingflop trainingflops totalflop totalflops "
-    "compute trainingcompute",
-    "budget": "budget computebudget flopbudget flopsbudget targetflops isoflop isoflops",
-    "loss": "l",
-    "run": "run runid runname name curve model",
-}
-COLUMN_NAMES = {role: frozenset(names.split()) for role, names in _NAMES.items()}
-"""Headings recognised for each role, in lower case without spaces and punctuation; of a heading
-with slashes, as loggers write it, the last part. A loss is also whatever ends in "loss"."""
-_UNITS = {
-    1e3: "k thousand thousands",
-    1e6: "m mn million millions",
-    1e9: "b bn billion billions g giga",
-    1e12: "t tn trillion trillions tera",
-}
-UNITS = {name: scale for scale, names in _UNITS.items() for name in names.split()}
-"""What "(M)" behind a heading, or "M" behind a count, multiplies by."""
-_PREFIXES = UNITS | {"p": 1e15, "peta": 1e15, "e": 1e18, "exa": 1e18, "z": 1e21, "zetta": 1e21}
-COUNTS = ("params", "tokens", "flops", "budget")
-"""Roles that may carry a unit; a loss is taken as it stands."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FlaggedRow:
-    """A row that a reader should know about.
-
-    Attributes:
-        row: Its number, the first row under the heading being 1.
-        reason: What is odd about it.
-        used: Whether the fit uses it all the same.
-    """
-
-    row: int
-    reason: str
-    used: bool
-
+RULE = "6ND"
+"""In place of the heading of C: no column, but C = 6·N·D."""
+SMALLEST_COUNT = 1e3
+"""A median N or D below is more likely a count in millions, or another quantity."""
+LIKELY_RATIOS = (1.0, 100.0)
+"""Of C / (N·D), about 6: a median outside is said."""
+POSSIBLE_RATIOS = (1e-2, 1e4)
+"""A median outside is refused, unless the user has named C's column."""
 
 SHOWN_FLAGS = 8
 """Flagged rows that a fit prints; ``to_dict`` holds all."""
@@ -99,6 +79,7 @@ class Runs:
         columns: The heading used for each role.
         derived: How the quantity without a column was computed; empty if all have one.
         selection: Which rows were asked for, and how many others there are; empty if all were.
+        warnings: What a reader should know before using a fit of them.
     """
 
     params: FloatArray
@@ -111,11 +92,19 @@ class Runs:
     columns: Mapping[str, str]
     derived: str
     selection: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def described(self) -> str:
-        """What was read as what, in a line."""
-        return described(self.columns, self.derived, self.selection)
+        """What was read as what, C / 6ND where all three were read, and warnings, a line each."""
+        import numpy as np
+
+        lines = [described(self.columns, self.derived, self.selection)]
+        if not self.derived:
+            ratios = self.flops / self.params / self.tokens / FLOPS_PER_PARAM_TOKEN
+            low, middle, high = np.quantile(ratios, [0, 0.5, 1]).tolist()
+            lines.append(f"C / 6ND is {middle:.3g} at the median, {low:.3g} to {high:.3g}")
+        return "\n".join([*lines, *warning_lines(self.warnings)])
 
     @property
     def flops_per_param_token(self) -> float:
@@ -135,6 +124,7 @@ class Runs:
             "units": _units(self.columns),
             "derived": self.derived,
             "selection": self.selection,
+            "warnings": list(self.warnings),
             "flagged": [dataclasses.asdict(flag) for flag in self.flagged],
         }
 
@@ -142,6 +132,15 @@ class Runs:
         rows = [[flag.row, "yes" if flag.used else "no", flag.reason] for flag in self.flagged]
         title = f"{len(self.rows)} runs"
         return table(["row", "used", "reason"], rows, title=title, note=self.described)
+
+
+def warning_lines(warnings: Sequence[str]) -> list[str]:
+    """Warnings as lines of text.
+
+    >>> warning_lines(["odd"])
+    ['warning: odd']
+    """
+    return [f"warning: {warning}" for warning in warnings]
 
 
 def described(columns: Mapping[str, str], derived: str, selection: str) -> str:
@@ -155,171 +154,83 @@ def described(columns: Mapping[str, str], derived: str, selection: str) -> str:
 
 
 def _units(columns: Mapping[str, str]) -> dict[str, float]:
-    return {role: _named(heading, role)[1] for role, heading in columns.items()}
+    return {role: heading_name(heading, role)[1] for role, heading in columns.items()}
 
 
-def _named(heading: str, role: str) -> tuple[str, float]:
-    """The heading's name, and the unit that it states for the role.
-
-    >>> _named("Params (M)", "params"), _named("throughput/total_gflops", "flops")
-    (('params', 1000000.0), ('totalflops', 1000000000.0))
-    """
-    text, scale = heading.lower().rsplit("/", 1)[-1].strip(), 1.0
-    if role in COUNTS:
-        unit = re.fullmatch(r"(.*?)\s*[(\[]\s*(?:in\s+)?(\w+)\s*[)\]]", text)
-        if unit and unit[2] in UNITS:
-            text, scale = unit[1], UNITS[unit[2]]
-        flops = re.fullmatch(r"(.*?)(giga|tera|peta|exa|zetta|g|t|p|e|z)(flops?)", text)
-        if role in ("flops", "budget") and flops and not flops[1][-1:].isalpha():
-            text, scale = flops[1] + flops[3], scale * _PREFIXES[flops[2]]
-    return re.sub(r"[^a-z0-9]", "", text), scale
-
-
-def _matches(heading: str, role: str) -> bool:
-    name, _ = _named(heading, role)
-    return name in COLUMN_NAMES[role] or (role == "loss" and name.endswith("loss"))
-
-
-def find_columns(
-    headings: Sequence[str], given: Mapping[str, str | None], roles: Sequence[str]
-) -> dict[str, str]:
-    """The heading for each role: the one given, else the only one that is recognised.
+def odd_quantities(
+    values: Mapping[str, FloatArray],
+    columns: Mapping[str, str],
+    cells: Mapping[str, object],
+    named: bool,
+) -> list[str]:
+    """What contradicts itself in a table, as warnings; raises where it cannot be.
 
     Args:
-        headings: The table's headings.
-        given: Heading by role, where the user named one; None where not.
-        roles: The roles to look for; a role without a column is left out.
-
-    Returns:
-        Heading by role.
+        values: N, D, C by role, measured and derived.
+        columns: The heading of each that was measured.
+        cells: Its cell in the first row that is used.
+        named: Whether the user has named C's column.
 
     Raises:
-        ValueError: If a given heading does not exist, if headings repeat, or if several match.
-
-    >>> find_columns(["Model Size", "loss"], {}, ["params", "loss"])
-    {'params': 'Model Size', 'loss': 'loss'}
+        ValueError: If the columns cannot be what their headings say.
     """
-    listed = f"columns are {', '.join(repr(heading) for heading in headings)}"
-    repeated = sorted({heading for heading in headings if headings.count(heading) > 1})
-    if repeated:
-        raise ValueError(f"heading {repeated[0]!r} occurs more than once: {listed}")
-    found = {}
-    for role in roles:
-        name = given.get(role)
-        if name is not None:
-            if name not in headings:
-                raise ValueError(f"{role} = {quoted(name)}: expected a column's name; {listed}")
-            found[role] = name
-            continue
-        matching = [heading for heading in headings if _matches(heading, role)]
-        if len(matching) > 1:
-            raise ValueError(
-                f"{' and '.join(repr(heading) for heading in matching)} may all be {role}: "
-                f"give one as {role}={matching[0]!r}; {listed}"
-            )
-        if matching:
-            found[role] = matching[0]
-    return found
+    import numpy as np
 
+    warnings = [
+        f"{role} = {heading!r}: the unit {unit!r} is not known; numbers are taken as they stand"
+        for role, heading in columns.items()
+        if (unit := unknown_unit(heading, role))
+    ]
+    if is_perplexity(columns.get("loss", "")):
+        warnings.append(f"loss = {columns['loss']!r} is named a perplexity: loss = ln ppl")
 
-def read_table(source: object) -> tuple[list[str], list[list[Any]]]:
-    """Headings and rows of a file with commas, tabs or semicolons, a mapping, or a pandas frame.
-
-    Raises:
-        TypeError: If ``source`` is none of these.
-        ValueError: If it cannot be read, has no heading, or columns of different lengths.
-    """
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as stream:
-                heading = stream.readline()
-                stream.seek(0)
-                delimiter = next((mark for mark in ",\t;" if mark in heading), ",")
-                lines = [line for line in csv.reader(stream, delimiter=delimiter) if line]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(
-                f"source = {quoted(str(path))}: expected a file of rows that can be read: "
-                f"{quoted(error)}"
-            ) from error
-        if not lines:
-            raise ValueError(f"source = {quoted(str(path))} is empty: expected a heading")
-        return [heading.strip() for heading in lines[0]], [list(line) for line in lines[1:]]
-    if hasattr(source, "columns") and hasattr(source, "to_dict"):
-        source = source.to_dict("list")
-    if not isinstance(source, Mapping):
-        raise TypeError(
-            f"source = {quoted(source)}: expected a path, a mapping of columns or a pandas frame"
+    def shown(roles: Iterable[str]) -> str:
+        return ", ".join(
+            f"{role} = {columns[role]!r} holds {quoted(cells[role])}"
+            for role in roles
+            if role in columns
         )
-    if not all(isinstance(heading, str | int) for heading in source):
-        raise TypeError(f"source has the headings {quoted(list(source))}: expected text")
-    columns = [list(values) for values in source.values()]
-    if len({len(column) for column in columns}) != 1:
-        raise ValueError("source has no columns or columns of different lengths: expected one")
-    return [str(heading) for heading in source], [list(row) for row in zip(*columns, strict=True)]
+
+    for role in ("params", "tokens"):
+        median = float(np.median(values[role]))
+        if role in columns and median < SMALLEST_COUNT:
+            warnings.append(
+                f"{shown([role])}: a median of {median:.4g} is below {SMALLEST_COUNT:g}; a heading "
+                f"states a unit as in '{role} (M)'"
+            )
+        elif role not in columns and median < SMALLEST_COUNT:
+            derived = f"{shown(columns)}: {role} from C = 6ND would be {median:.3g} at the median"
+            if median < 1 and not named:
+                raise ValueError(f"{derived}: a rate or a context length is no budget")
+            warnings.append(f"{derived}; are units right, and is C a total?")
+    if not {"params", "tokens", "flops"} <= columns.keys():
+        if may_be_rate(columns.get("flops", "")) and not named:
+            raise ValueError(
+                f"{shown(['flops'])}: a total or a rate; give one as flops={columns['flops']!r}, "
+                "if it is a total"
+            )
+        return warnings
+    ratios = values["flops"] / values["params"] / values["tokens"]
+    median = float(np.median(ratios))
+    if LIKELY_RATIOS[0] <= median <= LIKELY_RATIOS[1]:
+        return warnings
+    contradiction = (
+        f"{shown(['params', 'tokens', 'flops'])}: C / (N·D) is {median:.3g} at the median, "
+        f"expected about {FLOPS_PER_PARAM_TOKEN}"
+    )
+    if named or POSSIBLE_RATIOS[0] <= median <= POSSIBLE_RATIOS[1]:
+        return [*warnings, contradiction]
+    raise ValueError(
+        f"{contradiction}: a rate or a context length is no budget, and a heading states a unit as "
+        f"in 'params (M)'; give flops='{RULE}' for C = 6·N·D, or flops={columns['flops']!r} to "
+        "take the column as it stands"
+    )
 
 
-def cell_text(cell: object) -> str:
-    """The cell as text; of an object that cannot be shown, its type."""
-    try:
-        return str(cell).strip()
-    except Exception:  # the object is the caller's, and so may be its __str__
-        return f"a {type(cell).__name__}"
-
-
-SMALLEST, LARGEST = 1e-100, 1e100
-"""Numbers outside are no measurement, and their products would leave the range of floats."""
-
-
-def positive(cell: object, counts: bool = False) -> float | None:
-    """The cell as a positive float between 1e-100 and 1e100; None if it is not one.
-
-    Args:
-        cell: A number, or text; ``"1,234,567"`` is a number.
-        counts: Whether a unit may follow it.
-
-    >>> positive("1.5 Billion", counts=True), positive("3.2"), positive("3.2M"), positive("n/a")
-    (1500000000.0, 3.2, None, None)
-    """
-    if isinstance(cell, bool) or cell is None:
-        return None
-    scale = 1.0
-    if isinstance(cell, str):
-        cell = cell.strip()
-        if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", cell):
-            cell = cell.replace(",", "")
-        with_unit = re.fullmatch(r"([\d.eE+-]*\d\.?)\s*([A-Za-z]+)", cell)
-        if counts and with_unit and with_unit[2].lower() in UNITS:
-            cell, scale = with_unit[1], UNITS[with_unit[2].lower()]
-    try:
-        number = scale * float(cell)  # type: ignore[arg-type]
-    except Exception:  # the object is the caller's, and so may be its __float__
-        return None
-    return number if SMALLEST <= number <= LARGEST else None
-
-
-def parse_rows(
-    headings: Sequence[str], rows: Sequence[Sequence[Any]], columns: Mapping[str, str]
-) -> tuple[list[tuple[int, dict[str, float]]], list[FlaggedRow]]:
-    """The numbers of every row, by role, and the rows that are not numbers."""
-    good, flagged = [], []
-    units = _units(columns)
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(headings):
-            reason = f"{len(row)} cells under {len(headings)} headings"
-            flagged.append(FlaggedRow(number, reason, used=False))
-            continue
-        cells = {role: row[headings.index(heading)] for role, heading in columns.items()}
-        values = {role: positive(cell, role in COUNTS) for role, cell in cells.items()}
-        bad = [role for role, value in values.items() if value is None]
-        if bad:
-            reason = ", ".join(f"{columns[role]} = {quoted(cells[role])}" for role in bad)
-            reason += ": expected a positive number"
-            flagged.append(FlaggedRow(number, reason, used=False))
-        else:
-            numbers = {role: value * units[role] for role, value in values.items() if value}
-            good.append((number, numbers))
-    return good, flagged
+def whole_numbers(headings: Sequence[str], rows: Sequence[Sequence[Any]], heading: str) -> bool:
+    """Whether all numbers of a column are whole."""
+    numbers = [positive(cell) for cell in cells_of(headings, rows, heading).values()]
+    return all(number is None or number == int(number) for number in numbers)
 
 
 def read_runs(
@@ -338,13 +249,18 @@ def read_runs(
 
     A quantity without a column follows from C = 6·N·D. No row disappears: rows that are not
     numbers and rows that repeat another in all values are left out and reported; rows that repeat
-    another's N and D with a different loss are used and reported.
+    another's N and D with a different loss are used and reported. The order of rows in the table
+    changes nothing: runs come out in the order of C, N, D and loss.
+
+    Units in headings (``"Params (M)"``, ``"tokens_B"``, ``"Compute (PF-days)"``) hold for numbers
+    without a unit of their own. What contradicts itself is warned of, as N or D below a thousand,
+    C / (N·D) outside 1 to 100, several experiments in one table, or refused where it cannot be.
 
     Args:
         source: A CSV or TSV file, a mapping from heading to column, or a pandas frame.
         params: Heading of N; needed only where it is not recognised, as for the next three.
         tokens: Heading of D.
-        flops: Heading of C, training FLOPs.
+        flops: Heading of C, training FLOPs; ``"6ND"`` for C = 6·N·D in place of a column.
         loss: Heading of the final loss, in nats or any unit.
         budget: Heading of the planned budget, which groups runs; it stands for C where C has no
             column of its own.
@@ -358,8 +274,8 @@ def read_runs(
 
     Raises:
         TypeError: If ``source`` is neither a path, a mapping nor a frame.
-        ValueError: If a role has no column or several, if no row is usable, or ``drop_highest``
-            is negative or leaves nothing.
+        ValueError: If a role has no column or several, if columns cannot be what they are taken
+            for, if no row is usable, or ``drop_highest`` is negative or leaves nothing.
 
     Source: C = 6·N·D from Kaplan et al. 2020 (arXiv 2001.08361), section 2.1.
 
@@ -373,43 +289,53 @@ def read_runs(
         raise ValueError(f"drop_highest = {quoted(drop_highest)}: expected an integer >= 0")
     headings, rows = read_table(source)
     given = {"params": params, "tokens": tokens, "flops": flops, "loss": loss, "budget": budget}
-    columns = find_columns(headings, given, list(given))
-    if "budget" in columns and "flops" not in columns:
+    by_rule = flops == RULE and RULE not in headings
+    roles = [role for role in given if not (by_rule and role == "flops")]
+    columns = find_columns(headings, given, roles)
+    if given["loss"] is None and columns.get("loss") == "L" and whole_numbers(headings, rows, "L"):
+        del columns["loss"]  # the number of layers
+    if "budget" in columns and "flops" not in columns and not by_rule:
         columns["flops"] = columns["budget"]
     has_quantity = sum(role in columns for role in ("params", "tokens", "flops")) >= 2
     if not (optima or "loss" in columns) or not has_quantity:
-        raise ValueError(
-            f"found columns {columns}: expected loss and two of params, tokens, flops; name them, "
-            f"as in params={headings[0]!r}; columns are {', '.join(map(repr, headings))}"
-        )
-    good, flagged = parse_rows(headings, rows, columns)
+        expected = f"{'' if optima else 'loss and '}two of params, tokens, flops"
+        raise missing(headings, columns, expected)
+    good, flagged, decimal_commas = parse_rows(headings, rows, columns)
     selected = rows_where(headings, rows, where or {})
     good = [entry for entry in good if entry[0] in selected]
     flagged = [flag for flag in flagged if flag.row in selected]
     if drop_highest and "loss" not in columns:
         raise ValueError(f"drop_highest = {drop_highest}: expected 0 without a column of losses")
-    highest = sorted(good, key=lambda entry: -entry[1].get("loss", 0.0))[:drop_highest]
-    for number, values in highest:
+    order = [role for role in ("flops", "params", "tokens", "budget", "loss") if role in columns]
+
+    def by_value(entry: tuple[int, dict[str, float]]) -> tuple[float, ...]:
+        return (*(entry[1][role] for role in order), entry[0])
+
+    # In the order of their values, so that no result depends on the order of rows.
+    highest = sorted(sorted(good, key=by_value), key=lambda entry: -entry[1].get("loss", 0.0))
+    dropped = {number for number, _ in highest[:drop_highest]}
+    for number, values in highest[:drop_highest]:
         reason = f"loss {values['loss']:.4g} is among the {drop_highest} highest"
         flagged.append(FlaggedRow(number, reason, used=False))
-    dropped = {number for number, _ in highest}
-    seen: dict[tuple[float, ...], tuple[int, float]] = {}
+    seen: dict[tuple[float, ...], int] = {}
     kept = []
     for number, values in good:
         if number in dropped:
             continue
-        size = tuple(value for role, value in values.items() if role != "loss")
+        whole = tuple(values[role] for role in order)
+        size = tuple(values[role] for role in order if role != "loss")
+        if whole in seen:
+            flagged.append(FlaggedRow(number, f"duplicate of row {seen[whole]}", used=False))
+            continue
         if size in seen:
-            first, other = seen[size]
-            same = other == values.get("loss", math.nan) or "loss" not in columns
-            reason = f"duplicate of row {first}" if same else f"repeats the size of row {first}"
-            flagged.append(FlaggedRow(number, reason, used=not same))
-            if same:
-                continue
-        seen.setdefault(size, (number, values.get("loss", math.nan)))
+            reason = f"repeats the size of row {seen[size]}"
+            flagged.append(FlaggedRow(number, reason, used=True))
+        seen[whole] = number
+        seen.setdefault(size, number)
         kept.append((number, values))
     if not kept:
-        raise ValueError(f"no usable row among {len(selected)}: expected positive numbers")
+        raise no_usable_row("row", len(selected), sorted(flagged, key=lambda flag: flag.row))
+    kept.sort(key=by_value)
     arrays = {role: np.array([values[role] for _, values in kept]) for role in columns}
     arrays.setdefault("loss", np.full(len(kept), math.nan))
     derived = ""
@@ -422,43 +348,50 @@ def read_runs(
     elif "params" not in arrays:
         arrays["params"] = arrays["flops"] / (FLOPS_PER_PARAM_TOKEN * arrays["tokens"])
         derived = "parameters from N = C / 6D"
+    numbers = tuple(number for number, _ in kept)
+    sizes = dict(zip(numbers, arrays["params"].tolist(), strict=True))
     return Runs(
         params=arrays["params"],
         tokens=arrays["tokens"],
         flops=arrays["flops"],
         loss=arrays["loss"],
         budget=arrays.get("budget"),
-        rows=tuple(number for number, _ in kept),
+        rows=numbers,
         flagged=tuple(sorted(flagged, key=lambda flag: flag.row)),
         columns=columns,
         derived=derived,
         selection=describe_selection(where or {}, len(selected), len(rows)),
+        warnings=read_warnings(headings, rows, columns, given, arrays, sizes, decimal_commas),
     )
 
 
-def rows_where(
-    headings: Sequence[str], rows: Sequence[Sequence[Any]], where: Mapping[str, str]
-) -> set[int]:
-    """Numbers of the rows that hold every value asked for."""
-    if not isinstance(where, Mapping):
-        raise TypeError(f"where = {quoted(where)}: expected a mapping from heading to value")
-    for heading in where:
-        if heading not in headings:
-            raise ValueError(
-                f"where = {quoted(heading)}: expected a column's name; columns are "
-                f"{', '.join(map(repr, headings))}"
-            )
-    places = {headings.index(heading): cell_text(value) for heading, value in where.items()}
-    return {
-        number
-        for number, row in enumerate(rows, start=1)
-        if all(at < len(row) and cell_text(row[at]) == value for at, value in places.items())
-    }
+def read_warnings(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    columns: Mapping[str, str],
+    given: Mapping[str, str | None],
+    values: Mapping[str, FloatArray],
+    sizes: Mapping[int, float],
+    decimal_commas: bool,
+    ignored: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """What a reader of a table should know before a fit; raises where the table cannot be.
 
-
-def describe_selection(where: Mapping[str, str], selected: int, total: int) -> str:
-    """Which rows were asked for, and how many of the table's they are; empty if all."""
-    if not where:
-        return ""
-    asked = ", ".join(f"{heading} = {cell_text(value)}" for heading, value in where.items())
-    return f"{selected} of {total} rows with {asked}"
+    Args:
+        headings: The table's headings.
+        rows: Its rows.
+        columns: Heading by role.
+        given: Those that the user named.
+        values: N, D, C by role.
+        sizes: N by number of the rows used.
+        decimal_commas: Whether commas were read as decimal points.
+        ignored: Further headings that tell no experiments apart.
+    """
+    first = rows[min(sizes) - 1]
+    cells = {role: first[headings.index(heading)] for role, heading in columns.items()}
+    named = columns.get("flops") in (given.get("flops"), given.get("budget"))
+    warnings = odd_quantities(values, columns, cells, named and "flops" in columns)
+    if decimal_commas:
+        warnings.append("commas are read as decimal points")
+    pooled = pooled_experiments(headings, rows, {*columns.values(), *ignored}, sizes)
+    return tuple([*warnings, pooled] if pooled else warnings)

@@ -95,6 +95,8 @@ class SurfaceFit:
             (*sizes, loss),
             self.confidence,
             f"approach 3, {OBJECTIVES[self.objective]}",
+            (self.runs.params, self.runs.tokens),
+            "" if self.surface.e else "E = 0, its bound: no floor was found",
         )
 
     def _values(self) -> dict[str, float]:

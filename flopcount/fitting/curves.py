@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -175,12 +176,24 @@ def read_curves(
         )
         telling = " or ".join(listed((*key, *more), " and ") + " together" for more in others[:3])
         raise ValueError(
-            f"run = {quoted(key[0] if len(key) == 1 else key)} names no run: {found}; "
+            f"run = {listed(key, ' + ')} names no run: {found}; "
             + (f"each is named by {telling}" if others else "no other columns tell them apart")
         )
     by_run: dict[tuple[str, ...], list[int]] = {}
     for number in points:
         by_run.setdefault(named(number, key), []).append(number)
+    costs = {number: point.flops for number, point in points.items()}
+    for heading in headings:
+        if heading not in {*key, *numeric.values()}:
+            for name_parts, numbers in by_run.items():
+                values_along = {number: named(number, (heading,))[0] for number in numbers}
+                if _interleaved(values_along, costs):
+                    warnings += (
+                        f"run {', '.join(name_parts)!r} has several values of {heading!r} over the "
+                        "same FLOPs: if each is a run of its own, name runs by "
+                        f"{listed((*key, heading), ' and ')} together",
+                    )
+                    break
     curves = []
     for name_parts, numbers in by_run.items():
         label = ", ".join(name_parts)
@@ -236,6 +249,15 @@ def _contradiction(names: Mapping[int, tuple[str, ...]], points: Mapping[int, _P
                 f"{point.flops:.4g} FLOPs {rows}"
             )
     return ""
+
+
+def _interleaved(values: Mapping[int, str], costs: Mapping[int, float]) -> bool:
+    """Whether two values of a column, each at several points, lie over the same FLOPs."""
+    spans: dict[str, list[float]] = {}
+    for number, value in values.items():
+        spans.setdefault(value, []).append(costs[number])
+    ranges = sorted((min(span), max(span)) for span in spans.values() if len(span) >= 2)
+    return any(nxt[0] < one[1] for one, nxt in itertools.pairwise(ranges))
 
 
 def _identifies(names: Mapping[int, tuple[str, ...]], points: Mapping[int, _Point]) -> bool:

@@ -17,7 +17,8 @@ from flopcount.fitting.results import (
     interval_text,
     require_bootstrap,
 )
-from flopcount.fitting.runs import Runs, flag_notes, read_runs
+from flopcount.fitting.runs import Runs, flag_notes
+from flopcount.fitting.surface import fit_surface
 from flopcount.laws import CHINCHILLA_SURFACE, LossSurface
 from flopcount.sizes import quoted, require_positive_number
 from flopcount.tables import table
@@ -36,6 +37,9 @@ OFF_BUDGET = 1.1
 """A run further than this factor from its budget's median is reported."""
 OFF_CENTRE = 0.25
 """A vertex in the outer quarters of the sampled range of log N is reported as off-centre."""
+
+DETERMINED = 2e-3, 4.9
+"""Exponents of a surface that are not near the bounds of its search."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,9 +127,9 @@ class Bias:
     Attributes:
         surface: The surface that the losses come from.
         budgets: C.
-        span: Largest over smallest N of a profile.
+        span: Largest over smallest N of a profile, in the median.
         off_centre: Geometric mean of a profile's N over the true optimum, per budget.
-        num_models: Models per budget.
+        num_models: Models per budget, in the median.
         a: The exponent that approach 2 finds.
         true_a: The surface's.
         n_ratio: N_opt found over the true one, at the largest budget.
@@ -147,8 +151,8 @@ class Bias:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        low, high = min(self.off_centre), max(self.off_centre)
-        centre = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        ends = f"{min(self.off_centre):.3g}", f"{max(self.off_centre):.3g}"
+        centre = " to ".join(dict.fromkeys(ends))
         return (
             "Approach 2 is biased even without noise (arXiv 2603.22339). On the surface of "
             f"{self.surface.source}, with {self.num_models} models over {self.span:.3g}x in N "
@@ -166,7 +170,9 @@ class ProfilesFit:
     Attributes:
         profiles: One per budget, in rising order.
         frontier: The power laws; None with fewer than two usable vertices.
-        bias: What the method itself gets wrong with such a design.
+        bias: What the method itself gets wrong at these sizes, on a surface fitted to the same
+            runs; None where there is none.
+        no_bias: Why there is none; empty where there is one, or no power law.
         flagged: Rows left out, and rows used that are odd.
         runs: What was fitted.
     """
@@ -174,8 +180,19 @@ class ProfilesFit:
     profiles: tuple[Profile, ...]
     frontier: Frontier | None
     bias: Bias | None
+    no_bias: str
     flagged: tuple[FlaggedRow, ...]
     runs: Runs = dataclasses.field(repr=False)
+
+    @property
+    def bias_statement(self) -> str | None:
+        """The bias in words, or why it is not known; None without a power law."""
+        return str(self.bias) if self.bias is not None else self.no_bias or None
+
+    @property
+    def num_runs_used(self) -> int:
+        """Runs of the profiles whose vertices are used."""
+        return sum(len(profile.rows) for profile in self.profiles if profile.n_opt is not None)
 
     def predict(self, flops: float) -> Optimum:
         """N_opt, D_opt and loss for a budget of ``flops``, with intervals.
@@ -200,7 +217,8 @@ class ProfilesFit:
             "profiles": [profile.to_dict() for profile in self.profiles],
             "frontier": None if self.frontier is None else self.frontier.to_dict(),
             "bias": None if self.bias is None else self.bias.to_dict(),
-            "bias_statement": None if self.bias is None else str(self.bias),
+            "bias_statement": self.bias_statement,
+            "num_runs_used": self.num_runs_used,
             "flagged": [dataclasses.asdict(flag) for flag in self.flagged],
             "runs": self.runs.to_dict(),
         }
@@ -228,8 +246,10 @@ class ProfilesFit:
             title="Approach 2: a parabola in log N per budget",
         )
         notes = [self.runs.described, *flag_notes(self.flagged)]
-        if self.bias is not None:
-            notes.append(str(self.bias))
+        if self.num_runs_used < len(self.runs.rows):
+            notes.append(f"{self.num_runs_used} of {len(self.runs.rows)} runs are in profiles used")
+        if self.bias_statement:
+            notes.append(self.bias_statement)
         if self.frontier is None:
             notes.append("no power law: it takes usable vertices at two budgets")
             return "\n".join([text, *notes])
@@ -389,7 +409,10 @@ def _exp(exponent: float) -> str:
     return f"{math.exp(exponent):.3g}" if abs(exponent) < 700 else f"e^{exponent:.3g}"
 
 
-def _off_budget(runs: Runs, groups: Sequence[IndexArray]) -> list[FlaggedRow]:
+def _flagged(
+    runs: Runs, groups: Sequence[IndexArray], profiles: Sequence[Profile]
+) -> list[FlaggedRow]:
+    """Odd rows of the table and of its profiles; of a profile that is not used no row is."""
     import numpy as np
 
     grouped = {int(index) for group in groups for index in group}
@@ -405,7 +428,14 @@ def _off_budget(runs: Runs, groups: Sequence[IndexArray]) -> list[FlaggedRow]:
             if not 1 / OFF_BUDGET <= ratio <= OFF_BUDGET:
                 reason = f"off its budget's median, {middle:.3g} FLOPs, by {ratio - 1:+.0%}"
                 flagged.append(FlaggedRow(runs.rows[index], reason, used=True))
-    return flagged
+    used = {row for profile in profiles if profile.n_opt is not None for row in profile.rows}
+    return sorted(
+        (
+            dataclasses.replace(flag, used=flag.used and flag.row in used)
+            for flag in (*runs.flagged, *flagged)
+        ),
+        key=lambda flag: flag.row,
+    )
 
 
 def fit_isoflop_profiles(
@@ -432,7 +462,8 @@ def fit_isoflop_profiles(
         confidence: Share of the bootstrap distribution that an interval holds.
 
     Returns:
-        A :class:`ProfilesFit`, with the method's own bias on a design of the same width.
+        A :class:`ProfilesFit`, with the method's own bias at the sizes sampled, on a surface fitted
+        to the same runs by :func:`~flopcount.fitting.fit_surface`.
 
     Raises:
         TypeError: If ``runs`` is of another type, or an argument of the wrong type.
@@ -460,8 +491,10 @@ def fit_isoflop_profiles(
         _profile(runs, group, num_bootstrap, generator, confidence) for group in groups
     )
     frontier = _frontier(profiles, confidence)
-    flagged = sorted((*runs.flagged, *_off_budget(runs, groups)), key=lambda flag: flag.row)
-    return ProfilesFit(profiles, frontier, _typical_bias(profiles), tuple(flagged), runs)
+    bias, reason = (None, "") if frontier is None else _bias_of(runs, profiles)
+    flagged = tuple(_flagged(runs, groups, profiles))
+    reported = dataclasses.replace(runs, flagged=flagged)
+    return ProfilesFit(profiles, frontier, bias, reason, flagged, reported)
 
 
 def _frontier(profiles: Sequence[Profile], confidence: float) -> Frontier | None:
@@ -482,16 +515,24 @@ def _frontier(profiles: Sequence[Profile], confidence: float) -> Frontier | None
     return fit_frontier(log_flops, optima, log_flops, samples, confidence, source)
 
 
-def _typical_bias(profiles: Sequence[Profile]) -> Bias | None:
-    """The bias of a centred design with these budgets and this median span and number of models."""
-    import numpy as np
-
+def _bias_of(runs: Runs, profiles: Sequence[Profile]) -> tuple[Bias | None, str]:
+    """The bias at the profiles' sizes on a surface fitted to the runs, or why there is none."""
     used = [profile for profile in profiles if profile.n_opt is not None]
-    if len(used) < 2:
-        return None
-    span = float(np.median([p.params.max() / p.params.min() for p in used]))
-    num_models = int(np.median([len(np.unique(p.params)) for p in used]))
-    return approach_2_bias([p.flops for p in used], span=span, num_models=max(num_models, 3))
+    try:
+        surface = fit_surface(runs).surface
+    except (ImportError, ValueError) as error:
+        return None, f"no bias: it takes a surface fitted to the same runs: {error}"
+    named = {"E": surface.e, "A": surface.a, "B": surface.b}
+    at_bound = [f"{name} = 0" for name, value in named.items() if value <= 0]
+    exponents = {"α": surface.alpha, "β": surface.beta}
+    low, high = DETERMINED
+    at_bound += [f"{n} = {value:.3g}" for n, value in exponents.items() if not low < value < high]
+    if at_bound:
+        return None, f"no bias: the surface is not determined: {', '.join(at_bound)}"
+    try:
+        return _bias(surface, [p.flops for p in used], [p.params for p in used]), ""
+    except ValueError as error:
+        return None, f"no bias: on the surface fitted to the same runs, {error}"
 
 
 def approach_2_bias(
@@ -552,26 +593,51 @@ def approach_2_bias(
             )
     half = math.log(span) / 2
     ratios = np.exp(np.linspace(-half, half, num_models))
-    columns: dict[str, list[float]] = {"N": [], "D": [], "C": [], "budget": [], "loss": []}
-    for cost, centre in zip(costs, centres, strict=True):
-        for ratio in ratios:
-            size = surface.n_opt(cost) * centre * ratio
-            tokens = cost / surface.flops_per_param_token / size
-            row = (size, tokens, cost, cost, surface.loss(size, tokens))
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(float(value))
-    runs = read_runs(columns)
-    groups = _groups(runs, None)
-    frontier = _frontier([_profile(runs, group) for group in groups], CONFIDENCE)
+    sizes = [
+        surface.n_opt(cost) * centre * ratios for cost, centre in zip(costs, centres, strict=True)
+    ]
+    try:
+        return _bias(surface, costs, sizes)
+    except ValueError as error:
+        raise ValueError(f"off_centre = {quoted(off_centre)}, span = {span:g}: {error}") from None
+
+
+def _bias(surface: LossSurface, budgets: Sequence[float], sizes: Sequence[FloatArray]) -> Bias:
+    """Approach 2 on a surface's own losses, at some sizes per budget, against its optima.
+
+    Raises:
+        ValueError: If a budget has no vertex in the range of its sizes.
+    """
+    import numpy as np
+
+    flops = np.repeat(np.array(budgets, dtype=np.float64), [len(each) for each in sizes])
+    params = np.concatenate(sizes)
+    tokens = flops / surface.flops_per_param_token / params
+    losses = [surface.loss(n, d) for n, d in zip(params.tolist(), tokens.tolist(), strict=True)]
+    rows = tuple(range(1, len(params) + 1))
+    runs = Runs(params, tokens, flops, np.array(losses), flops, rows, (), {}, "")
+    profiles = [_profile(runs, group) for group in _groups(runs, None)]
+    for profile in profiles:
+        if profile.n_opt is None:
+            what = profile.verdict.removeprefix("not used: ")
+            raise ValueError(
+                f"the parabola at {profile.flops:.4g} FLOPs gives no optimum between N = "
+                f"{profile.params.min():.4g} and {profile.params.max():.4g} ({what}): expected "
+                "sizes on both sides of every optimum"
+            )
+    frontier = _frontier(profiles, CONFIDENCE)
     if frontier is None:
-        raise ValueError(f"off_centre = {quoted(off_centre)}: expected vertices within the range")
-    law, largest = frontier.law, max(costs)
+        raise ValueError(f"{len(profiles)} budgets: expected at least two different ones")
+    law, largest = frontier.law, max(budgets)
+    centres = [math.exp(np.log(each).mean()) for each in sizes]
     return Bias(
         surface=surface,
-        budgets=tuple(costs),
-        span=span,
-        off_centre=tuple(float(centre) for centre in centres),
-        num_models=num_models,
+        budgets=tuple(budgets),
+        span=float(np.median([each.max() / each.min() for each in sizes])),
+        off_centre=tuple(
+            centre / surface.n_opt(cost) for cost, centre in zip(budgets, centres, strict=True)
+        ),
+        num_models=int(np.median([len(np.unique(each)) for each in sizes])),
         a=law.a,
         true_a=surface.n_exponent,
         n_ratio=law.n_opt(largest) / surface.n_opt(largest),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import json as json_format
 import os
+import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -443,6 +447,41 @@ def plan(
         print(f"\n{planned.by_convention()}")
 
 
+def as_typed(message: str, flags: Mapping[str, str]) -> str:
+    """An error's text with options as they are typed, where Python's arguments stand in it.
+
+    Args:
+        message: The text.
+        flags: The option by the argument's name.
+
+    >>> as_typed("'N' and 'n' may be it: give one as params='N'", {"params": "--params"})
+    "'N' and 'n' may be it: give one as --params N"
+    """
+    value = r"(?:='(?P<text>[^']*)'| ?= ?(?=['\[({\d-]|None\b))"
+    return re.sub(
+        rf"(?<![\w-])(?P<name>{'|'.join(flags)}){value}",
+        lambda found: (
+            f"{flags[found['name']]} {shlex.quote(found['text'] or '') * bool(found['text'])}"
+        ),
+        message,
+    )
+
+
+def naming_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with errors that name its options as they are typed."""
+    flags = {name: f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters}
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except ValueError as error:
+            raise ValueError(as_typed(str(error), flags)) from error
+
+    return run
+
+
+@naming_flags
 def fit(
     runs: tyro.conf.Positional[Path],
     approach: Literal["profiles", "surface", "curves", "power-law"] = "profiles",
@@ -453,7 +492,7 @@ def fit(
     loss: str | None = None,
     budget: str | None = None,
     budgets: tuple[float, ...] = (),
-    run: str | None = None,
+    run: tuple[str, ...] | None = None,
     where: tuple[str, ...] = (),
     a: float | None = None,
     b: float | None = None,
@@ -470,13 +509,13 @@ def fit(
         approach: ``curves`` (1, envelope), ``profiles`` (2, parabolas), ``surface`` (3), or
             ``power-law`` through a table of optima.
         objective: Of ``surface``.
-        params: Heading of N, where it is not recognised; so for the next five.
+        params: Heading of N, where it is not recognised; so for the next four.
         tokens: Heading of D.
-        flops: Heading of C.
+        flops: Heading of C; 6ND for C = 6·N·D in place of a column.
         loss: Heading of the loss.
         budget: Heading of the planned budget.
         budgets: Budgets of ``profiles``, where neither a column nor the FLOPs tell them apart.
-        run: Heading of the run's name, for ``curves``.
+        run: Heading of the run's name, for ``curves``; several headings name it together.
         where: Read only rows with these values: HEADING=VALUE, of a table of several experiments.
         a: Exponent of N_opt, given instead of fitted, for ``power-law``.
         b: Exponent of D_opt, likewise.
@@ -515,7 +554,10 @@ def fit(
             fitted = fitting.fit_surface(table_of_runs, objective=objective, **bootstrap)
     if not json:
         print(fitted)
-    optima = [fitted.predict(budget_flops) for budget_flops in predict]
+    try:
+        optima = [fitted.predict(budget_flops) for budget_flops in predict]
+    except ValueError as error:
+        raise ValueError(as_typed(str(error), {"flops": "--predict"})) from error
     if json:
         print(to_json(fitted.to_dict() | {"predictions": [o.to_dict() for o in optima]}))
         return
@@ -528,7 +570,7 @@ def fit(
 def _conditions(where: tuple[str, ...]) -> dict[str, str]:
     conditions = dict(condition.partition("=")[::2] for condition in where)
     if not all("=" in condition for condition in where):
-        raise ValueError(f"where = {where}: expected HEADING=VALUE")
+        raise ValueError(f"--where {' '.join(where)}: expected HEADING=VALUE")
     return conditions
 
 

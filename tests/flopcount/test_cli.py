@@ -361,7 +361,7 @@ def test_devices(capsys):
         ),
         (["compare", *DECODER, "--num-layers", "0"], "num_layers = 0"),
         (["fit", "no-such-file.csv"], "no-such-file.csv"),
-        (["fit", "x.csv", "--a", "0.5"], "expected approach = 'power-law'"),
+        (["fit", "x.csv", "--a", "0.5"], "expected --approach 'power-law'"),
         (["fit", "x.csv", "--where", "a"], "expected HEADING=VALUE"),
         (PLAN, "budgets, gpu_hours: expected one of the two"),
         ([*PLAN, "--gpu-hours", "1"], "expected both, and so with gpu_hours"),

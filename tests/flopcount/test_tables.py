@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flopcount.cli import main
 from flopcount.fitting import (
     fit_isoflop_profiles,
     fit_optima,
@@ -388,3 +389,65 @@ def test_experiments_of_curves_are_warned_of():
     names = ("run", "set", "N", "D", "loss")
     curves = read_curves(dict(zip(names, zip(*rows, strict=True), strict=True)))
     assert "--where set=a" in curves.described
+
+
+ON_THE_COMMAND_LINE = {
+    "columns that are ambiguous": (
+        "params,N,D,loss; 1e9,1e9,2e10,3", "", "give one as --params params;"
+    ),
+    "headings with blanks": ("Model Size,N,D,loss; 1e9,1e9,2e10,3", "", "--params 'Model Size'"),
+    "a column that does not exist": (
+        "N,D,loss; 1e9,2e10,3", "--tokens T", "--tokens 'T': expected a column's name"
+    ),
+    "missing columns": ("a,b,loss; 1e9,2e10,3", "", "name them, as in --params a;"),
+    "contradictions": ("N,D,C,loss; 1e9,2e10,2048,3", "", "--flops 'C' holds '2048'"),
+    "ways out": ("N,D,C,loss; 1e9,2e10,2048,3", "", "give --flops 6ND for C = 6·N·D, or --flops C"),
+    "values": ("N,D,loss; 1e9,2e10,3", "--drop-highest -1", "--drop-highest -1: expected"),
+    "seeds": ("N,D,loss; 1e9,2e10,3", "--num-bootstrap 2 --seed -1", "--seed -1: expected"),
+    "where": ("N,D,loss; 1e9,2e10,3", "--where set=x", "--where 'set': expected a column's name"),
+    "where, no value": ("N,D,loss; 1e9,2e10,3", "--where set", "--where set: expected HEADING"),
+    "names": (
+        "run,N,D,loss,lr; a,1e9,1e9,3,1; a,1e9,1e9,2,2",
+        "--approach curves",
+        "--run 'run' names no run",
+    ),
+    "predictions": ("N,D,loss; 1e9,2e10,3", "--predict 1e20", "--predict 1e+20: no prediction"),
+    "budgets": ("N,D,loss; 1e9,2e10,3", "--budgets -1", "--budgets -1.0: expected"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"), ON_THE_COMMAND_LINE.values(), ids=ON_THE_COMMAND_LINE
+)
+def test_errors_of_the_command_line_name_flags(tmp_path, capsys, text, options, words):
+    assert main(["fit", str(write(tmp_path, text)), *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert not re.search(r"\b(params|tokens|flops|loss|run|where|seed|drop_highest) ?= ?'", error)
+
+
+def test_several_columns_name_a_run_on_the_command_line(tmp_path, capsys):
+    rows = [
+        f"m{n:g},{lr},{n},{d},{1.8 + 400 / n**0.34 + 400 / d**0.3 + lr}"
+        for lr in (0.1, 0.2)
+        for n in np.geomspace(1e6, 1e8, 6)
+        for d in np.geomspace(1e7, 1e11, 12)
+    ]
+    path = write(tmp_path, "; ".join(["model,lr,N,D,loss", *rows]))
+    assert main(["fit", str(path), "--approach", "curves", "--run", "model", "lr"]) == 0
+    assert "run = 'model + lr'" in capsys.readouterr().out
+
+
+def test_warnings_are_printed_by_every_approach(tmp_path, capsys):
+    rows = [
+        f"{name},{n},{d},{floor + 400 / n**0.34 + 400 / d**0.3}"
+        for name, floor in (("a b", 1.8), ("c", 1.7))
+        for n in (1e6, 3e6, 1e7, 3e7)
+        for d in (1e8, 1e9, 1e10)
+    ]
+    path = write(tmp_path, "; ".join(["experiment,N,D,loss", *rows]))
+    for approach in ("profiles", "surface", "power-law"):
+        assert main(["fit", str(path), "--approach", approach]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "warning: column 'experiment' has 2 values" in printed
+        assert "--where 'experiment=a b'" in printed

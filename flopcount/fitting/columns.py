@@ -199,6 +199,7 @@ def find_columns(
     repeated = sorted({heading for heading in headings if headings.count(heading) > 1})
     if repeated:
         raise ValueError(f"heading {repeated[0]!r} occurs more than once: {columns}")
+    taken = set(given.values())
     found = {}
     for role in roles:
         name = given.get(role)
@@ -209,7 +210,7 @@ def find_columns(
                 raise ValueError(f"{role} = {quoted(name)}: expected a total, not a rate")
             found[role] = name
             continue
-        matching = [heading for heading in headings if _matches(heading, role)]
+        matching = [name for name in headings if name not in taken and _matches(name, role)]
         if len(matching) > 1:
             raise ValueError(
                 f"{listed(matching, ' and ')} may all be {role}: "
@@ -222,7 +223,7 @@ def find_columns(
 
 def missing(headings: Sequence[str], found: Mapping[str, str], expected: str) -> ValueError:
     """The error that columns are missing: what was found, what may be meant, and how to say it."""
-    hints = []
+    hints, letters = [], []
     for heading in headings:
         if heading in found.values():
             continue
@@ -231,7 +232,11 @@ def missing(headings: Sequence[str], found: Mapping[str, str], expected: str) ->
         elif is_rate(heading) or may_be_rate(heading):
             hints.append(f"{heading!r} is a rate, no total")
         elif any(heading.upper() in names for names in COLUMN_NAMES.values()):
-            hints.append(f"{heading!r} is none: D is tokens, d a width, L in whole numbers layers")
+            letters.append(heading)
+    if letters:
+        hints.append(
+            f"{listed(letters)} not read: D is tokens, d a width, L in whole numbers layers"
+        )
     role = next(iter(role for role in ("params", "loss", "tokens") if role not in found), "tokens")
     hints.append(f"name them, as in {role}={headings[0]!r}; columns are {listed(headings)}")
     return ValueError(f"found columns {dict(found)}: expected {expected}; {'; '.join(hints)}")

@@ -169,7 +169,7 @@ def read_curves(
     if found:
         others = telling_columns(
             headings,
-            (*key, *numeric.values()),
+            {*key, *numeric.values()} - {columns["params"]},
             lambda more: _identifies(
                 {number: named(number, (*key, *more)) for number in points}, points
             ),

@@ -69,7 +69,8 @@ def test_one_name_for_two_sizes_is_refused():
     table = {"run": "aaaa", "set": "xxyy", "N": [1e6, 1e6, 2e6, 2e6], "D": [1e7, 2e7] * 2,
              "loss": [4, 3, 2, 1]}  # fmt: skip
     with pytest.raises(
-        ValueError, match=r"N = 1e\+06 and 2e\+06 \(rows 1 and 3\).*'run' and 'set'"
+        ValueError,
+        match=r"N = 1e\+06 and 2e\+06 \(rows 1 and 3\).*'run' and 'set' to.*'run' and 'N' to",
     ):
         read_curves(table)
 

@@ -120,7 +120,7 @@ REFUSED = {
     "a width alone": (
         "n_params,n_layers,d,loss; 1e9,24,768,2.7",
         {},
-        ("expected loss and two of params, tokens, flops", "'d' is none: D is tokens, d a width"),
+        ("expected loss and two of params, tokens, flops", "'d' not read: D is tokens, d a width"),
     ),
     "layers and a perplexity": (
         "N,D,L,ppl; 1e9,2e10,24,15",
@@ -185,6 +185,13 @@ def test_warned_of(tmp_path, text, options, words):
         assert any(word in warning for warning in runs.warnings)
         assert word in runs.described
     assert runs.to_dict()["warnings"] == list(runs.warnings)
+
+
+def test_a_column_that_is_named_is_no_second_quantity():
+    table = {"N": [1e9], "D": [1.2e20], "loss": [2.7]}
+    runs = read_runs(table, flops="D")
+    assert (dict(runs.columns)["flops"], "tokens" in runs.columns) == ("D", False)
+    assert runs.tokens[0] == 2e10
 
 
 def test_flops_are_compared_with_the_rule():

@@ -432,8 +432,8 @@ def pooled_experiments(
     r"""A warning that one fit would pool several experiments, and how to read one; empty if not.
 
     A column tells experiments apart if at least two of its values have three sizes each, enough
-    for a fit of their own, and if its values are words or its heading is one of
-    :data:`EXPERIMENTS`.
+    for a fit of their own, and if its heading is one of :data:`EXPERIMENTS` or its values are
+    words of which such hold four rows in five, and each, on average, three.
 
     Args:
         headings: The table's headings.
@@ -460,12 +460,15 @@ def pooled_experiments(
         sizes: dict[str, set[float]] = {}
         for number, text in texts.items():
             sizes.setdefault(text, set()).add(params[number])
-        fittable = sum(len(each) >= 3 for each in sizes.values())
+        fittable = {text for text, each in sizes.items() if len(each) >= 3}
         named = heading_name(heading, "")[0] in EXPERIMENTS
-        words = any(text and positive(text) is None for text in sizes) and not any(
-            _is_number(text) for text in sizes
+        covered = sum(text in fittable for text in texts.values())
+        words = (
+            covered >= 0.8 * len(texts) >= 0.8 * 3 * len(sizes)
+            and any(sizes)
+            and not any(_is_number(text) for text in sizes)
         )
-        if fittable >= 2 and (named or words):
+        if len(fittable) >= 2 and (named or words):
             found[heading] = collections.Counter(texts.values())
     if not found:
         return ""

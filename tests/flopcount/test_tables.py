@@ -377,6 +377,7 @@ def test_several_experiments_in_one_table_are_warned_of():
         ("num_layers", [2, 2, 2, 4, 4, 4]),  # a number that sizes have
         ("set", ["a", "a", "a", "a", "a", "b"]),  # one run apart is no experiment
         ("date", ["x"] * 6),
+        ("color", ["#a", "#a", "#a", "#b", "#c", "#d"]),  # mostly one row each
     ],
 )
 def test_a_column_that_tells_no_experiments_apart(heading, values):

@@ -172,7 +172,7 @@ class ProfilesFit:
         frontier: The power laws; None with fewer than two usable vertices.
         bias: What the method itself gets wrong at these sizes, on a surface fitted to the same
             runs; None where there is none.
-        no_bias: Why there is none; empty where there is one, or no power law.
+        bias_note: Why there is none, or which budgets it leaves out.
         flagged: Rows left out, and rows used that are odd.
         runs: What was fitted.
     """
@@ -180,14 +180,15 @@ class ProfilesFit:
     profiles: tuple[Profile, ...]
     frontier: Frontier | None
     bias: Bias | None
-    no_bias: str
+    bias_note: str
     flagged: tuple[FlaggedRow, ...]
     runs: Runs = dataclasses.field(repr=False)
 
     @property
     def bias_statement(self) -> str | None:
         """The bias in words, or why it is not known; None without a power law."""
-        return str(self.bias) if self.bias is not None else self.no_bias or None
+        parts = ["" if self.bias is None else str(self.bias), self.bias_note]
+        return " ".join(part for part in parts if part) or None
 
     @property
     def num_runs_used(self) -> int:
@@ -529,10 +530,13 @@ def _bias_of(runs: Runs, profiles: Sequence[Profile]) -> tuple[Bias | None, str]
     at_bound += [f"{n} = {value:.3g}" for n, value in exponents.items() if not low < value < high]
     if at_bound:
         return None, f"no bias: the surface is not determined: {', '.join(at_bound)}"
-    try:
-        return _bias(surface, [p.flops for p in used], [p.params for p in used]), ""
-    except ValueError as error:
-        return None, f"no bias: on the surface fitted to the same runs, {error}"
+    exact = [_noise_free(surface, profile.flops, profile.params) for profile in used]
+    left_out = [f"{profile.flops:.4g}" for profile in exact if profile.n_opt is None]
+    where = f"at {', '.join(left_out)} FLOPs that surface has no vertex between the sizes"
+    if len(left_out) > len(exact) - 2:
+        return None, f"no bias: on a surface fitted to the same runs, {where}"
+    bias = _bias(surface, [profile for profile in exact if profile.n_opt is not None])
+    return bias, f"Left out: {where}." if left_out else ""
 
 
 def approach_2_bias(
@@ -593,51 +597,51 @@ def approach_2_bias(
             )
     half = math.log(span) / 2
     ratios = np.exp(np.linspace(-half, half, num_models))
-    sizes = [
-        surface.n_opt(cost) * centre * ratios for cost, centre in zip(costs, centres, strict=True)
+    exact = [
+        _noise_free(surface, cost, surface.n_opt(cost) * centre * ratios)
+        for cost, centre in zip(costs, centres, strict=True)
     ]
-    try:
-        return _bias(surface, costs, sizes)
-    except ValueError as error:
-        raise ValueError(f"off_centre = {quoted(off_centre)}, span = {span:g}: {error}") from None
-
-
-def _bias(surface: LossSurface, budgets: Sequence[float], sizes: Sequence[FloatArray]) -> Bias:
-    """Approach 2 on a surface's own losses, at some sizes per budget, against its optima.
-
-    Raises:
-        ValueError: If a budget has no vertex in the range of its sizes.
-    """
-    import numpy as np
-
-    flops = np.repeat(np.array(budgets, dtype=np.float64), [len(each) for each in sizes])
-    params = np.concatenate(sizes)
-    tokens = flops / surface.flops_per_param_token / params
-    losses = [surface.loss(n, d) for n, d in zip(params.tolist(), tokens.tolist(), strict=True)]
-    rows = tuple(range(1, len(params) + 1))
-    runs = Runs(params, tokens, flops, np.array(losses), flops, rows, (), {}, "")
-    profiles = [_profile(runs, group) for group in _groups(runs, None)]
-    for profile in profiles:
+    for profile in exact:
         if profile.n_opt is None:
             what = profile.verdict.removeprefix("not used: ")
             raise ValueError(
-                f"the parabola at {profile.flops:.4g} FLOPs gives no optimum between N = "
+                f"off_centre = {quoted(off_centre)}, span = {span:g}: the parabola at "
+                f"{profile.flops:.4g} FLOPs gives no optimum between N = "
                 f"{profile.params.min():.4g} and {profile.params.max():.4g} ({what}): expected "
                 "sizes on both sides of every optimum"
             )
+    return _bias(surface, exact)
+
+
+def _noise_free(surface: LossSurface, flops: float, params: FloatArray) -> Profile:
+    """The profile of a surface's own losses at a budget, at some sizes."""
+    import numpy as np
+
+    sizes = np.sort(params)
+    tokens = flops / surface.flops_per_param_token / sizes
+    losses = [surface.loss(n, d) for n, d in zip(sizes.tolist(), tokens.tolist(), strict=True)]
+    cost = np.full_like(sizes, flops)
+    rows = tuple(range(1, len(sizes) + 1))
+    runs = Runs(sizes, tokens, cost, np.array(losses), cost, rows, (), {}, "")
+    return _profile(runs, np.arange(len(sizes)))
+
+
+def _bias(surface: LossSurface, profiles: Sequence[Profile]) -> Bias:
+    """What approach 2 makes of a surface's own profiles, against the surface's optima."""
+    import numpy as np
+
     frontier = _frontier(profiles, CONFIDENCE)
     if frontier is None:
-        raise ValueError(f"{len(profiles)} budgets: expected at least two different ones")
+        raise ValueError(f"{len(profiles)} profiles: expected two budgets with a vertex each")
+    budgets = [profile.flops for profile in profiles]
     law, largest = frontier.law, max(budgets)
-    centres = [math.exp(np.log(each).mean()) for each in sizes]
+    centres = [math.exp(profile.centre) / surface.n_opt(profile.flops) for profile in profiles]
     return Bias(
         surface=surface,
         budgets=tuple(budgets),
-        span=float(np.median([each.max() / each.min() for each in sizes])),
-        off_centre=tuple(
-            centre / surface.n_opt(cost) for cost, centre in zip(budgets, centres, strict=True)
-        ),
-        num_models=int(np.median([len(np.unique(each)) for each in sizes])),
+        span=float(np.median([p.params.max() / p.params.min() for p in profiles])),
+        off_centre=tuple(centres),
+        num_models=int(np.median([len(np.unique(p.params)) for p in profiles])),
         a=law.a,
         true_a=surface.n_exponent,
         n_ratio=law.n_opt(largest) / surface.n_opt(largest),

@@ -76,6 +76,19 @@ def test_profiles_are_fitted_where_no_surface_is(monkeypatch, error):
     assert "no bias: it takes a surface fitted to the same runs: no surface here" in str(fit)
 
 
+def test_a_bias_says_which_budgets_it_leaves_out():
+    # Noise gives the last budget's losses a vertex where the surface has none.
+    table = on_surface(SURFACE, (1, 1, 1, 1, 2.6), budgets=(1e18, 1e19, 1e20, 1e21, 1e22), span=6)
+    n_opt = SURFACE.n_opt(1e22)
+    assert min(table["N"][-7:]) > n_opt
+    for index, bump in zip(range(28, 35), (0.01, 0.002, 0, 0, 0, 0, 0), strict=True):
+        table["loss"][index] += bump
+    fit = fit_isoflop_profiles(read_runs(table))
+    assert fit.profiles[-1].n_opt is not None
+    assert fit.bias.budgets == pytest.approx((1e18, 1e19, 1e20, 1e21))
+    assert "Left out: at 1e+22 FLOPs that surface has no vertex" in fit.bias_statement
+
+
 def test_a_budget_without_a_vertex_is_no_bias_of_the_others():
     # Sizes of 1e22 from 1.0 to 4 times the optimum, whose parabola bends at 0.9984 of it.
     with pytest.raises(ValueError, match=r"off_centre = \[0.5, 1, 2\].*at 1e\+22 FLOPs") as caught:

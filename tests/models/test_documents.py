@@ -67,6 +67,7 @@ def test_a_line_without_text_is_named(tmp_path, line):
         ("other.gz", b"no gzip at all"),
         ("flipped.gz", gzip.compress(b"x" * 999)[:-6] + b"abcdef"),
     ],
+    ids=["cut.xz", "cut.gz", "cut.bz2", "other.xz", "other.gz", "flipped.gz"],
 )
 def test_a_broken_file_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

@@ -41,6 +41,9 @@ _PARTS = ("train", "validation")
 _VOCABULARY_BYTES = 32 << 20
 """Of training text that a SentencePiece vocabulary is trained on, spread evenly over it."""
 _SAMPLE_BYTES = 1 << 16
+_READING = 2
+"""Counts the ways in which documents have been read from the same files: what an earlier one made
+of them is not taken for this one's."""
 _SETTLED_SECONDS = 2.0
 """A file that changed less long ago may change again without its time of change showing it."""
 
@@ -53,9 +56,10 @@ class CorpusConfig:
 
     Attributes:
         files: paths or globs of UTF-8 text, also ``.gz``, ``.xz`` and ``.bz2``: each file is a
-            document, in ``.jsonl`` each line. Without ``files`` and ``dataset``, the sources of the
+            document, in ``.jsonl``, ``.ndjson`` and ``.json`` each line. Line ends and byte order
+            marks make no difference. Without ``files`` and ``dataset``, the sources of the
             installed Python's standard library, its tests left out.
-        blank_lines: so many or more part the documents of a text file.
+        blank_lines: so many or more part the documents of a text file; blanks may be in them.
         dataset: in place of ``files``, a dataset of Hugging Face's hub by name, or a folder of one
             (extra ``hf``); ``bookcorpus`` and ``bookcorpusopen`` are the article's.
         dataset_config: its configuration, where it has several.
@@ -115,7 +119,8 @@ class Corpus:
 def load_corpus(config: CorpusConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Corpus:
     """Read the documents, tokenise them once, and map the result.
 
-    Documents keep their order; of equal documents the first one stays. Held out are those whose
+    Lines end as in Unix and byte order marks are left out, so that texts which differ in nothing
+    else are equal documents. Documents keep their order; of equal documents the first one stays. Held out are those whose
     SHA-256 comes first, in that order, so that the choice depends on contents alone. Training and
     validation never share a document: what is in ``validation_files`` leaves training.
 
@@ -202,7 +207,7 @@ def _stamp(config: CorpusConfig, vocab_size: int, sources: dict[str, Source]) ->
         for state in [path.stat()]
     ]
     recipe = _recipe(config.tokenizer, vocab_size)
-    return hashlib.sha256(json.dumps([asked, recipe, files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_READING, asked, recipe, files]).encode()).hexdigest()
 
 
 def _settled(sources: dict[str, Source], started: float) -> bool:

@@ -120,9 +120,10 @@ def load_corpus(config: CorpusConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Corp
     """Read the documents, tokenise them once, and map the result.
 
     Lines end as in Unix and byte order marks are left out, so that texts which differ in nothing
-    else are equal documents. Documents keep their order; of equal documents the first one stays. Held out are those whose
-    SHA-256 comes first, in that order, so that the choice depends on contents alone. Training and
-    validation never share a document: what is in ``validation_files`` leaves training.
+    else are equal documents. Documents keep their order; of equal documents the first one stays.
+    Held out are those whose SHA-256 comes first, in that order, so that the choice depends on
+    contents alone. Training and validation never share a document: what is in
+    ``validation_files`` leaves training.
 
     The cache is keyed by the contents and the tokenizer. While no file has changed, by its path,
     size and times, contents are not read again. Documents are held in memory one at a time.

@@ -375,6 +375,7 @@ def _train_all(runs: list[SweepRun], folder: Path, place: Place, quiet: bool) ->
                     deaths[index] = 1 if saved > started_from else deaths[index] + 1
                     if deaths[index] < _DEATHS:
                         pending.append(index)
+                        display.restarted(run, saved)
                     else:
                         failed.append(f"{run.name}: died {_DEATHS} times after step {saved}")
     if failed:
@@ -525,9 +526,13 @@ class _Display:
 
     def finished(self, run: SweepRun, folder: Path) -> None:
         """Leave a line for a run that is finished, also where there is no terminal."""
+        loss = float(_last_row(folder, run)["validation_loss"])
+        self._say(f"{run.name}: validation loss {loss:.4f} after {run.config.steps:,} steps")
+
+    def restarted(self, run: SweepRun, step: int) -> None:
+        """Leave a line for a run whose process died."""
+        self._say(f"{run.name}: its process died and is started again after step {step:,}")
+
+    def _say(self, line: str) -> None:
         if not self.quiet:
-            loss = float(_last_row(folder, run)["validation_loss"])
-            self.progress.console.print(
-                f"{run.name}: validation loss {loss:.4f} after {run.config.steps:,} steps",
-                highlight=False,
-            )
+            self.progress.console.print(line, highlight=False, soft_wrap=True)

@@ -123,12 +123,17 @@ def alone(config):
     return dataclasses.replace(config, budgets=(2e7,), shapes=((4, 1),))
 
 
-def test_a_run_that_dies_often_but_gets_on_is_finished(alone, tmp_path):
-    """Four deaths, each one checkpoint of five steps further."""
+def test_a_run_that_dies_often_but_gets_on_is_finished(alone, tmp_path, capsys):
+    """Four deaths, each one checkpoint of five steps further, and each said in a line."""
     (run,) = plan_runs(alone)
     whole = train(run.config, tmp_path / "whole")
     die = DieAt(tmp_path, run.name, (7, 12, 17, 22), once=True)
-    (row,) = run_sweep(alone, tmp_path / "dying", quiet=True, on_step=die)
+    (row,) = run_sweep(alone, tmp_path / "dying", on_step=die)
+    said = [line for line in capsys.readouterr().out.splitlines() if "died" in line]
+    assert said == [
+        f"{run.name}: its process died and is started again after step {step}"
+        for step in (5, 10, 15, 20)
+    ]
     assert len(list(tmp_path.glob("died-at-*"))) == 4
     assert row["validation_loss"] == whole[-1]["validation_loss"]
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from models.checkpoints import flush, write_atomically
 from models.documents import Source, dataset_source, file_source, standard_library
+from models.limits import AtLeastOne, RealShare, check_fields
 from models.tokenizers import (
     BYTE_VOCAB_SIZE,
     END_OF_DOCUMENT,
@@ -77,15 +78,15 @@ class CorpusConfig:
     """
 
     files: tuple[str, ...] = ()
-    blank_lines: int | None = None
+    blank_lines: AtLeastOne | None = None
     dataset: str | None = None
     dataset_config: str | None = None
     dataset_split: str = "train"
     dataset_revision: str | None = None
-    dataset_rows: int = 1
+    dataset_rows: AtLeastOne = 1
     text_field: str = "text"
     validation_files: tuple[str, ...] = ()
-    held_out: float = 0.05
+    held_out: RealShare = 0.05
     tokenizer: TokenizerName = "bytes"
     cache: Path = Path(".cache/corpora")
 
@@ -105,13 +106,21 @@ class Corpus:
     validation_documents: int
     tokenizer: Tokenizer
 
-    def require_windows(self, num_prefix: int, num_latents: int) -> None:
-        """Raise ValueError if either part is shorter than a window."""
-        window = num_prefix + num_latents + 1
-        for part in _PARTS:
+    def require_windows(
+        self, num_prefix: int, num_latents: int, context: int | None = None
+    ) -> None:
+        """Raise ValueError if either part is shorter than a window.
+
+        In validation it starts ``context`` positions before the latents, by default the prefix.
+        """
+        before = {"train": ("num_prefix", num_prefix), "validation": ("num_prefix", num_prefix)}
+        if context is not None:
+            before["validation"] = ("validation_context", context)
+        for part, (name, positions) in before.items():
+            window = positions + num_latents + 1
             if (length := len(getattr(self, part))) < window:
                 raise ValueError(
-                    f"the {part} text must hold a window of num_prefix + num_latents + 1 = "
+                    f"the {part} text must hold a window of {name} + num_latents + 1 = "
                     f"{window} tokens, got {length}"
                 )
 
@@ -162,15 +171,9 @@ def load_corpus(config: CorpusConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Corp
 
 
 def _check(config: CorpusConfig, vocab_size: int) -> None:
-    if not 0 < config.held_out < 1:
-        raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
+    check_fields(config)
     if config.files and config.dataset is not None:
         raise ValueError(f"give files or dataset, got both: {config.files} and {config.dataset!r}")
-    for name, value in (("blank_lines", config.blank_lines), ("dataset_rows", config.dataset_rows)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if config.tokenizer not in ("bytes", "sentencepiece"):
-        raise ValueError(f"tokenizer must be bytes or sentencepiece, got {config.tokenizer!r}")
     if config.tokenizer == "bytes" and vocab_size < BYTE_VOCAB_SIZE:
         raise ValueError(
             f"vocab_size must be at least {BYTE_VOCAB_SIZE} for bytes, got {vocab_size}"

@@ -46,6 +46,7 @@ from models.checkpoints import CheckpointError, steps_done, write_atomically
 from models.configuration import claim_folder
 from models.data import CorpusConfig
 from models.distributed import launched
+from models.limits import AboveZero, AtLeastOne, AtLeastZero, NotNegative, Seed, check_fields
 from models.processes import end_with_parent
 from models.step import Execution
 from models.training import (
@@ -72,6 +73,8 @@ _DEATHS = 3
 """So often a run's process may die without having reached a further checkpoint."""
 _PLACEMENT = ("execution", "cluster", "workers", "cpus_per_run", "gpus_per_run")
 """Fields of a sweep that may change while it is interrupted."""
+_FEWEST_STEPS = 10
+"""Of a run: with fewer, a budget that is met to within a step is missed by more than a tenth."""
 _PATIENCE = 30.0
 """Seconds to wait for a run's process that a killed sweep has left behind."""
 
@@ -108,27 +111,27 @@ class SweepConfig:
 
     """
 
-    budgets: tuple[float, ...]
-    shapes: tuple[tuple[int, int], ...]
-    seeds: tuple[int, ...] = (0,)
+    budgets: tuple[AboveZero, ...]
+    shapes: tuple[tuple[AtLeastOne, AtLeastOne], ...]
+    seeds: tuple[Seed, ...] = (0,)
     convention: str | None = None
-    head_dim: int | None = None
+    head_dim: AtLeastOne | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     recipe: Recipe = field(default_factory=Recipe)
-    validations: int = 20
-    validation_windows: int = 256
-    final_validation_windows: int | None = None
-    validation_context: int | None = None
-    checkpoint_steps: int = 1000
+    validations: AtLeastOne = 20
+    validation_windows: AtLeastOne = 256
+    final_validation_windows: AtLeastOne | None = None
+    validation_context: AtLeastZero | None = None
+    checkpoint_steps: AtLeastOne = 1000
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak: str | None = None
-    peak_flops: float | None = None
+    peak_flops: AboveZero | None = None
     execution: Execution = field(default_factory=Execution)
     cluster: Literal["local", "ray"] = "local"
-    workers: int | None = None
-    cpus_per_run: int = 1
-    gpus_per_run: float | None = None
+    workers: AtLeastOne | None = None
+    cpus_per_run: AtLeastOne = 1
+    gpus_per_run: NotNegative | None = None
 
 
 @dataclass(frozen=True)
@@ -153,14 +156,13 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
     """Give each shape the steps that a budget affords, by :func:`flopcount.planning.isoflop_runs`.
 
     Raises:
-        ValueError: if there are no budgets, shapes or seeds, one of them comes twice, or a width is
-            no multiple of ``head_dim``.
+        TypeError: if a value is of another type than its field.
+        ValueError: if a value is out of range; there are no budgets, shapes or seeds, or one of
+            them comes twice; a width is no multiple of ``head_dim``; or a budget affords fewer
+            than ten steps of a shape.
 
     """
-    if config.workers is not None and config.workers < 1:
-        raise ValueError(f"workers must be at least 1, got {config.workers}")
-    if config.cluster not in ("local", "ray"):
-        raise ValueError(f"cluster must be local or ray, got {config.cluster!r}")
+    check_fields(config)
     for name in ("budgets", "shapes", "seeds"):
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
@@ -179,6 +181,14 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         convention=config.convention,
         part="total" if config.convention is None else "self",
     )
+    for run in planned:
+        if run.steps < _FEWEST_STEPS:
+            shape = f"{run.model.num_channels}x{run.model.num_layers}"
+            raise ValueError(
+                f"budgets must afford {_FEWEST_STEPS} steps of every shape, got {run.budget:g} "
+                f"FLOPs, and a step of {shape} takes {run.flops / run.steps:.4g}: give larger "
+                f"budgets, smaller shapes or a smaller batch_size"
+            )
     return [
         SweepRun(
             name=_name(run.budget, run.model.num_channels, run.model.num_layers, seed),
@@ -214,7 +224,7 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
 def _heads(config: SweepConfig, width: int) -> int:
     if config.head_dim is None:
         return config.model.num_heads
-    if config.head_dim < 1 or width % config.head_dim:
+    if width % config.head_dim:
         raise ValueError(
             f"shapes must have widths that are multiples of head_dim = {config.head_dim}, "
             f"got {width}"

@@ -108,7 +108,7 @@ def test_a_need_that_no_node_meets_is_named(config, tmp_path, cluster):
     ("changes", "message"),
     [
         ({"cpus_per_run": 0}, "cpus_per_run must be at least 1, got 0"),
-        ({"gpus_per_run": -1}, "gpus_per_run must be at least 0, got -1"),
+        ({"gpus_per_run": -1}, "gpus_per_run must be a finite number, at least 0, got -1"),
         ({"cluster": "slurm"}, "cluster must be local or ray, got 'slurm'"),
     ],
 )

@@ -184,7 +184,7 @@ def test_a_folder_holds_one_sweep_and_one_process(config, tmp_path):
         pytest.raises(RuntimeError, match="another process is running the sweep in"),
     ):
         run_sweep(config, folder, quiet=True)
-    small = dataclasses.replace(config, budgets=(1e6,), shapes=((4, 1),))
+    small = dataclasses.replace(config, budgets=(2e6,), shapes=((4, 1),))
     run_sweep(small, folder, quiet=True)
     with pytest.raises(ValueError, match="made with another configuration"):
         run_sweep(config, folder, quiet=True)

@@ -28,7 +28,7 @@ from models.kill_test import kill_test
 from models.presets import DEMO
 from models.report import fit_sweep, write_report
 from models.sweep import SweepConfig, plan_runs, run_sweep
-from models.throughput import why_no_utilisation
+from models.throughput import rates_of, why_no_utilisation
 from models.training import (
     TrainConfig,
     choose_device,
@@ -203,12 +203,13 @@ def _train_with_progress(config: TrainConfig, folder: Path) -> None:
         progress.update(task, completed=done)
 
     try:
-        last = train(config, folder, show)[-1]
+        rows = train(config, folder, show)
     finally:
         if progress.live.is_started:
             progress.stop()
     if launched_rank() > 0:
         return
+    last = rows[-1] | rates_of(rows)
     print(f"{last['flops']:.4g} FLOPs, validation loss {last['validation_loss']:.4f}")
     rates = [f"{last['tokens_per_second']:,.0f} tokens/s", f"{last['flops_per_second']:.4g} FLOP/s"]
     rates += [f"{name.upper()} {last[name]:.2%}" for name in ("mfu", "hfu") if name in last]

@@ -49,6 +49,7 @@ from models.distributed import launched
 from models.limits import AboveZero, AtLeastOne, AtLeastZero, NotNegative, Seed, check_fields
 from models.processes import end_with_parent
 from models.step import Execution
+from models.throughput import rates_of
 from models.training import (
     DivergedError,
     ModelConfig,
@@ -276,10 +277,16 @@ def run_sweep(
 
 
 def gather(runs: list[SweepRun], folder: Path) -> list[Row]:
-    """Collect the last row of every run into ``runs.csv``, with its plan."""
+    """Collect the last row of every run into ``runs.csv``, with its plan.
+
+    What is of single steps in it is of the whole run there: the learning rate is its peak, and
+    the rates are means over all of its seconds.
+    """
     rows: list[dict[str, Any]] = []
     for run in runs:
-        last = _last_row(folder, run)
+        measured = _metrics(folder, run)
+        last = {name: float(value) for name, value in measured[-1].items()}
+        last |= {"learning_rate": run.config.recipe.learning_rate, **rates_of(measured)}
         model = run.config.model
         plan = {
             "run": run.name,
@@ -289,7 +296,7 @@ def gather(runs: list[SweepRun], folder: Path) -> list[Row]:
             "seed": run.config.seed,
             "parameters": run.parameters,
         }
-        rows.append(plan | {name: float(value) for name, value in last.items()})
+        rows.append(plan | last)
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=rows[0], lineterminator="\n")
     writer.writeheader()
@@ -298,10 +305,9 @@ def gather(runs: list[SweepRun], folder: Path) -> list[Row]:
     return rows
 
 
-def _last_row(folder: Path, run: SweepRun) -> dict[str, str]:
+def _metrics(folder: Path, run: SweepRun) -> list[dict[str, str]]:
     with (folder / "runs" / run.name / "metrics.csv").open() as file:
-        *_, last = csv.DictReader(file)
-    return last
+        return list(csv.DictReader(file))
 
 
 def _usable_cores() -> int:
@@ -536,7 +542,7 @@ class _Display:
 
     def finished(self, run: SweepRun, folder: Path) -> None:
         """Leave a line for a run that is finished, also where there is no terminal."""
-        loss = float(_last_row(folder, run)["validation_loss"])
+        loss = float(_metrics(folder, run)[-1]["validation_loss"])
         self._say(f"{run.name}: validation loss {loss:.4f} after {run.config.steps:,} steps")
 
     def restarted(self, run: SweepRun, step: int) -> None:

@@ -55,7 +55,10 @@ def test_sweep_trains_every_run_as_if_alone(config, whole, tmp_path):
     assert [row["run"] for row in rows] == [run.name for run in runs]
     alone = train(runs[1].config, tmp_path / "alone")[-1]
     (beside,) = without_time([{k: v for k, v in rows[1].items() if k in alone}])
-    assert [beside] == without_time([alone])
+    assert [beside] == without_time([alone | {"learning_rate": 1e-2}])  # the peak, not the last
+    for row in rows:
+        assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"])
+        assert row["flops_per_second"] == pytest.approx(row["flops"] / row["seconds"])
     with (folder / "runs.csv").open() as file:
         assert [row["run"] for row in csv.DictReader(file)] == [run.name for run in runs]
     assert read_config(SweepConfig, folder) == config

@@ -188,7 +188,7 @@ def generate_text(
 
 def _report(folder: Path) -> None:
     page = write_report(folder)
-    print(fit_sweep(folder))
+    print(fit_sweep(folder, num_bootstrap=0))
     print(f"report: {page}")
 
 

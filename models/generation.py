@@ -28,6 +28,7 @@ from torch import Tensor
 
 from models.blocks import KeyValueCache, require_at_least
 from models.decoder import Decoder
+from models.limits import Seed, check
 
 if TYPE_CHECKING:
     from models.perceiver_ar import PerceiverAR
@@ -87,6 +88,7 @@ def generate(
     if top_k is not None:
         _require_between(1, model.embedding.token.num_embeddings, top_k=top_k)
     generator = None
+    check(Seed | None, seed, "seed")
     if seed is not None:
         generator = torch.Generator(prompt.device).manual_seed(seed)
 

@@ -65,20 +65,36 @@ def check_fields(config: Any, prefix: str = "") -> None:
         TypeError: recipe.batch_size must be an integer, got '80'
     """
     for name, kind in get_type_hints(type(config), include_extras=True).items():
-        _check(kind, getattr(config, name), prefix + name)
+        check(kind, getattr(config, name), prefix + name)
 
 
-def _check(kind: Any, value: Any, name: str) -> None:
+def check(kind: Any, value: Any, name: str) -> None:
+    """Check one value against a type and its limits.
+
+    Args:
+        kind: the type, as a dataclass's field has it.
+        value: to check.
+        name: in messages.
+
+    Raises:
+        TypeError: if the value is of another type.
+        ValueError: if it is beyond the limits.
+
+    Example:
+        >>> check(Share, 2.0, "sweep_share")
+        Traceback (most recent call last):
+        ValueError: sweep_share must be from 0 to 1, got 2.0
+    """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        _check(arguments[0], value, name)
+        check(arguments[0], value, name)
         for limit in arguments[1:]:
             if isinstance(limit, Must) and not limit.holds(value):
                 raise ValueError(f"{name} must be {limit.be}, got {value!r}")
     elif origin in (Union, types.UnionType):
         if value is not None:
             (given,) = (each for each in arguments if each is not type(None))
-            _check(given, value, name)
+            check(given, value, name)
     elif origin is Literal:
         if value not in arguments:
             *others, last = map(str, arguments)
@@ -99,7 +115,7 @@ def _check_tuple(kinds: tuple[Any, ...], value: Any, name: str) -> None:
     if len(kinds) != len(value):
         raise ValueError(f"{name} must have {len(kinds)} values, got {value!r}")
     for index, (kind, each) in enumerate(zip(kinds, value, strict=True)):
-        _check(kind, each, f"{name}[{index}]")
+        check(kind, each, f"{name}[{index}]")
 
 
 def _is(kind: Any, value: Any) -> bool:

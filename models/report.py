@@ -6,6 +6,7 @@ import base64
 import csv
 import dataclasses
 import io
+import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -269,12 +270,24 @@ def _approaches(
             found = fit()
             here, ahead = found.predict(largest), found.predict(_AHEAD * largest)
         except ValueError as error:
-            rows.append({"name": name, "reason": str(error)})
+            rows.append({"name": name, "reason": _reason(error)})
             continue
         exponents = _exponents(found)
         rows.append({"name": name, "reason": "", "exponents": exponents, "best": here})
         rows.append({"name": "", "reason": "", "exponents": [], "best": ahead})
     return rows
+
+
+def _reason(error: ValueError) -> str:
+    """What a fit says of its runs, without the argument that it names.
+
+    Example:
+        >>> _reason(ValueError("curves: expected two budgets"))
+        'expected two budgets'
+        >>> _reason(ValueError("flops = 1e+12: no prediction: too few budgets"))
+        'no prediction: too few budgets'
+    """
+    return re.sub(r"^\w+( = [^:]+)?: ", "", str(error))
 
 
 def _exponents(fit: Any) -> list[tuple[float, Any]]:

@@ -157,7 +157,8 @@ def test_report_is_one_file_that_states_the_minimum_and_every_run(tmp_path):
     assert page.named(rows[0]["run"])[-1] == "37.5%"
     assert page.named("torch")[1].strip() == "<2"  # what comes from files is escaped
     assert "the noise between seeds is not measured" in " ".join(page.text.split())
-    assert "two budgets" in page.named("2, parabola per budget")[1]
+    assert page.named("1, envelope of training curves")[1].startswith("none: expected budgets at")
+    assert page.named("2, parabola per budget")[1].startswith("none: no prediction, since it takes")
 
 
 def test_tables_beside_the_report_hold_its_numbers(tmp_path):

@@ -24,7 +24,7 @@ def settings(config: SweepConfig, python: str) -> dict[str, str]:
     """
     model, recipe = config.model, config.recipe
     heads = f"{model.num_heads}" if config.head_dim is None else f"of {config.head_dim} channels"
-    context = config.validation_context
+    context, final = config.validation_context, config.final_validation_windows
     said = {
         "budgets": f"{', '.join(map(short, config.budgets))} training FLOPs",
         "budgets counted as": config.convention,
@@ -44,7 +44,8 @@ def settings(config: SweepConfig, python: str) -> dict[str, str]:
         "schedule": f"warm-up over {recipe.warmup_steps} steps, but a tenth of the run at most; "
         f"then a cosine to {recipe.final_fraction:g} of the peak",
         "gradient clipped to": f"norm {recipe.gradient_clip:g}",
-        "validation": f"{config.validations} times a run, on {config.validation_windows} windows",
+        "validation": f"{config.validations} times a run, on {config.validation_windows} windows"
+        + (f", the last time on {final}" if final else ""),
         "context in validation": None if context is None else f"{context} positions",
     }
     return {name: text for name, text in said.items() if text}

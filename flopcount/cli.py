@@ -17,8 +17,10 @@ from flopcount import __version__
 from flopcount.architectures import Architecture, Decoder, PerceiverAR
 from flopcount.devices import DEFAULT_DTYPE, given_device
 from flopcount.executed import Tiling
+from flopcount.extras import advice
 from flopcount.planning import HEAD_DIMS
-from flopcount.tables import table
+from flopcount.tables import paragraph, table
+from flopcount.terminal import any_encoding, whole_numbers, wrong_command
 
 if TYPE_CHECKING:
     from flopcount.devices import Peak
@@ -161,7 +163,7 @@ Model = (
 def to_json(value: Any) -> str:
     """Plain data as JSON; a fraction that is no integer becomes the text ``"p/q"``.
 
-    >>> print(to_json([Fraction(7, 2)]))
+    >>> print(to_json([Fraction(7, 2)]))  # what is not ASCII is escaped: any terminal prints it
     [
       "7/2"
     ]
@@ -170,7 +172,7 @@ def to_json(value: Any) -> str:
     def plain(entry: Any) -> Any:
         return str(entry) if isinstance(entry, Fraction) else list(entry)
 
-    return json_format.dumps(value, indent=2, default=plain, ensure_ascii=False)
+    return json_format.dumps(value, indent=2, default=plain)
 
 
 def _print(result: Any, json: bool) -> None:
@@ -522,7 +524,7 @@ def fit(
     for best in optima:
         print(f"\n{best}")
     if not num_bootstrap:
-        print("\nno intervals: they take bootstrap fits, as of --num-bootstrap 1000")
+        print(paragraph("\nno intervals: they take bootstrap fits, as of --num-bootstrap 1000"))
 
 
 def _conditions(where: tuple[str, ...]) -> dict[str, str]:
@@ -581,15 +583,23 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 with one line on standard error where the input is wrong.
     """
-    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+    any_encoding()
+    words = sys.argv[1:] if arguments is None else arguments
+    if words == ["--version"]:
         print(f"flopcount {__version__}")
         return 0
+    architectures = ("perceiver-ar", "decoder")
+    takes = {name: architectures if name in ("count", "compare") else () for name in COMMANDS}
+    if wrong := wrong_command(words, takes):
+        print(f"flopcount: {wrong}", file=sys.stderr)
+        return 2
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="flopcount",
             description="Exact FLOP counts of transformers.",
             args=arguments,
+            registry=whole_numbers(),
             config=(
                 tyro.conf.CascadeSubcommandArgs,
                 tyro.conf.OmitSubcommandPrefixes,
@@ -600,6 +610,7 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader, such as `head`, has closed the pipe; nothing is left to be flushed into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"flopcount: {error}", file=sys.stderr)
+        said = advice(error) if isinstance(error, ImportError) else error
+        print(f"flopcount: {said}", file=sys.stderr)
         return 2
     return 0

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+
+from flopcount.terminal import prepare, whole_numbers, wrong_command
+
+if __name__ == "__main__":
+    prepare()  # first: a package that is missing is said in a line
+
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flopcount.extras import advice
 from flopcount.tables import table
 from models.configuration import read_config, read_fields
 from models.distributed import launched, launched_rank
@@ -48,6 +55,11 @@ _Sweep = tyro.extras.subcommand_type_from_defaults(
     },
 )
 app = tyro.extras.SubcommandApp()
+_COMMANDS = {
+    **dict.fromkeys(("train", "resume", "report", "kill-test", "generate"), ()),
+    **dict.fromkeys(("plan", "sweep"), ("demo", "custom")),
+}
+"""What the word after a command must be."""
 
 
 @app.command(name="train")
@@ -229,8 +241,12 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("models").setLevel(logging.INFO if launched_rank() == 0 else logging.WARNING)
     try:
-        app.cli(prog="python -m models")
-    except (ValueError, ImportError) as error:
+        if wrong := wrong_command(sys.argv[1:], _COMMANDS):
+            raise ValueError(wrong)
+        app.cli(prog="python -m models", registry=whole_numbers())
+    except ImportError as error:
+        return _end(2, f"error: {advice(error)}")
+    except ValueError as error:
         return _end(2, f"error: {error}")
     except (RuntimeError, OSError) as error:
         return _end(1, f"error: {error}")

@@ -476,6 +476,4 @@ def as_table(found: list[Verdict]) -> str:
     cells = [
         [v.formula, v.witness or "none", v.covered, v.largest_difference, v.finding] for v in found
     ]
-    return table(
-        ["formula", "witness", "covered", "largest difference", "finding"], cells, width=150
-    )
+    return table(["formula", "witness", "covered", "largest difference", "finding"], cells, keys=2)

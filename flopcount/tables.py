@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import re
 import shutil
 import sys
 import textwrap
@@ -114,7 +115,7 @@ def table(
 ) -> str:
     """A table as plain text that fits the terminal.
 
-    Longer cells wrap, between words alone. Where even so the columns do not fit side by side, the
+    Longer cells wrap, between words alone, or within a long formula after a ``*``. Where even so the columns do not fit side by side, the
     table is printed in several parts, each of which begins with the columns that name its rows.
 
     Args:
@@ -142,8 +143,8 @@ def table(
     grid = [
         _Column(
             printable(heading),
-            [printable(shown(row[index])) for row in cells],
-            printable(shown(feet[index])),
+            [_breakable(printable(shown(row[index])), width // 2) for row in cells],
+            _breakable(printable(shown(feet[index])), width // 2),
             "right" if all(_is_number(row[index]) for row in cells) else "left",
         )
         for index, heading in enumerate(columns)
@@ -155,6 +156,23 @@ def table(
     blocks = "\n\n".join(_rendered(part, width, space, footer is not None) for part in parts)
     above, below = ([paragraph(text, width)] if text else [] for text in (title, note))
     return "\n".join([*above, blocks, *below])
+
+
+def _breakable(text: str, longest: int) -> str:
+    """A formula that is a long word gets a blank after a ``*`` here and there, to wrap at.
+
+    >>> _breakable("16*B*n**2*(d + 1)*ceiling(n)", longest=9)
+    '16*B* n**2*(d + 1)* ceiling(n)'
+    """
+    words = []
+    for word in text.split(" "):
+        while len(word) > longest and (
+            start := re.match(rf".{{1,{longest - 1}}}(?<!\*)\*(?!\*)", word)
+        ):
+            words.append(start.group())
+            word = word[start.end() :]
+        words.append(word)
+    return " ".join(words)
 
 
 @dataclasses.dataclass(frozen=True)

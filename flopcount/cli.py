@@ -412,6 +412,13 @@ def plan(
         raise ValueError("budgets, gpu_hours: expected one of the two")
     if (device is None) != (mfu is None) or (gpu_hours and device is None):
         raise ValueError(f"device = {device}, mfu = {mfu}: expected both, and so with gpu_hours")
+    if device is not None and flops_per_second is not None and not gpu_hours:
+        raise ValueError(
+            f"device = {device!r} with flops_per_second = {flops_per_second}: expected one of the "
+            "two, for the time"
+        )
+    if by_convention and json:
+        raise ValueError("by_convention with json: expected one of the two; the JSON has it anyhow")
     if device is not None and mfu is not None:
         flops_per_second = flops_per_second or throughput(device, mfu)
         budgets = budgets or tuple(budget_from_gpu_hours(hours, device, mfu) for hours in gpu_hours)
@@ -495,6 +502,18 @@ def fit(
     fitted: Any
     if (a, b) != (None, None) and approach != "power-law":
         raise ValueError(f"a = {a}, b = {b}: expected approach = 'power-law' with them")
+    idle = {
+        "objective": objective != "huber-log" and approach != "surface",
+        "budgets": bool(budgets) and approach != "profiles",
+        "budget": budget is not None and approach == "curves",
+        "drop_highest": drop_highest != 0 and approach == "curves",
+        "run": run is not None and approach != "curves",
+        "seed": seed != 0 and not num_bootstrap,
+    }
+    if any(idle.values()):
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in idle if idle[name])
+        beside = "without --num-bootstrap" if named == "--seed" else f"with --approach {approach}"
+        raise ValueError(f"{named} {beside}: it would do nothing")
     if approach == "curves":
         curves = fitting.read_curves(runs, run=run, where=_conditions(where), **headings)
         fitted = fitting.fit_training_curves(curves, **bootstrap)

@@ -115,8 +115,9 @@ def table(
 ) -> str:
     """A table as plain text that fits the terminal.
 
-    Longer cells wrap, between words alone, or within a long formula after a ``*``. Where even so the columns do not fit side by side, the
-    table is printed in several parts, each of which begins with the columns that name its rows.
+    Longer cells wrap, between words alone, or within a long formula after a ``*``. Where even so
+    the columns do not fit side by side, the table is printed in several parts, each of which begins
+    with the columns that name its rows.
 
     Args:
         columns: Headings; a column of numbers is right-aligned, others left-aligned.

@@ -164,6 +164,18 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
 
     """
     check_fields(config)
+    idle = {
+        "workers": config.cluster == "ray" and config.workers is not None,
+        "cpus_per_run": config.cluster == "local" and config.cpus_per_run != 1,
+        "gpus_per_run": config.cluster == "local" and config.gpus_per_run is not None,
+    }
+    for name in idle:
+        if idle[name]:
+            value = getattr(config, name)
+            raise ValueError(f"{name} does nothing with cluster {config.cluster}, got {value}")
+    for name in ("num_channels", "num_layers"):
+        if (value := getattr(config.model, name)) != getattr(ModelConfig, name):
+            raise ValueError(f"{name} does nothing in a sweep, got {value}: it has shapes")
     for name in ("budgets", "shapes", "seeds"):
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):

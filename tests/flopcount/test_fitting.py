@@ -571,5 +571,5 @@ def test_importing_the_fits_is_light():
 
 def test_missing_scipy_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(ImportError, match=r"scipy.optimize.*pip install 'flopcount\[fit\]'"):
+    with pytest.raises(ImportError, match=r"scipy.optimize.*pip install '\.\[fit\]'"):
         fit_surface(read_runs(table_of(CHINCHILLA_SURFACE)))

@@ -149,6 +149,7 @@ def test_no_new_token_returns_the_prompt():
             ValueError,
             r"seed must be from 0 to 2\^64 - 1, got 18446744073709551616",
         ),
+        ({"top_k": 3}, ValueError, "top_k must be None at temperature 0, got 3"),
     ],
 )
 def test_bad_arguments_are_named(changes, error, message):

@@ -18,7 +18,7 @@ import flopcount
 from models.configuration import read_config
 from models.presets import DEMO
 from models.sweep import SweepConfig, SweepError, plan_runs, run_sweep, saved_steps
-from models.training import train
+from models.training import ModelConfig, train
 
 
 @pytest.fixture
@@ -196,6 +196,21 @@ def test_a_folder_holds_one_sweep_and_one_process(config, tmp_path):
 def test_no_workers_are_named(config):
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         plan_runs(dataclasses.replace(config, workers=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cpus_per_run": 2}, "cpus_per_run does nothing with cluster local, got 2"),
+        ({"gpus_per_run": 0.5}, "gpus_per_run does nothing with cluster local, got 0.5"),
+        ({"model": ModelConfig(num_channels=64)}, "num_channels does nothing in a sweep, got 64"),
+        ({"model": ModelConfig(num_layers=3)}, "num_layers does nothing in a sweep, got 3"),
+        ({"budgets": (1.0,)}, "budget = 1.0: expected at least one step's FLOPs"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan_runs(dataclasses.replace(config, **changes))
 
 
 @pytest.mark.parametrize("name", ["budgets", "shapes", "seeds"])

@@ -391,7 +391,19 @@ def test_devices(capsys):
         ([*PLAN, "--budgets", "1"], "budget = 1.0: expected at least one step's FLOPs"),
         ([*PLAN, "--budgets", "1e18", "--by-convention", "--json"], "by_convention with json"),
         (
-            f"{' '.join(PLAN)} --budgets 1e18 --device h100 --mfu .4 --flops-per-second 1e14".split(),
+            [
+                *PLAN,
+                *[
+                    "--budgets",
+                    "1e18",
+                    "--device",
+                    "h100",
+                    "--mfu",
+                    ".4",
+                    "--flops-per-second",
+                    "1e14",
+                ],
+            ],
             "device = 'h100' with flops_per_second = 100000000000000.0: expected one",
         ),
         ([*PLAN, "--budgets", "1e18", "--num-devices", "8"], "num_devices = 8 without flops_per_s"),

@@ -407,7 +407,6 @@ def test_devices(capsys):
             "device = 'h100' with flops_per_second = 100000000000000.0: expected one",
         ),
         ([*PLAN, "--budgets", "1e18", "--num-devices", "8"], "num_devices = 8 without flops_per_s"),
-        (["explain", "--latex", "--json"], "--latex with --json: expected --json alone"),
         (
             ["fit", "x", "--objective", "variable-projection"],
             "--objective with --approach profiles",

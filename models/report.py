@@ -390,7 +390,7 @@ def _environment() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"power": _power, "number": _number, "minimum": _minimum}
-    return environment.from_string(_TEMPLATE.read_text())
+    return environment.from_string(_TEMPLATE.read_text("utf-8"))
 
 
 def _power(value: float) -> Markup:

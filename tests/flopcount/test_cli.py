@@ -193,6 +193,7 @@ PLAN = [
     "plan", "--vocab-size", "32000", "--num-latents", "512", "--batch-size", "80",
     "--num-prefix", "1536",
 ]  # fmt: skip
+TIMED = ["--device", "h100", "--mfu", "0.4"]
 
 
 def test_plan(capsys):
@@ -391,19 +392,7 @@ def test_devices(capsys):
         ([*PLAN, "--budgets", "1"], "budget = 1.0: expected at least one step's FLOPs"),
         ([*PLAN, "--budgets", "1e18", "--by-convention", "--json"], "by_convention with json"),
         (
-            [
-                *PLAN,
-                *[
-                    "--budgets",
-                    "1e18",
-                    "--device",
-                    "h100",
-                    "--mfu",
-                    ".4",
-                    "--flops-per-second",
-                    "1e14",
-                ],
-            ],
+            [*PLAN, "--budgets", "1e18", *TIMED, "--flops-per-second", "1e14"],
             "device = 'h100' with flops_per_second = 100000000000000.0: expected one",
         ),
         ([*PLAN, "--budgets", "1e18", "--num-devices", "8"], "num_devices = 8 without flops_per_s"),

@@ -81,6 +81,27 @@ def test_the_command_prints_the_matrix(capsys):
     assert {entry["largest_difference"] for entry in found} == {0, None}
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_matrix_fits_its_terminal(monkeypatch, width):
+    covered = "all sizes, L = 1 to 12: 1,026 products"
+    found = [
+        matrix.Verdict(*matrix.proof_names(step), covered, 0, "equal")
+        for step in matrix.proof.STEPS
+    ] + [
+        matrix.Verdict(check.formula, check.witness, "1,014 configurations", 10**15, "equal")
+        for check in (*matrix.CHECKS, *matrix.STANDALONE)
+    ]
+
+    def words():
+        return set(matrix.as_table(found + matrix.unverified()).replace("─", " ").split())
+
+    monkeypatch.setenv("COLUMNS", "100000")
+    whole = words()
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert max(map(len, matrix.as_table(found).splitlines())) <= width
+    assert words() == whole
+
+
 def test_progress_is_shown_in_a_terminal_alone(capsys, monkeypatch):
     assert main(OWN) == 0
     assert capsys.readouterr().err == ""

@@ -309,7 +309,6 @@ def test_devices(capsys):
     out = capsys.readouterr().out
     assert "989.4" in out
     assert "Device(name" in out
-    assert max(len(line) for line in out.splitlines()) <= 110
     assert main(["devices", "--json"]) == 0
     peaks = json.loads(capsys.readouterr().out)["h200"]["peaks"]
     assert peaks["bf16"]["flops_per_second"] == 989.4e12

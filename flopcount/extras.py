@@ -53,7 +53,9 @@ def advice(error: ImportError) -> str:
     if not isinstance(error, ModuleNotFoundError) or package not in (*_REQUIRED, *_EXTRAS):
         return str(error)
     extra = _EXTRAS.get(package, "")
-    in_room = Path(sys.argv[0]).parent.name in ("models", "validate", "benchmarks")
+    program = Path(sys.argv[0]).resolve()
+    rooms = (_CHECKOUT / room for room in ("models", "validate", "benchmarks"))
+    in_room = any(program.is_relative_to(room) for room in rooms)
     return _missing(
         package, "lab" if in_room and extra in ("", "symbolic", "fit", "plot") else extra
     )

@@ -132,7 +132,7 @@ def test_output_survives_any_encoding(command, encoding):
     assert not re.search(r"\\u2[0-9a-f]{3}", text) or "--json" in command
 
 
-@pytest.mark.parametrize("program", ["validate", "models", "benchmarks.study"])
+@pytest.mark.parametrize("program", ["validate", "models", "models.study"])
 def test_programs_of_the_rooms_survive_ascii(program):
     status, out, error = run(program, "--help", PYTHONIOENCODING="ascii")
     assert (status, error) == (0, b"")
@@ -253,7 +253,7 @@ def test_a_wrong_command_is_one_line(capsys, arguments, line):
 
 
 def test_a_parser_refuses_in_a_line(capsys):
-    parser = Parser(prog="python -m benchmarks.study")
+    parser = Parser(prog="python -m models.study")
     part = parser.add_subparsers(dest="part", required=True).add_parser("plan")
     part.add_argument("--corpus-tokens", type=whole_number)
     assert parser.parse_args(["plan", "--corpus-tokens", "30e9"]).corpus_tokens == 30 * 10**9
@@ -262,7 +262,7 @@ def test_a_parser_refuses_in_a_line(capsys):
             parser.parse_args(arguments)
         assert ended.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("python -m benchmarks.study")
+        assert line.startswith("python -m models.study")
         assert line.endswith("--help lists what there is")
 
 

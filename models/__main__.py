@@ -37,6 +37,7 @@ from models.report import fit_sweep, write_report
 from models.sweep import SweepConfig, plan_runs, run_sweep
 from models.throughput import rates_of, why_no_utilisation
 from models.training import (
+    ModelConfig,
     TrainConfig,
     choose_device,
     load_model,
@@ -82,6 +83,7 @@ def plan_sweep(config: Annotated[_Sweep, tyro.conf.arg(name="")]) -> None:
         config: the sweep.
 
     """
+    _require_shapes_alone(config)
     runs = plan_runs(config)
     rows = [
         [
@@ -107,6 +109,7 @@ def sweep_runs(folder: _Folder, config: Annotated[_Sweep, tyro.conf.arg(name="")
         config: the sweep.
 
     """
+    _require_shapes_alone(config)
     run_sweep(config, folder)
     _report(folder)
 
@@ -120,7 +123,8 @@ def resume(folder: _Folder) -> None:
 
     """
     if "budgets" in read_fields(folder):
-        sweep_runs(folder, read_config(SweepConfig, folder))
+        run_sweep(read_config(SweepConfig, folder), folder)
+        _report(folder)
     else:
         _train_with_progress(read_config(TrainConfig, folder), folder)
 
@@ -196,6 +200,12 @@ def generate_text(
         seed=seed,
     )
     print(tokenizer.decode(continued[0]))
+
+
+def _require_shapes_alone(config: SweepConfig) -> None:
+    for name in ("num_channels", "num_layers"):
+        if (value := getattr(config.model, name)) != getattr(ModelConfig, name):
+            raise ValueError(f"{name} does nothing in a sweep, got {value}: it has shapes")
 
 
 def _report(folder: Path) -> None:

@@ -173,9 +173,6 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         if idle[name]:
             value = getattr(config, name)
             raise ValueError(f"{name} does nothing with cluster {config.cluster}, got {value}")
-    for name in ("num_channels", "num_layers"):
-        if (value := getattr(config.model, name)) != getattr(ModelConfig, name):
-            raise ValueError(f"{name} does nothing in a sweep, got {value}: it has shapes")
     for name in ("budgets", "shapes", "seeds"):
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):

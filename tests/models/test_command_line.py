@@ -127,6 +127,12 @@ def test_a_sweep_is_trained_and_reported(run, corpus, tmp_path):
             2,
             "seeds must be given, each once",
         ),
+        (["plan", "demo", "--model.num-channels", "64"], 2, "num_channels does nothing in a sweep"),
+        (
+            ["sweep", "x", "demo", "--model.num-layers", "3"],
+            2,
+            "num_layers does nothing in a sweep",
+        ),
         (["kill-test", "x", "--kills", "0"], 2, "kills must be at least 1, got 0"),
     ],
 )

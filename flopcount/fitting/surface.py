@@ -43,11 +43,11 @@ EXPONENTS = (1e-3, 20.0)
 _LOWEST = (0.0, 0.0, 0.0, EXPONENTS[0], EXPONENTS[0])
 _HIGHEST = (math.inf, math.inf, math.inf, EXPONENTS[1], EXPONENTS[1])
 
-_GRID = (0.03, 6.0, 8)
+_GRID = (0.03, 6.0, 6)
+"""Exponents from which a search starts, each α with each β."""
 _SHARES = (0.6, 0.2, 0.2)
 """Of the median loss, in E and in the terms of the smallest sizes, where a search starts."""
-_STAGES = ((10, 20), (15, 8), (300, 1))
-"""Steps from every start, and how many of the best go on."""
+_MOST_STEPS = 300
 _NUMBERS_AT_ONCE = 12_000
 _SAMPLES_AT_ONCE = 256
 _CONVERGED = 1e-11
@@ -244,9 +244,9 @@ class _Problem:
 
 
 def _descend(
-    problem: _Problem, theta: FloatArray, sample: IntArray, steps: int
+    problem: _Problem, theta: FloatArray, sample: IntArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Every row of E, A', B', α, β after so many damped Newton steps within the bounds.
+    """Every row of E, A', B', α, β where damped Newton steps within the bounds end, and the sums.
 
     A parameter at a bound stays there while the gradient pushes it outwards. Damping adds a
     multiple of the bounding matrix, with which the step is one of reweighted least squares.
@@ -257,13 +257,13 @@ def _descend(
     rows = max(16, _NUMBERS_AT_ONCE // len(problem.target))
     for first in range(0, len(theta), rows):
         chunk = slice(first, first + rows)
-        ends.append(_descend_together(problem, theta[chunk], sample[chunk], steps))
+        ends.append(_descend_together(problem, theta[chunk], sample[chunk]))
     found, values = zip(*ends, strict=True)
     return np.concatenate(found), np.concatenate(values)
 
 
 def _descend_together(
-    problem: _Problem, theta: FloatArray, sample: IntArray, steps: int
+    problem: _Problem, theta: FloatArray, sample: IntArray
 ) -> tuple[FloatArray, FloatArray]:
     import numpy as np
 
@@ -272,7 +272,7 @@ def _descend_together(
     here = [theta.copy(), *problem.values(theta, sample)]
     damping = np.full(len(theta), 1e-2)
     live = np.arange(len(theta))
-    for _ in range(steps):
+    for _ in range(_MOST_STEPS):
         at, value, gradient, hessian, bound = (array[live] for array in here)
         lam = damping[live]
         free = ~((at <= lowest) & (gradient > 0) | (at >= highest) & (gradient <= 0))
@@ -303,24 +303,24 @@ def _descend_together(
 
 
 def _search(problem: _Problem) -> FloatArray:
-    """E, A', B', α, β of the least sum, per sample: a descent from every pair of exponents of a
-    grid, the best of which go on."""
+    """E, A', B', α, β of the least sum per sample, of descents from every pair of exponents.
+
+    Each goes to its end: those ahead after some steps are not always those that win.
+    """
     import numpy as np
 
     grid = np.geomspace(*_GRID)
     median = float(np.median(np.exp(problem.target) if problem.log else problem.target))
-    start = [[*(median * np.array(_SHARES)), alpha, beta] for alpha in grid for beta in grid]
+    factors = median * np.array(_SHARES)
+    starts = np.array([[*factors, alpha, beta] for alpha in grid for beta in grid])
     found = []
     for first in range(0, len(problem.weights), _SAMPLES_AT_ONCE):
         samples = np.arange(first, min(first + _SAMPLES_AT_ONCE, len(problem.weights)))
-        theta = np.repeat(np.array(start)[None], len(samples), axis=0)
-        for steps, keep in _STAGES:
-            sample = np.repeat(samples, theta.shape[1])
-            ends, values = _descend(problem, theta.reshape(len(sample), -1), sample, steps)
-            values = values.reshape(len(samples), -1)
-            best = np.argsort(np.where(np.isnan(values), np.inf, values), axis=1)[:, :keep]
-            theta = np.take_along_axis(ends.reshape(theta.shape), best[:, :, None], axis=1)
-        found.append(_settle(problem, theta[:, 0], samples))
+        theta = np.tile(starts, (len(samples), 1))
+        ends, values = _descend(problem, theta, np.repeat(samples, len(starts)))
+        values = np.where(np.isnan(values), np.inf, values).reshape(len(samples), -1)
+        best = np.arange(len(samples)) * len(starts) + values.argmin(axis=1)
+        found.append(_settle(problem, ends[best], samples))
     return np.concatenate(found)
 
 
@@ -358,8 +358,7 @@ def fit_surface(
 
     None is convex, so that a descent from one start may end elsewhere, most of all where a factor
     is 0 and its exponent has no effect. Each fit, bootstrap fits too, therefore descends from
-    every pair of exponents of a grid by Newton's method within the bounds, and the best go on until
-    nothing is gained. The bootstrap draws runs with replacement.
+    every pair of exponents of a grid by Newton's method within the bounds. The bootstrap draws runs with replacement.
 
     Args:
         runs: At least 5 runs, as :func:`~flopcount.fitting.read_runs` returns them.

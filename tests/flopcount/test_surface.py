@@ -145,7 +145,9 @@ def test_300_drawn_tables_reach_the_oracle(chunk):
         fit = fit_surface(read_runs(table), objective=objective)
         found = parameters_of(fit.surface)
         ones = np.ones((1, len(table["loss"])))
-        assert fit.value == pytest.approx(float(sums([found], table, ones, log)[0]), rel=1e-6, abs=1e-15)
+        assert fit.value == pytest.approx(
+            float(sums([found], table, ones, log)[0]), rel=1e-6, abs=1e-15
+        )
         starts = np.concatenate([random_starts(table, 60, seed), starts_from([found], table)])
         (oracle,) = multistart(table, ones, starts, log)
         assert reaches(fit.value, oracle), (seed, fit.value, oracle, found)
@@ -167,8 +169,6 @@ def test_bootstrap_fits_of_100_tables_reach_the_oracle(chunk):
         assert (len(fit.samples), fit.failed) == (len(draws), 8 - len(draws))
         log = objective == "huber-log"
         values = sums(fit.samples, table, draws, log)
-        starts = np.concatenate(
-            [random_starts(table, 30, seed), starts_from(fit.samples, table)]
-        )
+        starts = np.concatenate([random_starts(table, 30, seed), starts_from(fit.samples, table)])
         oracle = multistart(table, draws, starts, log)
         assert reaches(values, oracle).all(), (seed, values / oracle - 1, fit.samples)

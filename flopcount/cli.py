@@ -455,7 +455,8 @@ def plan(
 def fit(
     runs: tyro.conf.Positional[Path],
     approach: Literal["profiles", "surface", "curves", "power-law"] = "profiles",
-    objective: Literal["huber-log", "variable-projection"] = "huber-log",
+    objective: Literal["huber-log", "variable-projection", "least-squares-log"] = "huber-log",
+    delta: float | None = None,
     params: str | None = None,
     tokens: str | None = None,
     flops: str | None = None,
@@ -478,7 +479,9 @@ def fit(
         runs: A CSV file: final losses, or for ``curves`` every validation of every run.
         approach: ``curves`` (1, envelope), ``profiles`` (2, parabolas), ``surface`` (3), or
             ``power-law`` through a table of optima.
-        objective: Of ``surface``.
+        objective: Of ``surface``: Huber on the log of the loss or on the loss, or least squares.
+        delta: Huber's δ of ``surface``: of log loss, or as a share of the median loss; 1e-3 unless
+            given.
         params: Heading of N, where it is not recognised; so for the next five.
         tokens: Heading of D.
         flops: Heading of C.
@@ -504,6 +507,7 @@ def fit(
         raise ValueError(f"a = {a}, b = {b}: expected approach = 'power-law' with them")
     idle = {
         "objective": objective != "huber-log" and approach != "surface",
+        "delta": delta is not None and approach != "surface",
         "budgets": bool(budgets) and approach != "profiles",
         "budget": budget is not None and approach == "curves",
         "drop_highest": drop_highest != 0 and approach == "curves",
@@ -533,7 +537,9 @@ def fit(
                 table_of_runs, budgets=budgets or None, **bootstrap
             )
         else:
-            fitted = fitting.fit_surface(table_of_runs, objective=objective, **bootstrap)
+            fitted = fitting.fit_surface(
+                table_of_runs, objective=objective, delta=delta, **bootstrap
+            )
     if not json:
         print(fitted)
     optima = [fitted.predict(budget_flops) for budget_flops in predict]

@@ -39,7 +39,7 @@ the same share of the runs' median loss, so that both objectives forgive the sam
 
 PARAMETERS = ("E", "A", "B", "α", "β")
 EXPONENTS = (1e-3, 20.0)
-"""Bounds of α and β. At the upper one, a term that is 1 at the smallest size is 1e-6 at twice it."""
+"""Bounds of α and β; at the upper one, a term that is 1 at a size is 1e-6 at twice it."""
 _LOWEST = (0.0, 0.0, 0.0, EXPONENTS[0], EXPONENTS[0])
 _HIGHEST = (math.inf, math.inf, math.inf, EXPONENTS[1], EXPONENTS[1])
 
@@ -325,10 +325,10 @@ def _search(problem: _Problem) -> FloatArray:
 
 
 def _settle(problem: _Problem, theta: FloatArray, sample: IntArray) -> FloatArray:
-    """The same fits with every parameter at its bound whose bound is as good: a term that is
-    nothing becomes 0, and an exponent that only ever grew is at its highest."""
-    import numpy as np
+    """The same fits with every parameter at its bound whose bound is as good.
 
+    A term that is nothing becomes 0, and an exponent that only ever grew is at its highest.
+    """
     theta = theta.copy()
     value, *_ = problem.values(theta, sample)
     for index, bound in ((0, 0.0), (1, 0.0), (2, 0.0), (3, EXPONENTS[1]), (4, EXPONENTS[1])):
@@ -358,7 +358,8 @@ def fit_surface(
 
     None is convex, so that a descent from one start may end elsewhere, most of all where a factor
     is 0 and its exponent has no effect. Each fit, bootstrap fits too, therefore descends from
-    every pair of exponents of a grid by Newton's method within the bounds. The bootstrap draws runs with replacement.
+    every pair of exponents of a grid by Newton's method within the bounds. The bootstrap draws
+    runs with replacement.
 
     Args:
         runs: At least 5 runs, as :func:`~flopcount.fitting.read_runs` returns them.
@@ -404,16 +405,17 @@ def fit_surface(
     size = len(runs.loss)
     # A trial may overflow, or have a loss of 0 whose log is infinite: it is infinitely bad.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
-        (best,), _ = _fits(runs, np.ones((1, size)), objective, delta)
+        points, _ = _fits(runs, np.ones((1, size)), objective, delta)
+        if not len(points):
+            raise ValueError("runs: A or B of the fitted surface exceeds a float; scale N or D")
+        best = points[0]
         draws = np.random.default_rng(seed).multinomial(
             size, np.full(size, 1 / size), size=num_bootstrap
         )
         samples, failed = _fits(runs, draws, objective, delta)
-    surface = LossSurface(
-        *best.tolist(),
-        f"approach 3, {OBJECTIVES[objective]}, {size} runs",
-        runs.flops_per_param_token,
-    )
+    e, a, b, alpha, beta = best.tolist()
+    source = f"approach 3, {OBJECTIVES[objective]}, {size} runs"
+    surface = LossSurface(e, a, b, alpha, beta, source, runs.flops_per_param_token)
     residuals, value = _residuals(surface, runs, objective, delta)
     columns = dict(zip(PARAMETERS, samples.T, strict=True))
     columns["a"] = columns["β"] / (columns["α"] + columns["β"])

@@ -48,7 +48,8 @@ _GRID = (0.03, 6.0, 6)
 _SHARES = (0.6, 0.2, 0.2)
 """Of the median loss, in E and in the terms of the smallest sizes, where a search starts."""
 _MOST_STEPS = 300
-_NUMBERS_AT_ONCE = 12_000
+_NUMBERS_AT_ONCE = 6_000
+"""Searches times runs in one array operation: more leave the cache."""
 _SAMPLES_AT_ONCE = 256
 _CONVERGED = 1e-11
 _SAME = 1e-9

@@ -276,7 +276,7 @@ def test_the_command_takes_both_options(tmp_path, capsys):
     assert main([*command, "--objective", "least-squares-log"]) == 0
     assert json.loads(capsys.readouterr().out)["delta"] is None
     assert main(["fit", str(path), "--delta", "0.01"]) == 2
-    assert "delta = 0.01: expected approach = 'surface'" in capsys.readouterr().err
+    assert "--delta with --approach profiles: it would do nothing" in capsys.readouterr().err
 
 
 def test_published_tables_against_the_oracle():

@@ -8,7 +8,6 @@ and not timed. ``attention.csv`` grows row by row, and a later run adds what is 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from benchmarks.measurement import (
     working_dtype,
 )
 from benchmarks.shapes import FORWARD_ONLY, PASSES, SETS, Shape
+from flopcount.terminal import Parser
 from kernels.attention.reference import reference_attention
 from models.processes import fresh_processes
 from models.results import Table, environment, write_environment
@@ -257,7 +257,7 @@ def _shown(row: dict[str, object]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.attention", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--shapes", nargs="+", choices=SETS, default=["article"])
     parser.add_argument(

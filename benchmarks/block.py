@@ -8,7 +8,6 @@ by row; what is wrong or fails is recorded and not timed.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import statistics
@@ -25,6 +24,7 @@ from benchmarks.attention import one_line, require_working_device
 from benchmarks.measurement import device, require_gpu, rounds_ms, working_dtype
 from benchmarks.peers import no_tf32, with_attention
 from benchmarks.shapes import Shape
+from flopcount.terminal import Parser
 from models.blocks import Attention, initialize
 from models.results import Table, environment, write_environment
 from models.rotary import rotary_angles
@@ -207,7 +207,7 @@ def run_all(out: Path, shapes: Iterable[Shape], variants: Iterable[str]) -> Path
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.block", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.block", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, to try the path")

@@ -11,7 +11,6 @@ counter is never taken for 0. The profiler's own output is kept beside each tabl
 
 from __future__ import annotations
 
-import argparse
 import collections
 import contextlib
 import random
@@ -39,6 +38,7 @@ from benchmarks.steps import (
     seed_model,
     step_rows,
 )
+from flopcount.terminal import Parser
 from models.results import Table, environment, write_environment
 
 GEMM = (4096, 4096, 4096)
@@ -263,7 +263,7 @@ def _attention_call(shape: Shape) -> Callable[[], Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.counters", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.counters", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     for name in ("probe", "kernels", "step"):
         part = parts.add_parser(name)

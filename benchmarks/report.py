@@ -5,7 +5,6 @@ Nothing is measured here. Ratios are our time over theirs: below 1 we are faster
 
 from __future__ import annotations
 
-import argparse
 import collections
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from benchmarks.cases import OURS, PEERS, Row, best, by_case, over, shape_of
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measurement import ROOT
 from benchmarks.shapes import PASSES, SETS
+from flopcount.terminal import Parser
 from models.results import NO_GPU, markdown, read_table
 
 LONGEST_OF_ARTICLE = 512
@@ -229,7 +229,7 @@ def write_report(folder: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the results")
     parser.add_argument(
         "--readme", action="store_true", help="put the short table between README.md's marks"

@@ -8,7 +8,6 @@ what one long one would; a part that ran out of time or failed is tried again, t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -22,6 +21,7 @@ import torch
 
 from benchmarks.measurement import FINDING, ROOT, require_gpu
 from benchmarks.report import write_report
+from flopcount.terminal import Parser
 from models.processes import program
 
 TRIES = 3
@@ -253,7 +253,7 @@ def run(
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.schedule", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.schedule", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--minutes", type=float, default=60, help="end within")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS])

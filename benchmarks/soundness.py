@@ -8,7 +8,6 @@ compute-sanitizer. Each adds a row to ``soundness.csv``, and ends with 3 where a
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import os
@@ -24,6 +23,7 @@ from torch import Tensor
 from benchmarks.accuracy import shares_of_allowed
 from benchmarks.attention import one_line
 from benchmarks.measurement import FINDING, ROOT, device
+from flopcount.terminal import Parser
 from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
 from models.processes import fresh_processes, output
@@ -245,7 +245,7 @@ def record(out: Path, check: str, cases: int, wrong: list[str]) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soundness", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.soundness", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     for name in ("random", "determinism", "sanitizer"):
         part = parts.add_parser(name)

@@ -10,7 +10,6 @@ otherwise, which says how much of a difference is noise.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import importlib
@@ -26,6 +25,7 @@ from benchmarks.attention import one_line, require_working_device
 from benchmarks.measurement import device, measure_ceilings, require_gpu
 from benchmarks.peers import shapes_of_model, with_attention
 from benchmarks.steps import SEED_MODELS, TINY, seed_model
+from flopcount.terminal import Parser
 from models.data import CorpusConfig
 from models.perceiver_ar import PerceiverAR
 from models.results import Table, environment, read_table, write_environment
@@ -254,7 +254,7 @@ def curves_plot(rows: list[dict[str, str]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.training", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     for name in ("throughput", "curves"):
         part = parts.add_parser(name)

@@ -12,7 +12,6 @@ one for keys and values is varied, then the one for queries beside the best of t
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import contextlib
 import csv
@@ -35,6 +34,7 @@ from benchmarks.cases import shape_of
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measurement import device, require_gpu, working_dtype
 from benchmarks.shapes import Shape
+from flopcount.terminal import Parser
 from kernels.attention import launches
 from kernels.attention.tilings import (
     COPIED,
@@ -570,7 +570,7 @@ def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.tune", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--head-dims", type=int, nargs="+", default=list(HEAD_DIMS))
     parser.add_argument(

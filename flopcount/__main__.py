@@ -2,6 +2,11 @@
 
 import sys
 
+from flopcount.terminal import prepare
+
+if __name__ == "__main__":
+    prepare()  # first: a package that is missing is said in a line
+
 from flopcount.cli import main
 
 if __name__ == "__main__":

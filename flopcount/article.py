@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flopcount.architectures import PerceiverAR
 from flopcount.laws import chinchilla_approach_1, chinchilla_approach_2
-from flopcount.tables import table
+from flopcount.tables import paragraph, table
 
 if TYPE_CHECKING:
     from flopcount.count import Count
@@ -269,7 +269,7 @@ class Reproduction:
                 list(rows[0]),
                 [list(row.values()) for row in rows],
                 title=f"{name}, counted as {counting}",
-                width=130,
+                keys=2,
             )
             for name in self.tables["article"]
             for counting, tables in self.tables.items()
@@ -281,7 +281,7 @@ class Reproduction:
         ]
         blocks.append(table(["in the text", *COUNTINGS], numbers))
         blocks.append(table(["law", "fitted to the published estimates"], list(self.laws.items())))
-        return "\n\n".join((*blocks, self.note))
+        return "\n\n".join((*blocks, paragraph(self.note)))
 
 
 def reproduce() -> Reproduction:

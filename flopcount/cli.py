@@ -21,8 +21,10 @@ from flopcount import __version__
 from flopcount.architectures import Architecture, Decoder, PerceiverAR
 from flopcount.devices import DEFAULT_DTYPE, given_device
 from flopcount.executed import Tiling
+from flopcount.extras import advice
 from flopcount.planning import HEAD_DIMS
-from flopcount.tables import table
+from flopcount.tables import paragraph, table
+from flopcount.terminal import any_encoding, whole_numbers, wrong_command
 
 if TYPE_CHECKING:
     from flopcount.devices import Peak
@@ -165,7 +167,7 @@ Model = (
 def to_json(value: Any) -> str:
     """Plain data as JSON; a fraction that is no integer becomes the text ``"p/q"``.
 
-    >>> print(to_json([Fraction(7, 2)]))
+    >>> print(to_json([Fraction(7, 2)]))  # what is not ASCII is escaped: any terminal prints it
     [
       "7/2"
     ]
@@ -174,7 +176,7 @@ def to_json(value: Any) -> str:
     def plain(entry: Any) -> Any:
         return str(entry) if isinstance(entry, Fraction) else list(entry)
 
-    return json_format.dumps(value, indent=2, default=plain, ensure_ascii=False)
+    return json_format.dumps(value, indent=2, default=plain)
 
 
 def _print(result: Any, json: bool) -> None:
@@ -414,6 +416,13 @@ def plan(
         raise ValueError("budgets, gpu_hours: expected one of the two")
     if (device is None) != (mfu is None) or (gpu_hours and device is None):
         raise ValueError(f"device = {device}, mfu = {mfu}: expected both, and so with gpu_hours")
+    if device is not None and flops_per_second is not None and not gpu_hours:
+        raise ValueError(
+            f"device = {device!r} with flops_per_second = {flops_per_second}: expected one of the "
+            "two, for the time"
+        )
+    if by_convention and json:
+        raise ValueError("by_convention with json: expected one of the two; the JSON has it anyhow")
     if device is not None and mfu is not None:
         flops_per_second = flops_per_second or throughput(device, mfu)
         budgets = budgets or tuple(budget_from_gpu_hours(hours, device, mfu) for hours in gpu_hours)
@@ -485,7 +494,8 @@ def naming_flags(command: Callable[..., None]) -> Callable[..., None]:
 def fit(
     runs: tyro.conf.Positional[Path],
     approach: Literal["profiles", "surface", "curves", "power-law"] = "profiles",
-    objective: Literal["huber-log", "variable-projection"] = "huber-log",
+    objective: Literal["huber-log", "variable-projection", "least-squares-log"] = "huber-log",
+    delta: float | None = None,
     params: str | None = None,
     tokens: str | None = None,
     flops: str | None = None,
@@ -508,7 +518,9 @@ def fit(
         runs: A CSV file: final losses, or for ``curves`` every validation of every run.
         approach: ``curves`` (1, envelope), ``profiles`` (2, parabolas), ``surface`` (3), or
             ``power-law`` through a table of optima.
-        objective: Of ``surface``.
+        objective: Of ``surface``: Huber on the log of the loss or on the loss, or least squares.
+        delta: Huber's δ of ``surface``: of log loss, or as a share of the median loss; 1e-3 unless
+            given.
         params: Heading of N, where it is not recognised; so for the next four.
         tokens: Heading of D.
         flops: Heading of C; 6ND for C = 6·N·D in place of a column.
@@ -532,6 +544,19 @@ def fit(
     fitted: Any
     if (a, b) != (None, None) and approach != "power-law":
         raise ValueError(f"a = {a}, b = {b}: expected approach = 'power-law' with them")
+    idle = {
+        "objective": objective != "huber-log" and approach != "surface",
+        "delta": delta is not None and approach != "surface",
+        "budgets": bool(budgets) and approach != "profiles",
+        "budget": budget is not None and approach == "curves",
+        "drop_highest": drop_highest != 0 and approach == "curves",
+        "run": run is not None and approach != "curves",
+        "seed": seed != 0 and not num_bootstrap,
+    }
+    if any(idle.values()):
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in idle if idle[name])
+        beside = "without --num-bootstrap" if named == "--seed" else f"with --approach {approach}"
+        raise ValueError(f"{named} {beside}: it would do nothing")
     if approach == "curves":
         curves = fitting.read_curves(runs, run=run, where=_conditions(where), **headings)
         fitted = fitting.fit_training_curves(curves, **bootstrap)
@@ -551,7 +576,9 @@ def fit(
                 table_of_runs, budgets=budgets or None, **bootstrap
             )
         else:
-            fitted = fitting.fit_surface(table_of_runs, objective=objective, **bootstrap)
+            fitted = fitting.fit_surface(
+                table_of_runs, objective=objective, delta=delta, **bootstrap
+            )
     if not json:
         print(fitted)
     try:
@@ -564,7 +591,7 @@ def fit(
     for best in optima:
         print(f"\n{best}")
     if not num_bootstrap:
-        print("\nno intervals: they take bootstrap fits, as of --num-bootstrap 1000")
+        print(paragraph("\nno intervals: they take bootstrap fits, as of --num-bootstrap 1000"))
 
 
 def _conditions(where: tuple[str, ...]) -> dict[str, str]:
@@ -623,15 +650,23 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 with one line on standard error where the input is wrong.
     """
-    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+    any_encoding()
+    words = sys.argv[1:] if arguments is None else arguments
+    if words == ["--version"]:
         print(f"flopcount {__version__}")
         return 0
+    architectures = ("perceiver-ar", "decoder")
+    takes = {name: architectures if name in ("count", "compare") else () for name in COMMANDS}
+    if wrong := wrong_command(words, takes):
+        print(f"flopcount: {wrong}", file=sys.stderr)
+        return 2
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="flopcount",
             description="Exact FLOP counts of transformers.",
             args=arguments,
+            registry=whole_numbers(),
             config=(
                 tyro.conf.CascadeSubcommandArgs,
                 tyro.conf.OmitSubcommandPrefixes,
@@ -642,6 +677,7 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader, such as `head`, has closed the pipe; nothing is left to be flushed into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"flopcount: {error}", file=sys.stderr)
+        said = advice(error) if isinstance(error, ImportError) else error
+        print(f"flopcount: {said}", file=sys.stderr)
         return 2
     return 0

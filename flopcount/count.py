@@ -202,6 +202,7 @@ class ElementwiseCount:
             [[record[column] for column in columns] for record in records],
             title="Element-wise FLOPs (not part of the matmul total; optimiser excluded)",
             footer=footer[: len(columns)],
+            keys=3,
         )
 
 
@@ -516,6 +517,7 @@ class Count:
             title=f"FLOPs of {type(self.model).__name__}, {self.label}, {phase}, {sequences}",
             footer=[kept, None, None, *sums, _share(whole, whole)],
             note="\n".join(lines),
+            keys=3,
         )
 
 
@@ -633,4 +635,5 @@ class ParameterCount:
             [[r.part, r.layer, r.name, r.count, _share(r.count, self.total)] for r in self.rows],
             title=f"Parameters of {type(self.model).__name__}",
             footer=["total", None, None, self.total, _share(self.total, self.total)],
+            keys=3,
         )

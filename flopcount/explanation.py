@@ -135,7 +135,7 @@ class Explanation:
                 ["part", "layer", "term", heading, "source"],
                 [[f.part, f.layer, f.term, f.text, f.source] for f in formulas],
                 title=title,
-                width=140,
+                keys=3,
             )
             for heading, formulas, title in tables
         ]
@@ -150,9 +150,9 @@ class Explanation:
                     ["part", "layer", "term", "elements", "forward", "backward"],
                     rows,
                     title="Element-wise work (not part of the matmul total): FLOPs per element",
-                    width=140,
+                    keys=3,
                 ),
-                table(["term", "what the cost per element is"], reasons.values(), width=140),
+                table(["term", "what the cost per element is"], reasons.values()),
             ]
         return "\n\n".join(blocks)
 

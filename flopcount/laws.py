@@ -328,8 +328,15 @@ def read_law(path: str | Path) -> ScalingLaw | LossSurface:
         fit = json.loads(Path(path).read_text(encoding="utf-8"))
         fields = dict(fit["surface"] if "surface" in fit else fit["law"])
         source = str(fields.pop("source"))
-        numbers = {name: require_positive_number(name, value) for name, value in fields.items()}
         law = LossSurface if "surface" in fit else ScalingLaw
+        # A surface's factors may be 0: of E that is a loss without a floor, of others no optimum.
+        may_be_zero = {"e", "a", "b"} if law is LossSurface else set()
+        numbers = {
+            name: 0.0
+            if value == 0 and name in may_be_zero
+            else require_positive_number(name, value)
+            for name, value in fields.items()
+        }
         return law(**numbers, source=source)
     except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(

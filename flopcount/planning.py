@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -27,7 +28,7 @@ from flopcount.sizes import (
     require_positive_number,
     require_size,
 )
-from flopcount.tables import shown, table
+from flopcount.tables import paragraph, shown, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,8 @@ _PREFERENCE = 0.05
 MOST_SHAPES = 20_000_000
 """A larger grid is refused: it would fill the memory before it found a better shape."""
 MOST_MODELS = 1000
+MOST_ROUNDING = 0.01
+"""Runs that whole steps take further beyond their budget are no longer at equal FLOPs."""
 MOST_REACH = 1e6
 
 
@@ -104,7 +107,8 @@ def isoflop_runs(
 
     Raises:
         TypeError: If a model is not an architecture of ints, or a budget not a number.
-        ValueError: If there are no models or budgets, or a value is out of range.
+        ValueError: If there are no models or budgets, a budget is less than one step of a model
+            takes, or a value is out of range.
 
     Source: the article, section "Experiments"; arithmetic in exact fractions.
 
@@ -154,6 +158,11 @@ def _exact_budget(budget: Any) -> Fraction:
 
 def _planned_run(model: Architecture, budget: Any, batch_size: int, per_step: Count) -> PlannedRun:
     exact = _exact_budget(budget)
+    if exact < per_step.total:
+        raise ValueError(
+            f"budget = {quoted(budget)}: expected at least one step's FLOPs, which are "
+            f"{float(per_step.total):.3g} for {batch_size} sequences of {quoted(model)}"
+        )
     steps = -(-exact // per_step.total)
     return PlannedRun(
         model=model,
@@ -236,9 +245,26 @@ class Plan:
     counted_as: str
     num_shapes: int
 
+    @property
+    def total(self) -> dict[str, Any]:
+        """What all runs take: their number, FLOPs as budgets count them, seconds and cost.
+
+        Seconds are of one run after the other; without a throughput or a price they are None.
+        """
+        entries = [entry for family in self.families for entry in family.proposals]
+        seconds = [entry.seconds for entry in entries if entry.seconds is not None]
+        costs = [entry.cost for entry in entries if entry.cost is not None]
+        return {
+            "runs": len(entries),
+            "flops": sum(entry.run.flops for entry in entries),
+            "seconds": sum(seconds) if seconds else None,
+            "cost": sum(costs) if costs else None,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
         return {
+            "total": self.total,
             "law": dataclasses.asdict(self.law),
             "counted_as": self.counted_as,
             "num_shapes": self.num_shapes,
@@ -249,7 +275,14 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        return "\n\n".join(self._family_table(family) for family in self.families)
+        total = self.total
+        sums = [f"{total['runs']} runs, {shown(float(total['flops']))} FLOPs"]
+        if total["seconds"] is not None:
+            sums.append(f"{total['seconds'] / 3600:,.1f} hours one after the other")
+        if total["cost"] is not None:
+            sums.append(f"cost {total['cost']:,.2f}")
+        tables = [self._family_table(family) for family in self.families]
+        return "\n\n".join([*tables, paragraph("in total: " + ", ".join(sums))])
 
     def by_convention(self) -> str:
         """FLOPs of every run at each level and by each convention, as text: a table a budget."""
@@ -432,7 +465,8 @@ def plan(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of range, or no shape meets the constraints.
+        ValueError: If an argument is out of range or would do nothing, a budget is less than a step
+            takes, or no shape meets the constraints.
 
     Source: the family as in Hoffmann et al. 2022 (arXiv 2203.15556), section 3.2; the effective
     epoch from the article, section "Experiments", and "Approximations" in the training notes that
@@ -447,6 +481,25 @@ def plan(
     if not budgets:
         raise ValueError("budgets is empty: expected at least one")
     require_choice("part", part, PARTS)
+    if shapes is not None:
+        _require_defaults(
+            "beside shapes",
+            widths=widths,
+            width_multiple=width_multiple,
+            depths=depths,
+            head_dims=head_dims,
+            aspect_ratios=aspect_ratios,
+            num_models=num_models,
+            reach=reach,
+        )
+    if type(num_prefix) is int and num_prefix == 0:
+        _require_defaults("without num_prefix", prefix_dropout=prefix_dropout)
+    if flops_per_second is None:
+        _require_defaults(
+            "without flops_per_second",
+            num_devices=num_devices,
+            price_per_device_hour=price_per_device_hour,
+        )
     if not 1 < require_positive_number("reach", reach) <= MOST_REACH:
         raise ValueError(f"reach = {quoted(reach)}: expected a ratio above 1, to {MOST_REACH:g}")
     if type(num_models) is not int or not 3 <= num_models <= MOST_MODELS:
@@ -455,8 +508,6 @@ def plan(
         )
     if price_per_device_hour is not None:
         require_positive_number("price_per_device_hour", price_per_device_hour)
-        if flops_per_second is None:
-            raise ValueError("price_per_device_hour without flops_per_second: expected both")
     if not (isinstance(aspect_ratios, tuple) and len(aspect_ratios) == 2):
         raise TypeError(f"aspect_ratios = {quoted(aspect_ratios)}: expected a pair of numbers")
     for name, size in (("num_devices", num_devices), ("corpus_tokens", corpus_tokens)):
@@ -510,10 +561,18 @@ def plan(
         )
         warnings += _edge_warnings([entry.ratio for entry in proposals], num_models, reach)
         warnings += _epoch_warnings(proposals)
+        warnings += _rounding_warnings(proposals)
         families.append(Family(budget, n_opt, d_opt, proposals, tuple(warnings)))
     counted_as = f"{convention or level or 'causal'}, {part}"
     searched = len(families[0].proposals) if grid is None else grid.num_searched
     return Plan(tuple(families), prior, counted_as, searched)
+
+
+def _require_defaults(circumstance: str, **arguments: Any) -> None:
+    """Raise where an argument is given although it would do nothing."""
+    for name, value in arguments.items():
+        if is_array(value) or value != inspect.signature(plan).parameters[name].default:
+            raise ValueError(f"{name} = {quoted(value)} {circumstance}: it would do nothing")
 
 
 def _optimum(law: Law, flops: float) -> tuple[float, float]:
@@ -728,6 +787,13 @@ def _edge_warnings(ratios: Sequence[float], num_models: int, reach: float) -> li
         for side, covered in sides.items()
         if not covered
     ]
+
+
+def _rounding_warnings(proposals: Sequence[Proposal]) -> list[str]:
+    over = max(Fraction(entry.run.flops) / Fraction(entry.run.budget) - 1 for entry in proposals)
+    if over <= MOST_ROUNDING:
+        return []
+    return [f"whole steps spend up to {float(over):.1%} beyond the budget: take a smaller batch"]
 
 
 def _epoch_warnings(proposals: Sequence[Proposal]) -> list[str]:

@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from flopcount.sizes import is_array, is_symbolic
 
 TEXT_WIDTH = 110
+"""Columns where the output is no terminal, such as a file."""
+PLAIN = "flopcount.plain"
+"""The name of the codecs' error handler that writes what an encoding lacks in ASCII."""
+_ASCII = {
+    **dict.fromkeys("─━╸╺–−", "-"), **dict.fromkeys("╭╮╰╯┼├┤┬┴", "+"), "│": "|", "┃": "|",
+    "…": "...", "×": "x", "·": "*", "•": "*", "←": "<-", "→": "->", "≤": "<=", "≥": ">=",
+    "±": "+-", "√": "sqrt", "½": "1/2", "²": "^2", "³": "^3", "Ĉ": "C^", "⌈": "ceil(", "⌉": ")",
+    "⌊": "floor(", "⌋": ")", "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "Δ": "Delta",
+    "σ": "sigma", "Σ": "Sum",
+}  # fmt: skip
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    plain = [_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking]
+    return "".join(plain), error.end
+
+
+codecs.register_error(PLAIN, _in_ascii)
+
+
+def printable(text: str) -> str:
+    """The text in characters that standard output can print.
+
+    >>> "3 × 4 … 5".encode("ascii", PLAIN)
+    b'3 x 4 ... 5'
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, PLAIN).decode(encoding)
 
 
 def shown(value: Any) -> str:
@@ -47,6 +84,25 @@ def _is_number(cell: Any) -> bool:
     return True
 
 
+def text_width() -> int:
+    """Columns of the terminal, as of ``COLUMNS`` where it is set; 110 where there is none."""
+    return shutil.get_terminal_size((TEXT_WIDTH, 0)).columns
+
+
+def paragraph(text: str, width: int | None = None) -> str:
+    """Every line of ``text``, wrapped at words where it is longer than the terminal is wide.
+
+    >>> print(paragraph("a line that is long", width=10))
+    a line
+    that is
+    long
+    """
+    return "\n".join(
+        "\n".join(textwrap.wrap(printable(line), width or text_width(), break_on_hyphens=False))
+        for line in text.splitlines()
+    )
+
+
 def table(
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
@@ -54,9 +110,14 @@ def table(
     title: str = "",
     footer: Sequence[Any] | None = None,
     note: str = "",
-    width: int = TEXT_WIDTH,
+    keys: int = 1,
+    width: int | None = None,
 ) -> str:
-    """A table as plain text of at most ``width`` columns.
+    """A table as plain text that fits the terminal.
+
+    Longer cells wrap, between words alone, or within a long formula after a ``*``. Where even so
+    the columns do not fit side by side, the table is printed in several parts, each of which begins
+    with the columns that name its rows.
 
     Args:
         columns: Headings; a column of numbers is right-aligned, others left-aligned.
@@ -64,7 +125,8 @@ def table(
         title: A line above.
         footer: A last row, set off by a rule.
         note: A paragraph below.
-        width: Longer cells wrap.
+        keys: How many columns, from the left, name a row.
+        width: Columns of the terminal; as :func:`text_width` says unless given.
 
     Returns:
         Lines without colour or trailing blanks.
@@ -76,29 +138,130 @@ def table(
      query   2,048
 
     """
+    width = width or text_width()
+    cells = [list(row) for row in rows]
+    feet = footer if footer is not None else [None] * len(columns)
+    grid = [
+        _Column(
+            printable(heading),
+            [_breakable(printable(shown(row[index])), width // 2) for row in cells],
+            _breakable(printable(shown(feet[index])), width // 2),
+            "right" if all(_is_number(row[index]) for row in cells) else "left",
+        )
+        for index, heading in enumerate(columns)
+    ]
+    for space in _SPACES:
+        parts = _side_by_side(grid, keys, width, space)
+        if len(parts) == 1:
+            break
+    blocks = "\n\n".join(_rendered(part, width, space, footer is not None) for part in parts)
+    above, below = ([paragraph(text, width)] if text else [] for text in (title, note))
+    return "\n".join([*above, blocks, *below])
+
+
+def _breakable(text: str, longest: int) -> str:
+    """A formula that is a long word gets a blank after a ``*`` here and there, to wrap at.
+
+    >>> _breakable("16*B*n**2*(d + 1)*ceiling(n)", longest=9)
+    '16*B* n**2*(d + 1)* ceiling(n)'
+    """
+    words = []
+    for word in text.split(" "):
+        while len(word) > longest and (
+            start := re.match(rf".{{1,{longest - 1}}}(?<!\*)\*(?!\*)", word)
+        ):
+            words.append(start.group())
+            word = word[start.end() :]
+        words.append(word)
+    return " ".join(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """A column as text.
+
+    Attributes:
+        heading: Above it.
+        cells: In it.
+        foot: Below it.
+        justify: Where its text stands.
+    """
+
+    heading: str
+    cells: list[str]
+    foot: str
+    justify: Literal["left", "right"]
+
+    def widths(self, unbroken: int) -> tuple[int, int]:
+        """The least width, at which no word and no short cell is broken, and the full one."""
+        from rich.cells import cell_len
+
+        texts = [self.heading, *self.cells, self.foot]
+        words = [cell_len(word) for text in texts for word in text.split()]
+        lines = [cell_len(line) for text in texts for line in text.splitlines()]
+        cells = [cell_len(cell) for cell in (*self.cells, self.foot)]
+        return max([*words, *(n for n in cells if n <= unbroken), 1]), max([*lines, 1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Space:
+    """How much room a table takes.
+
+    Attributes:
+        between: Blanks between two columns.
+        unbroken: A cell of at most this length stays on one line.
+    """
+
+    between: int
+    unbroken: int
+
+
+_SPACES = (_Space(3, 24), _Space(3, 12), _Space(2, 12))
+"""What is tried, until all columns fit side by side."""
+
+
+def _side_by_side(
+    grid: Sequence[_Column], keys: int, width: int, space: _Space
+) -> list[list[_Column]]:
+    """The columns in as many parts as it takes, the first ``keys`` of them in every part."""
+    parts = [list(grid[:keys])]
+    for column in grid[keys:]:
+        part = [*parts[-1], column]
+        least = sum(known.widths(space.unbroken)[0] + space.between for known in part) - 1
+        if least > width and len(parts[-1]) > keys:
+            parts.append(list(grid[:keys]))
+        parts[-1].append(column)
+    return parts
+
+
+def _rendered(part: Sequence[_Column], width: int, space: _Space, has_footer: bool) -> str:
+    """The columns side by side, the widest of them narrowed until they fit."""
     import io
 
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    cells = [list(row) for row in rows]
-    grid = Table(box=SIMPLE_HEAD, show_edge=False, show_footer=footer is not None, pad_edge=True)
-    for index, heading in enumerate(columns):
-        text = not all(_is_number(row[index]) for row in cells)
+    least, widths = map(list, zip(*(column.widths(space.unbroken) for column in part), strict=True))
+    room = width + 1 - space.between * len(part)
+    while sum(widths) > room:
+        wide = [index for index in range(len(part)) if widths[index] > least[index]]
+        if not wide:  # Not even a word a line fits: rich breaks what it must.
+            break
+        widths[max(wide, key=lambda index: widths[index])] -= 1
+    padding = (0, 1, 0, space.between - 2)
+    grid = Table(box=SIMPLE_HEAD, show_edge=False, show_footer=has_footer, padding=padding)
+    for column, columns in zip(part, widths, strict=True):
         grid.add_column(
-            heading,
-            justify="left" if text else "right",
-            footer=shown(footer[index]) if footer is not None else "",
+            column.heading,
+            justify=column.justify,
+            footer=column.foot,
             overflow="fold",
+            width=columns,
         )
-    for row in cells:
-        grid.add_row(*(shown(cell) for cell in row))
+    for row in zip(*(column.cells for column in part), strict=True):
+        grid.add_row(*row)
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, markup=False, highlight=False)
-    if title:
-        console.print(title)
     console.print(grid)
-    if note:
-        console.print(note)
-    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+    return "\n".join(line.rstrip() for line in printable(stream.getvalue()).rstrip().splitlines())

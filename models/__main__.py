@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+
+from flopcount.terminal import prepare, whole_numbers, wrong_command
+
+if __name__ == "__main__":
+    prepare()  # first: a package that is missing is said in a line
+
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flopcount.extras import advice
 from flopcount.tables import table
 from models.configuration import read_config, read_fields
 from models.distributed import launched, launched_rank
@@ -28,8 +35,9 @@ from models.kill_test import kill_test
 from models.presets import DEMO
 from models.report import fit_sweep, write_report
 from models.sweep import SweepConfig, plan_runs, run_sweep
-from models.throughput import why_no_utilisation
+from models.throughput import rates_of, why_no_utilisation
 from models.training import (
+    ModelConfig,
     TrainConfig,
     choose_device,
     load_model,
@@ -48,6 +56,11 @@ _Sweep = tyro.extras.subcommand_type_from_defaults(
     },
 )
 app = tyro.extras.SubcommandApp()
+_COMMANDS = {
+    **dict.fromkeys(("train", "resume", "report", "kill-test", "generate"), ()),
+    **dict.fromkeys(("plan", "sweep"), ("demo", "custom")),
+}
+"""What the word after a command must be."""
 
 
 @app.command(name="train")
@@ -70,6 +83,7 @@ def plan_sweep(config: Annotated[_Sweep, tyro.conf.arg(name="")]) -> None:
         config: the sweep.
 
     """
+    _require_shapes_alone(config)
     runs = plan_runs(config)
     rows = [
         [
@@ -95,6 +109,7 @@ def sweep_runs(folder: _Folder, config: Annotated[_Sweep, tyro.conf.arg(name="")
         config: the sweep.
 
     """
+    _require_shapes_alone(config)
     run_sweep(config, folder)
     _report(folder)
 
@@ -108,7 +123,8 @@ def resume(folder: _Folder) -> None:
 
     """
     if "budgets" in read_fields(folder):
-        sweep_runs(folder, read_config(SweepConfig, folder))
+        run_sweep(read_config(SweepConfig, folder), folder)
+        _report(folder)
     else:
         _train_with_progress(read_config(TrainConfig, folder), folder)
 
@@ -186,9 +202,15 @@ def generate_text(
     print(tokenizer.decode(continued[0]))
 
 
+def _require_shapes_alone(config: SweepConfig) -> None:
+    for name in ("num_channels", "num_layers"):
+        if (value := getattr(config.model, name)) != getattr(ModelConfig, name):
+            raise ValueError(f"{name} does nothing in a sweep, got {value}: it has shapes")
+
+
 def _report(folder: Path) -> None:
     page = write_report(folder)
-    print(fit_sweep(folder))
+    print(fit_sweep(folder, num_bootstrap=0))
     print(f"report: {page}")
 
 
@@ -203,12 +225,13 @@ def _train_with_progress(config: TrainConfig, folder: Path) -> None:
         progress.update(task, completed=done)
 
     try:
-        last = train(config, folder, show)[-1]
+        rows = train(config, folder, show)
     finally:
         if progress.live.is_started:
             progress.stop()
     if launched_rank() > 0:
         return
+    last = rows[-1] | rates_of(rows)
     print(f"{last['flops']:.4g} FLOPs, validation loss {last['validation_loss']:.4f}")
     rates = [f"{last['tokens_per_second']:,.0f} tokens/s", f"{last['flops_per_second']:.4g} FLOP/s"]
     rates += [f"{name.upper()} {last[name]:.2%}" for name in ("mfu", "hfu") if name in last]
@@ -228,8 +251,12 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("models").setLevel(logging.INFO if launched_rank() == 0 else logging.WARNING)
     try:
-        app.cli(prog="python -m models")
-    except (ValueError, ImportError) as error:
+        if wrong := wrong_command(sys.argv[1:], _COMMANDS):
+            raise ValueError(wrong)
+        app.cli(prog="python -m models", registry=whole_numbers())
+    except ImportError as error:
+        return _end(2, f"error: {advice(error)}")
+    except ValueError as error:
         return _end(2, f"error: {error}")
     except (RuntimeError, OSError) as error:
         return _end(1, f"error: {error}")

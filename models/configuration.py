@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from models.checkpoints import write_atomically
+from models.limits import check_fields
 
 _FILE = "config.json"
 _Config = TypeVar("_Config")
@@ -46,7 +47,9 @@ def read_config(kind: type[_Config], folder: Path) -> _Config:
     """
     fields = read_fields(folder)
     try:
-        return _build(kind, fields)
+        config = _build(kind, fields)
+        check_fields(config)
+        return config
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{folder / _FILE} must hold a {kind.__name__}, got other fields: {error}"

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from models.checkpoints import flush, write_atomically
 from models.documents import Source, dataset_source, file_source, standard_library
+from models.limits import AtLeastOne, RealShare, check_fields
 from models.tokenizers import (
     BYTE_VOCAB_SIZE,
     END_OF_DOCUMENT,
@@ -41,6 +42,9 @@ _PARTS = ("train", "validation")
 _VOCABULARY_BYTES = 32 << 20
 """Of training text that a SentencePiece vocabulary is trained on, spread evenly over it."""
 _SAMPLE_BYTES = 1 << 16
+_READING = 2
+"""Counts the ways in which documents have been read from the same files: what an earlier one made
+of them is not taken for this one's."""
 _SETTLED_SECONDS = 2.0
 """A file that changed less long ago may change again without its time of change showing it."""
 
@@ -53,9 +57,10 @@ class CorpusConfig:
 
     Attributes:
         files: paths or globs of UTF-8 text, also ``.gz``, ``.xz`` and ``.bz2``: each file is a
-            document, in ``.jsonl`` each line. Without ``files`` and ``dataset``, the sources of the
+            document, in ``.jsonl``, ``.ndjson`` and ``.json`` each line. Line ends and byte order
+            marks make no difference. Without ``files`` and ``dataset``, the sources of the
             installed Python's standard library, its tests left out.
-        blank_lines: so many or more part the documents of a text file.
+        blank_lines: so many or more part the documents of a text file; blanks may be in them.
         dataset: in place of ``files``, a dataset of Hugging Face's hub by name, or a folder of one
             (extra ``hf``); ``bookcorpus`` and ``bookcorpusopen`` are the article's.
         dataset_config: its configuration, where it has several.
@@ -73,15 +78,15 @@ class CorpusConfig:
     """
 
     files: tuple[str, ...] = ()
-    blank_lines: int | None = None
+    blank_lines: AtLeastOne | None = None
     dataset: str | None = None
     dataset_config: str | None = None
     dataset_split: str = "train"
     dataset_revision: str | None = None
-    dataset_rows: int = 1
+    dataset_rows: AtLeastOne = 1
     text_field: str = "text"
     validation_files: tuple[str, ...] = ()
-    held_out: float = 0.05
+    held_out: RealShare = 0.05
     tokenizer: TokenizerName = "bytes"
     cache: Path = Path(".cache/corpora")
 
@@ -101,13 +106,21 @@ class Corpus:
     validation_documents: int
     tokenizer: Tokenizer
 
-    def require_windows(self, num_prefix: int, num_latents: int) -> None:
-        """Raise ValueError if either part is shorter than a window."""
-        window = num_prefix + num_latents + 1
-        for part in _PARTS:
+    def require_windows(
+        self, num_prefix: int, num_latents: int, context: int | None = None
+    ) -> None:
+        """Raise ValueError if either part is shorter than a window.
+
+        In validation it starts ``context`` positions before the latents, by default the prefix.
+        """
+        before = {"train": ("num_prefix", num_prefix), "validation": ("num_prefix", num_prefix)}
+        if context is not None:
+            before["validation"] = ("validation_context", context)
+        for part, (name, positions) in before.items():
+            window = positions + num_latents + 1
             if (length := len(getattr(self, part))) < window:
                 raise ValueError(
-                    f"the {part} text must hold a window of num_prefix + num_latents + 1 = "
+                    f"the {part} text must hold a window of {name} + num_latents + 1 = "
                     f"{window} tokens, got {length}"
                 )
 
@@ -115,9 +128,11 @@ class Corpus:
 def load_corpus(config: CorpusConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Corpus:
     """Read the documents, tokenise them once, and map the result.
 
-    Documents keep their order; of equal documents the first one stays. Held out are those whose
-    SHA-256 comes first, in that order, so that the choice depends on contents alone. Training and
-    validation never share a document: what is in ``validation_files`` leaves training.
+    Lines end as in Unix and byte order marks are left out, so that texts which differ in nothing
+    else are equal documents. Documents keep their order; of equal documents the first one stays.
+    Held out are those whose SHA-256 comes first, in that order, so that the choice depends on
+    contents alone. Training and validation never share a document: what is in
+    ``validation_files`` leaves training.
 
     The cache is keyed by the contents and the tokenizer. While no file has changed, by its path,
     size and times, contents are not read again. Documents are held in memory one at a time.
@@ -156,15 +171,9 @@ def load_corpus(config: CorpusConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Corp
 
 
 def _check(config: CorpusConfig, vocab_size: int) -> None:
-    if not 0 < config.held_out < 1:
-        raise ValueError(f"held_out must be between 0 and 1, got {config.held_out}")
+    check_fields(config)
     if config.files and config.dataset is not None:
         raise ValueError(f"give files or dataset, got both: {config.files} and {config.dataset!r}")
-    for name, value in (("blank_lines", config.blank_lines), ("dataset_rows", config.dataset_rows)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if config.tokenizer not in ("bytes", "sentencepiece"):
-        raise ValueError(f"tokenizer must be bytes or sentencepiece, got {config.tokenizer!r}")
     if config.tokenizer == "bytes" and vocab_size < BYTE_VOCAB_SIZE:
         raise ValueError(
             f"vocab_size must be at least {BYTE_VOCAB_SIZE} for bytes, got {vocab_size}"
@@ -202,7 +211,7 @@ def _stamp(config: CorpusConfig, vocab_size: int, sources: dict[str, Source]) ->
         for state in [path.stat()]
     ]
     recipe = _recipe(config.tokenizer, vocab_size)
-    return hashlib.sha256(json.dumps([asked, recipe, files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_READING, asked, recipe, files]).encode()).hexdigest()
 
 
 def _settled(sources: dict[str, Source], started: float) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import json
 import lzma
-import re
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
+_TEXT = ("", ".txt", ".text", ".md", ".rst", ".tex", ".py")
 _CHUNK = 1 << 20
 
 # The article's two datasets, by the names that they had. The hub serves no dataset that needs a
@@ -44,21 +46,27 @@ class Source:
 def file_source(
     patterns: tuple[str, ...], blank_lines: int | None = None, text_field: str = "text"
 ) -> Source:
-    """Take documents from files: each file is one, in a ``.jsonl`` each line.
+    """Take documents from files: each file is one, in JSON lines each line.
 
-    Only one document at a time is held in memory.
+    Lines end as in Unix and byte order marks are left out, whatever the files have: texts that
+    differ in nothing else are the same. Only one document at a time is held in memory.
 
     Args:
-        patterns: paths or globs; also compressed as ``.gz``, ``.xz`` or ``.bz2``.
-        blank_lines: so many or more part the documents of a text file.
+        patterns: paths or globs; text by ``.txt``, ``.text``, ``.md``, ``.rst``, ``.tex``, ``.py``
+            or no suffix, JSON lines by ``.jsonl``, ``.ndjson`` or ``.json``, in capitals or not;
+            also compressed as ``.gz``, ``.xz`` or ``.bz2``.
+        blank_lines: so many or more part the documents of a text file; blanks and tabs may be in
+            them. Documents are then without blank lines at their start and end.
         text_field: of a JSON line.
 
     Raises:
-        ValueError: if a pattern matches no file. While reading: if a file is not UTF-8 text or
-            not whole, or a line is not a JSON object with that text.
+        ValueError: if a pattern matches no file, or one of another suffix. While reading: if a file
+            is not UTF-8 text or not whole, or a line is not a JSON object with that text.
 
     """
     files = _expand(patterns)
+    for path in files:
+        _by_suffix(path)
     return Source(files, partial(_read_files, files, blank_lines, text_field))
 
 
@@ -135,54 +143,109 @@ def _read_files(
     files: tuple[Path, ...], blank_lines: int | None, text_field: str
 ) -> Iterator[bytes]:
     for path in files:
+        opener, kind = _by_suffix(path)
         try:
-            with _OPENERS.get(path.suffix, Path.open)(path, "rb") as stream:
-                name = path.stem if path.suffix in _OPENERS else path.name
-                if name.endswith(".jsonl"):
-                    documents = _read_lines(stream, path, text_field)
+            with opener(path, "rb") as stream:
+                chunks = _clean_chunks(stream, path)
+                if kind == "lines":
+                    documents = _read_lines(chunks, path, text_field)
                 elif blank_lines is None:
-                    documents = iter([stream.read()])
+                    documents = iter([b"".join(chunks)])
                 else:
-                    documents = _part(stream, blank_lines)
-                for document in documents:
-                    if b"\0" in document:
-                        raise ValueError(f"files must be UTF-8 text, got a NUL byte in {path}")
-                    if document:
-                        yield document
+                    documents = _part(chunks, blank_lines)
+                yield from filter(None, documents)
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{path} must be whole and compressed as named: {error}") from error
 
 
-def _read_lines(stream: IO[bytes], path: Path, text_field: str) -> Iterator[bytes]:
-    for number, line in enumerate(stream, start=1):
+def _by_suffix(path: Path) -> tuple[Callable[..., Any], str]:
+    """Say how a file is opened, and whether it holds ``lines`` of JSON or ``text``."""
+    *_, before, suffix = ["", "", *(suffix.lower() for suffix in path.suffixes)]
+    opener = _OPENERS.get(suffix, Path.open)
+    named = before if suffix in _OPENERS else suffix
+    if named in _JSON_LINES:
+        return opener, "lines"
+    if named in _TEXT:
+        return opener, "text"
+    raise ValueError(
+        f"{path}: a file must be text ({' '.join(filter(None, _TEXT))} or no suffix) or JSON lines "
+        f"({' '.join(_JSON_LINES)}), also compressed ({' '.join(_OPENERS)}), got {named!r}: "
+        f"convert it, rename it to .txt if that is what it is, or give it as dataset"
+    )
+
+
+def _clean_chunks(stream: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Give a text in chunks of whole lines, so that no line end or character is cut."""
+    offset = 0
+    while chunk := b"".join(stream.readlines(_CHUNK)):
+        try:
+            chunk.decode()
+            wrong = chunk.find(b"\0")
+        except UnicodeDecodeError as error:
+            wrong = error.start
+        if wrong >= 0:
+            raise ValueError(
+                f"{path} must be UTF-8 text, got byte 0x{chunk[wrong]:02x} at offset "
+                f"{offset + wrong}"
+            )
+        yield _clean(chunk)
+        offset += len(chunk)
+
+
+def _clean(text: bytes) -> bytes:
+    """End the lines of a text by line feeds, and take byte order marks out.
+
+    Unicode deprecates every other use of U+FEFF, so it is taken for a mark wherever it stands, as
+    between files that were joined.
+    """
+    return text.replace(codecs.BOM_UTF8, b"").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _encode(text: str, where: str) -> bytes:
+    """Give a text's clean UTF-8."""
+    try:
+        return _clean(text.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} must be Unicode text, got half a surrogate pair, "
+            f"{text[error.start]!a}, at character {error.start}"
+        ) from None
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    return (line for chunk in chunks for line in chunk.splitlines(keepends=True))
+
+
+def _read_lines(chunks: Iterable[bytes], path: Path, text_field: str) -> Iterator[bytes]:
+    for number, line in enumerate(_lines(chunks), start=1):
+        where = f"{path}, line {number}"
         try:
             text = json.loads(line)[text_field]
-            yield text.encode(errors="replace")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(text, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, line {number}: must be a JSON object with a text {text_field!r}"
+                f"{where}: must be a JSON object with a text {text_field!r}"
             ) from error
+        yield _encode(text, f"{where}: {text_field}")
 
 
-def _part(stream: IO[bytes], blank_lines: int) -> Iterator[bytes]:
-    """Part a text at runs of blank lines, holding one document and a chunk at a time."""
-    separator = re.compile(rb"\n{%d,}" % (blank_lines + 1))
-    held, searched = bytearray(), 0
-    while chunk := stream.read(_CHUNK):
-        held += chunk
-        start = 0
-        for match in separator.finditer(held, searched):
-            if match.end() == len(held):
-                break  # the run may go on
-            yield bytes(held[start : match.start()])
-            start = match.end()
-        del held[:start]
-        # What is held was searched, but for a run of line breaks at its end.
-        searched = len(held)
-        while searched and held[searched - 1] == ord("\n"):
-            searched -= 1
-    ended = len(held) - searched > blank_lines
-    yield bytes(held[:searched] if ended else held)
+def _part(chunks: Iterable[bytes], blank_lines: int) -> Iterator[bytes]:
+    """Part a text at runs of blank lines, which may hold blanks and tabs.
+
+    The blank lines before and after a document are not of it, wherever in a file it stands.
+    """
+    held, end, blank = bytearray(), 0, 0  # end: of the last line in held that is not blank
+    for line in _lines(chunks):
+        if line.isspace():
+            blank += 1
+        else:
+            if blank >= blank_lines or not end:
+                yield bytes(held[:end])
+                held.clear()
+            blank, end = 0, len(held) + len(line.rstrip(b"\n"))
+        held += line
+    yield bytes(held[:end])
 
 
 def _read_rows(dataset: Any, text_field: str, rows: int) -> Iterator[bytes]:
@@ -190,6 +253,6 @@ def _read_rows(dataset: Any, text_field: str, rows: int) -> Iterator[bytes]:
     for batch in dataset.iter(batch_size=rows * -(-1000 // rows)):
         texts = [text or "" for text in batch[text_field]]
         for start in range(0, len(texts), rows):
-            document = "\n".join(texts[start : start + rows]).encode(errors="replace")
+            document = _encode("\n".join(texts[start : start + rows]), f"text_field {text_field}")
             if document:
                 yield document

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from models.blocks import KeyValueCache, require_at_least
 from models.decoder import Decoder
+from models.limits import Seed, check
 
 if TYPE_CHECKING:
     from models.perceiver_ar import PerceiverAR
@@ -86,7 +87,10 @@ def generate(
         raise ValueError(f"temperature must be at least 0, got {temperature}")
     if top_k is not None:
         _require_between(1, model.embedding.token.num_embeddings, top_k=top_k)
+        if temperature == 0:
+            raise ValueError(f"top_k must be None at temperature 0, got {top_k}: nothing is drawn")
     generator = None
+    check(Seed | None, seed, "seed")
     if seed is not None:
         generator = torch.Generator(prompt.device).manual_seed(seed)
 

@@ -32,6 +32,7 @@ import torch
 
 from models.checkpoints import load_checkpoint, write_atomically
 from models.data import CorpusConfig
+from models.limits import AtLeastOne, Seed, Share, check
 from models.processes import end_with_parent
 from models.sweep import SweepConfig, SweepError, SweepRun, plan_runs, run_sweep
 from models.training import ModelConfig, Recipe
@@ -121,10 +122,10 @@ def kill_test(
         RuntimeError: without ``/proc``, or if the sweep makes no progress.
 
     """
-    if kills < 1:
-        raise ValueError(f"kills must be at least 1, got {kills}")
-    if not 0 <= sweep_share <= 1:
-        raise ValueError(f"sweep_share must be from 0 to 1, got {sweep_share}")
+    check(AtLeastOne, kills, "kills")
+    check(Share, sweep_share, "sweep_share")
+    check(AtLeastOne, workers, "workers")
+    check(Seed, seed, "seed")
     if sys.platform != "linux":
         raise RuntimeError("the kill test finds processes in /proc, so it needs Linux")
     if folder.exists() and any(folder.iterdir()):

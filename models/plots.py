@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerLine2D
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogFormatterMathtext, LogLocator, NullFormatter
 
 if TYPE_CHECKING:
@@ -21,13 +23,13 @@ if TYPE_CHECKING:
     from flopcount.fitting import Optimum, Profile
 
 _LOSS = "validation loss, nats per token"
-_FLOPS = "training FLOPs (causal)"
+_FLOPS = "training FLOPs"
 
 
 def plot_profiles(
     profiles: Sequence[Profile], labels: Sequence[str] | None = None, loss: str = _LOSS
 ) -> bytes:
-    """Draw loss against N, one colour per budget: runs, parabola, its band, vertex with bars.
+    """Draw loss against N, one colour per budget: runs, parabola, its band, minimum with bars.
 
     Args:
         profiles: one per budget.
@@ -40,6 +42,8 @@ def plot_profiles(
     figure, axes = _axes("parameters N", loss)
     axes.set_xscale("log")
     colours = itertools.cycle(colormaps["tab10"].colors)
+    drawn = [profile.loss for profile in profiles]
+    bands = bars = False
     for profile, label, colour in zip(profiles, labels, colours, strict=False):
         sizes = profile.params
         axes.plot(sizes, profile.loss, "o", color=colour, label=label)
@@ -50,11 +54,14 @@ def plot_profiles(
             band = profile.band(grid)
             if band is not None:
                 axes.fill_between(grid, *band, color=colour, alpha=0.15, linewidth=0)
+                drawn.extend(band)
+                bands = True
         if profile.n_opt is not None:
             interval = profile.intervals["n_opt"]
             ends = [[0], [0]]
             if interval is not None:
                 ends = [[profile.n_opt - interval.low], [interval.high - profile.n_opt]]
+                bars = True
             axes.errorbar(
                 profile.n_opt,
                 profile.loss_opt,
@@ -65,12 +72,31 @@ def plot_profiles(
                 markersize=13,
                 capsize=3,
             )
-    losses = np.concatenate([profile.loss for profile in profiles])
-    margin = 0.25 * np.ptp(losses) or 0.1
+    losses = np.concatenate(drawn)
+    margin = 0.05 * np.ptp(losses) or 0.1
     axes.set_ylim(losses.min() - margin, losses.max() + margin)
     _few_ticks(axes)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.legend(frameon=False)
+    handles, names = axes.get_legend_handles_labels()
+    bar = Line2D([], [], color="0.45", marker="|", markersize=7)
+    if any(profile.n_opt is not None for profile in profiles):
+        handles.append(Line2D([], [], linestyle="", marker="*", markersize=11, color="0.45"))
+        names.append("minimum of the parabola")
+    if bars:
+        handles.append(bar)
+        names.append("its bootstrap range")
+    if bands:
+        handles.append(Patch(color="0.45", alpha=0.3, linewidth=0))
+        names.append("bootstrap band of the parabola")
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+        handler_map={bar: HandlerLine2D(numpoints=2)},
+    )
     return _png(figure)
 
 
@@ -98,13 +124,20 @@ def plot_frontier(
         axes.plot(budgets, values, next(styles), color="0.45", linewidth=1.2, label=name)
     if fitted:
         flops, values, intervals = zip(*fitted, strict=True)
-        axes.plot(flops, values, color="C0", label="this sweep, approach 2")
+        axes.plot(flops, values, color="C0", label="law of this sweep, approach 2")
         if all(interval is not None for interval in intervals):
             low, high = zip(*((each.low, each.high) for each in intervals), strict=True)
-            axes.fill_between(flops, low, high, color="C0", alpha=0.2, linewidth=0)
+            axes.fill_between(
+                flops, low, high, color="C0", alpha=0.2, linewidth=0, label="its bootstrap band"
+            )
+    ranges = any(interval is not None for *_, interval in points)
+    label = "minimum at a budget" + (", bootstrap range" if ranges else "")
     for flops, value, interval in points:
         ends = [[0], [0]] if interval is None else [[value - interval.low], [interval.high - value]]
-        axes.errorbar(flops, value, yerr=np.maximum(ends, 0), fmt="o", color="C0", capsize=3)
+        axes.errorbar(
+            flops, value, yerr=np.maximum(ends, 0), fmt="o", color="C0", capsize=3, label=label
+        )
+        label = None  # one entry for all
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return _png(figure)
 
@@ -142,12 +175,16 @@ def plot_curves(
         axes.axvline(budget, color="0.6", linestyle="--", linewidth=0.8)
     if log:
         _few_ticks(axes)
-        axes.yaxis.set_major_locator(LogLocator(subs=np.arange(1, 10)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 3, 5) if high > 6 * low else range(1, 10))
+        )
         axes.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     listed = sizes if len(sizes) <= 8 else [sizes[0], *sizes[len(sizes) // 2 :][:1], sizes[-1]]
     lines = [Line2D([], [], color=colours[size]) for size in listed]
-    labels = [f"N = {size:,.0f}" for size in listed]
+    lines.append(Line2D([], [], color="0.6", linestyle="--", linewidth=0.8))
+    labels = [*(f"N = {size:,.0f}" for size in listed), "budget"]
     figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return _png(figure)
 

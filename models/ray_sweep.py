@@ -63,7 +63,6 @@ class RayCluster:
 
     Raises:
         ImportError: if Ray is missing; the message names the extra.
-        ValueError: if ``cpus`` is below 1 or ``gpus`` below 0.
         RuntimeError: if no node of the cluster has what a run needs.
 
     """
@@ -73,10 +72,6 @@ class RayCluster:
     def __init__(
         self, runs: list[SweepRun], folder: Path, cpus: int, gpus: float, on_step: OnStep
     ) -> None:
-        if cpus < 1:
-            raise ValueError(f"cpus_per_run must be at least 1, got {cpus}")
-        if gpus < 0:
-            raise ValueError(f"gpus_per_run must be at least 0, got {gpus}")
         self._ray = load("ray", "ray")
         self.runs, self.folder, self.on_step, self.cpus = runs, folder.resolve(), on_step, cpus
         self.done = [self._saved(index) for index in range(len(runs))]

@@ -6,7 +6,7 @@ import base64
 import csv
 import dataclasses
 import io
-import json
+import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from markupsafe import Markup
 import flopcount
 from flopcount.planning import LAWS
 from models.checkpoints import write_atomically
+from models.conditions import corpus_name, environment, settings
 from models.configuration import read_config
 from models.plots import (
     optima_along,
@@ -26,6 +27,7 @@ from models.plots import (
     plot_frontier,
     plot_profiles,
     plot_terms,
+    short,
 )
 from models.provenance import code_commit
 from models.sweep import SweepConfig, SweepRun, plan_runs
@@ -43,6 +45,11 @@ _AHEAD = 10
 """Laws are drawn, and optima predicted, up to so many times the largest budget."""
 _LIBRARIES = ("numpy", "scipy", "matplotlib", "jinja2")
 _ELEMENTWISE = "element-wise, not in the total"
+_LAYERS = {
+    "hybrid": "hybrid layer",
+    "self-attention": "self-attention layers",
+    "output": "output layer",
+}
 _GROUPS = {
     "projections": ("query", "key", "value", "out"),
     "scores and values": ("scores", "values"),
@@ -100,15 +107,22 @@ def write_report(folder: Path, num_bootstrap: int = _BOOTSTRAP) -> Path:
     predictions = [] if fitted.frontier is None else [fitted.predict(flops) for flops in budgets]
     _write_table(folder / "optima.csv", _optima(budgets, predictions))
     plots = _plots(fitted, runs, curves, terms, budgets, predictions)
+    ran_on = environment([folder / "runs" / run.name for run in planned])
     for name, content in plots.items():
         write_atomically(folder / f"{name}.png", content)
     page = _environment().render(
         plots={name: base64.b64encode(content).decode() for name, content in plots.items()},
+        alts=_alts(fitted, runs, terms),
         profiles=fitted.profiles,
         approaches=_approaches(folder, fitted, max(config.budgets), num_bootstrap),
         bias=fitted.bias_statement,
-        flagged=fitted.flagged,
-        confidence=fitted.profiles[0].confidence,
+        # What has the size of another run, and another seed, is no oddity of a sweep.
+        flagged=[
+            flag
+            for flag in fitted.flagged
+            if len(config.seeds) == 1 or not flag.reason.startswith("repeats the size")
+        ],
+        tail=50 * (1 - fitted.profiles[0].confidence),
         num_bootstrap=num_bootstrap,
         ahead=_AHEAD,
         runs=runs,
@@ -119,12 +133,12 @@ def write_report(folder: Path, num_bootstrap: int = _BOOTSTRAP) -> Path:
         ],
         noise=_noise(runs),
         model=config.model,
-        config=(folder / "config.json").read_text(),
-        environment=_conditions([folder / "runs" / run.name for run in planned])
-        | {f"{name} (report)": version(name) for name in _LIBRARIES},
+        corpus=corpus_name(config.corpus, ran_on.get("python", "")),
+        settings=settings(config, ran_on.get("python", "")),
+        environment=ran_on | {f"{name}, for this page": version(name) for name in _LIBRARIES},
         commit=code_commit(),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        hours=sum(run["seconds"] for run in runs) / 3600,
+        spent=_duration(sum(run["seconds"] for run in runs)),
         files=["runs.csv", "curves.csv", "optima.csv", "terms.csv", *(f"{n}.png" for n in plots)],
     )
     path = folder / "report.html"
@@ -141,7 +155,7 @@ def _plots(
     predictions: Sequence[Optimum],
 ) -> dict[str, bytes]:
     used = [profile for profile in fitted.profiles if profile.n_opt is not None]
-    laws = {name: law() for name, law in LAWS.items()}
+    laws = {_law_name(name): law() for name, law in LAWS.items()}
     return {
         "loss_against_parameters": plot_profiles(fitted.profiles),
         "parameters_against_flops": plot_frontier(
@@ -162,6 +176,71 @@ def _plots(
         "loss_against_flops_log": plot_curves(runs, curves, log=True),
         "flops_by_term": plot_terms(_shares(terms)),
     }
+
+
+def _law_name(name: str) -> str:
+    """A published law's name as a reader knows it.
+
+    Example:
+        >>> _law_name("chinchilla-2")
+        'Chinchilla, approach 2'
+    """
+    return name.replace("chinchilla-", "Chinchilla, approach ")
+
+
+def _alts(
+    fitted: ProfilesFit, runs: list[dict[str, Any]], terms: list[dict[str, Any]]
+) -> dict[str, str]:
+    """What each plot shows, for those who do not see it."""
+    minima = [
+        f"at {short(profile.flops)} FLOPs "
+        + (
+            "there is no minimum between the sizes tried"
+            if profile.n_opt is None
+            else f"the minimum is {profile.loss_opt:.4f} at N = {profile.n_opt:,.0f}"
+        )
+        for profile in fitted.profiles
+    ]
+    losses = [run["validation_loss"] for run in runs]
+    curves = (
+        f"Validation loss against training FLOPs, a line for each of {len(runs)} runs, which end "
+        f"between {min(losses):.4f} and {max(losses):.4f} nats per token; "
+    )
+    law = None if fitted.frontier is None else fitted.frontier.law
+
+    def optima(what: str, exponent: float | None) -> str:
+        fit = "too few minima for a law" if exponent is None else f"they grow as C^{exponent:.3f}"
+        return (
+            f"Optimal {what} against training FLOPs C, both logarithmic: {fit}; beside them the "
+            f"three published laws of Chinchilla."
+        )
+
+    shares = [
+        f"{name}: " + ", ".join(f"{group} {share:.0%}" for group, share in groups.items())
+        for name, groups in _shares(terms).items()
+    ]
+    return {
+        "loss_against_parameters": "Validation loss against parameters N on a logarithmic axis, "
+        f"a parabola per budget; {'; '.join(minima)}.",
+        "parameters_against_flops": optima("parameters", law and law.a),
+        "tokens_against_flops": optima("training tokens", law and law.b),
+        "loss_against_flops": f"{curves}linear axes.",
+        "loss_against_flops_log": f"{curves}logarithmic axes.",
+        "flops_by_term": "Shares of training FLOPs, a bar per model. "
+        f"{'; '.join(dict.fromkeys((shares[0], shares[-1])))}.",
+    }
+
+
+def _duration(seconds: float) -> str:
+    """A time in the unit that a person would take.
+
+    Example:
+        >>> _duration(45), _duration(300), _duration(9000)
+        ('45 seconds', '5.0 minutes', '2.5 hours')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _approaches(
@@ -191,12 +270,24 @@ def _approaches(
             found = fit()
             here, ahead = found.predict(largest), found.predict(_AHEAD * largest)
         except ValueError as error:
-            rows.append({"name": name, "reason": str(error)})
+            rows.append({"name": name, "reason": _reason(error)})
             continue
         exponents = _exponents(found)
         rows.append({"name": name, "reason": "", "exponents": exponents, "best": here})
         rows.append({"name": "", "reason": "", "exponents": [], "best": ahead})
     return rows
+
+
+def _reason(error: ValueError) -> str:
+    """What a fit says of its runs, without the argument that it names.
+
+    Example:
+        >>> _reason(ValueError("curves: expected two budgets"))
+        'expected two budgets'
+        >>> _reason(ValueError("flops = 1e+12: no prediction: too few budgets"))
+        'no prediction: too few budgets'
+    """
+    return re.sub(r"^\w+( = [^:]+)?: ", "", str(error))
 
 
 def _exponents(fit: Any) -> list[tuple[float, Any]]:
@@ -206,28 +297,6 @@ def _exponents(fit: Any) -> list[tuple[float, Any]]:
         return [(a, intervals.get("a")), (1 - a, intervals.get("b"))]
     law, intervals = fit.frontier.law, fit.frontier.intervals
     return [(law.a, intervals["a"]), (law.b, intervals["b"])]
-
-
-def _conditions(runs: Sequence[Path]) -> dict[str, str]:
-    """What the runs' ``environment.json`` say: every value of each name, once, in their order."""
-    said: dict[str, list[str]] = {}
-    for run in runs:
-        for name, value in json.loads((run / "environment.json").read_text()).items():
-            values = value if isinstance(value, list) else [value]
-            said.setdefault(name, []).extend(map(_condition, values))
-    return {name: "; ".join(dict.fromkeys(values)) for name, values in said.items()}
-
-
-def _condition(value: Any) -> str:
-    """A value as a person reads it.
-
-    Example:
-        >>> _condition({"micro_batches": 2, "dtype": "fp32"}), _condition(12345), _condition("cpu")
-        ('micro batches: 2, dtype: fp32', '12,345', 'cpu')
-    """
-    if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')}: {part}" for name, part in value.items())
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _points(
@@ -296,7 +365,9 @@ def _by_label(terms: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]
     """Rows by what they count, then by model: in the order of the model with the most terms."""
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for row in sorted(terms, key=lambda row: row["part"] == ""):
-        label = ", ".join(filter(None, (row["part"], row["layer"], row["term"])))
+        layer = _LAYERS.get(row["layer"], row["layer"])
+        prefix = "prefix" if row["part"] == "cross" else ""
+        label = ", ".join(filter(None, (layer, prefix, row["term"])))
         table.setdefault(label, {})[row["model"]] = row
     return table
 
@@ -319,7 +390,7 @@ def _environment() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"power": _power, "number": _number, "minimum": _minimum}
-    return environment.from_string(_TEMPLATE.read_text())
+    return environment.from_string(_TEMPLATE.read_text("utf-8"))
 
 
 def _power(value: float) -> Markup:

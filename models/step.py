@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.decoder import Decoder
 from models.distributed import ALONE, Parallel, Processes, layers, parallelize, whole
+from models.limits import AtLeastOne, AtLeastZero, check_fields
 from models.perceiver_ar import PerceiverAR
 
 
@@ -43,14 +44,14 @@ class Execution:
     """
 
     attention: Literal["auto", "reference", "fused"] = "auto"
-    micro_batches: int = 1
+    micro_batches: AtLeastOne = 1
     checkpointing: Literal["reentrant", "non-reentrant"] | None = None
     loss: Literal["whole", "chunked"] = "whole"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     tf32: bool = False
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     fused_optimizer: bool = True
-    prefetch: int | None = None
+    prefetch: AtLeastZero | None = None
     parallel: Parallel = "ddp"
 
     def resolve_attention(self, device: torch.device) -> str:
@@ -91,8 +92,7 @@ class Execution:
 
         Equal parts keep every shape static, and make means of means the mean.
         """
-        if self.micro_batches < 1:
-            raise ValueError(f"micro_batches must be at least 1, got {self.micro_batches}")
+        check_fields(self)
         if batch_size % (processes.count * self.micro_batches):
             raise ValueError(
                 f"batch_size must be a multiple of processes · micro_batches = "

@@ -46,8 +46,10 @@ from models.checkpoints import CheckpointError, steps_done, write_atomically
 from models.configuration import claim_folder
 from models.data import CorpusConfig
 from models.distributed import launched
+from models.limits import AboveZero, AtLeastOne, AtLeastZero, NotNegative, Seed, check_fields
 from models.processes import end_with_parent
 from models.step import Execution
+from models.throughput import rates_of
 from models.training import (
     DivergedError,
     ModelConfig,
@@ -72,6 +74,8 @@ _DEATHS = 3
 """So often a run's process may die without having reached a further checkpoint."""
 _PLACEMENT = ("execution", "cluster", "workers", "cpus_per_run", "gpus_per_run")
 """Fields of a sweep that may change while it is interrupted."""
+_FEWEST_STEPS = 10
+"""Of a run: with fewer, a budget that is met to within a step is missed by more than a tenth."""
 _PATIENCE = 30.0
 """Seconds to wait for a run's process that a killed sweep has left behind."""
 
@@ -108,27 +112,27 @@ class SweepConfig:
 
     """
 
-    budgets: tuple[float, ...]
-    shapes: tuple[tuple[int, int], ...]
-    seeds: tuple[int, ...] = (0,)
+    budgets: tuple[AboveZero, ...]
+    shapes: tuple[tuple[AtLeastOne, AtLeastOne], ...]
+    seeds: tuple[Seed, ...] = (0,)
     convention: str | None = None
-    head_dim: int | None = None
+    head_dim: AtLeastOne | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     recipe: Recipe = field(default_factory=Recipe)
-    validations: int = 20
-    validation_windows: int = 256
-    final_validation_windows: int | None = None
-    validation_context: int | None = None
-    checkpoint_steps: int = 1000
+    validations: AtLeastOne = 20
+    validation_windows: AtLeastOne = 256
+    final_validation_windows: AtLeastOne | None = None
+    validation_context: AtLeastZero | None = None
+    checkpoint_steps: AtLeastOne = 1000
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak: str | None = None
-    peak_flops: float | None = None
+    peak_flops: AboveZero | None = None
     execution: Execution = field(default_factory=Execution)
     cluster: Literal["local", "ray"] = "local"
-    workers: int | None = None
-    cpus_per_run: int = 1
-    gpus_per_run: float | None = None
+    workers: AtLeastOne | None = None
+    cpus_per_run: AtLeastOne = 1
+    gpus_per_run: NotNegative | None = None
 
 
 @dataclass(frozen=True)
@@ -153,14 +157,22 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
     """Give each shape the steps that a budget affords, by :func:`flopcount.planning.isoflop_runs`.
 
     Raises:
-        ValueError: if there are no budgets, shapes or seeds, one of them comes twice, or a width is
-            no multiple of ``head_dim``.
+        TypeError: if a value is of another type than its field.
+        ValueError: if a value is out of range; there are no budgets, shapes or seeds, or one of
+            them comes twice; a width is no multiple of ``head_dim``; or a budget affords fewer
+            than ten steps of a shape.
 
     """
-    if config.workers is not None and config.workers < 1:
-        raise ValueError(f"workers must be at least 1, got {config.workers}")
-    if config.cluster not in ("local", "ray"):
-        raise ValueError(f"cluster must be local or ray, got {config.cluster!r}")
+    check_fields(config)
+    idle = {
+        "workers": config.cluster == "ray" and config.workers is not None,
+        "cpus_per_run": config.cluster == "local" and config.cpus_per_run != 1,
+        "gpus_per_run": config.cluster == "local" and config.gpus_per_run is not None,
+    }
+    for name in idle:
+        if idle[name]:
+            value = getattr(config, name)
+            raise ValueError(f"{name} does nothing with cluster {config.cluster}, got {value}")
     for name in ("budgets", "shapes", "seeds"):
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
@@ -179,6 +191,14 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         convention=config.convention,
         part="total" if config.convention is None else "self",
     )
+    for run in planned:
+        if run.steps < _FEWEST_STEPS:
+            shape = f"{run.model.num_channels}x{run.model.num_layers}"
+            raise ValueError(
+                f"budgets must afford {_FEWEST_STEPS} steps of every shape, got {run.budget:g} "
+                f"FLOPs, and a step of {shape} takes {run.flops / run.steps:.4g}: give larger "
+                f"budgets, smaller shapes or a smaller batch_size"
+            )
     return [
         SweepRun(
             name=_name(run.budget, run.model.num_channels, run.model.num_layers, seed),
@@ -214,7 +234,7 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
 def _heads(config: SweepConfig, width: int) -> int:
     if config.head_dim is None:
         return config.model.num_heads
-    if config.head_dim < 1 or width % config.head_dim:
+    if width % config.head_dim:
         raise ValueError(
             f"shapes must have widths that are multiples of head_dim = {config.head_dim}, "
             f"got {width}"
@@ -266,10 +286,16 @@ def run_sweep(
 
 
 def gather(runs: list[SweepRun], folder: Path) -> list[Row]:
-    """Collect the last row of every run into ``runs.csv``, with its plan."""
+    """Collect the last row of every run into ``runs.csv``, with its plan.
+
+    What is of single steps in it is of the whole run there: the learning rate is its peak, and
+    the rates are means over all of its seconds.
+    """
     rows: list[dict[str, Any]] = []
     for run in runs:
-        last = _last_row(folder, run)
+        measured = _metrics(folder, run)
+        last = {name: float(value) for name, value in measured[-1].items()}
+        last |= {"learning_rate": run.config.recipe.learning_rate, **rates_of(measured)}
         model = run.config.model
         plan = {
             "run": run.name,
@@ -279,7 +305,7 @@ def gather(runs: list[SweepRun], folder: Path) -> list[Row]:
             "seed": run.config.seed,
             "parameters": run.parameters,
         }
-        rows.append(plan | {name: float(value) for name, value in last.items()})
+        rows.append(plan | last)
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=rows[0], lineterminator="\n")
     writer.writeheader()
@@ -288,10 +314,9 @@ def gather(runs: list[SweepRun], folder: Path) -> list[Row]:
     return rows
 
 
-def _last_row(folder: Path, run: SweepRun) -> dict[str, str]:
+def _metrics(folder: Path, run: SweepRun) -> list[dict[str, str]]:
     with (folder / "runs" / run.name / "metrics.csv").open() as file:
-        *_, last = csv.DictReader(file)
-    return last
+        return list(csv.DictReader(file))
 
 
 def _usable_cores() -> int:
@@ -375,6 +400,7 @@ def _train_all(runs: list[SweepRun], folder: Path, place: Place, quiet: bool) ->
                     deaths[index] = 1 if saved > started_from else deaths[index] + 1
                     if deaths[index] < _DEATHS:
                         pending.append(index)
+                        display.restarted(run, saved)
                     else:
                         failed.append(f"{run.name}: died {_DEATHS} times after step {saved}")
     if failed:
@@ -525,9 +551,13 @@ class _Display:
 
     def finished(self, run: SweepRun, folder: Path) -> None:
         """Leave a line for a run that is finished, also where there is no terminal."""
+        loss = float(_metrics(folder, run)[-1]["validation_loss"])
+        self._say(f"{run.name}: validation loss {loss:.4f} after {run.config.steps:,} steps")
+
+    def restarted(self, run: SweepRun, step: int) -> None:
+        """Leave a line for a run whose process died."""
+        self._say(f"{run.name}: its process died and is started again after step {step:,}")
+
+    def _say(self, line: str) -> None:
         if not self.quiet:
-            loss = float(_last_row(folder, run)["validation_loss"])
-            self.progress.console.print(
-                f"{run.name}: validation loss {loss:.4f} after {run.config.steps:,} steps",
-                highlight=False,
-            )
+            self.progress.console.print(line, highlight=False, soft_wrap=True)

@@ -8,8 +8,9 @@ issued, recomputation too: the reference attention multiplies whole score rectan
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -51,6 +52,26 @@ class Speed:
             share = (seconds, self.device, self.dtype, self.num_devices)
             row |= {"mfu": self.causal.mfu(*share), "hfu": self.executed.hfu(*share)}
         return row
+
+
+def rates_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Give the rates of a whole run: means over its seconds, so that they agree with its totals.
+
+    Args:
+        rows: of the run's ``metrics.csv``, whose rates are of the steps since the row before.
+
+    Example:
+        >>> rates_of([dict(seconds=1.0, tokens_per_second=500.0),  # a slow start
+        ...           dict(seconds=4.0, tokens_per_second=900.0)])
+        {'tokens_per_second': 800.0}
+    """
+    ends = [float(row["seconds"]) for row in rows]
+    spent = [end - start for start, end in pairwise([0.0, *ends])]
+    return {
+        name: sum(float(row[name]) * part for row, part in zip(rows, spent, strict=True)) / ends[-1]
+        for name in ("tokens_per_second", "flops_per_second", "mfu", "hfu")
+        if name in rows[-1]
+    }
 
 
 def peak_device(peak: str | None, peak_flops: float | None, dtype: str) -> flopcount.Device | None:

@@ -34,6 +34,15 @@ from models.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from models.configuration import claim_folder, read_config
 from models.data import Corpus, CorpusConfig, load_corpus, training_batch, validation_windows
 from models.distributed import ALONE, Processes, joined_processes, sharded_like, whole
+from models.limits import (
+    AboveZero,
+    AtLeastOne,
+    AtLeastZero,
+    Seed,
+    Share,
+    ShareBelowOne,
+    check_fields,
+)
 from models.perceiver_ar import PerceiverAR
 from models.provenance import code_commit
 from models.step import Execution, TrainStep
@@ -49,14 +58,14 @@ _log = logging.getLogger(__name__)
 class ModelConfig:
     """The network's sizes, as both the network and the counter take them."""
 
-    vocab_size: int = BYTE_VOCAB_SIZE
-    num_latents: int = 512
-    num_prefix: int = 1536
-    num_channels: int = 512
-    num_layers: int = 9
-    num_heads: int = 8
-    widening_factor: int = 4
-    prefix_dropout: float = 0.0
+    vocab_size: AtLeastOne = BYTE_VOCAB_SIZE
+    num_latents: AtLeastOne = 512
+    num_prefix: AtLeastZero = 1536
+    num_channels: AtLeastOne = 512
+    num_layers: AtLeastOne = 9
+    num_heads: AtLeastOne = 8
+    widening_factor: AtLeastOne = 4
+    prefix_dropout: ShareBelowOne = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,11 @@ class Recipe:
 
     """
 
-    batch_size: int = 80
-    learning_rate: float = 2e-4
-    final_fraction: float = 0.1
-    warmup_steps: int = 200
-    gradient_clip: float = 0.5
+    batch_size: AtLeastOne = 80
+    learning_rate: AboveZero = 2e-4
+    final_fraction: Share = 0.1
+    warmup_steps: AtLeastZero = 200
+    gradient_clip: AboveZero = 0.5
 
 
 @dataclass(frozen=True)
@@ -107,16 +116,16 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     recipe: Recipe = field(default_factory=Recipe)
-    steps: int = 50_000
-    seed: int = 0
-    validations: int = 20
-    validation_windows: int = 256
-    final_validation_windows: int | None = None
-    validation_context: int | None = None
-    checkpoint_steps: int = 1000
+    steps: AtLeastOne = 50_000
+    seed: Seed = 0
+    validations: AtLeastOne = 20
+    validation_windows: AtLeastOne = 256
+    final_validation_windows: AtLeastOne | None = None
+    validation_context: AtLeastZero | None = None
+    checkpoint_steps: AtLeastOne = 1000
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak: str | None = None
-    peak_flops: float | None = None
+    peak_flops: AboveZero | None = None
     execution: Execution = field(default_factory=Execution)
 
 
@@ -219,20 +228,16 @@ def check_config(config: TrainConfig) -> None:
     """Refuse what no run could be trained with.
 
     Raises:
-        ValueError: if a number is out of range, or the device is not there.
+        TypeError: if a value is of another type than its field.
+        ValueError: if a value is out of range, or the device is not there.
 
     """
-    at_least_one = {
-        "steps": config.steps,
-        "batch_size": config.recipe.batch_size,
-        "validations": config.validations,
-        "validation_windows": config.validation_windows,
-        "final_validation_windows": final_windows(config),
-        "checkpoint_steps": config.checkpoint_steps,
-    }
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_fields(config)
+    context, prefix = config.validation_context, config.model.num_prefix
+    if context is not None and context < prefix:
+        raise ValueError(
+            f"validation_context must be model.num_prefix = {prefix} at least, got {context}"
+        )
     _check_shares(config, ALONE)
     _measure(config, choose_device(config.device), ALONE)
 
@@ -276,7 +281,9 @@ def open_corpus(config: TrainConfig) -> Corpus:
 
     """
     corpus = load_corpus(config.corpus, config.model.vocab_size)
-    corpus.require_windows(config.model.num_prefix, config.model.num_latents)
+    corpus.require_windows(
+        config.model.num_prefix, config.model.num_latents, config.validation_context
+    )
     return corpus
 
 

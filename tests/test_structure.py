@@ -1,8 +1,10 @@
-"""The packages of the project: who may import whom, and what an import may load."""
+"""The project as a whole: who may import whom, what an import may load, what pytest collects."""
 
 import ast
+import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,36 @@ def test_counting_loads_nothing_heavy(statement):
 
 def test_a_heavy_import_is_seen():
     assert loaded_by("import numpy") == {"numpy"}
+
+
+def collected(*arguments) -> list[str]:
+    """Ids of the tests that a fresh process collects, with a hash seed of its own."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONHASHSEED": "random"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return [line for line in run.stdout.splitlines() if "::" in line]
+
+
+def test_every_process_collects_the_same_tests():
+    """Workers that collect different tests stop the suite; an id with a time in it does that."""
+    first = collected()
+    assert len(first) > 1000
+    assert collected() == first  # seconds later, so that times differ, too
+
+
+def test_tests_that_differ_between_processes_are_seen(tmp_path):
+    source = """
+        import os, pytest
+
+        @pytest.mark.parametrize("drawn", [os.urandom(8)])
+        def test_drawn(drawn): ...
+    """
+    (tmp_path / "test_drawn.py").write_text(textwrap.dedent(source))
+    arguments = ("--rootdir", tmp_path, tmp_path)
+    assert collected(*arguments) != collected(*arguments)

@@ -69,7 +69,7 @@ def test_the_wheel_holds_only_flopcount(wheel):
 
 def test_no_extra_is_installed(alone, tmp_path):
     code = f"import importlib.util as u; print([m for m in {EXTRAS!r} if u.find_spec(m)])"
-    assert run(str(alone), "-c", code, cwd=tmp_path).strip() == "[]"
+    assert run(str(alone), "-I", "-c", code, cwd=tmp_path).strip() == "[]"
 
 
 def test_it_counts_arrays_and_prints(alone, tmp_path):
@@ -79,7 +79,7 @@ def test_it_counts_arrays_and_prints(alone, tmp_path):
         "num_heads=2); print(m.flops().total.tolist()); print(fc.compare(m))"
     )
     # 3·(24·n·16 + 2·4·n(n + 1)... at n = 3: 24·3·16 + 2·4·3·4 + 2·3·4·9 = 1152 + 96 + 216 = 1464.
-    assert str(3 * 1464) in run(str(alone), "-c", code, cwd=tmp_path)
+    assert str(3 * 1464) in run(str(alone), "-I", "-c", code, cwd=tmp_path)
 
 
 def test_the_command_line_works(alone, tmp_path):
@@ -100,7 +100,23 @@ def test_the_command_line_works(alone, tmp_path):
 )
 def test_a_missing_extra_is_named(alone, tmp_path, code, extra):
     done = subprocess.run(
-        [alone, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+        [alone, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 1
     assert f"pip install 'flopcount[{extra}]'" in done.stderr.splitlines()[-1]
+
+
+def test_the_named_command_installs_the_extra_and_looks_for_no_other_flopcount(alone, tmp_path):
+    command = [
+        alone,
+        "-I",
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--no-index",
+        "flopcount[symbolic]",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "Requirement already satisfied: flopcount[symbolic]" in done.stdout
+    assert "No matching distribution found for sympy" in done.stderr

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flopcount.cli import DecoderOptions, PerceiverAROptions, to_json
+from flopcount.extras import advice
+from flopcount.sizes import require_choice
+from flopcount.terminal import whole_numbers
 from validate import verification
-from validate.matrix import as_table, verdicts
+from validate.matrix import Verdict, as_table, verdicts
 
+Check = Callable[[], Verdict]
 MODELS = {"perceiver-ar": PerceiverAROptions, "decoder": DecoderOptions}
 
 
@@ -19,7 +26,7 @@ MODELS = {"perceiver-ar": PerceiverAROptions, "decoder": DecoderOptions}
 class Options:
     """Print the matrix formula × witness; exit with 1 on any difference."""
 
-    model: Literal["perceiver-ar", "decoder"] | None = None
+    model: Annotated[str | None, tyro.conf.arg(metavar="{perceiver-ar,decoder}")] = None
     """Check a configuration of your own; its sizes follow, as ``flopcount count`` takes them:
     ``--model perceiver-ar --num-channels 512 ...``."""
     quick: bool = False
@@ -43,8 +50,14 @@ def run(options: Options, sizes: list[str]) -> int:
         The exit status: 1 on any difference, or where a mutant survives.
     """
     own = None
-    if options.model:
-        own = tyro.cli(MODELS[options.model], prog="python -m validate --model", args=sizes).build()
+    if options.model is not None:
+        require_choice("model", options.model, MODELS)
+        own = tyro.cli(
+            MODELS[options.model],
+            prog="python -m validate --model",
+            args=sizes,
+            registry=whole_numbers(),
+        ).build()
     elif sizes:
         raise ValueError(f"{' '.join(sizes)}: expected options, or --model with its sizes")
     if options.write_docs:
@@ -55,20 +68,35 @@ def run(options: Options, sizes: list[str]) -> int:
         wrong = [v for v in recorded["verdicts"] if v["finding"] not in ("equal", "UNVERIFIED")]
         print(verification.DOCS / "verification.md", *survivors, *wrong, sep="\n")
         return 1 if survivors or wrong else 0
-    found = verdicts(options.quick, own)
+    found = verdicts(options.quick, own, _tracked)
     print(to_json([dataclasses.asdict(v) for v in found]) if options.json else as_table(found))
     return 0 if all(v.holds or v.unverified for v in found) else 1
+
+
+def _tracked(checks: list[Check]) -> Iterator[Check]:
+    """The checks one by one, and in a terminal a bar of how many are done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("checks"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        yield from progress.track(checks)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 2 and one line on standard error where the input is wrong."""
     try:
         options, sizes = tyro.cli(
-            Options, prog="python -m validate", args=arguments, return_unknown_args=True
+            Options,
+            prog="python -m validate",
+            args=arguments,
+            return_unknown_args=True,
+            registry=whole_numbers(),
         )
         return run(options, sizes)
     except (ValueError, TypeError, ImportError) as error:
-        print(f"validate: {error}", file=sys.stderr)
+        said = advice(error) if isinstance(error, ImportError) else error
+        print(f"validate: {said}", file=sys.stderr)
         return 2
 
 

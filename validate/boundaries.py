@@ -545,7 +545,8 @@ class Boundaries:
         if fit is fc.fit_optima:
             options |= dict(a=self.any_of(None, 0.5), b=self.any_of(None, 0.5))
         if fit is fc.fit_surface:
-            options["objective"] = self.any_of("variable-projection")
+            options["objective"] = self.any_of("variable-projection", "least-squares-log")
+            options["delta"] = self.any_of(None, 1e-3)
         self.ask_a_fit(fit(self.any_of(runs), **options))
 
     def ask_a_fit(self, fitted: Any) -> None:

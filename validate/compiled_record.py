@@ -354,7 +354,7 @@ def main(dtypes: tuple[str, ...] = DTYPES, again: bool = False, jobs: int | None
                 print(*(row[name] for name in COLUMNS[:-1]), flush=True)
     write(rows)
     for names in (DTYPES[:2], DTYPES[2:]):
-        print(table(HEADINGS, summary(rows, names), width=170))
+        print(table(HEADINGS, summary(rows, names)))
     return 1 if stale(rows, launches) or any(row["faults"] for row in rows) else 0
 
 

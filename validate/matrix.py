@@ -466,9 +466,19 @@ def unverified() -> list[Verdict]:
     return [Verdict(name, "", "nothing", None, "UNVERIFIED") for name in WITHOUT_WITNESS]
 
 
-def verdicts(quick: bool = False, own: Architecture | None = None) -> list[Verdict]:
-    """Every check's verdict, as :func:`runs` has them, then the formulas that have no witness."""
-    return [*map(timed, runs(quick, own)), *unverified()]
+def verdicts(
+    quick: bool = False,
+    own: Architecture | None = None,
+    track: Callable[[list[Callable[[], Verdict]]], Iterable[Callable[[], Verdict]]] = iter,
+) -> list[Verdict]:
+    """Every check's verdict, as :func:`runs` has them, then the formulas that have no witness.
+
+    Args:
+        quick: As of :func:`runs`.
+        own: As of :func:`runs`.
+        track: Hands on the checks one by one, such as to show how many are done.
+    """
+    return [*map(timed, track(runs(quick, own))), *unverified()]
 
 
 def as_table(found: list[Verdict]) -> str:
@@ -476,6 +486,4 @@ def as_table(found: list[Verdict]) -> str:
     cells = [
         [v.formula, v.witness or "none", v.covered, v.largest_difference, v.finding] for v in found
     ]
-    return table(
-        ["formula", "witness", "covered", "largest difference", "finding"], cells, width=150
-    )
+    return table(["formula", "witness", "covered", "largest difference", "finding"], cells, keys=2)

@@ -38,9 +38,6 @@ OFF_BUDGET = 1.1
 OFF_CENTRE = 0.25
 """A vertex in the outer quarters of the sampled range of log N is reported as off-centre."""
 
-DETERMINED = 2e-3, 4.9
-"""Exponents of a surface that are not near the bounds of its search."""
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Profile:
@@ -520,16 +517,12 @@ def _bias_of(runs: Runs, profiles: Sequence[Profile]) -> tuple[Bias | None, str]
     """The bias at the profiles' sizes on a surface fitted to the runs, or why there is none."""
     used = [profile for profile in profiles if profile.n_opt is not None]
     try:
-        surface = fit_surface(runs).surface
-    except (ImportError, ValueError) as error:
+        fit = fit_surface(runs)
+    except ValueError as error:
         return None, f"no bias: it takes a surface fitted to the same runs: {error}"
-    named = {"E": surface.e, "A": surface.a, "B": surface.b}
-    at_bound = [f"{name} = 0" for name, value in named.items() if value <= 0]
-    exponents = {"α": surface.alpha, "β": surface.beta}
-    low, high = DETERMINED
-    at_bound += [f"{n} = {value:.3g}" for n, value in exponents.items() if not low < value < high]
-    if at_bound:
-        return None, f"no bias: the surface is not determined: {', '.join(at_bound)}"
+    if fit.bounds:
+        return None, f"no bias: the surface is not determined: {', '.join(fit.bounds)}"
+    surface = fit.surface
     exact = [_noise_free(surface, profile.flops, profile.params) for profile in used]
     left_out = [f"{profile.flops:.4g}" for profile in exact if profile.n_opt is None]
     where = f"at {', '.join(left_out)} FLOPs that surface has no vertex between the sizes"

@@ -1,1 +1,8 @@
 """IsoFLOP studies: what a prefix buys at equal compute. ``python -m models.study --help``."""
+
+import sys
+
+from flopcount.terminal import prepare
+
+if sys.argv[0] == "-m":  # Python looks for the module that it is to run: this is a program.
+    prepare()

@@ -24,14 +24,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flopcount.terminal import Parser
 from models.data import CorpusConfig
 from models.results import read_table
 from models.study.design import STUDIES, every_size, plan
 from models.study.running import Clock, Schedule, calibrate, plan_text, run
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m models.study",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -36,8 +36,12 @@ def test_the_article_comes_out(experiment):
 @given(st.integers(1, 10**9), st.integers(1, 50), st.integers(1, 64))
 def test_steps_spend_the_budget_within_one_step(budget, width, batch_size):
     model = decoder(width)
-    (run,) = fc.isoflop_runs([model], [budget], batch_size)
     step = model.flops(batch_size=batch_size).total
+    if budget < step:
+        with pytest.raises(ValueError, match=f"budget = {budget}: expected at least one step"):
+            fc.isoflop_runs([model], [budget], batch_size)
+        return
+    (run,) = fc.isoflop_runs([model], [budget], batch_size)
     assert run.flops == run.steps * step
     assert run.flops - step < budget <= run.flops
     assert run.tokens * model.flops().total == budget * 3  # 3 latent tokens a sequence
@@ -246,6 +250,40 @@ def test_a_plan_is_plain_data_and_a_table():
     assert "predicted N_opt 9.57e+07" in str(planned)  # 0.144849 · 1e18^0.49
 
 
+def test_the_total_is_the_sum_of_all_runs():
+    priced = dict(flops_per_second=1e14, num_devices=2, price_per_device_hour=3.0)
+    planned = plan([1e18, 2e18], num_models=3, **priced, **SIZES)
+    runs = [entry.run for family in planned.families for entry in family.proposals]
+    flops = sum(run.flops for run in runs)
+    # Three runs of 1e18 and three of 2e18 FLOPs, and a little more in whole steps: 9e18 at two
+    # devices' 2e14 FLOP/s are 45,000 s = 12.5 h; two devices cost 6 an hour, 75 in all.
+    assert flops == pytest.approx(9e18, rel=1e-3)
+    assert planned.total == {
+        "runs": 6,
+        "flops": flops,
+        "seconds": pytest.approx(flops / 2e14),
+        "cost": pytest.approx(flops / 2e14 / 3600 * 6),
+    }
+    last = str(planned).splitlines()[-1]
+    assert last.startswith("in total: 6 runs, 9e+18 FLOPs, 12.5 hours one after the other, cost 75")
+    assert planned.to_dict()["total"] == planned.total
+    unpriced = str(plan([1e18], num_models=3, **SIZES)).splitlines()[-1]
+    assert unpriced == "in total: 3 runs, 3e+18 FLOPs"
+
+
+def test_runs_that_whole_steps_make_unequal_are_warned_of():
+    # 3.5 steps' FLOPs take 4 steps: 14.3 % more.
+    shapes = dict(vocab_size=5, num_latents=3, shapes=[(512, 9)])
+    model = fc.PerceiverAR(
+        vocab_size=5, num_latents=3, num_prefix=0, num_channels=512, num_layers=9
+    )
+    step = model.flops(batch_size=2).total
+    warnings = plan([3.5 * step], batch_size=2, **shapes).families[0].warnings
+    assert "whole steps spend up to 14.3% beyond the budget: take a smaller batch" in warnings
+    equal = plan([3000 * step], batch_size=2, **shapes).families[0].warnings
+    assert not any("whole steps" in warning for warning in equal)
+
+
 def test_every_way_of_counting_is_a_table():
     lines = plan([1e18], num_models=3, **SIZES).by_convention().splitlines()
     entry = plan([1e18], num_models=3, **SIZES).families[0].proposals[0]
@@ -281,9 +319,21 @@ def test_every_way_of_counting_is_a_table():
         (dict(head_dims=()), ValueError, "head_dims is empty"),
         (dict(aspect_ratios=(1e6, 1e7)), ValueError, "no shape among"),
         (dict(aspect_ratios=3), TypeError, "aspect_ratios = 3"),
-        (dict(price_per_device_hour=2.0), ValueError, "price_per_device_hour without"),
+        (
+            dict(price_per_device_hour=2.0),
+            ValueError,
+            "price_per_device_hour = 2.0 without flops_per_second",
+        ),
         (dict(corpus_tokens=1.5), TypeError, "corpus_tokens = 1.5"),
-        (dict(num_devices=0), ValueError, "num_devices = 0"),
+        (dict(num_devices=0, flops_per_second=1e14), ValueError, "num_devices = 0: expected"),
+        (dict(num_devices=2), ValueError, "num_devices = 2 without flops_per_second: it would"),
+        (dict(num_prefix=0), ValueError, "prefix_dropout = 0.5 without num_prefix: it would do"),
+        (dict(shapes=[(512, 9)], widths=(64, 128)), ValueError, "widths = .* beside shapes"),
+        (dict(shapes=[(512, 9)], head_dims=np.array([64])), ValueError, "head_dims = .* beside"),
+        (dict(shapes=[(512, 9)], reach=2), ValueError, "reach = 2 beside shapes"),
+        (dict(shapes=[(512, 9)], num_models=3), ValueError, "num_models = 3 beside shapes"),
+        (dict(budgets=[1]), ValueError, "budget = 1: expected at least one step's FLOPs"),
+        (dict(budgets=[1e18, 1e3]), ValueError, "budget = 1000.0: expected at least one step"),
         (dict(part="cross"), ValueError, "part = 'cross'"),
         (dict(convention="6n"), ValueError, "does not cover"),
     ],

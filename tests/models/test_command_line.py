@@ -127,6 +127,12 @@ def test_a_sweep_is_trained_and_reported(run, corpus, tmp_path):
             2,
             "seeds must be given, each once",
         ),
+        (["plan", "demo", "--model.num-channels", "64"], 2, "num_channels does nothing in a sweep"),
+        (
+            ["sweep", "x", "demo", "--model.num-layers", "3"],
+            2,
+            "num_layers does nothing in a sweep",
+        ),
         (["kill-test", "x", "--kills", "0"], 2, "kills must be at least 1, got 0"),
     ],
 )
@@ -143,7 +149,9 @@ def test_wrong_input_is_one_line(run, tmp_path, monkeypatch, arguments, status, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of"),
+        ([], "error: expected one of train, resume, report, kill-test, generate, plan, sweep"),
+        (["trian", "x", "--steps", "3"], "error: 'trian' is no command: did you mean 'train'?"),
+        (["plan", "demoo"], "error: plan: 'demoo' is no command: did you mean 'demo'?"),
         (["train"], "Missing"),
         (["train", "x", "--steps", "many"], "Error parsing --steps"),
         (["train", "x", "--nosuch", "3"], "Unrecognized options: --nosuch"),
@@ -154,6 +162,29 @@ def test_a_wrong_command_is_explained(run, arguments, message):
     assert code == 2
     assert message in error
     assert "Traceback" not in error
+
+
+def test_every_command_is_known(run):
+    _, out, _ = run("--help")
+    usage = re.search(r"{([\w,-]+)}", out)[1].split(",")
+    assert set(usage) == set(command_line._COMMANDS)
+    _, out, _ = run("plan", "--help")
+    assert re.search(r"{([\w,-]+)}", out)[1].split(",") == list(command_line._COMMANDS["plan"])
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_tables_fit_the_terminal(run, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, _ = run("plan", "demo")
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= width
+
+
+def test_integers_are_written_as_budgets_are(run):
+    sizes = ["--shapes", "512", "8", "--model.vocab-size"]
+    plans = [run("plan", "custom", "--budgets", "1e18", *sizes, size) for size in ("32e3", "32000")]
+    assert plans[0][0] == 0
+    assert plans[0] == plans[1]
 
 
 def test_work_that_fails_has_another_status(run, corpus, tmp_path):

@@ -1,6 +1,7 @@
 """Data: the corpus and its cache, windows and targets."""
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import shutil
@@ -179,6 +180,26 @@ def test_training_and_validation_share_no_document(texts, held_out):
     assert not shared_documents(corpus)
 
 
+def test_documents_that_differ_in_line_ends_and_marks_are_the_same(tmp_path):
+    """Each of ten books in four files: as it is, from Windows, with a mark, and as JSON."""
+    for index in range(10):
+        book = f"book {index}\nline two\n\nline four\n" * (index + 1)
+        (tmp_path / f"{index}.txt").write_bytes(book.encode())
+        (tmp_path / f"a{index}.txt").write_bytes(book.replace("\n", "\r\n").encode())
+        (tmp_path / f"z{index}.TXT").write_bytes(("\ufeff" + book).encode())
+        row = {"text": "\ufeff" + book.replace("\n", "\r\n")}
+        (tmp_path / f"m{index}.json").write_text(json.dumps(row))
+    everything = config(tmp_path, "*.txt", "*.TXT", "*.json", held_out=0.5)
+    corpus = load_corpus(everything)
+    assert (corpus.train_documents, corpus.validation_documents) == (5, 5)
+    assert not shared_documents(corpus)
+    assert corpus.digest == load_corpus(config(tmp_path, "?.txt", held_out=0.5)).digest
+    held_out = (str(tmp_path / "a[0-3].txt"), str(tmp_path / "z[2-5].TXT"))
+    apart = load_corpus(dataclasses.replace(everything, validation_files=held_out))
+    assert (apart.train_documents, apart.validation_documents) == (4, 6)
+    assert not shared_documents(apart)
+
+
 def test_a_document_in_both_parts_would_be_seen(texts, monkeypatch):
     """The twin: training keeps the documents that are held out."""
     split = data._split
@@ -300,10 +321,10 @@ def test_bad_corpora_are_named(texts, files, changes, message):
 
 
 def test_an_empty_corpus_is_named(texts):
-    for name in ("a.empty", "b.empty"):
+    for name in ("a-empty.txt", "b-empty.txt"):
         (texts / name).touch()
     with pytest.raises(ValueError, match=r"must hold two different documents at least, .* got 0"):
-        load_corpus(config(texts, "*.empty"))
+        load_corpus(config(texts, "*-empty.txt"))
 
 
 def test_validation_that_is_all_of_the_text_leaves_nothing(texts):

@@ -67,6 +67,7 @@ def test_a_line_without_text_is_named(tmp_path, line):
         ("other.gz", b"no gzip at all"),
         ("flipped.gz", gzip.compress(b"x" * 999)[:-6] + b"abcdef"),
     ],
+    ids=["cut.xz", "cut.gz", "cut.bz2", "other.xz", "other.gz", "flipped.gz"],
 )
 def test_a_broken_file_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -74,21 +75,109 @@ def test_a_broken_file_is_named(tmp_path, name, content):
         read(tmp_path, name)
 
 
-def test_what_is_not_text_is_named(tmp_path):
-    (tmp_path / "wide.txt").write_bytes("wide".encode("utf-16"))
-    with pytest.raises(ValueError, match=r"must be UTF-8 text, got a NUL byte in .*wide\.txt"):
+@pytest.mark.parametrize(
+    "name", ["a.JSONL", "a.ndjson", "a.json", "a.Json.GZ", "a.jsonl.xz", "a.ndjson.bz2"]
+)
+def test_a_suffix_means_json_lines_in_any_case_and_compressed(tmp_path, name):
+    content = b'{"text": "one"}\n{"text": "two"}\n'
+    compress = {"Z": gzip.compress, "z": lzma.compress, "2": bz2.compress}.get(name[-1], bytes)
+    (tmp_path / name).write_bytes(compress(content))
+    assert read(tmp_path, "*") == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("name", ["a", "a.TXT", "a.text", "a.md", "a.rst", "v1.2.tex", "a.py.GZ"])
+def test_a_suffix_means_text(tmp_path, name):
+    content = b'{"text": "one"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
+    assert read(tmp_path, "*") == [content]
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("a.csv", ".csv"),
+        ("a.csv.gz", ".csv"),
+        ("a.parquet", ".parquet"),
+        ("a.jsonl.zst", ".zst"),
+        ("a.zip", ".zip"),
+        ("pages.html", ".html"),
+        ("vol.1", ".1"),
+    ],
+)
+def test_a_suffix_of_unknown_meaning_is_named_before_anything_is_read(tmp_path, name, suffix):
+    (tmp_path / name).write_bytes(b"text")
+    with pytest.raises(ValueError, match=rf"{name}: a file must be text .*, got '\{suffix}'"):
+        file_source((str(tmp_path / "*"),))
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+@pytest.mark.parametrize(
+    ("name", "content", "byte", "offset"),
+    [
+        ("wide.txt", "wide".encode("utf-16-le"), "00", 1),
+        ("mark.txt", "wide".encode("utf-16"), "ff", 0),
+        # "naïve" is 6 bytes in UTF-8 and 5 in Latin-1: 7 with the line's end, then 2 more.
+        ("latin.txt", "naïve\n".encode() + "naïve\n".encode("latin-1"), "ef", 9),
+        ("cut.txt", "naï".encode()[:-1], "c3", 2),
+        ("half.txt", b"a\n\xed\xa0\x80\n", "ed", 2),  # half a surrogate pair
+        ("rows.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', "e9", 24),
+        ("a.txt.gz", gzip.compress(b"a\n\xff", mtime=0), "ff", 2),
+    ],
+    ids=["wide.txt", "mark.txt", "latin.txt", "cut.txt", "half.txt", "rows.jsonl", "a.txt.gz"],
+)
+def test_bytes_that_are_not_utf8_are_named_with_their_offset(
+    tmp_path, monkeypatch, chunk, name, content, byte, offset
+):
+    monkeypatch.setattr(documents, "_CHUNK", chunk)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} must be UTF-8 .* 0x{byte} at offset {offset}$"):
         read(tmp_path, "*")
+
+
+def test_half_a_surrogate_pair_in_json_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "ab\\ud800c"}\n')
+    with pytest.raises(ValueError, match=r"line 2: text must be .*'\\ud800', at character 2"):
+        read(tmp_path, "*")
+
+
+PLAIN = "one\n\ngoes on\n\n\n\ntwo ∑\n\n\n\n\nthree\n"
+WRITTEN = {
+    "unix": PLAIN,
+    "windows": PLAIN.replace("\n", "\r\n"),
+    "macintosh": PLAIN.replace("\n", "\r"),
+    "mixed": PLAIN.replace("\n", "\r\n", 5),
+    "mark": "\ufeff" + PLAIN,
+    "marks": "\ufeff" + PLAIN.replace("two", "\ufefftwo").replace("\n", "\r\n"),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 1 << 20])
+@pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
+def test_line_ends_and_marks_make_no_difference(tmp_path, monkeypatch, chunk, written):
+    monkeypatch.setattr(documents, "_CHUNK", chunk)
+    (tmp_path / "a.txt").write_bytes(written.encode())
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": written}) + "\r\n", newline="")
+    assert read(tmp_path, "*") == [PLAIN.encode()] * 2
+    assert read(tmp_path, "a.txt", blank_lines=3) == [
+        b"one\n\ngoes on",
+        "two ∑".encode(),
+        b"three",
+    ]
+
+
+def test_blanks_in_blank_lines_part_documents_too(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\n \n\t\n  \ntwo\r\n \r\n\r\n \t\r\n  three \n \n\nmore")
+    assert read(tmp_path, "*", blank_lines=3) == [b"one", b"two", b"  three \n \n\nmore"]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 1 << 20])
 def test_blank_lines_part_a_text_wherever_its_chunks_end(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(documents, "_CHUNK", chunk)
     text = b"\n\n\n\none\n\n\ngoes on\n\n\n\ntwo\n\n\n\n\n\n\nthree\n\n"
-    (tmp_path / "text.txt").write_bytes(text)
-    expected = [b"one\n\n\ngoes on", b"two", b"three\n\n"]
-    assert read(tmp_path, "*", blank_lines=3) == expected
-    (tmp_path / "text.txt").write_bytes(text + b"\n\n")
-    assert read(tmp_path, "*", blank_lines=3) == [*expected[:2], b"three"]
+    expected = [b"one\n\n\ngoes on", b"two", b"three"]
+    for content in (text, text + b"\n\n", text[3:]):
+        (tmp_path / "text.txt").write_bytes(content)
+        assert read(tmp_path, "*", blank_lines=3) == expected
     (tmp_path / "text.txt").write_bytes(b"\n\n\n\n\n")
     assert read(tmp_path, "*", blank_lines=3) == []
 
@@ -100,7 +189,7 @@ def test_large_files_are_read_in_bounded_memory(tmp_path):
     line = b"x" * 63 + b"\n"
     with lzma.open(tmp_path / "books.xz", "wb", preset=0) as file:
         for _ in range(64):
-            file.write(line * (1 << 14) + b"\n\n\n")
+            file.write(line * (1 << 14) + b" \r\n\r\n\n")
     code = (
         "import sys, resource\n"
         "sys.path.insert(0, sys.argv[3])\n"  # the module alone: models loads torch

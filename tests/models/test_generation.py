@@ -144,6 +144,12 @@ def test_no_new_token_returns_the_prompt():
         ({"temperature": -1.0}, ValueError, "temperature must be at least 0, got -1.0"),
         ({"temperature": float("nan")}, ValueError, "temperature must be at least 0, got nan"),
         ({"top_k": 0}, ValueError, "top_k must be from 1 to 13, got 0"),
+        (
+            {"seed": 2**64},
+            ValueError,
+            r"seed must be from 0 to 2\^64 - 1, got 18446744073709551616",
+        ),
+        ({"top_k": 3}, ValueError, "top_k must be None at temperature 0, got 3"),
     ],
 )
 def test_bad_arguments_are_named(changes, error, message):

@@ -107,6 +107,8 @@ def test_a_kill_during_a_write_is_told_from_others(killed, tmp_path):
     [
         ({"kills": 0}, "kills must be at least 1, got 0"),
         ({"sweep_share": 1.5}, "sweep_share must be from 0 to 1, got 1.5"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"seed": -1}, r"seed must be from 0 to 2\^64 - 1, got -1"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, arguments, message):

@@ -108,7 +108,8 @@ def test_a_need_that_no_node_meets_is_named(config, tmp_path, cluster):
     ("changes", "message"),
     [
         ({"cpus_per_run": 0}, "cpus_per_run must be at least 1, got 0"),
-        ({"gpus_per_run": -1}, "gpus_per_run must be at least 0, got -1"),
+        ({"gpus_per_run": -1}, "gpus_per_run must be a finite number, at least 0, got -1"),
+        ({"workers": 2}, "workers does nothing with cluster ray, got 2"),
         ({"cluster": "slurm"}, "cluster must be local or ray, got 'slurm'"),
     ],
 )
@@ -119,7 +120,7 @@ def test_bad_needs_are_named(config, tmp_path, changes, message):
 
 def test_without_ray_the_extra_is_named(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"this needs ray, .* pip install 'flopcount\[ray\]'"):
+    with pytest.raises(ImportError, match=r"this needs ray, .* pip install '\.\[ray\]'"):
         run_sweep(config, tmp_path / "sweep", quiet=True)
 
 

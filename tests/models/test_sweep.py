@@ -55,7 +55,10 @@ def test_sweep_trains_every_run_as_if_alone(config, whole, tmp_path):
     assert [row["run"] for row in rows] == [run.name for run in runs]
     alone = train(runs[1].config, tmp_path / "alone")[-1]
     (beside,) = without_time([{k: v for k, v in rows[1].items() if k in alone}])
-    assert [beside] == without_time([alone])
+    assert [beside] == without_time([alone | {"learning_rate": 1e-2}])  # the peak, not the last
+    for row in rows:
+        assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"])
+        assert row["flops_per_second"] == pytest.approx(row["flops"] / row["seconds"])
     with (folder / "runs.csv").open() as file:
         assert [row["run"] for row in csv.DictReader(file)] == [run.name for run in runs]
     assert read_config(SweepConfig, folder) == config
@@ -123,12 +126,17 @@ def alone(config):
     return dataclasses.replace(config, budgets=(2e7,), shapes=((4, 1),))
 
 
-def test_a_run_that_dies_often_but_gets_on_is_finished(alone, tmp_path):
-    """Four deaths, each one checkpoint of five steps further."""
+def test_a_run_that_dies_often_but_gets_on_is_finished(alone, tmp_path, capsys):
+    """Four deaths, each one checkpoint of five steps further, and each said in a line."""
     (run,) = plan_runs(alone)
     whole = train(run.config, tmp_path / "whole")
     die = DieAt(tmp_path, run.name, (7, 12, 17, 22), once=True)
-    (row,) = run_sweep(alone, tmp_path / "dying", quiet=True, on_step=die)
+    (row,) = run_sweep(alone, tmp_path / "dying", on_step=die)
+    said = [line for line in capsys.readouterr().out.splitlines() if "died" in line]
+    assert said == [
+        f"{run.name}: its process died and is started again after step {step}"
+        for step in (5, 10, 15, 20)
+    ]
     assert len(list(tmp_path.glob("died-at-*"))) == 4
     assert row["validation_loss"] == whole[-1]["validation_loss"]
 
@@ -179,7 +187,7 @@ def test_a_folder_holds_one_sweep_and_one_process(config, tmp_path):
         pytest.raises(RuntimeError, match="another process is running the sweep in"),
     ):
         run_sweep(config, folder, quiet=True)
-    small = dataclasses.replace(config, budgets=(1e6,), shapes=((4, 1),))
+    small = dataclasses.replace(config, budgets=(2e6,), shapes=((4, 1),))
     run_sweep(small, folder, quiet=True)
     with pytest.raises(ValueError, match="made with another configuration"):
         run_sweep(config, folder, quiet=True)
@@ -188,6 +196,19 @@ def test_a_folder_holds_one_sweep_and_one_process(config, tmp_path):
 def test_no_workers_are_named(config):
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         plan_runs(dataclasses.replace(config, workers=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cpus_per_run": 2}, "cpus_per_run does nothing with cluster local, got 2"),
+        ({"gpus_per_run": 0.5}, "gpus_per_run does nothing with cluster local, got 0.5"),
+        ({"budgets": (1.0,)}, "budget = 1.0: expected at least one step's FLOPs"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan_runs(dataclasses.replace(config, **changes))
 
 
 @pytest.mark.parametrize("name", ["budgets", "shapes", "seeds"])

@@ -81,6 +81,39 @@ def test_the_command_prints_the_matrix(capsys):
     assert {entry["largest_difference"] for entry in found} == {0, None}
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_matrix_fits_its_terminal(monkeypatch, width):
+    covered = "all sizes, L = 1 to 12: 1,026 products"
+    found = [
+        matrix.Verdict(*matrix.proof_names(step), covered, 0, "equal")
+        for step in matrix.proof.STEPS
+    ] + [
+        matrix.Verdict(check.formula, check.witness, "1,014 configurations", 10**15, "equal")
+        for check in (*matrix.CHECKS, *matrix.STANDALONE)
+    ]
+
+    def words():
+        return set(matrix.as_table(found + matrix.unverified()).replace("─", " ").split())
+
+    monkeypatch.setenv("COLUMNS", "100000")
+    whole = words()
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert max(map(len, matrix.as_table(found).splitlines())) <= width
+    assert words() == whole
+
+
+def test_progress_is_shown_in_a_terminal_alone(capsys, monkeypatch):
+    assert main(OWN) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(OWN) == 0
+    shown = capsys.readouterr()
+    assert f"0/{len(matrix.CHECKS)}" in shown.err
+    assert f"{len(matrix.CHECKS)}/{len(matrix.CHECKS)}" in shown.err
+    assert "checks" not in shown.out
+
+
 def planted(function, **changes):
     """``function`` with a product of its result changed."""
 
@@ -226,3 +259,9 @@ def test_proofs_stand_in_the_matrix(monkeypatch):
 def test_bad_input_is_one_line(capsys):
     assert main([*OWN, "--num-heads", "4"]) == 2
     assert "not divisible" in capsys.readouterr().err
+    assert main(["--model", "decodr"]) == 2
+    assert capsys.readouterr().err == (
+        "validate: model = 'decodr': expected one of 'perceiver-ar', 'decoder'\n"
+    )
+    assert main(["--qick"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -46,7 +46,7 @@ def load(module: str, extra: str) -> Any:
 def advice(error: ImportError) -> str:
     """What an import error says; for a package that the project names, what installs it.
 
-    A program of the checkout's rooms needs most of what the extra ``lab`` installs: it is named at
+    A program of the checkout's packages needs most of what the extra ``lab`` installs: it is named at
     once, in place of one package after the other.
     """
     package = (error.name or "").partition(".")[0]
@@ -54,10 +54,10 @@ def advice(error: ImportError) -> str:
         return str(error)
     extra = _EXTRAS.get(package, "")
     program = Path(sys.argv[0]).resolve()
-    rooms = (_CHECKOUT / room for room in ("models", "validate", "benchmarks"))
-    in_room = any(program.is_relative_to(room) for room in rooms)
+    folders = (_CHECKOUT / name for name in ("models", "validate", "benchmarks"))
+    in_checkout = any(program.is_relative_to(folder) for folder in folders)
     return _missing(
-        package, "lab" if in_room and extra in ("", "symbolic", "fit", "plot") else extra
+        package, "lab" if in_checkout and extra in ("", "symbolic", "fit", "plot") else extra
     )
 
 

@@ -205,7 +205,7 @@ class _Column:
 
 @dataclasses.dataclass(frozen=True)
 class _Space:
-    """How much room a table takes.
+    """How much space a table takes.
 
     Attributes:
         between: Blanks between two columns.
@@ -243,8 +243,8 @@ def _rendered(part: Sequence[_Column], width: int, space: _Space, has_footer: bo
     from rich.table import Table
 
     least, widths = map(list, zip(*(column.widths(space.unbroken) for column in part), strict=True))
-    room = width + 1 - space.between * len(part)
-    while sum(widths) > room:
+    available = width + 1 - space.between * len(part)
+    while sum(widths) > available:
         wide = [index for index in range(len(part)) if widths[index] > least[index]]
         if not wide:  # Not even a word a line fits: rich breaks what it must.
             break

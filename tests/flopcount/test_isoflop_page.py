@@ -99,7 +99,12 @@ def test_a_sweep_comes_to_the_plans_steps(capsys):
     assert set(steps) <= {run["steps"] for run in planned}
     [words] = commands("python -m models plan")
     result = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for run in planned:
         if run["steps"] in steps:

@@ -46,7 +46,7 @@ def load(module: str, extra: str) -> Any:
 def advice(error: ImportError) -> str:
     """What an import error says; for a package that the project names, what installs it.
 
-    A program of the checkout's packages needs most of what the extra ``lab`` installs: it is named at
+    A program of the checkout needs most of what the extra ``lab`` installs: it is named at
     once, in place of one package after the other.
     """
     package = (error.name or "").partition(".")[0]

@@ -1,9 +1,12 @@
-"""Where there is no GPU, kernels run in Triton's interpreter: set before anything imports it."""
+"""What holds for all tests: where there is no GPU, kernels run in Triton's interpreter."""
 
 import os
 
 import pytest
 import torch
+
+# Printed examples are as wide as in a file, whatever terminal the tests run in.
+os.environ["COLUMNS"] = "110"
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

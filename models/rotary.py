@@ -47,8 +47,8 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
         The rotated tensor, (B, S, H, C), in x's dtype.
     """
     num_rotated = 2 * angles.shape[-1]
-    cos = angles.cos().to(x.dtype)[:, :, None]  # (B, S, 1, P)
-    sin = angles.sin().to(x.dtype)[:, :, None]
+    angles = angles.to(torch.promote_types(angles.dtype, x.dtype))[:, :, None]  # (B, S, 1, P)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a = x[..., 0:num_rotated:2]  # (B, S, H, P)
     b = x[..., 1:num_rotated:2]
     turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)

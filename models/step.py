@@ -57,12 +57,26 @@ class Execution:
     def resolve_attention(self, device: torch.device) -> str:
         """Give the attention that runs on a device, a key of :data:`models.blocks.ATTENTION`.
 
+        Raises:
+            ValueError: if the kernels are asked for and cannot run there in this dtype.
+
         Example:
             >>> [Execution().resolve_attention(torch.device(name)) for name in ("cpu", "cuda")]
             ['reference', 'fused']
         """
         if self.attention == "auto":
             return "fused" if device.type == "cuda" else "reference"
+        if self.attention == "fused":
+            from kernels.attention.launches import unsupported
+
+            dtype = self.resolve_dtype(device)
+            if reason := unsupported(
+                device, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+            ):
+                raise ValueError(
+                    f"attention 'fused' cannot run in {dtype} on {device}: {reason}, "
+                    "or attention 'reference'"
+                )
         return self.attention
 
     def resolve_dtype(self, device: torch.device) -> Literal["fp32", "bf16"]:

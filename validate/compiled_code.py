@@ -294,8 +294,8 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
             for pairs in (launch.head_dim // 4, launch.head_dim // 2):  # half of a head, and all
                 table = torch.empty(1, launch.prefix + QUERIES, pairs, 2)
                 prepare = preparation.launch_preparation
-                prepare(plain_q, plain_k, None, table, 0.1, width, False)
-                prepare(q, k, None, table, 0.1, launch.head_dim, True)
+                prepare(plain_q, plain_k, None, table, width, False)
+                prepare(q, k, None, table, launch.head_dim, True)
     return [_read(launch, *kernel) for kernel in found]
 
 

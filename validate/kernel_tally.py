@@ -18,8 +18,7 @@ import torch
 import triton
 
 import flopcount as fc
-from kernels.attention.attention import INTERPRETED
-from kernels.attention.launches import launch_backward, launch_forward
+from kernels.attention.launches import INTERPRETED, launch_backward, launch_forward
 from kernels.attention.tilings import tuned_tilings
 from models.throughput import tiling_of
 from validate.processes import triton_processes

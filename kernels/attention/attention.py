@@ -1,8 +1,14 @@
 """Causal and prefix attention as PyTorch functions, differentiable, on the fused kernels.
 
 Letters as in the kernels: B batch, N queries, K prefix positions, S = K + N keys, H query heads,
-G key-value heads, C channels of a head. The kernels run on CUDA tensors, and on CPU tensors where
-``TRITON_INTERPRET=1`` was set before Triton was imported.
+G key-value heads, C channels of a head. The kernels run on CUDA tensors, and on CPU tensors in fp32
+and fp16 where ``TRITON_INTERPRET=1`` was set before Triton was imported;
+:func:`kernels.attention.launches.unsupported` says what they refuse, and why.
+
+Scores may be −inf: such a key has no weight, and a query all of whose keys are such is not a
+number, in the output and in the gradients of what it admits. Where heads are read in place
+(:mod:`kernels.attention.launches`), a neighbour's channels are multiplied by zeros: if any is
+infinite or not a number, so is the head.
 """
 
 from __future__ import annotations
@@ -10,16 +16,14 @@ from __future__ import annotations
 import numbers
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.attention.launches import TILE_ROWS, within_reach
+from kernels.attention.launches import TILE_ROWS, unsupported, within_reach
 from kernels.attention.operators import attention, prepare
 from kernels.attention.tilings import MAX_HEAD_DIM, WIDEST_IN_PLACE, padded_head_dim
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-INTERPRETED = triton.knobs.runtime.interpret
 # The kernels take the scale in fp32, and it must stay positive there.
 SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
@@ -49,7 +53,8 @@ def causal_attention(
     Raises:
         TypeError: if a dtype is none of fp32, fp16 and bf16, dtypes differ, or the scale is no
             number.
-        ValueError: if shapes or devices do not fit, or no kernel can run on the device.
+        ValueError: if shapes or devices do not fit, or no kernel can run on the device in the
+            dtype, autocast's where it is enabled.
     """
     q, k, v = _accepted(q=q, k=k, v=v)
     if k.shape[1] != q.shape[1]:
@@ -93,7 +98,7 @@ def prefix_attention(
         TypeError: if a dtype is none of fp32, fp16 and bf16, dtypes differ, or the scale is no
             number.
         ValueError: if shapes or devices do not fit, there are fewer keys than queries, or no
-            kernel can run on the device.
+            kernel can run on the device in the dtype, autocast's where it is enabled.
     """
     q, k, v = _accepted(q=q, k=k, v=v)
     if (prefix_k is None) != (prefix_v is None):
@@ -120,7 +125,7 @@ def _attend(
     scale: float | None,
     angles: Tensor | None,
 ) -> Tensor:
-    """Turn, scale and pad in one pass where there is something to turn or to pad; then attend.
+    """Turn and pad in one pass where there is something to turn or to pad; then attend.
 
     What is not read in place is padded: wide heads, unless their width is a multiple of 16.
     """
@@ -140,9 +145,8 @@ def _attend(
     if wide and table is None:
         table = q.new_empty(1, num_positions, 0, 2, dtype=torch.float32)
     if table is not None:
-        q, k, *prefix = prepare(q, k, prefix_k, table, scale, stored, False)
+        q, k, *prefix = prepare(q, k, prefix_k, table, stored, False)
         prefix_k = prefix[0] if prefix else None
-        scale = 1.0
     if wide:
         v, prefix_v = (
             None if x is None else functional.pad(x, (0, stored - head_dim)) for x in (v, prefix_v)
@@ -171,7 +175,8 @@ def _table(angles: Tensor, q: Tensor, num_positions: int) -> Tensor | None:
         raise ValueError("angles must not require gradients: none are computed for them")
     if angles.shape[2] == 0:
         return None
-    return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
+    wide = angles.to(torch.promote_types(angles.dtype, torch.float32))
+    return torch.stack((wide.cos(), wide.sin()), dim=-1).float()
 
 
 def _described(x: object) -> str:
@@ -229,9 +234,7 @@ def _accepted(**operands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         )
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(f"{names[1]}'s heads must divide q's {q.shape[2]} heads, got {k.shape[2]}")
-    if q.device.type not in ("cuda", "meta") and not INTERPRETED:
-        raise ValueError(
-            f"q is on {q.device}: the kernels run on CUDA, or on the CPU with TRITON_INTERPRET=1 "
-            "set before the first import"
-        )
+    if reason := unsupported(q.device, q.dtype):
+        cast = "" if q.dtype == operands["q"].dtype else ", by autocast"
+        raise ValueError(f"q is {q.dtype} on {q.device}{cast}: {reason}")
     return q, k, v

@@ -35,7 +35,7 @@ def declare_row_products(grid, metadata, args):
     return {
         "name": metadata.name,
         "flops32": 2 * rows * args["HEAD_DIM"],
-        "bytes": rows * (2 * args["HEAD_DIM"] * args["out"].element_size() + 4),
+        "bytes": rows * (2 * args["HEAD_DIM"] * args["out"].element_size() + 8),
     }
 
 
@@ -74,6 +74,7 @@ def declare_query_gradient(grid, metadata, args):
 def row_products(
     out,
     grad_out,
+    lse,
     delta,
     out_strides,
     grad_out_strides,
@@ -86,7 +87,11 @@ def row_products(
     UNIT: tl.constexpr,
     ALIKE: tl.constexpr,
 ):
-    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, N) in fp32. No products."""
+    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, N) in fp32. No products.
+
+    It is 0 where the log-sum-exp, (B, H, N), is −inf: a row without a finite score is not a number
+    by its weights, and must leave alone the keys that are hidden from it in a tile that it visits.
+    """
     num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
     first = tl.program_id(0) % num_blocks * BLOCK_QUERIES
     head = tl.program_id(0) // num_blocks
@@ -130,8 +135,10 @@ def row_products(
     for i in tl.static_range(len(PARTS)):
         total += tl.sum(out_tile[i].to(tl.float32) * grad_tile[i].to(tl.float32), 1)
     queries = first + tl.arange(0, BLOCK_QUERIES)
-    delta += (b * num_heads + h) * num_latents
-    tl.store(delta + queries, total, mask=queries < num_latents)
+    rows = (b * num_heads + h) * num_latents + queries
+    row_lse = tl.load(lse + rows, mask=queries < num_latents, other=0.0)
+    total = tl.where(row_lse == float("-inf"), 0.0, total)
+    tl.store(delta + rows, total, mask=queries < num_latents)
 
 
 @triton.jit
@@ -179,10 +186,12 @@ def add_key_value_tiles(
             PARTS,
             Q_UNIT,
             False,
+            True,
         )
         queries = start + tl.arange(0, BLOCK_QUERIES)
         rows = h * num_latents + queries
-        # Beyond the last query the log-sum-exp is infinite, so the weights are zero.
+        # Beyond the last query the log-sum-exp is infinite, so the weights are zero. The last query
+        # is repeated there: zeros would make a key of −inf a score that is not a number.
         row_lse = tl.load(lse + rows, mask=queries < num_latents, other=float("inf"))
         scores = product_over_channels(k, q_tile) * scale_log2
         weights = tl.exp2(scores - (row_lse * LOG2_E)[None, :])

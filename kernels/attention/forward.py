@@ -44,6 +44,9 @@ def launch_sizes(args):
     return batch, n * k + n * (n + 1) // 2, elements, args["q"].element_size()
 
 
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # the least finite fp32
+
+
 @triton.jit
 def attend_tiles(
     accumulator,
@@ -89,7 +92,6 @@ def attend_tiles(
         if MASK == "causal":
             scores = tl.where(queries[:, None] >= keys[None, :], scores, float("-inf"))
         # Scaling the maximum, not each score, leaves one multiply-add per score before its exp2.
-        # Every row has met an admitted key by its first tile, so the maximum is finite here.
         new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
         weights = tl.exp2(scores * scale_log2 - new_max[:, None])
         correction = tl.exp2(row_max - new_max)
@@ -186,7 +188,8 @@ def attention_forward(
         Q_ALIKE,
     )
     accumulator = zero_rows(BLOCK_QUERIES, PARTS)
-    row_max = tl.full((BLOCK_QUERIES,), float("-inf"), tl.float32)
+    # Finite, so that a row which has met scores of −inf alone has weights of 0 so far.
+    row_max = tl.full((BLOCK_QUERIES,), LOWEST, tl.float32)
     row_sum = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
     scale_log2 = scale * LOG2_E
 

@@ -35,7 +35,35 @@ from kernels.attention.tilings import (
     shipped_tiling,
 )
 
+INTERPRETED = triton.knobs.runtime.interpret
 TILE_ROWS = 256  # of no kernel a tile has more rows, or more channels
+
+
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot be right on a device in a dtype; None where they are.
+
+    Example:
+        >>> unsupported(torch.device("cuda"), torch.float16) is None
+        True
+    """
+    if device.type == "meta":
+        return None
+    if INTERPRETED and dtype == torch.bfloat16:
+        return (
+            "Triton's interpreter multiplies the raw bits of bf16; "
+            "take fp32 or fp16, or a GPU without TRITON_INTERPRET"
+        )
+    if device.type != "cuda" and not INTERPRETED:
+        return (
+            "the kernels run on CUDA, or in fp32 and fp16 on the CPU with TRITON_INTERPRET=1 set "
+            "before the first import"
+        )
+    return None
+
+
+def _refuse_in_interpreter(x: Tensor) -> None:
+    if INTERPRETED and (reason := unsupported(x.device, x.dtype)):
+        raise ValueError(f"operands are {x.dtype} on {x.device}: {reason}")
 
 
 def within_reach(x: Tensor) -> bool:
@@ -153,7 +181,11 @@ def launch_forward(
 
     Returns:
         The output, (B, N, H, C), and its log-sum-exp, (B, H, N) in fp32.
+
+    Raises:
+        ValueError: if Triton interprets and cannot do so in q's dtype.
     """
+    _refuse_in_interpreter(q)
     batch, num_latents, num_heads, _ = q.shape
     out = q.new_empty(batch, num_latents, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, num_latents, dtype=torch.float32)
@@ -213,7 +245,11 @@ def launch_backward(
 
     Returns:
         Contiguous gradients of q, k, v and, where they are given apart, prefix_k and prefix_v.
+
+    Raises:
+        ValueError: if Triton interprets and cannot do so in q's dtype.
     """
+    _refuse_in_interpreter(q)
     if not within_reach(grad_out):
         grad_out = grad_out.contiguous()
     batch, num_latents, num_heads, head_dim = grad_out.shape
@@ -232,6 +268,7 @@ def launch_backward(
     row_products[(triton.cdiv(num_latents, ROW_BLOCK) * batch * num_heads,)](
         out,
         grad_out,
+        lse,
         delta,
         out.stride(),
         grad_out.stride(),

@@ -36,8 +36,8 @@ prepare = torch.library.custom_op(
     "flopcount::prepare_attention",
     launch_preparation,
     mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor? prefix_k, Tensor table, float scale, int channels, "
-    "bool back) -> Tensor[]",
+    schema="(Tensor q, Tensor k, Tensor? prefix_k, Tensor table, int channels, bool back) "
+    "-> Tensor[]",
 )
 
 
@@ -77,7 +77,6 @@ def _(
     k: Tensor,
     prefix_k: Tensor | None,
     table: Tensor,
-    scale: float,
     channels: int,
     back: bool,
 ) -> list[Tensor]:
@@ -100,7 +99,7 @@ attention.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _keep_table(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *operands, table, ctx.scale, _, ctx.back = inputs
+    *operands, table, _, ctx.back = inputs
     ctx.given = [x is not None for x in operands]
     ctx.channels = operands[0].shape[-1]
     ctx.save_for_backward(table)
@@ -112,8 +111,8 @@ def _turn_back(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
         return [next(rest) if given else None for given in ctx.given]
 
     (table,) = ctx.saved_tensors
-    back = prepare(*placed(grads), table, ctx.scale, ctx.channels, not ctx.back)
-    return (*placed(back), None, None, None, None)
+    back = prepare(*placed(grads), table, ctx.channels, not ctx.back)
+    return (*placed(back), None, None, None)
 
 
 prepare.register_autograd(_turn_back, setup_context=_keep_table)

@@ -1,4 +1,4 @@
-"""The pass before the attention where there are angles: rotary embedding, scale and padding.
+"""The pass before the attention where there are angles: rotary embedding and padding.
 
 Letters: B batch, S positions, H heads (of queries or of keys), C channels of a head, P pairs of
 channels that turn. The pass is linear and, but for the padding, orthogonal: its backward pass is
@@ -70,7 +70,6 @@ def prepare_rows(
     num_positions,
     batch,
     num_blocks,
-    scale,
     BLOCK: tl.constexpr,
     LOADED: tl.constexpr,
     STORED: tl.constexpr,
@@ -81,10 +80,9 @@ def prepare_rows(
 ):
     """Each operand, (B, length, heads, LOADED) by strides -> contiguous (B, length, heads, STORED).
 
-    The first operand is multiplied by ``scale``. All are turned by the rows of ``table``,
-    (B, num_positions, TURNED), from their offset on. Channels are padded with zeros
-    or cut off. A program owns BLOCK positions of one operand and takes its heads in turn, so that
-    cosines and sines are read once for all of them.
+    All are turned by the rows of ``table``, (B, num_positions, TURNED), from their offset on.
+    Channels are padded with zeros or cut off. A program owns BLOCK positions of one operand and
+    takes its heads in turn, so that cosines and sines are read once for all of them.
     """
     first = tl.program_id(0) % num_blocks * BLOCK
     b = (tl.program_id(0) // num_blocks).to(tl.int64)
@@ -122,7 +120,7 @@ def prepare_rows(
                     heads[i] * STORED,
                     1,
                     turn_rows(tile, table_tile, TURNED, PARTS, BACK),
-                    scale if i == 0 else 1.0,
+                    1.0,
                     0,
                     BLOCK,
                     STORED,
@@ -135,18 +133,16 @@ def launch_preparation(
     k: Tensor,
     prefix_k: Tensor | None,
     table: Tensor,
-    scale: float,
     channels: int,
     back: bool,
 ) -> list[Tensor]:
     """Prepare all operands that are given in one launch.
 
     Args:
-        q: queries, (B, N, H, C), the last of all positions; scaled and turned.
+        q: queries, (B, N, H, C), the last of all positions; turned.
         k: keys, (B, ·, G, C), the last of all positions; turned.
         prefix_k: keys of the first positions; turned.
         table: cos and sin for each pair, (B or 1, all positions, P, 2) in fp32.
-        scale: factor of the queries.
         channels: of the results; zeros beyond C, or C cut off.
         back: turn back, as the backward pass does.
 
@@ -174,7 +170,6 @@ def launch_preparation(
         positions,
         batch,
         blocks,
-        scale,
         BLOCK=BLOCK_ROWS,
         LOADED=loaded,
         STORED=channels,

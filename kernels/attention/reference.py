@@ -60,8 +60,8 @@ def reference_attention(
     return out.transpose(1, 2), scores.logsumexp(dim=-1)
 
 
-def reference_preparation(x: Tensor, angles: Tensor | None, scale: float, channels: int) -> Tensor:
-    """Turn pairs of neighbouring channels, scale, and pad with zeros.
+def reference_preparation(x: Tensor, angles: Tensor | None, channels: int) -> Tensor:
+    """Turn pairs of neighbouring channels, and pad with zeros.
 
     Each of the first P pairs (a, b) becomes (a·cos − b·sin, a·sin + b·cos); the other channels
     stay. Four channels and one pair turning by θ::
@@ -73,8 +73,8 @@ def reference_preparation(x: Tensor, angles: Tensor | None, scale: float, channe
 
     Args:
         x: queries or keys, (B, S, H, C).
-        angles: in radians, (B or 1, S, P) with 2·P ≤ C; None turns nothing.
-        scale: factor of all channels.
+        angles: in radians, (B or 1, S, P) with 2·P ≤ C; None turns nothing. Of a narrower dtype
+            than x they are widened to x's before anything is computed.
         channels: of the result, at least C.
 
     Returns:
@@ -86,8 +86,9 @@ def reference_preparation(x: Tensor, angles: Tensor | None, scale: float, channe
     turned = 0 if angles is None else 2 * angles.shape[-1]
     kept = x[..., turned:]
     if angles is not None:
-        cos, sin = (f(angles)[:, :, None].to(x.dtype) for f in (torch.cos, torch.sin))
+        wide = angles.to(torch.promote_types(angles.dtype, x.dtype))[:, :, None]
+        cos, sin = wide.cos().to(x.dtype), wide.sin().to(x.dtype)
         a, b = x[..., 0:turned:2], x[..., 1:turned:2]  # (B, S, H, P)
         pairs = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
         kept = torch.cat((pairs.flatten(-2), kept), dim=-1)
-    return torch.nn.functional.pad(kept * scale, (0, channels - x.shape[-1]))
+    return torch.nn.functional.pad(kept, (0, channels - x.shape[-1]))

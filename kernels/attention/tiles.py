@@ -58,19 +58,22 @@ def load_rows(
     STORED: tl.constexpr,
     PARTS: tl.constexpr,
     WHOLE: tl.constexpr,
+    REPEAT: tl.constexpr = False,
 ):
     """Rows ``first`` to ``first + ROWS`` of a (num_rows, STORED) matrix; zeros outside of it.
 
-    ``WHOLE`` promises that all rows lie inside.
+    ``WHOLE`` promises that all rows lie inside, ``REPEAT`` repeats the last one that does.
     """
     # A tensor may pass 2³¹ elements; within one tile 32 bits are enough.
     base += tl.cast(first, tl.int64) * row_stride
     rows = tl.arange(0, ROWS)
+    if REPEAT:
+        rows = tl.minimum(rows, num_rows - 1 - first)
     tile = ()
     for i in tl.static_range(len(PARTS)):
         channels = PARTS[i][0] + tl.arange(0, PARTS[i][1])
         pointers = base + rows[:, None] * row_stride + channels[None, :] * channel_stride
-        if WHOLE and PARTS[i][0] + PARTS[i][1] <= STORED:
+        if (WHOLE or REPEAT) and PARTS[i][0] + PARTS[i][1] <= STORED:
             part = tl.load(pointers)
         elif PARTS[i][0] + PARTS[i][1] <= STORED:
             part = tl.load(pointers, mask=(first + rows < num_rows)[:, None], other=0.0)
@@ -92,6 +95,7 @@ def visit_rows(
     PARTS: tl.constexpr,
     UNIT: tl.constexpr,
     WHOLE: tl.constexpr,
+    REPEAT: tl.constexpr = False,
 ):
     """A visited tile, ``base`` being where :func:`first_loaded` says: no channel is masked."""
     width: tl.constexpr = PARTS[len(PARTS) - 1][0] + PARTS[len(PARTS) - 1][1]
@@ -105,6 +109,7 @@ def visit_rows(
         width,
         PARTS,
         WHOLE,
+        REPEAT,
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.attention.attention import causal_attention, prefix_attention
-from kernels.attention.launches import launch_forward
+from kernels.attention.launches import launch_forward, unsupported
 from kernels.attention.reference import admitted_pairs, reference_attention
 from kernels.attention.tilings import (
     TILINGS,
@@ -144,6 +144,111 @@ def test_large_scores_do_not_overflow():
         k *= 1e3
     exact = reference_attention(q.double(), k.double(), v.double())[0]
     torch.testing.assert_close(prefix_attention(q, k, v).double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def first_keys_without_weight(shape, dtype, how):
+    """Operands of which the latents' own keys, which are visited first, have scores of −inf."""
+    q, k, v = operands(shape, dtype)
+    with torch.no_grad():
+        q.abs_()
+        if how == "infinite keys":
+            k[:, shape[2] :] = float("-inf")
+        else:  # products that overflow fp32, of finite keys
+            q += 1e20
+            k.mul_(1e-20)
+            k[:, shape[2] :] = -1e20
+    return q, k, v
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "how"),
+    [
+        ((1, 4, 8, 1, 1, 16), torch.float32, "infinite keys"),
+        ((2, 37, 19, 4, 2, 48), torch.float32, "infinite keys"),
+        ((2, 37, 19, 4, 2, 54), torch.float32, "overflow"),
+        ((1, 70, 65, 2, 2, 73), torch.float32, "overflow"),
+        ((1, 33, 9, 1, 1, 200), torch.float32, "overflow"),
+        ((1, 130, 70, 2, 1, 64), torch.float16, "infinite keys"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_rows_that_first_meet_scores_of_minus_infinity(shape, dtype, how, apart):
+    q, k, v = first_keys_without_weight(shape, dtype, how)
+    prefix = shape[2]
+
+    def ours(q, k, v):
+        if not apart:
+            return prefix_attention(q, k, v)
+        return prefix_attention(q, k[:, prefix:], v[:, prefix:], k[:, :prefix], v[:, :prefix])
+
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
+    found = results(ours, q, k, v, grad)
+    expected = results(reference_attention, q, k, v, grad)
+    # The specification's output is finite; so are its gradients, but of queries that meet an
+    # infinite key: 0 · −inf is no number there.
+    assert torch.isfinite(expected[0]).all()
+    assert all(torch.isfinite(x).all() for x in expected[2:])
+    assert torch.isfinite(expected[1]).all() == (how == "overflow")
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def test_rows_without_a_finite_score_are_not_a_number():
+    # 40 queries without a prefix; keys 0 to 2 have scores of −inf, so queries 0 to 2 have no other.
+    q, k, v = operands((1, 40, 0, 2, 1, 16), torch.float32)
+    with torch.no_grad():
+        q.abs_().add_(1e20)
+        k.mul_(1e-20)
+        k[:, :3] = -1e20
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
+    found = results(prefix_attention, q, k, v, grad)
+    expected = results(reference_attention, q, k, v, grad)
+    for name, x in zip(("out", "q", "k"), expected, strict=False):
+        rows = x.isnan().any(dim=(0, 2, 3))
+        assert rows.nonzero().flatten().tolist() == [0, 1, 2], name
+    for one, other in zip(found[:3], expected[:3], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, equal_nan=True)
+    # The specification's softmax gives hidden keys weights that are not numbers, too; here the
+    # gradients of values are those of admitted pairs alone: without the first three queries, from
+    # key 3 on.
+    assert expected[3].isnan().all()
+    assert found[3][:, :3].isnan().all()
+    grad[:, :3] = 0
+    rest = torch.autograd.grad(reference_attention(q[:, 3:], k, v)[0], v, grad[:, 3:])[0]
+    torch.testing.assert_close(found[3][:, 3:], rest[:, 3:], rtol=1e-4, atol=1e-4)
+    # All keys: everything is NaN, in the log-sum-exp −inf.
+    with torch.no_grad():
+        k.fill_(-1e20)
+    for x in results(prefix_attention, q, k, v, grad):
+        assert x.isnan().all()
+    lse = launch_forward(*(x.detach() for x in (q, k, v)), None, None, 1.0, 16)[1]
+    assert torch.equal(lse, torch.full_like(lse, float("-inf")))
+
+
+def test_bf16_is_refused_in_the_interpreter():
+    q = torch.randn(1, 4, 2, 8)
+    half = q.bfloat16()
+    message = "q is torch.bfloat16 on cpu: Triton's interpreter multiplies the raw bits"
+    for attend in (causal_attention, prefix_attention):
+        with pytest.raises(ValueError, match=message):
+            attend(half, half, half)
+    with (
+        torch.autocast("cpu"),
+        pytest.raises(ValueError, match=r"q is torch.bfloat16 on cpu, by autocast: Triton's"),
+    ):
+        causal_attention(q, q, q)
+    with pytest.raises(ValueError, match=r"operands are torch.bfloat16 on cpu: Triton's"):
+        torch.ops.flopcount.attention(half, half, half, None, None, 1.0, 8)
+    lse = torch.zeros(1, 2, 4)
+    with pytest.raises(ValueError, match=r"operands are torch.bfloat16 on cpu: Triton's"):
+        torch.ops.flopcount.attention_backward(half, half, half, half, None, None, half, lse, 1.0)
+    on_meta = half.to("meta")  # nothing is computed there
+    assert causal_attention(on_meta, on_meta, on_meta).dtype == torch.bfloat16
+    for dtype, refused in ((torch.bfloat16, True), (torch.float16, False), (torch.float32, False)):
+        for device in ("cpu", "cuda"):
+            assert bool(unsupported(torch.device(device), dtype)) == refused
 
 
 def test_mask_of_the_specification():

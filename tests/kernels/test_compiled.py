@@ -31,7 +31,7 @@ def compiled():
             q, k = drawn(2, 512, 8, loaded), drawn(2, 1280, 8, loaded)
             # Half of a head turns, and all of one that has several parts.
             table = torch.empty(1, 1280, 18 if loaded == 64 else 36, 2)
-            launch_preparation(q, k, None, table, 0.1, stored, stored < loaded)
+            launch_preparation(q, k, None, table, stored, stored < loaded)
         q, k, out = drawn(2, 512, 8, 73), drawn(2, 1280, 8, 73), drawn(2, 512, 8, 73)
         launch_forward(q, k, k, None, None, 0.1, 73)
         launch_backward(out, q, k, k, None, None, out, torch.empty(2, 8, 512), 0.1)

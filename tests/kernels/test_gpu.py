@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from kernels.attention.attention import INTERPRETED, causal_attention, prefix_attention
+from kernels.attention.attention import causal_attention, prefix_attention
+from kernels.attention.launches import unsupported
 from kernels.attention.reference import reference_attention, reference_preparation
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or INTERPRETED,
-        reason="needs a CUDA device: the interpreter multiplies the raw bits of bf16",
-    ),
-]
+REASON = (
+    unsupported(torch.device("cuda"), torch.bfloat16)
+    if torch.cuda.is_available()
+    else "needs a CUDA device"
+)
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
 # (batch, queries, prefix, heads, key-value heads, head dim)
 SHAPES = [
@@ -43,8 +43,8 @@ def operands(shape, dtype):
 
 def plain(q, k, v, angles):
     head_dim = q.shape[-1]
-    q = reference_preparation(q, angles[:, -q.shape[1] :], head_dim**-0.5, head_dim)
-    return reference_attention(q, reference_preparation(k, angles, 1.0, head_dim), v, 1.0)[0]
+    q = reference_preparation(q, angles[:, -q.shape[1] :], head_dim)
+    return reference_attention(q, reference_preparation(k, angles, head_dim), v)[0]
 
 
 def with_gradients(function, q, k, v, angles):

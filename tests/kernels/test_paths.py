@@ -195,8 +195,8 @@ def test_an_output_gradient_that_lies_too_far_apart_is_copied():
 
 
 def test_a_device_without_kernels_is_named(monkeypatch):
-    monkeypatch.setattr("kernels.attention.attention.INTERPRETED", False)
-    with pytest.raises(ValueError, match="q is on cpu: the kernels run on CUDA"):
+    monkeypatch.setattr("kernels.attention.launches.INTERPRETED", False)
+    with pytest.raises(ValueError, match=r"q is torch.float32 on cpu: the kernels run on CUDA"):
         causal_attention(*zeros())
 
 

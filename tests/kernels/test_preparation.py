@@ -1,4 +1,4 @@
-"""The pass before the attention: rotary embedding, scale, padding; alone and with the attention."""
+"""The pass before the attention: rotary embedding and padding; alone and with the attention."""
 
 import pytest
 import torch
@@ -47,9 +47,8 @@ def table(angles):
 
 def plain(q, k, v, angles, scale=None):
     """Rotary embedding and attention by the specifications, in the operands' dtype."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    q = reference_preparation(q, angles[:, -q.shape[1] :], scale, q.shape[-1])
-    return reference_attention(q, reference_preparation(k, angles, 1.0, k.shape[-1]), v, 1.0)[0]
+    q = reference_preparation(q, angles[:, -q.shape[1] :], q.shape[-1])
+    return reference_attention(q, reference_preparation(k, angles, k.shape[-1]), v, scale)[0]
 
 
 def with_gradients(function, q, k, v, angles, grad):
@@ -87,32 +86,66 @@ def test_attention_of_turned_queries_and_keys(shape, apart):
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
 def test_the_pass_alone_in_half_precision(shape, dtype):
     q, k, _, angles = operands(shape, dtype)
-    given = (angles[:, -q.shape[1] :], 0.3), (angles, 1.0)
 
     def by_specification(dtype):
         return [
-            reference_preparation(x.detach().to(dtype), a.to(dtype), scale, 96)
-            for x, (a, scale) in zip((q, k), given, strict=True)
+            reference_preparation(x.detach().to(dtype), angles[:, -x.shape[1] :].to(dtype), 96)
+            for x in (q, k)
         ]
 
-    ours = prepare(q, k, None, table(angles), 0.3, 96, False)
+    ours = prepare(q, k, None, table(angles), 96, False)
     assert_no_worse(ours, by_specification(dtype), by_specification(torch.float64), dtype)
     assert not any(x[..., q.shape[-1] :].any() for x in ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_angles_of_a_narrow_dtype_are_widened_first(dtype):
+    # A bf16 holds 100 radians exactly, their cosine 0.86231887 to 3 digits.
+    q, k, v, angles = operands((2, 5, 3, 4, 2, 9, 4, 1), torch.float32)
+    narrow = angles.to(dtype)
+    ours = prefix_attention(q, k, v, angles=narrow)
+    assert torch.equal(ours, prefix_attention(q, k, v, angles=narrow.float()))
+    turned = reference_preparation(k, narrow, 16)
+    assert torch.equal(turned, reference_preparation(k, narrow.float(), 16))
+    exact = plain(*(x.detach().double() for x in (q, k, v)), narrow.double())
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_the_scale_is_applied_in_fp32():
+    # 4e3 · 20 is no fp16; scores are 4e3 · 1e-4 · 20 = 8 and the like.
+    q, k, v, angles = operands((1, 4, 3, 1, 1, 16, 4, 1), torch.float16)
+    with torch.no_grad():
+        q.mul_(4e3)
+        k.mul_(1e-4)
+    ours = with_gradients(
+        lambda *x: prefix_attention(*x[:3], scale=20, angles=x[3]),
+        q,
+        k,
+        v,
+        angles,
+        torch.ones(q.shape),
+    )
+    doubled = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    exact = with_gradients(
+        lambda *x: plain(*x, scale=20), *doubled, angles.double(), torch.ones(q.shape)
+    )
+    for one, other in zip(ours, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-2, atol=1e-2 * other.abs().max())
 
 
 def test_turning_back_is_the_transpose():
     # <prepare(x), y> = <x, prepare back(y)> for every x and y.
     q, k, _, angles = operands((2, 5, 3, 4, 2, 9, 4, 2), torch.float32)
     y = [torch.randn(*x.shape[:-1], 16) for x in (q, k)]
-    there = prepare(q, k, None, table(angles), 0.3, 16, False)
-    back = prepare(*y, None, table(angles), 0.3, 9, True)
+    there = prepare(q, k, None, table(angles), 16, False)
+    back = prepare(*y, None, table(angles), 9, True)
     for x, prepared, z, returned in zip((q, k), there, y, back, strict=True):
         torch.testing.assert_close((prepared * z).sum(), (x * returned).sum())
 
 
 def test_it_passes_opcheck():
     q, k, _, angles = operands((1, 2, 1, 2, 1, 5, 2, 1), torch.float32)
-    torch.library.opcheck(prepare, (q, k[:, 1:], k[:, :1], table(angles), 0.3, 16, False))
+    torch.library.opcheck(prepare, (q, k[:, 1:], k[:, :1], table(angles), 16, False))
 
 
 class Recorded(TorchDispatchMode):

@@ -20,6 +20,9 @@ from models.distributed import ALONE, Parallel, Processes, layers, parallelize, 
 from models.limits import AtLeastOne, AtLeastZero, check_fields
 from models.perceiver_ar import PerceiverAR
 
+POSITIONS = 1024
+"""Whose logits a chunked loss without a gradient holds at a time."""
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -32,6 +35,7 @@ class Execution:
         checkpointing: ``reentrant`` or ``non-reentrant``: recompute each layer's activations in
             the backward pass, to save memory.
         loss: ``whole`` makes all logits at once; ``chunked`` never does, for large vocabularies.
+            In bf16 its training loss is rounded to three digits, its validation loss is not.
         dtype: of matrix products: ``bf16`` by autocast, ``fp32``, or ``auto`` for bf16 on a GPU
             and fp32 on a CPU. Parameters and optimiser stay fp32.
         tf32: whether fp32 products may round their inputs to TF32 on a GPU.
@@ -143,7 +147,16 @@ class NextTokenLoss(nn.Module):
             hidden = self.model.hidden(inputs, **arguments).flatten(0, 1)  # (B · N, D)
             if not self.chunked:
                 return functional.cross_entropy(output(hidden).float(), targets.flatten())
-            # Autocast does not know the fused function.
+            if not torch.is_grad_enabled():
+                parts = zip(
+                    hidden.split(POSITIONS), targets.flatten().split(POSITIONS), strict=True
+                )
+                sums = [
+                    functional.cross_entropy(output(h).float(), t, reduction="sum")
+                    for h, t in parts
+                ]
+                return torch.stack(sums).sum() / targets.numel()
+            # Autocast does not know the fused function; it rounds the loss to its operands' dtype.
             dtype = torch.bfloat16 if self.bf16 else hidden.dtype
             return functional.linear_cross_entropy(
                 hidden.to(dtype),

@@ -112,25 +112,22 @@ def test_angles_of_a_narrow_dtype_are_widened_first(dtype):
 
 
 def test_the_scale_is_applied_in_fp32():
-    # 4e3 · 20 is no fp16; scores are 4e3 · 1e-4 · 20 = 8 and the like.
+    # Queries of about 2e3 times 40 are no fp16; the scores, 2e3 · 1e-5 · 40 · √16 and less, are.
     q, k, v, angles = operands((1, 4, 3, 1, 1, 16, 4, 1), torch.float16)
     with torch.no_grad():
-        q.mul_(4e3)
-        k.mul_(1e-4)
+        q.mul_(2e3)
+        k.mul_(1e-5)
+    assert (40 * q).isinf().any()
     ours = with_gradients(
-        lambda *x: prefix_attention(*x[:3], scale=20, angles=x[3]),
-        q,
-        k,
-        v,
-        angles,
-        torch.ones(q.shape),
+        lambda *x: prefix_attention(*x[:3], scale=40, angles=x[3]), q, k, v, angles, 0.1 * v[:, :4]
     )
     doubled = [x.detach().double().requires_grad_() for x in (q, k, v)]
     exact = with_gradients(
-        lambda *x: plain(*x, scale=20), *doubled, angles.double(), torch.ones(q.shape)
+        lambda *x: plain(*x, scale=40), *doubled, angles.double(), 0.1 * v[:, :4]
     )
     for one, other in zip(ours, exact, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-2, atol=1e-2 * other.abs().max())
+        error = (one.double() - other).abs().max()
+        assert error <= 1e-2 * other.abs().max()
 
 
 def test_turning_back_is_the_transpose():

@@ -276,6 +276,13 @@ def test_rotation_is_that_of_complex_numbers(head_dim, rotated):
             assert abs(complex(*actual)) == pytest.approx(abs(expected))
 
 
+def test_angles_of_a_narrow_dtype_are_widened_first():
+    # In bf16, cos and sin themselves would be off by up to 2⁻⁹ = 2e-3.
+    x = torch.randn(1, 50, 2, 8)
+    angles = rotary_angles(torch.arange(50)[None], 8).bfloat16()
+    assert torch.equal(rotate(x, angles), rotate(x, angles.float()))
+
+
 def test_only_the_hybrid_and_the_first_self_attention_layer_rotate():
     model = perceiver(num_layers=4)
     angles = {}

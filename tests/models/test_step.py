@@ -93,6 +93,18 @@ def test_an_execution_computes_the_same_step(changes, tolerance):
     assert_same_step(Execution(**changes), tolerance)
 
 
+def test_a_chunked_validation_loss_in_bf16_is_not_rounded_to_bf16(monkeypatch):
+    # Near log 23 = 3.14, bf16 has steps of 2⁻⁶ = 0.0156: what is rounded is off by up to 0.0078.
+    def evaluated(loss):
+        step = TrainStep(perceiver(), Execution(dtype="bf16", loss=loss), gradient_clip=0.5)
+        return step.evaluate(*batch(size=640 // NUM_LATENTS)).item()
+
+    monkeypatch.setattr("models.step.POSITIONS", 100)  # six parts and a rest of 40
+    whole, chunked = evaluated("whole"), evaluated("chunked")
+    assert abs(whole - torch.tensor(whole).bfloat16().item()) > 0.002
+    assert chunked == pytest.approx(whole, rel=1e-6)
+
+
 def test_the_loss_is_one_graph_and_computes_the_same(monkeypatch):
     """Captured whole, with its gradient; the code generator, minutes on a CPU, is PyTorch's."""
     compile_, modes = torch.compile, []

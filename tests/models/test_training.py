@@ -25,6 +25,7 @@ from models.training import (
     ModelConfig,
     Recipe,
     TrainConfig,
+    check_config,
     learning_rate,
     load_model,
     train,
@@ -225,6 +226,24 @@ def test_the_last_validation_may_have_windows_of_its_own(config, tmp_path):
     assert losses["few"][-1] != losses["many"][-1]
     with pytest.raises(ValueError, match="final_validation_windows must be at least 1, got 0"):
         train(dataclasses.replace(config, final_validation_windows=0), tmp_path / "none")
+
+
+@pytest.mark.interpreter
+def test_fused_attention_in_bf16_is_refused_before_training_without_a_gpu(config, tmp_path):
+    execution = Execution(attention="fused", dtype="bf16")
+    message = r"attention 'fused' cannot run in bf16 on cpu: Triton's interpreter multiplies"
+    with pytest.raises(ValueError, match=message):
+        check_config(dataclasses.replace(config, execution=execution))
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(config, execution=execution), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fused_attention_is_refused_where_nothing_runs_it(config, monkeypatch):
+    monkeypatch.setattr("kernels.attention.launches.INTERPRETED", False)
+    fused = dataclasses.replace(config, execution=Execution(attention="fused"))
+    with pytest.raises(ValueError, match="'fused' cannot run in fp32 on cpu: the kernels run on"):
+        check_config(fused)
 
 
 def test_a_folder_holds_one_run(config, tmp_path):

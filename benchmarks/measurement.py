@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.attention.launches import unsupported
+
 ROOT = Path(__file__).parent.parent
 FINDING = 3
 """Exit code of a check that ran to its end and found something wrong, or nothing to run with."""
@@ -37,8 +39,8 @@ def require_gpu(parser: argparse.ArgumentParser, instead: str) -> None:
 
 
 def working_dtype() -> torch.dtype:
-    """bf16; fp32 without a GPU, since Triton's interpreter multiplies no bf16."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    """bf16; fp32 where the kernels refuse bf16, as Triton's interpreter makes them."""
+    return torch.float32 if unsupported(device(), torch.bfloat16) else torch.bfloat16
 
 
 def rounds_ms(call: Callable[[], Any], rounds: int = ROUNDS) -> list[float]:

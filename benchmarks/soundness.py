@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.accuracy import shares_of_allowed
 from benchmarks.attention import one_line
-from benchmarks.measurement import FINDING, ROOT, device
+from benchmarks.measurement import FINDING, ROOT, device, working_dtype
 from flopcount.terminal import Parser
 from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
@@ -69,8 +69,8 @@ def drawn_cases(number: int, largest: int = 400, seed: int = 0) -> list[Case]:
     and data: compiling takes seconds, running milliseconds.
     """
     generator = random.Random(seed)
-    on_gpu = torch.cuda.is_available()
-    dtypes = ("bfloat16", "bfloat16", "float16") if on_gpu else ("float32", "float16")
+    in_bf16 = working_dtype() == torch.bfloat16
+    dtypes = ("bfloat16", "bfloat16", "float16") if in_bf16 else ("float32", "float16")
 
     def length(kind: str) -> int:
         if kind == "odd":

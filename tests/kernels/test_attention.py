@@ -173,6 +173,7 @@ def first_keys_without_weight(shape, dtype, how):
     ids=str,
 )
 @pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of NumPy
 def test_rows_that_first_meet_scores_of_minus_infinity(shape, dtype, how, apart):
     q, k, v = first_keys_without_weight(shape, dtype, how)
     prefix = shape[2]
@@ -195,6 +196,7 @@ def test_rows_that_first_meet_scores_of_minus_infinity(shape, dtype, how, apart)
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_rows_without_a_finite_score_are_not_a_number():
     # 40 queries without a prefix; keys 0 to 2 have scores of −inf, so queries 0 to 2 have no other.
     q, k, v = operands((1, 40, 0, 2, 1, 16), torch.float32)

@@ -159,14 +159,17 @@ def gradient_launches(head_dim: int) -> tuple[str, ...]:
 
 
 def row_options(head_dim: int) -> dict[str, int]:
-    """The launch options of the pass over rows, where they are not Triton's own.
+    """The launch options of the passes over rows, where they are not Triton's own.
 
-    Rows of wide heads, output and gradient side by side in fp32, are spread over more warps.
+    Rows of wide heads, output and gradient side by side in fp32, are spread over more warps. For
+    rows of 160 channels the assembler would aim at 128 registers, and spill.
 
-    >>> row_options(128), row_options(129)
-    ({}, {'num_warps': 8})
+    >>> row_options(128), row_options(129), row_options(160)
+    ({}, {'num_warps': 8}, {'num_warps': 8, 'maxnreg': 255})
     """
-    return {"num_warps": 8} if padded_head_dim(head_dim) > WIDEST_PART else {}
+    padded = padded_head_dim(head_dim)
+    options = {"num_warps": 8} if padded > WIDEST_PART else {}
+    return {**options, "maxnreg": 255} if padded == 160 else options
 
 
 def tuned_tilings(path: Path = TUNED) -> dict[tuple[str, int, int], dict[int, Tiling]]:

@@ -47,7 +47,8 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
         The rotated tensor, (B, S, H, C), in x's dtype.
     """
     num_rotated = 2 * angles.shape[-1]
-    angles = angles.to(torch.promote_types(angles.dtype, x.dtype))[:, :, None]  # (B, S, 1, P)
+    wide = torch.float64 if torch.float64 in (angles.dtype, x.dtype) else torch.float32
+    angles = angles.to(wide)[:, :, None]  # (B, S, 1, P)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a = x[..., 0:num_rotated:2]  # (B, S, H, P)
     b = x[..., 1:num_rotated:2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.shapes import Shape
-from flopcount.executed import tiles_by_key_block, tiles_by_query_block, tiles_in_rectangle
+from flopcount.masks import Causal, Full, Owner
 from kernels.attention.tilings import KERNELS
 from models.throughput import tiling_of
 
@@ -25,9 +25,9 @@ def executed_ops(shape: Shape, element_size: int) -> dict[str, int]:
     found = {}
     for name, kernel in KERNELS.items():
         block = getattr(tiling, name)
-        square = tiles_by_key_block if name == "key_value" else tiles_by_query_block
-        tiles = square(shape.queries, block)
-        tiles += tiles_in_rectangle(shape.queries, shape.prefix, block)
+        owner: Owner = "keys" if name == "key_value" else "queries"
+        tiles = Causal().tiles(shape.queries, shape.queries, block, owner)
+        tiles += Full().tiles(shape.queries, shape.prefix, block, owner)
         per_tile = 2 * block[0] * block[1] * tiling.padded(shape.head_dim)
         found[kernel] = shape.batch * shape.heads * tiles * products[name] * per_tile
     return found

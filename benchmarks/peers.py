@@ -56,11 +56,10 @@ class PeerAttention(nn.Module):
 
 def shapes_of_model(model: fc.PerceiverAR, batch_size: int) -> list[Shape]:
     """The attention calls of a network: hybrid layer in training and evaluation, other layers."""
-    sizes = model.sizes()
-    head_dim = sizes.num_channels // sizes.num_heads
+    head_dim = model.num_channels // model.num_heads
     return [
-        Shape(batch_size, sizes.num_latents, prefix, sizes.num_heads, head_dim)
-        for prefix in (sizes.num_kept, sizes.num_prefix, 0)
+        Shape(batch_size, model.num_latents, prefix, model.num_heads, head_dim)
+        for prefix in (model.kept(), model.num_prefix, 0)
     ]
 
 

@@ -239,8 +239,7 @@ def one_step(
     """A network, and a call that runs a forward and a backward pass of it."""
     torch.manual_seed(0)
     network = PerceiverAR(**vars(model), attention=attention).to(device())
-    sizes = model.sizes()
-    length = sizes.num_prefix + sizes.num_latents
+    length = model.num_prefix + model.num_latents
     tokens = torch.randint(model.vocab_size, (batch_size, length), device=device())
 
     def step() -> None:

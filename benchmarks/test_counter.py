@@ -1,7 +1,8 @@
 """How fast the counter is: `pytest benchmarks/test_counter.py`.
 
-One million Perceiver AR configurations are to take at most 1 s on one core. The import is to take
-at most 30 ms more than ``test_import[pass]``, an empty interpreter: compare the medians.
+One million Perceiver AR configurations are to take at most 1 s on one core, as many of Llama's
+shape at most three times as long. The import is to take at most 15 ms more than
+``test_import[pass]``, an empty interpreter: compare the medians.
 """
 
 import subprocess
@@ -42,6 +43,30 @@ def test_million_configurations(benchmark, million, level):
         }
     )
     assert total[7] == alone.flops(level=level).total
+
+
+@pytest.fixture(scope="module")
+def million_llamas(million):
+    """As many of Llama's shape: grouped heads, free head dims, windows."""
+    generator = np.random.default_rng(1)
+    groups = generator.integers(1, 5, MILLION)
+    return dict(
+        vocab_size=million["vocab_size"],
+        seq_len=million["num_latents"],
+        num_channels=million["num_channels"],
+        num_layers=million["num_layers"],
+        num_heads=groups * generator.integers(1, 5, MILLION),
+        num_key_value_heads=groups,
+        head_dim=2 * generator.integers(1, 65, MILLION),
+        intermediate_size=generator.integers(1, 20_000, MILLION),
+        window=generator.integers(1, 4096, MILLION),
+    )
+
+
+def test_million_llamas(benchmark, million_llamas):
+    total = benchmark(lambda: fc.Llama(**million_llamas).flops().total)
+    alone = fc.Llama(**{name: int(size[7]) for name, size in million_llamas.items()})
+    assert total[7] == alone.flops().total
 
 
 @pytest.mark.parametrize(

@@ -89,16 +89,15 @@ def public_step(model: fc.PerceiverAR, batch_size: int) -> Step:
         ImportError: if it is not installed.
     """
     package = importlib.import_module("perceiver_ar_pytorch")
-    sizes = model.sizes()
     torch.manual_seed(0)
     network = package.PerceiverAR(
         num_tokens=model.vocab_size,
-        dim=sizes.num_channels,
-        depth=sizes.num_layers - 1,
-        dim_head=sizes.num_channels // sizes.num_heads,
-        heads=sizes.num_heads,
-        max_seq_len=sizes.num_prefix + sizes.num_latents,
-        cross_attn_seq_len=sizes.num_prefix,
+        dim=model.num_channels,
+        depth=model.num_layers - 1,
+        dim_head=model.num_channels // model.num_heads,
+        heads=model.num_heads,
+        max_seq_len=model.num_prefix + model.num_latents,
+        cross_attn_seq_len=model.num_prefix,
         cross_attn_dropout=0.5,
     ).to(device())
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
@@ -116,10 +115,9 @@ def public_step(model: fc.PerceiverAR, batch_size: int) -> Step:
 
 
 def _batch(model: fc.PerceiverAR, batch_size: int) -> tuple[Tensor, Tensor]:
-    sizes = model.sizes()
-    length = sizes.num_prefix + sizes.num_latents
+    length = model.num_prefix + model.num_latents
     tokens = torch.randint(model.vocab_size, (batch_size, length + 1), device=device())
-    return tokens[:, :-1], tokens[:, -sizes.num_latents :]
+    return tokens[:, :-1], tokens[:, -model.num_latents :]
 
 
 def throughput(

@@ -7,11 +7,12 @@
 149398487040
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# As type checkers know it: importing typing takes longer than all the rest.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from flopcount.architectures import Decoder, PerceiverAR
+    from typing import Any
+
+    from flopcount.architectures import Decoder, Llama, PerceiverAR
     from flopcount.comparison import compare
     from flopcount.devices import Device, Peak
     from flopcount.executed import Tiling
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Decoder",
     "Device",
+    "Llama",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -49,6 +51,7 @@ __all__ = [
 _HOMES = {
     "Decoder": "architectures",
     "Device": "devices",
+    "Llama": "architectures",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",
@@ -65,10 +68,12 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Load a public name when it is first used, so that importing the package costs nothing."""
     if name not in _HOMES:
         raise AttributeError(f"module 'flopcount' has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(f"flopcount.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -4,74 +4,171 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+import functools
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 
-from flopcount import elementwise, layers, parameters
+from flopcount.blocks import (
+    MLP,
+    Attention,
+    Block,
+    Embedding,
+    Layers,
+    Network,
+    Norm,
+    Output,
+    PrefixAttention,
+    Residual,
+    Rotary,
+    Selection,
+    rotated_channels,
+    rows_of,
+)
 from flopcount.conventions import CONVENTIONS, Inputs, Terms
 from flopcount.count import (
-    CHECKPOINTING,
     Count,
-    ElementwiseCount,
-    Line,
     ParameterCount,
-    recompute_products,
+    Term,
+    WorkCount,
+    product_term,
+    work_term,
 )
-from flopcount.executed import ATTENTION_TERMS, Tiling, tiled
-from flopcount.rows import Elementwise, Matmul, Parameters, Part
+from flopcount.executed import Tiling
+from flopcount.masks import Causal
+from flopcount.operations import Pass
+from flopcount.rows import CHECKPOINTING, AnyRow, Part, Product, Tensor, Work
 from flopcount.sizes import (
     Size,
-    Sizes,
     as_objects,
     divide,
     is_array,
     is_symbolic,
     kept_positions,
+    map_sizes,
+    multiply,
     quoted,
     require_choice,
     require_flag,
     require_fraction,
     require_same_kind,
     require_size,
+    safe_for,
 )
 
 LEVELS = ("causal", "dense")
 
 
+@dataclasses.dataclass(frozen=True)
+class Dimension:
+    """What a field that is a size means, beside its type.
+
+    Attributes:
+        letter: In formulas; empty for a size that formulas on symbols leave at its default.
+        noun: What the letter counts.
+        minimum: The smallest value allowed.
+    """
+
+    letter: str = ""
+    noun: str = ""
+    minimum: int = 1
+
+    def require(self, name: str, value: object) -> Size:
+        """The value as an exact size."""
+        return require_size(name, value, self.minimum)
+
+
+class Probability:
+    """A field that is a number in [0, 1)."""
+
+    require = staticmethod(require_fraction)
+
+
+class Flag:
+    """A field that is True or False."""
+
+    require = staticmethod(require_flag)
+
+
+Vocabulary = Annotated[Size, Dimension("V", "vocabulary")]
+Channels = Annotated[Size, Dimension("d", "channels")]
+NumLayers = Annotated[Size, Dimension("L", "layers")]
+NumHeads = Annotated[Size, Dimension("h", "heads")]
+Widening = Annotated[Size, Dimension("w", "widening factor")]
+
+
 class Architecture(abc.ABC):
-    """What the two models share: sizes go in, counts come out."""
+    """What all models share: sizes go in, counts come out."""
+
+    @property
+    @abc.abstractmethod
+    def length(self) -> Size:
+        """n, the positions that predict."""
 
     @abc.abstractmethod
-    def sizes(self, *, batch_size: Size = 1, training: bool = True) -> Sizes:
-        """The derived sizes that formulas are evaluated on."""
+    def network(self, at: Pass) -> Network:
+        """The blocks of the network, and the pass that each works in; ``at`` is the first."""
 
     @abc.abstractmethod
-    def matmuls(self, sizes: Sizes, level: str) -> tuple[Matmul, ...]:
-        """Every matrix product of a forward pass on ``sizes``, at ``level``."""
+    def convention_inputs(self, at: Pass) -> Inputs:
+        """The sizes that published conventions are computed from."""
 
-    @abc.abstractmethod
-    def elementwise(self, sizes: Sizes, level: str, training: bool) -> tuple[Elementwise, ...]:
-        """Every element-wise operation on ``sizes``, at ``level``."""
+    @classmethod
+    @functools.cache
+    def kinds(cls) -> Mapping[str, Any]:
+        """What each field is: a :class:`Dimension`, a :class:`Probability` or a :class:`Flag`."""
+        hints = typing.get_type_hints(cls, include_extras=True)
+        fields: Any = dataclasses.fields(cls)  # type: ignore[arg-type]
+        return {
+            field.name: getattr(hints[field.name], "__metadata__", (Flag(),))[0] for field in fields
+        }
 
-    @abc.abstractmethod
-    def parameter_rows(self, sizes: Sizes) -> tuple[Parameters, ...]:
-        """Every parameter tensor."""
-
-    @abc.abstractmethod
-    def _kept_prefix(self, sizes: Sizes, training: bool) -> Any:
-        """(1 - p)·m as conventions use it, not rounded."""
-
-    def _store(self, arguments: dict[str, Any]) -> None:
-        """Keep validated arguments in their exact form."""
+    def __post_init__(self) -> None:
+        """Validate every field and bring sizes into their exact form."""
+        arguments = {
+            name: None if value is None and self._may_be_none(name) else kind.require(name, value)
+            for name, kind in self.kinds().items()
+            for value in [getattr(self, name)]
+        }
         for name, value in require_same_kind(arguments).items():
             object.__setattr__(self, name, value)
+        self.network(Pass(1, self.length))
 
-    def _required(self, minima: dict[str, int]) -> dict[str, Size]:
-        return {
-            name: require_size(name, getattr(self, name), minimum)
-            for name, minimum in minima.items()
-        }
+    def _inputs(self, **more: Any) -> Inputs:
+        """What conventions are computed from, with the sizes that fields of these names hold."""
+        params = self.params().self_part
+        heads: Any = {"head_dim": None, **more}
+        if heads["head_dim"] is None:
+            sizes: Any = self
+            heads["head_dim"] = divide(
+                "num_channels", sizes.num_channels, "num_heads", sizes.num_heads
+            )
+        names = ("num_channels", "num_heads", "num_layers", "vocab_size")
+        return Inputs(
+            num_latents=self.length,
+            num_params=params.total,
+            num_position_params=params.position_embedding.total,
+            **{name: getattr(self, name) for name in names},
+            **heads,
+        )
+
+    def _may_be_none(self, name: str) -> bool:
+        return getattr(type(self), name, "required") is None
+
+    def _rows(
+        self,
+        kind: type[AnyRow],
+        formula: Callable[[Pass, list[Any]], Any],
+        at: Pass,
+        total: str = "with_recompute",
+    ) -> Any:
+        """``formula`` of a pass and its rows of a kind, on sizes that do not overflow its total."""
+
+        def evaluate(network: Network) -> Any:
+            return formula(network[0][0], [row for row in rows_of(network) if type(row) is kind])
+
+        return evaluate(safe_for(self.network(at), lambda bound: getattr(evaluate(bound), total)))
 
     def params(self) -> ParameterCount:
         """Parameters, tensor by tensor; tied ones once.
@@ -86,10 +183,13 @@ class Architecture(abc.ABC):
         124439808
 
         """
-        sizes = self.sizes().safe_for(
-            lambda bound: ParameterCount(self, self.parameter_rows(bound)).total
+        counted: ParameterCount = self._rows(
+            Tensor,
+            lambda _, tensors: ParameterCount(self, tuple(tensors)),
+            Pass(1, self.length),
+            "total",
         )
-        return ParameterCount(self, self.parameter_rows(sizes))
+        return counted
 
     def flops(
         self,
@@ -128,7 +228,7 @@ class Architecture(abc.ABC):
         291793920
 
         """
-        sizes = self._step_sizes(training, batch_size, checkpointing)
+        at = self._pass(training, batch_size, checkpointing)
         if convention is not None:
             if level is not None or checkpointing is not None:
                 raise ValueError(
@@ -136,26 +236,17 @@ class Architecture(abc.ABC):
                     f"checkpointing = {quoted(checkpointing)}: expected a convention alone"
                 )
             require_choice("convention", convention, CONVENTIONS)
-            return self._convention_count(sizes, convention, training)
+            return self._convention_count(convention, at)
         if level == "executed":
             raise ValueError("level = 'executed' needs the kernels' tiling: call .executed(tiling)")
         level = require_choice("level", "causal" if level is None else level, LEVELS)
-
-        def count(bound: Sizes) -> Count:
-            return self._level_count(bound, level, training, checkpointing)
-
-        def all_totals(bound: Sizes) -> object:
-            counted = count(bound)
-            work = counted.elementwise
-            return counted.with_recompute, work and (work.total, work.recompute)
-
-        return count(sizes.safe_for(all_totals))
+        return self._count(level, at, checkpointing)
 
     def executed(
         self,
         tiling: Tiling,
         *,
-        hybrid_tiling: Tiling | None = None,
+        tilings: Mapping[str, Tiling] | None = None,
         training: bool = True,
         batch_size: Size = 1,
         checkpointing: str | None = None,
@@ -168,7 +259,8 @@ class Architecture(abc.ABC):
 
         Args:
             tiling: How the kernels cut their work.
-            hybrid_tiling: How they cut that of the hybrid layer, if otherwise: it has more keys.
+            tilings: By a layer's name, how they cut that layer's, if otherwise: Perceiver AR's
+                ``"hybrid"`` layer has more keys.
             training: As for :meth:`flops`.
             batch_size: As for :meth:`flops`.
             checkpointing: As for :meth:`flops`: attention's forward kernel runs again.
@@ -181,7 +273,7 @@ class Architecture(abc.ABC):
             TypeError: If an argument has the wrong type, or the tiling has symbols and a size is an
                 array.
             ValueError: If a flavour of checkpointing is unknown, or given without training; if
-                there is no hybrid layer to have a tiling of its own.
+                ``tilings`` names no layer with attention; if the kernels run no mask of the model.
 
         >>> import flopcount as fc
         >>> model = fc.Decoder(vocab_size=50257, seq_len=512, num_channels=876, num_layers=12,
@@ -192,33 +284,37 @@ class Architecture(abc.ABC):
         1.0354
 
         """
-        hybrid = tiling if hybrid_tiling is None else hybrid_tiling
-        for name, given in (("tiling", tiling), ("hybrid_tiling", hybrid)):
+        if tilings is not None and not isinstance(tilings, Mapping):
+            raise TypeError(
+                f"tilings = {quoted(tilings)}: expected a mapping from names of layers to tilings"
+            )
+        own = dict(tilings or {})
+        named = {f"tilings[{quoted(layer)}]": given for layer, given in own.items()}
+        for name, given in {"tiling": tiling, **named}.items():
             if not isinstance(given, Tiling):
                 raise TypeError(f"{name} = {quoted(given)}: expected a flopcount.Tiling")
-
-        def count(sizes: Sizes) -> Count:
-            matmuls = tuple(
-                tiled(matmul, hybrid if matmul.layer == "hybrid" else tiling)
-                if matmul.term in ATTENTION_TERMS
-                else matmul
-                for matmul in self.matmuls(sizes, "causal")
-            )
-            return self._count(sizes, "executed", matmuls, None, training, checkpointing)
-
-        sizes = self._step_sizes(training, batch_size, checkpointing)
-        hybrid_sizes = {f"hybrid {name}": size for name, size in hybrid.sizes().items()}
-        require_same_kind(vars(sizes) | tiling.sizes() | hybrid_sizes)
-        counted = count(sizes.safe_for(lambda bound: count(bound).with_recompute))
-        if hybrid_tiling is not None and all(line.layer != "hybrid" for line in counted.lines):
+        at = self._pass(training, batch_size, checkpointing)
+        blocks = {
+            f"{layer} {name}": size
+            for layer, given in own.items()
+            for name, size in given.sizes().items()
+        }
+        require_same_kind({**self._arguments(at), **tiling.sizes(), **blocks})
+        counted = self._count("executed", at, checkpointing, lambda name: own.get(name, tiling))
+        known = {row.layer for row in rows_of(self.network(at)) if getattr(row, "mask", None)}
+        unknown = sorted(set(own) - known)
+        if unknown:
             raise ValueError(
-                f"hybrid_tiling = {quoted(hybrid_tiling)}: expected None, since a "
-                f"{type(self).__name__} has no hybrid layer"
+                f"tilings = {quoted(unknown)}: expected names of layers with attention of a "
+                f"{type(self).__name__}: {', '.join(sorted(known))}"
             )
         return counted
 
-    def _step_sizes(self, training: bool, batch_size: Size, checkpointing: str | None) -> Sizes:
-        """The sizes of a step whose options do not contradict each other."""
+    def _arguments(self, at: Pass) -> dict[str, Any]:
+        return {**{name: getattr(self, name) for name in self.kinds()}, "batch_size": at.batch}
+
+    def _pass(self, training: bool, batch_size: Size, checkpointing: str | None) -> Pass:
+        """The pass of a step whose options do not contradict each other."""
         require_flag("training", training)
         batch = require_size("batch_size", batch_size)
         if checkpointing is not None:
@@ -228,93 +324,95 @@ class Architecture(abc.ABC):
                     f"checkpointing = {checkpointing!r} with training = False: expected None, "
                     "since nothing is recomputed without a backward pass"
                 )
-        return self.sizes(batch_size=batch, training=training)
-
-    def _level_count(
-        self, sizes: Sizes, level: str, training: bool, checkpointing: str | None
-    ) -> Count:
-        elementwise = ElementwiseCount(
-            self.elementwise(sizes, level, training), training, checkpointing
-        )
-        matmuls = self.matmuls(sizes, level)
-        return self._count(sizes, level, matmuls, elementwise, training, checkpointing)
+        at = Pass(batch, self.length, training=training)
+        require_same_kind(self._arguments(at))
+        return at
 
     def _count(
         self,
-        sizes: Sizes,
         level: str,
-        matmuls: tuple[Matmul, ...],
-        elementwise: ElementwiseCount | None,
-        training: bool,
+        at: Pass,
         checkpointing: str | None,
+        tilings: Callable[[str], Tiling] | None = None,
     ) -> Count:
-        lines = tuple(
-            Line(
-                matmul.part,
-                matmul.layer,
-                matmul.term,
-                matmul.flops,
-                len(matmul.backward_rows()) if training else 0,
-                recompute_products(matmul, checkpointing, training),
-                matmul.source,
-                matmul,
+        def work() -> WorkCount:
+            counted: WorkCount = self._rows(
+                Work,
+                lambda _, works: WorkCount(
+                    in_order(work_term(row, level, at.training, checkpointing) for row in works),
+                    checkpointing,
+                ),
+                at,
             )
-            for matmul in matmuls
-        )
-        return Count(
-            model=self,
-            level=level,
-            convention=None,
-            lines=lines,
-            training=training,
-            checkpointing=checkpointing,
-            batch_size=sizes.batch_size,
-            tokens=sizes.batch_size * sizes.num_latents,
-            elementwise=elementwise,
-        )
+            return counted
 
-    def _convention_count(self, sizes: Sizes, name: str, training: bool) -> Count:
+        def count(inside: Pass, products: list[Product]) -> Count:
+            return Count(
+                model=self,
+                level=level,
+                convention=None,
+                terms=in_order(
+                    product_term(row, level, tilings, at.training, checkpointing)
+                    for row in products
+                ),
+                training=at.training,
+                checkpointing=checkpointing,
+                batch_size=inside.batch,
+                tokens=inside.batch * inside.length,
+                work=None if level == "executed" else work,
+            )
+
+        counted: Count = self._rows(Product, count, at)
+        return counted
+
+    def _convention_count(self, name: str, at: Pass) -> Count:
         convention = CONVENTIONS[name]
-        exact = sizes.map(as_objects)
-        params = ParameterCount(self, self.parameter_rows(exact)).self_part
-        inputs = Inputs(
-            exact, self._kept_prefix(exact, training), params.total, params.position_embedding.total
-        )
+        inputs: Inputs = map_sizes(self.convention_inputs(at), as_objects)
+        batch, n = as_objects(at.batch), inputs.num_latents
 
-        def lines(part: Part, terms: Callable[[Inputs], Terms]) -> tuple[Line, ...]:
+        def terms(part: Part, formula: Callable[[Inputs], Terms]) -> tuple[Term, ...]:
             return tuple(
-                Line(
+                Term(
                     part,
                     layer,
                     term,
-                    exact.batch_size * forward,
-                    2 if training else 0,
-                    0,
+                    batch * forward,
+                    (2 if at.training else 0) * batch * forward,
+                    False,
                     convention.source,
                 )
-                for layer, term, forward in terms(inputs)
+                for layer, term, forward in formula(inputs)
             )
 
-        all_lines = lines("self", convention.self_part)
-        has_prefix = is_array(exact.num_prefix) or exact.num_prefix != 0
-        not_covered: frozenset[Part] = frozenset()
-        if has_prefix:
+        not_covered: set[Part] = set()
+        all_terms: tuple[Term, ...] = ()
+        if inputs.widening_factor is None and not convention.any_layer:
+            not_covered.add("self")
+        else:
+            all_terms += terms("self", convention.self_part)
+        if is_array(inputs.num_prefix) or inputs.num_prefix != 0:
             if convention.cross_part is None:
-                not_covered = frozenset({"cross"})
+                not_covered.add("cross")
             else:
-                all_lines += lines("cross", convention.cross_part)
+                all_terms += terms("cross", convention.cross_part)
         return Count(
             model=self,
             level=None,
             convention=name,
-            lines=all_lines,
-            training=training,
+            terms=all_terms,
+            training=at.training,
             checkpointing=None,
-            batch_size=exact.batch_size,
-            tokens=exact.batch_size * exact.num_latents,
-            elementwise=None,
-            not_covered=not_covered,
+            batch_size=batch,
+            tokens=batch * n,
+            not_covered=frozenset(not_covered),
         )
+
+
+def in_order(terms: Iterable[Any]) -> tuple[Any, ...]:
+    """Terms layer by layer, of each the self part first."""
+    listed = list(terms)
+    layers = {name: index for index, name in enumerate(dict.fromkeys(t.layer for t in listed))}
+    return tuple(sorted(listed, key=lambda term: (layers[term.layer], term.part != "self")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -348,182 +446,88 @@ class PerceiverAR(Architecture):
 
     """
 
-    vocab_size: Size
-    num_latents: Size
-    num_prefix: Size
-    num_channels: Size
-    num_layers: Size
-    num_heads: Size = 8
-    prefix_dropout: Any = 0.0
-    num_kept: Size | None = None
-    widening_factor: Size = 4
+    vocab_size: Vocabulary
+    num_latents: Annotated[Size, Dimension("n", "latents")]
+    num_prefix: Annotated[Size, Dimension("m", "prefix positions", minimum=0)]
+    num_channels: Channels
+    num_layers: NumLayers
+    num_heads: NumHeads = 8
+    prefix_dropout: Annotated[Any, Probability()] = 0.0
+    num_kept: Annotated[Size | None, Dimension("k", "of them kept", minimum=0)] = None
+    widening_factor: Widening = 4
 
     def __post_init__(self) -> None:
-        """Validate every argument and bring sizes into their exact form."""
-        names = ("vocab_size", "num_latents", "num_channels", "num_layers", "num_heads")
-        arguments = self._required(
-            {**dict.fromkeys(names, 1), "num_prefix": 0, "widening_factor": 1}
-        )
-        dropout = require_fraction("prefix_dropout", self.prefix_dropout)
-        arguments["prefix_dropout"] = dropout
-        if self.num_kept is not None:
-            arguments["num_kept"] = require_size("num_kept", self.num_kept, 0)
-            if is_symbolic(dropout) or is_array(dropout) or dropout != 0:
-                raise ValueError(
-                    f"num_kept = {quoted(self.num_kept)} and prefix_dropout = {quoted(dropout)}: "
-                    "expected one of the two"
-                )
-        self._store(arguments)
-        if self.num_kept is not None:
-            self._check_kept()
-        self.sizes()
-
-    def _check_kept(self) -> None:
-        excess = self.num_kept - self.num_prefix
-        if is_symbolic(excess):
-            too_many = bool(excess.is_positive)
-        else:
-            too_many = bool((excess > 0).any()) if is_array(excess) else excess > 0
-        if too_many:
+        """Validate every field, and that k is given once and no larger than m."""
+        super().__post_init__()
+        if self.num_kept is None:
+            return
+        dropout = self.prefix_dropout
+        if is_symbolic(dropout) or is_array(dropout) or dropout != 0:
             raise ValueError(
-                f"num_kept = {quoted(self.num_kept)}: expected at most "
-                f"num_prefix = {quoted(self.num_prefix)}"
+                f"num_kept = {quoted(self.num_kept)} and prefix_dropout = {quoted(dropout)}: "
+                "expected one of the two"
             )
+        require_at_most("num_kept", self.num_kept, "num_prefix", self.num_prefix)
 
-    def sizes(self, *, batch_size: Size = 1, training: bool = True) -> Sizes:
-        """n, m, k, h, c, d, L, V, w and B; k = m in evaluation."""
-        require_same_kind({**self._arguments(), "batch_size": batch_size})
-        kept: Size = self.num_prefix
-        selected: Size = 0
-        if training and self.num_kept is not None:
-            kept = selected = self.num_kept
-        elif training and (is_symbolic(self.prefix_dropout) or is_array(self.prefix_dropout)):
-            kept = kept_positions(self.num_prefix, self.prefix_dropout)
-            selected = (
-                kept if is_symbolic(self.prefix_dropout) else kept * (self.prefix_dropout > 0)
-            )
-        elif training and self.prefix_dropout > 0:
-            kept = selected = kept_positions(self.num_prefix, self.prefix_dropout)
-        return Sizes(
-            batch_size=batch_size,
-            num_latents=self.num_latents,
-            num_prefix=self.num_prefix,
-            num_kept=kept,
-            num_selected=selected,
-            num_heads=self.num_heads,
-            head_dim=divide("num_channels", self.num_channels, "num_heads", self.num_heads),
-            num_channels=self.num_channels,
-            num_layers=self.num_layers,
-            vocab_size=self.vocab_size,
-            widening_factor=self.widening_factor,
-        )
+    @property
+    def length(self) -> Size:
+        """N."""
+        return self.num_latents
 
-    def _arguments(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def matmuls(self, sizes: Sizes, level: str) -> tuple[Matmul, ...]:
-        """The hybrid layer, L - 1 self-attention layers, the output layer."""
-        s = sizes
-        layer = dict(
-            batch_size=s.batch_size,
-            num_latents=s.num_latents,
-            num_channels=s.num_channels,
-            num_heads=s.num_heads,
-            head_dim=s.head_dim,
-        )
-        decoder_layer = dict(level=level, widening_factor=s.widening_factor, **layer)
-        return (
-            *layers.decoder_layer("hybrid", num_layers=1, **decoder_layer),
-            *layers.prefix_attention("hybrid", num_kept=s.num_kept, **layer),
-            *layers.decoder_layer("self-attention", num_layers=s.num_layers - 1, **decoder_layer),
-            *layers.output_layer(
-                batch_size=s.batch_size,
-                num_latents=s.num_latents,
-                num_channels=s.num_channels,
-                vocab_size=s.vocab_size,
-            ),
-        )
-
-    def elementwise(self, sizes: Sizes, level: str, training: bool) -> tuple[Elementwise, ...]:
-        """Embedding, hybrid layer, self-attention layers, output and, in training, the loss."""
-        s = sizes
-        n, d = s.num_latents, s.num_channels
-        rotary = dict(
-            batch_size=s.batch_size, num_latents=n, num_heads=s.num_heads, head_dim=s.head_dim
-        )
-        layer = dict(
-            level=level,
-            batch_size=s.batch_size,
-            num_latents=n,
-            num_channels=d,
-            num_heads=s.num_heads,
-            widening_factor=s.widening_factor,
-            norm_bias=True,
-            input_bias=False,
-            mlp_bias=False,
-        )
-        rows = (
-            elementwise.embedding("self", batch_size=s.batch_size, num_positions=n, num_channels=d),
-            elementwise.embedding(
-                "cross", batch_size=s.batch_size, num_positions=s.num_prefix, num_channels=d
-            ),
-            elementwise.prefix_selection(
-                batch_size=s.batch_size, num_selected=s.num_selected, num_channels=d
-            ),
-            *elementwise.decoder_layer("hybrid", num_layers=1, output_bias=True, **layer),
-            *elementwise.self_rotary("hybrid", num_layers=1, **rotary),
-            *elementwise.prefix_attention("hybrid", num_kept=s.num_kept, num_channels=d, **rotary),
-            *elementwise.decoder_layer(
-                "self-attention", num_layers=s.num_layers - 1, output_bias=False, **layer
-            ),
-            *elementwise.self_rotary("self-attention", num_layers=s.num_layers - 1, **rotary),
-            elementwise.bias(
-                "output",
-                "logits bias",
-                num_products=s.batch_size * n,
-                channels=s.vocab_size,
-                checkpointed=False,
-            ),
-        )
+    def kept(self, training: bool = True) -> Size:
+        """k, the prefix positions that the hybrid layer attends to; all m in evaluation."""
         if not training:
-            return rows
-        return (
-            *rows,
-            elementwise.loss(batch_size=s.batch_size, num_latents=n, vocab_size=s.vocab_size),
-            elementwise.tied_gradient(num_channels=d, vocab_size=s.vocab_size),
-        )
+            return self.num_prefix
+        if self.num_kept is not None:
+            return self.num_kept
+        if is_symbolic(self.prefix_dropout) or is_array(self.prefix_dropout) or self.prefix_dropout:
+            return kept_positions(self.num_prefix, self.prefix_dropout)
+        return self.num_prefix
 
-    def parameter_rows(self, sizes: Sizes) -> tuple[Parameters, ...]:
-        """Token and position embeddings, layers, output bias; the output layer's weight is tied."""
-        s = sizes
-        d = s.num_channels
-        layer = dict(
-            num_channels=d,
-            widening_factor=s.widening_factor,
-            norm_bias=True,
-            input_bias=False,
-            mlp_bias=False,
-        )
-        return (
-            parameters.embedding("self", "token", num_rows=s.vocab_size, num_channels=d),
-            parameters.embedding(
-                "self", "latent positions", num_rows=s.num_latents, num_channels=d
-            ),
-            parameters.embedding(
-                "cross", "prefix positions", num_rows=s.num_prefix, num_channels=d
-            ),
-            parameters.norm("hybrid", "prefix norm", num_layers=1, num_channels=d, bias=True),
-            *parameters.decoder_layer("hybrid", num_layers=1, output_bias=True, **layer),
-            *parameters.decoder_layer(
-                "self-attention", num_layers=s.num_layers - 1, output_bias=False, **layer
-            ),
-            Parameters("self", "output", "logits bias", s.vocab_size),
-        )
+    def selected(self, training: bool = True) -> Size:
+        """Prefix positions that prefix dropout gathers: k where it acts, else 0."""
+        if not training:
+            return 0
+        if is_array(self.prefix_dropout):
+            return self.kept() * (self.prefix_dropout > 0)
+        given = self.num_kept is not None or is_symbolic(self.prefix_dropout)
+        return self.kept() if given or self.prefix_dropout > 0 else 0
 
-    def _kept_prefix(self, sizes: Sizes, training: bool) -> Any:
-        if not training or self.num_kept is not None:
-            return sizes.num_kept
-        return sizes.num_prefix * _exact_complement(self.prefix_dropout)
+    def network(self, at: Pass) -> Network:
+        """The hybrid layer, L - 1 self-attention layers, the output layer."""
+        d, h = self.num_channels, self.num_heads
+        c = divide("num_channels", d, "num_heads", h)
+        rotary = Rotary(rotated_channels(c))
+        hybrid = Attention(d, h, h, c, d, d, out_bias=True, rotary=rotary)
+        later = Attention(d, h, h, c, d, d, rotary=dataclasses.replace(rotary, once=True))
+        mlp = Residual("mlp", Norm("mlp norm", d), MLP(d, multiply(self.widening_factor, d)))
+        prefix = PrefixAttention(hybrid, self.kept(at.training), Norm("prefix norm", d))
+
+        def layer(attention: Block) -> tuple[Block, ...]:
+            return Residual("attention", Norm("norm", d), attention), mlp
+
+        before = at.at(part="cross", length=self.num_prefix)
+        return (
+            (at, (Embedding(d, self.vocab_size, self.num_latents, "latent positions"),)),
+            (before, (Embedding(d, None, self.num_prefix, "prefix positions"),)),
+            (before.at(length=self.selected(at.training)), (Selection(d),)),
+            (at, (
+                Layers("hybrid", 1, layer(prefix)),
+                Layers("self-attention", self.num_layers - 1, layer(later)),
+                Output(d, self.vocab_size, tied=True, bias=True),
+            )),
+        )  # fmt: skip
+
+    def convention_inputs(self, at: Pass) -> Inputs:
+        """(1 - p)·m is not rounded; k stands in its place where it is given, m in evaluation."""
+        kept = self.num_kept
+        if not at.training:
+            kept = self.num_prefix
+        elif kept is None:
+            kept = as_objects(self.num_prefix) * _exact_complement(self.prefix_dropout)
+        return self._inputs(
+            num_prefix=self.num_prefix, kept_prefix=kept, widening_factor=self.widening_factor
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -541,10 +545,12 @@ class Decoder(Architecture):
         widening_factor: w.
         bias: Whether linear layers and LayerNorms have biases.
         tie_embeddings: Whether the output layer's weight is the token embedding.
+        num_positions: Rows of the table of learned positions, at least n; n unless given.
 
     Raises:
         TypeError: If a size is not an integer or a flag not a bool.
-        ValueError: If a size is not positive, d is not divisible by h, or arrays do not broadcast.
+        ValueError: If a size is not positive, d is not divisible by h, n exceeds the table of
+            positions, or arrays do not broadcast.
 
     Source: Radford et al. 2019, Language models are unsupervised multitask learners.
 
@@ -555,137 +561,151 @@ class Decoder(Architecture):
 
     """
 
-    vocab_size: Size
-    seq_len: Size
-    num_channels: Size
-    num_layers: Size
-    num_heads: Size
-    widening_factor: Size = 4
+    vocab_size: Vocabulary
+    seq_len: Annotated[Size, Dimension("n", "positions")]
+    num_channels: Channels
+    num_layers: NumLayers
+    num_heads: NumHeads
+    widening_factor: Widening = 4
     bias: bool = True
     tie_embeddings: bool = True
+    num_positions: Annotated[Size | None, Dimension()] = None
 
     def __post_init__(self) -> None:
-        """Validate every argument and bring sizes into their exact form."""
-        names = (
-            "vocab_size",
-            "seq_len",
-            "num_channels",
-            "num_layers",
-            "num_heads",
-            "widening_factor",
-        )
-        self._store(self._required(dict.fromkeys(names, 1)))
-        require_flag("bias", self.bias)
-        require_flag("tie_embeddings", self.tie_embeddings)
-        self.sizes()
+        """Validate every field, and that the table of positions is long enough."""
+        super().__post_init__()
+        if self.num_positions is not None:
+            require_at_most("seq_len", self.seq_len, "num_positions", self.num_positions)
 
-    def sizes(self, *, batch_size: Size = 1, training: bool = True) -> Sizes:
-        """n, h, c, d, L, V, w and B; a decoder-only model has no prefix: m = k = 0."""
-        arguments = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        require_same_kind({**arguments, "batch_size": batch_size})
-        return Sizes(
-            batch_size=batch_size,
-            num_latents=self.seq_len,
-            num_prefix=0,
-            num_kept=0,
-            num_selected=0,
-            num_heads=self.num_heads,
-            head_dim=divide("num_channels", self.num_channels, "num_heads", self.num_heads),
-            num_channels=self.num_channels,
-            num_layers=self.num_layers,
-            vocab_size=self.vocab_size,
-            widening_factor=self.widening_factor,
-        )
+    @property
+    def length(self) -> Size:
+        """N."""
+        return self.seq_len
 
-    def matmuls(self, sizes: Sizes, level: str) -> tuple[Matmul, ...]:
-        """L decoder layers and the output layer."""
-        s = sizes
+    def network(self, at: Pass) -> Network:
+        """L decoder layers, a final norm, the output layer."""
+        d, h, bias = self.num_channels, self.num_heads, self.bias
+        c = divide("num_channels", d, "num_heads", h)
+        positions = self.seq_len if self.num_positions is None else self.num_positions
+        attention = Attention(d, h, h, c, d, d, bias=bias, out_bias=bias)
+        mlp = MLP(d, multiply(self.widening_factor, d), bias)
+        layer = (
+            Residual("attention", Norm("norm", d, bias), attention),
+            Residual("mlp", Norm("mlp norm", d, bias), mlp),
+        )
+        norm = Norm("final norm", d, bias)
         return (
-            *layers.decoder_layer(
-                "decoder",
-                level=level,
-                num_layers=s.num_layers,
-                batch_size=s.batch_size,
-                num_latents=s.num_latents,
-                num_channels=s.num_channels,
-                num_heads=s.num_heads,
-                head_dim=s.head_dim,
-                widening_factor=s.widening_factor,
-            ),
-            *layers.output_layer(
-                batch_size=s.batch_size,
-                num_latents=s.num_latents,
-                num_channels=s.num_channels,
-                vocab_size=s.vocab_size,
-            ),
-        )
+            (at, (
+                Embedding(d, self.vocab_size, positions),
+                Layers("decoder", self.num_layers, layer),
+                Output(d, self.vocab_size, self.tie_embeddings, norm=norm),
+            )),
+        )  # fmt: skip
 
-    def elementwise(self, sizes: Sizes, level: str, training: bool) -> tuple[Elementwise, ...]:
-        """Embedding, decoder layers, final norm and, in training, the loss."""
-        s = sizes
-        n, d = s.num_latents, s.num_channels
-        rows = (
-            elementwise.embedding("self", batch_size=s.batch_size, num_positions=n, num_channels=d),
-            *elementwise.decoder_layer(
-                "decoder",
-                level=level,
-                num_layers=s.num_layers,
-                batch_size=s.batch_size,
-                num_latents=n,
-                num_channels=d,
-                num_heads=s.num_heads,
-                widening_factor=s.widening_factor,
-                norm_bias=self.bias,
-                input_bias=self.bias,
-                output_bias=self.bias,
-                mlp_bias=self.bias,
-            ),
-            elementwise.norm(
-                "self",
-                "output",
-                "final norm",
-                num_norms=s.batch_size,
-                num_positions=n,
-                num_channels=d,
-                bias=self.bias,
-                checkpointed=False,
-            ),
-        )
-        if not training:
-            return rows
-        rows += (elementwise.loss(batch_size=s.batch_size, num_latents=n, vocab_size=s.vocab_size),)
-        if self.tie_embeddings:
-            rows += (elementwise.tied_gradient(num_channels=d, vocab_size=s.vocab_size),)
-        return rows
+    def convention_inputs(self, at: Pass) -> Inputs:
+        """A decoder-only model has no prefix."""
+        return self._inputs(widening_factor=self.widening_factor)
 
-    def parameter_rows(self, sizes: Sizes) -> tuple[Parameters, ...]:
-        """Token and position embeddings, layers, final norm, and an untied output layer."""
-        s = sizes
-        d = s.num_channels
-        rows = (
-            parameters.embedding("self", "token", num_rows=s.vocab_size, num_channels=d),
-            parameters.embedding("self", "positions", num_rows=s.num_latents, num_channels=d),
-            *parameters.decoder_layer(
-                "decoder",
-                num_layers=s.num_layers,
-                num_channels=d,
-                widening_factor=s.widening_factor,
-                norm_bias=self.bias,
-                input_bias=self.bias,
-                output_bias=self.bias,
-                mlp_bias=self.bias,
-            ),
-            parameters.norm("output", "final norm", num_layers=1, num_channels=d, bias=self.bias),
-        )
-        if self.tie_embeddings:
-            return rows
-        weight = parameters.linear(
-            "output", "logits", num_layers=1, in_channels=d, out_channels=s.vocab_size, bias=False
-        )
-        return (*rows, weight)
 
-    def _kept_prefix(self, sizes: Sizes, training: bool) -> Any:
-        return 0
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama(Architecture):
+    """A decoder-only transformer in Llama's shape.
+
+    Grouped heads, rotary embedding of whole heads, pre-RMSNorm, a final norm, a gated MLP with
+    SiLU, no biases.
+
+    Attributes:
+        vocab_size: V.
+        seq_len: n, positions.
+        num_channels: d.
+        num_layers: L.
+        num_heads: h.
+        intermediate_size: f, hidden channels of the MLP.
+        num_key_value_heads: g, which divides h; h unless given.
+        head_dim: c, even; d / h unless given.
+        window: W, the last positions that a query attends to, its own included; all unless given.
+        tie_embeddings: Whether the output layer's weight is the token embedding.
+
+    Raises:
+        TypeError: If a size is not an integer or a flag not a bool.
+        ValueError: If a size is not positive, h is not divisible by g, d not by h without a head
+            dim, a head dim is odd, or arrays do not broadcast.
+
+    Source: Touvron et al. 2023 (arXiv 2302.13971); Ainslie et al. 2023 (arXiv 2305.13245) for
+    grouped heads; Jiang et al. 2023 (arXiv 2310.06825) for the window.
+
+    >>> llama = Llama(vocab_size=128256, seq_len=8192, num_channels=4096, num_layers=32,
+    ...               num_heads=32, num_key_value_heads=8, intermediate_size=14336)
+    >>> llama.params().total
+    8030261248
+
+    """
+
+    vocab_size: Vocabulary
+    seq_len: Annotated[Size, Dimension("n", "positions")]
+    num_channels: Channels
+    num_layers: NumLayers
+    num_heads: NumHeads
+    intermediate_size: Annotated[Size, Dimension("f", "hidden channels")]
+    num_key_value_heads: Annotated[Size | None, Dimension("g", "key-value heads")] = None
+    head_dim: Annotated[Size | None, Dimension("c", "channels of a head")] = None
+    window: Annotated[Size | None, Dimension()] = None
+    tie_embeddings: bool = False
+
+    @property
+    def length(self) -> Size:
+        """N."""
+        return self.seq_len
+
+    def network(self, at: Pass) -> Network:
+        """L layers, a final norm, the output layer."""
+        d, h = self.num_channels, self.num_heads
+        g = h if self.num_key_value_heads is None else self.num_key_value_heads
+        divide("num_heads", h, "num_key_value_heads", g)
+        c = self.head_dim
+        if c is None:
+            c = divide("num_channels", d, "num_heads", h)
+        divide("head_dim", c, "the channels of a rotary pair", 2)
+        attention = Attention(
+            d, h, g, c, multiply(h, c), multiply(g, c), Causal(self.window), rotary=Rotary(c)
+        )
+        mlp = MLP(d, self.intermediate_size, gated=True, activation="silu")
+        norm, mlp_norm, final = (
+            Norm(term, d, bias=False, rms=True) for term in ("norm", "mlp norm", "final norm")
+        )
+        layer = Residual("attention", norm, attention), Residual("mlp", mlp_norm, mlp)
+        return (
+            (at, (
+                Embedding(d, self.vocab_size),
+                Layers("decoder", self.num_layers, layer),
+                Output(d, self.vocab_size, self.tie_embeddings, norm=final),
+            )),
+        )  # fmt: skip
+
+    def convention_inputs(self, at: Pass) -> Inputs:
+        """Conventions of an MLP of two products say nothing of a gated one."""
+        return self._inputs(head_dim=self.head_dim)
+
+
+ARCHITECTURES: dict[str, type[Architecture]] = {
+    "perceiver-ar": PerceiverAR,
+    "decoder": Decoder,
+    "llama": Llama,
+}
+"""What can be described, by its name on the command line."""
+
+
+def require_at_most(name: str, value: Size, limit_name: str, limit: Size) -> None:
+    """Raise unless ``value`` is at most ``limit``, element by element; of symbols, if it may be."""
+    excess = value - limit
+    if is_symbolic(excess):
+        too_large = bool(excess.is_positive)
+    else:
+        too_large = bool((excess > 0).any()) if is_array(excess) else excess > 0
+    if too_large:
+        raise ValueError(
+            f"{name} = {quoted(value)}: expected at most {limit_name} = {quoted(limit)}"
+        )
 
 
 def _exact_complement(fraction: Any) -> Any:

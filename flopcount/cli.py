@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import json as json_format
+import operator
 import os
 import re
 import shlex
@@ -13,12 +15,14 @@ import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+import docstring_parser
 import tyro
 
 from flopcount import __version__
-from flopcount.architectures import Architecture, Decoder, PerceiverAR
+from flopcount.architectures import ARCHITECTURES, Architecture, Dimension, Flag, Probability
 from flopcount.devices import DEFAULT_DTYPE, given_device
 from flopcount.executed import Tiling
 from flopcount.extras import advice
@@ -30,138 +34,92 @@ if TYPE_CHECKING:
     from flopcount.devices import Peak
 
 
-@dataclasses.dataclass(frozen=True)
-class PerceiverAROptions:
-    """Perceiver AR: a causal decoder whose first layer also attends to a prefix."""
+KINDS = {Dimension: int, Probability: float, Flag: bool}
+"""What the command line takes for each kind of field of an architecture."""
 
-    vocab_size: int
-    """V."""
-    num_latents: int
-    """n, the positions that predict."""
-    num_prefix: int
-    """m, the positions before them."""
-    num_channels: int
-    """d."""
-    num_layers: int
-    """L, the hybrid layer included."""
-    num_heads: int = PerceiverAR.num_heads
-    """h."""
-    prefix_dropout: float = PerceiverAR.prefix_dropout
-    """p in [0, 1), in training."""
-    num_kept: int | None = PerceiverAR.num_kept
-    """k, instead of the prefix dropout."""
-    widening_factor: int = PerceiverAR.widening_factor
-    """w."""
-
-    def build(self) -> Architecture:
-        """The model to count."""
-        return PerceiverAR(**vars(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderOptions:
-    """A decoder-only transformer, by default as GPT-2."""
-
-    vocab_size: int
-    """V."""
-    seq_len: int
-    """n, positions."""
-    num_channels: int
-    """d."""
-    num_layers: int
-    """L."""
-    num_heads: int
-    """h."""
-    widening_factor: int = Decoder.widening_factor
-    """w."""
-    bias: bool = Decoder.bias
-    """Biases in linear layers and LayerNorms."""
-    tie_embeddings: bool = Decoder.tie_embeddings
-    """The output layer's weight is the token embedding."""
-
-    def build(self) -> Architecture:
-        """The model to count."""
-        return Decoder(**vars(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class TilingOptions:
-    """How fused attention kernels cut their work, for level ``executed``."""
-
-    forward: Annotated[
-        tuple[int, int] | None, tyro.conf.arg(name="tiling.forward", metavar="QUERIES KEYS")
-    ] = None
-    """The forward pass's tile."""
-    key_value: Annotated[
-        tuple[int, int] | None, tyro.conf.arg(name="tiling.key-value", metavar="QUERIES KEYS")
-    ] = None
-    """The tile of the gradients of keys and values."""
-    query: Annotated[
-        tuple[int, int] | None, tyro.conf.arg(name="tiling.query", metavar="QUERIES KEYS")
-    ] = None
-    """The tile of the gradient of queries."""
-    head_dim_multiple: Annotated[int, tyro.conf.arg(name="tiling.head-dim-multiple")] = (
-        Tiling.head_dim_multiple
-    )
-    """The head dim is rounded up to a multiple of this."""
-    key_value_products: Annotated[int, tyro.conf.arg(name="tiling.key-value-products")] = (
-        Tiling.key_value_products
-    )
-    """4; 5 where keys and values each have a loop of their own."""
-
-    def build(self, level: str | None) -> Tiling | None:
-        """The tiling, or None where no option is given.
-
-        Raises:
-            ValueError: If not all tiles are given, or the level is another.
-        """
-        if self == TilingOptions():
-            return None
-        if level != "executed":
-            raise ValueError(f"--tiling options with level = {level!r}: expected --level executed")
-        if None in (self.forward, self.key_value, self.query):
-            raise ValueError(f"--tiling options are missing: {NEEDED}")
-        return Tiling(**vars(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class HybridTilingOptions:
-    """How the kernels cut the hybrid layer's work, where it differs."""
-
-    forward: Annotated[
-        tuple[int, int] | None, tyro.conf.arg(name="hybrid-tiling.forward", metavar="QUERIES KEYS")
-    ] = None
-    """The forward pass's tile."""
-    key_value: Annotated[
-        tuple[int, int] | None,
-        tyro.conf.arg(name="hybrid-tiling.key-value", metavar="QUERIES KEYS"),
-    ] = None
-    """The tile of the gradients of keys and values."""
-    query: Annotated[
-        tuple[int, int] | None, tyro.conf.arg(name="hybrid-tiling.query", metavar="QUERIES KEYS")
-    ] = None
-    """The tile of the gradient of queries."""
-
-    def build(self, tiling: Tiling | None) -> Tiling | None:
-        """The other layers' tiling with the tiles given here, or None where none is given.
-
-        Raises:
-            ValueError: If the other layers have no tiling.
-        """
-        given = {name: block for name, block in vars(self).items() if block is not None}
-        if not given:
-            return None
-        if tiling is None:
-            raise ValueError(f"--hybrid-tiling options without --tiling options: {NEEDED}")
-        return dataclasses.replace(tiling, **given)
-
-
+BLOCKS = ("forward", "key_value", "query")
 NEEDED = "expected --tiling.forward, --tiling.key-value and --tiling.query, QUERIES KEYS each"
+OWN_TILINGS = "expected LAYER=FORWARD,KEY-VALUE,QUERY, for example hybrid=128x64,32x64,128x64"
 
-Model = (
-    Annotated[PerceiverAROptions, tyro.conf.subcommand("perceiver-ar")]
-    | Annotated[DecoderOptions, tyro.conf.subcommand("decoder")]
-)
+
+def options(described: Any, types: dict[str, Any], prefix: str = "") -> Any:
+    """The fields of a dataclass as a dataclass of options, with its docstring's words as help.
+
+    Args:
+        described: The dataclass.
+        types: What the command line takes for each field.
+        prefix: Before the options' names.
+    """
+    words = docstring_parser.parse(described.__doc__)
+    helps = {param.arg_name: param.description for param in words.params}
+    fields = []
+    for field in dataclasses.fields(described):
+        flag = (prefix + field.name).replace("_", "-")
+        argument = tyro.conf.arg(name=flag, help=helps[field.name])
+        default = field.default
+        if default is dataclasses.MISSING and NoneType in get_args(types[field.name]):
+            default = None
+        given = dataclasses.field(default=default, kw_only=True)
+        fields.append((field.name, Annotated[types[field.name], argument], given))
+    return dataclasses.make_dataclass(
+        f"{described.__name__}Options", fields, namespace={"__doc__": words.short_description}
+    )
+
+
+def model_options(name: str, architecture: type[Architecture]) -> Any:
+    """An architecture as a subcommand; ``build()`` of what it gives is the model to count."""
+    types = {field: KINDS[type(kind)] for field, kind in architecture.kinds().items()}
+    optional = {
+        field: types[field] | None for field in types if getattr(architecture, field, 0) is None
+    }
+    made = options(architecture, types | optional)
+    made.build = lambda given: architecture(**vars(given))
+    return Annotated[made, tyro.conf.subcommand(name)]
+
+
+if TYPE_CHECKING:
+    Model = Any
+    ArchitectureName = str
+    TilingOptions: Any = Any
+else:
+    Model = functools.reduce(operator.or_, itertools.starmap(model_options, ARCHITECTURES.items()))
+    ArchitectureName = Literal[tuple(ARCHITECTURES)]
+    block = tuple[int, int] | None
+    TilingOptions = options(
+        Tiling,
+        dict.fromkeys(BLOCKS, block) | dict(head_dim_multiple=int, key_value_products=int),
+        "tiling.",
+    )
+
+
+NO_TILING = TilingOptions()
+
+
+def tilings_of(
+    given: Any, own: tuple[str, ...], level: str | None
+) -> tuple[Tiling | None, dict[str, Tiling]]:
+    """The tiling that options give, or None where none is given, and those of single layers.
+
+    Raises:
+        ValueError: If not all tiles are given, or the level is another.
+    """
+    if given == NO_TILING and not own:
+        return None, {}
+    if level != "executed":
+        raise ValueError(f"--tiling options with level = {level!r}: expected --level executed")
+    if None in (getattr(given, name) for name in BLOCKS):
+        raise ValueError(f"--tiling options are missing: {NEEDED}")
+    tiling = Tiling(**vars(given))
+    layers = {}
+    for text in own:
+        layer, _, blocks = text.partition("=")
+        try:
+            pairs = [tuple(map(int, block.split("x"))) for block in blocks.split(",")]
+            own_blocks: dict[str, Any] = dict(zip(BLOCKS, pairs, strict=True))
+            layers[layer] = dataclasses.replace(tiling, **own_blocks)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--tilings {text}: {OWN_TILINGS} ({error})") from None
+    return tiling, layers
 
 
 def to_json(value: Any) -> str:
@@ -187,8 +145,8 @@ def count(
     model: Model,
     level: Literal["causal", "dense", "executed"] | None = None,
     convention: str | None = None,
-    tiling: TilingOptions = TilingOptions(),
-    hybrid_tiling: HybridTilingOptions = HybridTilingOptions(),
+    tiling: TilingOptions = NO_TILING,
+    tilings: tuple[str, ...] = (),
     training: bool = True,
     batch_size: int = 1,
     checkpointing: Literal["reentrant", "non-reentrant"] | None = None,
@@ -209,7 +167,7 @@ def count(
         level: What attention counts; causal unless a convention is given.
         convention: A published way to count instead; ``compare`` lists them.
         tiling: How fused attention kernels cut their work, for level executed.
-        hybrid_tiling: How they cut the hybrid layer's work, where it differs.
+        tilings: How they cut single layers' work: LAYER=FORWARD,KEY-VALUE,QUERY, each QUERIESxKEYS.
         training: Forward and backward, or forward alone.
         batch_size: Sequences in a step.
         checkpointing: Activation checkpointing of whole layers.
@@ -228,15 +186,14 @@ def count(
         raise ValueError(
             "--params or --elementwise with --json: expected --json alone, which holds both"
         )
-    tiles = tiling.build(level)
-    hybrid_tiles = hybrid_tiling.build(tiles)
+    tiles, own_tiles = tilings_of(tiling, tilings, level)
     step: dict[str, Any] = dict(
         training=training, batch_size=batch_size, checkpointing=checkpointing
     )
     if level == "executed" and convention is None:
         if tiles is None:
             raise ValueError(f"level = 'executed' without the kernels' tiling: {NEEDED}")
-        counted = model.build().executed(tiles, hybrid_tiling=hybrid_tiles, **step)
+        counted = model.build().executed(tiles, tilings=own_tiles, **step)
     else:
         counted = model.build().flops(level, convention=convention, **step)
     rates = {}
@@ -308,10 +265,10 @@ def compare(model: Model, training: bool = True, json: bool = False) -> None:
 
 
 def explain(
-    architecture: Literal["perceiver-ar", "decoder"] = "perceiver-ar",
+    architecture: ArchitectureName = "perceiver-ar",
     level: Literal["causal", "dense", "executed"] | None = None,
     convention: str | None = None,
-    tiling: TilingOptions = TilingOptions(),
+    tiling: TilingOptions = NO_TILING,
     latex: bool = False,
     json: bool = False,
 ) -> None:
@@ -329,7 +286,7 @@ def explain(
 
     if latex and json:
         raise ValueError("--latex with --json: expected --json alone, which holds LaTeX, too")
-    explanation = explain_terms(architecture, level, convention, tiling.build(level))
+    explanation = explain_terms(architecture, level, convention, tilings_of(tiling, (), level)[0])
     if latex:
         print(explanation.to_latex())
     else:
@@ -655,8 +612,7 @@ def main(arguments: list[str] | None = None) -> int:
     if words == ["--version"]:
         print(f"flopcount {__version__}")
         return 0
-    architectures = ("perceiver-ar", "decoder")
-    takes = {name: architectures if name in ("count", "compare") else () for name in COMMANDS}
+    takes = {name: list(ARCHITECTURES) if name in ("count", "compare") else () for name in COMMANDS}
     if wrong := wrong_command(words, takes):
         print(f"flopcount: {wrong}", file=sys.stderr)
         return 2

@@ -10,13 +10,13 @@ from flopcount import __version__
 from flopcount.architectures import Architecture
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count, described, is_position
-from flopcount.rows import Parameters, Part
+from flopcount.rows import Part, Tensor
 from flopcount.sizes import Size, exact_ratio, is_array, is_symbolic, quoted
 from flopcount.tables import shown, table
 
 NOT_COVERED = "not covered"
 
-LINEAR = ("query", "key", "value", "out", "mlp up", "mlp down")
+LINEAR = ("query", "key", "value", "out", "mlp gate", "mlp up", "mlp down")
 PRODUCTS = ("scores", "values")
 STANDS_FOR: dict[str, tuple[tuple[str, ...], str]] = {
     "embedding": ((), "the embedding, a look-up, as 4d per token"),
@@ -66,12 +66,12 @@ class Compared:
     Attributes:
         name: The level or convention.
         source: Where it stands.
-        self_part: FLOPs per latent token of the self part.
+        self_part: FLOPs per latent token of the self part, or ``"not covered"``.
         cross_part: FLOPs per latent token of the cross part, or ``"not covered"``.
         total: Their sum, or ``"not covered"``.
         ratio: ``total`` over the causal total; over the causal self part where the cross part is
             not covered.
-        self_ratio: ``self_part`` over the causal self part.
+        self_ratio: ``self_part`` over the causal self part; None where it is not covered.
         leaves_out: The terms of the causal count that it does not count of this model, by name.
         adds: What it counts of this model beyond the causal count, by name.
         differences: Both, term by term; per part they add up exactly to the difference between
@@ -81,7 +81,7 @@ class Compared:
 
     name: str
     source: str
-    self_part: Size
+    self_part: Size | str
     cross_part: Size | str
     total: Size | str
     ratio: Any
@@ -125,7 +125,7 @@ class Comparison:
                 row.self_part,
                 shown(row.cross_part),
                 shown(row.total),
-                _percent(row.self_ratio),
+                NOT_COVERED if row.self_ratio is None else _percent(row.self_ratio),
                 NOT_COVERED if isinstance(row.total, str) else _percent(row.ratio),
             ]
             for row in self.rows
@@ -172,7 +172,7 @@ def _is_zero(value: Any) -> bool:
     return bool(value.expand() == 0) if is_symbolic(value) else value == 0
 
 
-def _kind(row: Parameters, multiplied: bool) -> str:
+def _kind(row: Tensor, multiplied: bool) -> str:
     """What a tensor has beyond a product's weight, by name; its own name where none is known."""
     if multiplied or row.name.endswith("bias"):
         kind = "biases"
@@ -226,19 +226,19 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
         if part in count.not_covered:
             continue
         expected: dict[str, Size] = {}
-        for line in proven.lines:
-            if line.part == part:
-                flops = line.forward + line.backward
-                expected[line.term] = expected.get(line.term, 0) + flops
+        for entry in proven.terms:
+            if entry.part == part:
+                flops = entry.forward + entry.backward
+                expected[entry.term] = expected.get(entry.term, 0) + flops
         terms: dict[str, Size] = {}
-        for line in count.lines:
-            if line.part == part:
-                terms[line.term] = terms.get(line.term, 0) + line.forward + line.backward
+        for entry in count.terms:
+            if entry.part == part:
+                terms[entry.term] = terms.get(entry.term, 0) + entry.forward + entry.backward
         for term, flops in terms.items():
             if term in PARAMETER_TERMS:
                 tensors = [
                     row
-                    for row in count.model.params().self_part.rows
+                    for row in count.model.params().self_part.terms
                     if term == "2 N" or not is_position(row)
                 ]
                 kinds = {row.name: _kind(row, row.name in expected) for row in tensors}
@@ -271,7 +271,8 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
     """Count ``model`` in every known way.
 
     Args:
-        model: A :class:`~flopcount.PerceiverAR` or :class:`~flopcount.Decoder`.
+        model: A :class:`~flopcount.PerceiverAR`, :class:`~flopcount.Decoder` or
+            :class:`~flopcount.Llama`.
         training: Forward and backward, or forward alone.
 
     Returns:
@@ -279,7 +280,7 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
         each level and convention, ratios to the causal count, and what each leaves out or adds.
 
     Raises:
-        TypeError: If ``model`` is not one of the two architectures.
+        TypeError: If ``model`` is none of the architectures.
 
     >>> import flopcount as fc
     >>> gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12,
@@ -290,7 +291,7 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
     """
     if not isinstance(model, Architecture):
         raise TypeError(
-            f"model = {quoted(model)}: expected a flopcount.PerceiverAR or flopcount.Decoder"
+            f"model = {quoted(model)}: expected a flopcount.PerceiverAR, Decoder or Llama"
         )
     proven = model.flops(training=training)
     counts = [
@@ -304,10 +305,13 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
 
 
 def _compared(proven: Count, count: Count, name: str, source: str) -> Compared:
-    self_part = count.self_part.per_token
-    self_ratio = _ratio(self_part, proven.self_part.per_token)
+    self_part: Size | str = NOT_COVERED
     cross_part: Size | str = NOT_COVERED
     total: Size | str = NOT_COVERED
+    self_ratio = None
+    if "self" not in count.not_covered:
+        self_part = count.self_part.per_token
+        self_ratio = _ratio(self_part, proven.self_part.per_token)
     ratio = self_ratio
     if not count.not_covered:
         cross_part, total = count.cross_part.per_token, count.per_token

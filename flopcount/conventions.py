@@ -12,27 +12,41 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from flopcount.sizes import Size, Sizes, exact_ratio, is_array, is_symbolic
+from flopcount.sizes import Size, exact_ratio, is_array, is_symbolic
 
 Terms = tuple[tuple[str, str, Size], ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What conventions are computed from.
 
     Attributes:
-        sizes: The derived sizes.
-        kept_prefix: (1 - p)·m, not rounded; k where ``num_kept`` is given.
+        num_latents: n.
+        num_channels: d.
+        num_heads: h.
+        head_dim: c.
+        num_layers: L.
+        vocab_size: V.
         num_params: N, the parameters of the self part.
         num_position_params: Those of its position embedding.
+        widening_factor: w; None where the layers are not attention and an MLP of two products.
+        num_prefix: m.
+        kept_prefix: (1 - p)·m, not rounded; k where ``num_kept`` is given.
 
     """
 
-    sizes: Sizes
-    kept_prefix: Any
+    num_latents: Size
+    num_channels: Size
+    num_heads: Size
+    head_dim: Size
+    num_layers: Size
+    vocab_size: Size
     num_params: Size
     num_position_params: Size
+    widening_factor: Any = None
+    num_prefix: Size = 0
+    kept_prefix: Any = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Convention:
         source: The publication.
         self_part: Forward FLOPs per sequence: (layer, term, FLOPs) of the self part.
         cross_part: The same for the cross part; None where the convention says nothing of a prefix.
+        any_layer: Whether it speaks of parameters alone, whatever a layer consists of.
 
     """
 
@@ -51,6 +66,7 @@ class Convention:
     source: str
     self_part: Callable[[Inputs], Terms]
     cross_part: Callable[[Inputs], Terms] | None = None
+    any_layer: bool = False
 
 
 def article_self(inputs: Inputs) -> Terms:
@@ -58,7 +74,7 @@ def article_self(inputs: Inputs) -> Terms:
 
     The embedding as 4d, one of the two attention products over the full square, the output layer.
     """
-    s = inputs.sizes
+    s = inputs
     n, d = s.num_latents, s.num_channels
     return (
         ("embedding", "embedding", n * 4 * d),
@@ -109,7 +125,7 @@ def _per_token(
     that no p keeps. The last term is n · (integer per token) - Σ, so that all of them add up to n
     times that integer.
     """
-    s = inputs.sizes
+    s = inputs
     whole = sum(flops for _, _, flops in terms)
 
     def truncated(flops: Any, m: int, n: int, d: int, h: int, kept: Any) -> int:
@@ -146,7 +162,7 @@ def article_cross(inputs: Inputs) -> Terms:
 
     The prefix embedding before dropout, keys and values, one attention product.
     """
-    s, kept = inputs.sizes, inputs.kept_prefix
+    s, kept = inputs, inputs.kept_prefix
     n, d = s.num_latents, s.num_channels
     terms = (
         ("embedding", "prefix embedding", 4 * d * s.num_prefix),
@@ -158,7 +174,7 @@ def article_cross(inputs: Inputs) -> Terms:
 
 def article_update_self(inputs: Inputs) -> Terms:
     """Per token L((8 + 4w)d² + 4dn + 3hn): both products and softmax, no output layer."""
-    s = inputs.sizes
+    s = inputs
     n, d = s.num_latents, s.num_channels
     return (
         ("layers", "projections and MLP", n * s.num_layers * (8 + 4 * s.widening_factor) * d * d),
@@ -169,7 +185,7 @@ def article_update_self(inputs: Inputs) -> Terms:
 
 def article_update_cross(inputs: Inputs) -> Terms:
     """Per token (1 - p)(4d²·m/n + 4dm + 3hm), truncated to an integer as the code does it."""
-    s, kept = inputs.sizes, inputs.kept_prefix
+    s, kept = inputs, inputs.kept_prefix
     n, d = s.num_latents, s.num_channels
     terms = (
         ("hybrid", "keys and values", kept * 4 * d * d),
@@ -181,7 +197,7 @@ def article_update_cross(inputs: Inputs) -> Terms:
 
 def kaplan_self(inputs: Inputs) -> Terms:
     """Per token 2·N_nonemb + 2Lnd with N_nonemb = (4 + 2w)Ld²."""
-    s = inputs.sizes
+    s = inputs
     n, d = s.num_latents, s.num_channels
     parameters = (4 + 2 * s.widening_factor) * s.num_layers * d * d
     return (
@@ -192,7 +208,7 @@ def kaplan_self(inputs: Inputs) -> Terms:
 
 def chinchilla_self(inputs: Inputs) -> Terms:
     """Per sequence L(8Sd² + 4Sd·d_ff + 4S²d + 3hS²), d_ff = wd."""
-    s = inputs.sizes
+    s = inputs
     n, d = s.num_latents, s.num_channels
     hidden_channels = s.widening_factor * d
     return (
@@ -205,7 +221,7 @@ def chinchilla_self(inputs: Inputs) -> Terms:
 
 def palm_self(inputs: Inputs) -> Terms:
     """Per token 2N + 4LhcS (training 6N + 12LhcS), N without the position embedding."""
-    s = inputs.sizes
+    s = inputs
     n = s.num_latents
     parameters = inputs.num_params - inputs.num_position_params
     attention = 4 * s.num_layers * s.num_heads * s.head_dim * n
@@ -217,7 +233,7 @@ def palm_self(inputs: Inputs) -> Terms:
 
 def megatron_self(inputs: Inputs) -> Terms:
     """Per sequence 24SLd²(1 + S/(6d)) + 2SdV at w = 4; in general L((8 + 4w)Sd² + 4S²d) + 2SdV."""
-    s = inputs.sizes
+    s = inputs
     n, d = s.num_latents, s.num_channels
     return (
         ("layers", "projections and MLP", s.num_layers * (8 + 4 * s.widening_factor) * n * d * d),
@@ -228,7 +244,7 @@ def megatron_self(inputs: Inputs) -> Terms:
 
 def six_n_self(inputs: Inputs) -> Terms:
     """Per token 2N (training 6N), N all parameters of the self part."""
-    return (("model", "2 N", inputs.sizes.num_latents * 2 * inputs.num_params),)
+    return (("model", "2 N", inputs.num_latents * 2 * inputs.num_params),)
 
 
 CONVENTIONS: dict[str, Convention] = {
@@ -252,14 +268,22 @@ CONVENTIONS: dict[str, Convention] = {
             "Hoffmann et al. 2022 (arXiv 2203.15556), Table A4 as in effect computed",
             chinchilla_self,
         ),
-        Convention("palm", "Chowdhery et al. 2022 (arXiv 2204.02311), Appendix B", palm_self),
+        Convention(
+            "palm",
+            "Chowdhery et al. 2022 (arXiv 2204.02311), Appendix B",
+            palm_self,
+            any_layer=True,
+        ),
         Convention(
             "megatron",
             "Narayanan et al. 2021 (arXiv 2104.04473), equation 3 without recomputation",
             megatron_self,
         ),
         Convention(
-            "6n", "common rule C = 6ND, after Kaplan et al. 2020 (arXiv 2001.08361)", six_n_self
+            "6n",
+            "common rule C = 6ND, after Kaplan et al. 2020 (arXiv 2001.08361)",
+            six_n_self,
+            any_layer=True,
         ),
     )
 }

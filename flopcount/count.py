@@ -1,24 +1,26 @@
-"""A count: the lines that make it up, and what users ask of it."""
+"""A count: the terms that make it up, and what users ask of it."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-import sys
-from collections.abc import Iterable
+import math
+import numbers
+from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from flopcount import __version__, extras
 from flopcount.devices import DEFAULT_DTYPE, Device, find_device, require_utilisation
-from flopcount.rows import Elementwise, Matmul, Parameters, Part, Row
+from flopcount.executed import SOURCE, Tiling, tiled
+from flopcount.rows import Part, Phase, Product, Row, Tensor, Work
 from flopcount.sizes import (
-    INT64_MAX,
     Size,
-    as_objects,
     exact_ratio,
     is_array,
     is_symbolic,
+    multiply,
     quoted,
     require_positive_number,
     require_size,
@@ -28,45 +30,34 @@ from flopcount.tables import shown, table
 if TYPE_CHECKING:
     import pandas as pd
 
-CHECKPOINTING = ("reentrant", "non-reentrant")
+CHINCHILLA_APPENDIX_F = "Hoffmann et al. 2022 (arXiv 2203.15556), Appendix F"
 
 
 class NotCoveredError(ValueError):
     """A convention was asked for a part that it was never defined for."""
 
 
-def _sum(values: Iterable[Size]) -> Size:
+def add(values: Iterable[Size]) -> Size:
+    """The sum of sizes; 0 of none."""
     total: Size = 0
     for value in values:
         total = total + value
     return total
 
 
-def _product(left: Size, right: Size) -> Size:
-    """``left · right``, in Python ints where int64 might not hold it."""
-    if is_array(left) or is_array(right):
-        magnitudes = [
-            int(abs(side).max()) if is_array(side) else abs(side) for side in (left, right)
-        ]
-        if magnitudes[0] * magnitudes[1] > INT64_MAX:
-            left, right = as_objects(left), as_objects(right)
-    return left * right
-
-
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """A line of a count's table.
+class Term:
+    """A term of a count.
 
     Attributes:
         part: ``"self"`` or ``"cross"``.
         layer: The layer.
         term: The term within the layer.
         forward: FLOPs of the forward pass.
-        backward_products: Products of the backward pass; 0 in evaluation. All are as large as the
-            forward one, but for those that ``matmul.backward_pairs`` lists.
-        recompute_products: 1 where checkpointing executes the term again, else 0.
+        backward: FLOPs of the backward pass; 0 in evaluation.
+        recomputed: Whether activation checkpointing executes it again.
         source: Where the formula stands.
-        matmul: The product behind the line; None for a published convention's term.
+        rows: The products as executed; none for a published convention.
 
     """
 
@@ -74,200 +65,205 @@ class Line:
     layer: str
     term: str
     forward: Size
-    backward_products: int
-    recompute_products: int
+    backward: Size
+    recomputed: bool
     source: str
-    matmul: Matmul | None = None
-
-    @property
-    def backward(self) -> Size:
-        """FLOPs of the backward pass."""
-        if self.matmul is None or self.matmul.backward_pairs is None or not self.backward_products:
-            return self.backward_products * self.forward
-        return _sum(row.flops for row in self.matmul.backward_rows())
+    rows: tuple[Row, ...] = ()
 
     @property
     def recompute(self) -> Size:
         """FLOPs executed again under activation checkpointing."""
-        return self.recompute_products * self.forward
+        return int(self.recomputed) * self.forward
 
-    def rows(self) -> tuple[Row, ...]:
-        """The products as executed, one row each; none for a published convention."""
-        if self.matmul is None:
-            return ()
-        backward = self.matmul.backward_rows() if self.backward_products else ()
-        recompute = (self.matmul.row("recompute"),) * self.recompute_products
-        return (self.matmul.row("forward"), *backward, *recompute)
+    def products(self) -> dict[Phase, int]:
+        """How many products are executed in each phase that has some."""
+        return dict(collections.Counter(row.phase for row in self.rows))
 
-
-def recompute_products(row: Matmul | Elementwise, checkpointing: str | None, training: bool) -> int:
-    """How often activation checkpointing executes a term again: 0 or 1.
-
-    Re-entrant checkpointing runs each checkpointed layer's forward pass once more. The
-    non-re-entrant flavour stops when the last tensor that the backward pass needs is there: just
-    before the layer's last product, whose inputs are needed but whose result is not.
-
-    Source: the two implementations in ``torch.utils.checkpoint``.
-    """
-    if not training or checkpointing is None or not row.checkpointed:
-        return 0
-    stops_before = row.last_of_layer if isinstance(row, Matmul) else row.after_last_product
-    return 0 if stops_before and checkpointing == "non-reentrant" else 1
+    def record(self) -> dict[str, Any]:
+        """The term as plain data."""
+        return {
+            "part": self.part,
+            "layer": self.layer,
+            "term": self.term,
+            "forward": self.forward,
+            "backward": self.backward,
+            "recompute": self.recompute,
+            "total": self.forward + self.backward,
+            "source": self.source,
+        }
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ElementwiseCount:
-    """Element-wise FLOPs, apart from the matmul total; the optimiser's step is excluded.
+@dataclasses.dataclass(frozen=True)
+class WorkTerm:
+    """Element-wise work of a count.
 
     Attributes:
-        rows: One per operation, with elements, per-element costs and the reason for them.
+        part: ``"self"`` or ``"cross"``.
+        layer: The layer.
+        term: The term within the layer.
+        elements: How many elements it acts on.
+        forward_cost: FLOPs per element in the forward pass.
+        backward_cost: FLOPs per element in the backward pass.
         training: Whether the backward pass counts.
-        checkpointing: As given to ``flops``.
+        recomputed: Whether activation checkpointing executes it again.
+        reason: The operations that make up the costs.
 
     """
 
-    rows: tuple[Elementwise, ...]
+    part: Part
+    layer: str
+    term: str
+    elements: Size
+    forward_cost: int
+    backward_cost: int
     training: bool
-    checkpointing: str | None
+    recomputed: bool
+    reason: str
 
-    def _forward(self, row: Elementwise) -> Size:
-        return row.forward_cost * row.elements
-
-    def _backward(self, row: Elementwise) -> Size:
-        return row.backward_cost * row.elements if self.training else 0 * row.elements
-
-    def _recompute(self, row: Elementwise) -> Size:
-        return recompute_products(row, self.checkpointing, self.training) * self._forward(row)
-
-    @functools.cached_property
+    @property
     def forward(self) -> Size:
         """FLOPs of the forward pass."""
-        return _sum(self._forward(row) for row in self.rows)
+        return self.forward_cost * self.elements
 
-    @functools.cached_property
+    @property
     def backward(self) -> Size:
         """FLOPs of the backward pass; 0 in evaluation."""
-        return _sum(self._backward(row) for row in self.rows)
+        return (self.backward_cost if self.training else 0) * self.elements
 
-    @functools.cached_property
+    @property
     def recompute(self) -> Size:
         """FLOPs executed again under activation checkpointing."""
-        return _sum(self._recompute(row) for row in self.rows)
+        return int(self.recomputed) * self.forward
+
+    def record(self) -> dict[str, Any]:
+        """The work as plain data."""
+        return {
+            "part": self.part,
+            "layer": self.layer,
+            "term": self.term,
+            "elements": self.elements,
+            "forward": self.forward,
+            "backward": self.backward,
+            "recompute": self.recompute,
+            "reason": self.reason,
+        }
+
+
+def product_term(
+    product: Product,
+    level: str,
+    tilings: Callable[[str], Tiling] | None,
+    training: bool,
+    checkpointing: str | None,
+) -> Term:
+    """A product as a level counts it.
+
+    Args:
+        product: What is multiplied.
+        level: ``"causal"`` or ``"dense"``; with tilings, neither matters.
+        tilings: Of each layer by its name, at level ``"executed"``.
+        training: Whether the backward pass counts.
+        checkpointing: ``None``, ``"reentrant"`` or ``"non-reentrant"``.
+    """
+    mask, source = product.mask, product.source
+    pairs, depth, backward_pairs = None, product.K, None
+    if mask is not None and tilings is not None:
+        tiles = tiled(product, tilings(product.layer))
+        pairs, depth, backward_pairs, source = tiles.forward, tiles.depth, tiles.backward, SOURCE
+    elif mask is not None and level == "dense":
+        pairs, source = mask.rectangle(product.M, product.N), CHINCHILLA_APPENDIX_F
+    elif mask is not None:
+        pairs = mask.pairs(product.M, product.N)
+    forward = Row(
+        product.part, product.layer, product.term, product.times, product.M, product.N, depth,
+        "forward", pairs,
+    )  # fmt: skip
+    back = dataclasses.replace(forward, phase="backward")
+    if backward_pairs is None or not training:
+        backward = (back,) * product.gradients if training else ()
+        backward_flops = len(backward) * forward.flops
+    else:
+        backward = tuple(dataclasses.replace(back, pairs=pairs) for pairs in backward_pairs)
+        backward_flops = add(row.flops for row in backward)
+    recomputed = checkpointing in product.recomputed_by
+    again = (dataclasses.replace(forward, phase="recompute"),) if recomputed else ()
+    return Term(
+        product.part, product.layer, product.term, forward.flops, backward_flops, recomputed,
+        source, (forward, *backward, *again),
+    )  # fmt: skip
+
+
+def work_term(work: Work, level: str, training: bool, checkpointing: str | None) -> WorkTerm:
+    """Element-wise work as a level counts it; arguments as :func:`product_term` takes them."""
+    factors = work.factors
+    if work.mask is not None:
+        *others, queries, keys = factors
+        count_pairs = work.mask.rectangle if level == "dense" else work.mask.pairs
+        factors = (*others, count_pairs(queries, keys))
+    return WorkTerm(
+        work.part, work.layer, work.term, math.prod(factors), work.forward_cost,
+        work.backward_cost, training, checkpointing in work.recomputed_by, work.reason,
+    )  # fmt: skip
+
+
+class Tally:
+    """What counts of FLOPs, of element-wise work and of parameters have in common: terms."""
+
+    terms: tuple[Any, ...]
+
+    def where(self, condition: Callable[[Any], bool]) -> Self:
+        """The terms that meet a condition, as a tally of its own."""
+        terms = tuple(term for term in self.terms if condition(term))
+        return dataclasses.replace(self, terms=terms)  # type: ignore[type-var]
 
     @property
-    def total(self) -> Size:
-        """Forward and backward, without recomputation."""
-        return self.forward + self.backward
+    def self_part(self) -> Self:
+        """What a decoder-only model would have: this tally at k = m = 0."""
+        return self.where(lambda term: term.part == "self")
 
     @property
-    def self_part(self) -> ElementwiseCount:
-        """What a decoder-only model would have."""
-        return self._part("self")
-
-    @property
-    def cross_part(self) -> ElementwiseCount:
-        """What the prefix adds."""
-        return self._part("cross")
-
-    def _part(self, part: Part) -> ElementwiseCount:
-        rows = tuple(row for row in self.rows if row.part == part)
-        return dataclasses.replace(self, rows=rows)
+    def cross_part(self) -> Self:
+        """What the prefix adds: this tally minus the self part."""
+        return self.where(lambda term: term.part == "cross")
 
     def records(self) -> list[dict[str, Any]]:
-        """One dictionary per row."""
-        return [
-            {
-                "part": row.part,
-                "layer": row.layer,
-                "term": row.term,
-                "elements": row.elements,
-                "forward": self._forward(row),
-                "backward": self._backward(row),
-                "recompute": self._recompute(row),
-                "reason": row.reason,
-            }
-            for row in self.rows
-        ]
+        """One dictionary per term."""
+        return [term.record() for term in self.terms]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The terms as a pandas frame, one row per term (extra ``fit``).
+
+        Raises:
+            ImportError: If pandas is not installed.
+
+        """
+        frame: pd.DataFrame = extras.load("pandas", "fit").DataFrame(self.records())
+        return frame
 
     def __repr__(self) -> str:
         return str(self)
 
-    def __str__(self) -> str:
-        columns = ["part", "layer", "term", "elements", "forward", "backward"]
-        columns += ["recompute"] if self.checkpointing else []
-        records = self.records()
-        footer = ["total", None, None, None, self.forward, self.backward, self.recompute]
-        return table(
-            columns,
-            [[record[column] for column in columns] for record in records],
-            title="Element-wise FLOPs (not part of the matmul total; optimiser excluded)",
-            footer=footer[: len(columns)],
-            keys=3,
-        )
 
+class Flops(Tally):
+    """A tally of FLOPs by phase."""
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Count:
-    """FLOPs of one step over ``batch_size`` sequences, term by term.
-
-    Attributes:
-        model: The model counted.
-        label: The level or convention, for titles.
-        level: ``"causal"``, ``"dense"`` or ``"executed"``; None for a published convention.
-        convention: The published convention's name; None for a level.
-        lines: One per term.
-        training: Whether the backward pass counts.
-        checkpointing: ``None``, ``"reentrant"`` or ``"non-reentrant"``.
-        batch_size: B, sequences.
-        tokens: Latent tokens of the step: B · n.
-        elementwise: Element-wise FLOPs, never part of :attr:`total`; None for a convention, and at
-            level ``executed``, which counts products.
-        not_covered: Parts that the convention was never defined for.
-
-    """
-
-    model: Any
-    level: str | None
-    convention: str | None
-    lines: tuple[Line, ...]
-    training: bool
-    checkpointing: str | None
-    batch_size: Size
-    tokens: Size
-    elementwise: ElementwiseCount | None
-    not_covered: frozenset[Part] = frozenset()
-
-    @property
-    def label(self) -> str:
-        """The level or convention by name."""
-        return f"level {self.level}" if self.level else f"convention {self.convention}"
-
-    def _check_covered(self) -> None:
-        if self.not_covered:
-            parts = ", ".join(sorted(self.not_covered))
-            covered = "self_part" if "cross" in self.not_covered else "cross_part"
-            raise NotCoveredError(
-                f"convention = {self.convention!r} does not cover the {parts} part of "
-                f"{type(self.model).__name__}: ask for .{covered}, or count at a level"
-            )
+    def _sum(self, phase: Phase) -> Size:
+        return add(getattr(term, phase) for term in self.terms)
 
     @functools.cached_property
     def forward(self) -> Size:
         """FLOPs of the forward pass."""
-        self._check_covered()
-        return _sum(line.forward for line in self.lines)
+        return self._sum("forward")
 
     @functools.cached_property
     def backward(self) -> Size:
         """FLOPs of the backward pass; 0 in evaluation."""
-        self._check_covered()
-        return _sum(line.backward for line in self.lines)
+        return self._sum("backward")
 
     @functools.cached_property
     def recompute(self) -> Size:
-        """FLOPs executed again under activation checkpointing; in HFU, never in :attr:`total`."""
-        self._check_covered()
-        return _sum(line.recompute for line in self.lines)
+        """FLOPs executed again under activation checkpointing; in HFU, never in the total."""
+        return self._sum("recompute")
 
     @functools.cached_property
     def total(self) -> Size:
@@ -278,6 +274,91 @@ class Count:
     def with_recompute(self) -> Size:
         """:attr:`total` and :attr:`recompute`: the numerator of HFU at this level."""
         return self.total + self.recompute
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class WorkCount(Flops):
+    """Element-wise FLOPs, apart from the matmul total; the optimiser's step is excluded.
+
+    Attributes:
+        terms: One per operation, with elements, per-element costs and the reason for them.
+        checkpointing: As given to ``flops``.
+
+    """
+
+    terms: tuple[WorkTerm, ...]
+    checkpointing: str | None
+
+    def __str__(self) -> str:
+        columns = ["part", "layer", "term", "elements", "forward", "backward"]
+        columns += ["recompute"] if self.checkpointing else []
+        footer = ["total", None, None, None, self.forward, self.backward, self.recompute]
+        return table(
+            columns,
+            [[record[column] for column in columns] for record in self.records()],
+            title="Element-wise FLOPs (not part of the matmul total; optimiser excluded)",
+            footer=footer[: len(columns)],
+            keys=3,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Count(Flops):
+    """FLOPs of one step over ``batch_size`` sequences, term by term.
+
+    Attributes:
+        model: The model counted.
+        label: The level or convention, for titles.
+        level: ``"causal"``, ``"dense"`` or ``"executed"``; None for a published convention.
+        convention: The published convention's name; None for a level.
+        terms: One per product of the forward pass, or per term of a convention.
+        training: Whether the backward pass counts.
+        checkpointing: ``None``, ``"reentrant"`` or ``"non-reentrant"``.
+        batch_size: B, sequences.
+        tokens: Latent tokens of the step: B · n.
+        work: What counts the element-wise FLOPs when they are asked for; None for a convention,
+            and at level ``executed``, which counts products.
+        not_covered: Parts that the convention was never defined for.
+        part: Of a count that is a part of another: which.
+
+    """
+
+    model: Any
+    level: str | None
+    convention: str | None
+    terms: tuple[Term, ...]
+    training: bool
+    checkpointing: str | None
+    batch_size: Size
+    tokens: Size
+    work: Callable[[], WorkCount] | None = None
+    not_covered: frozenset[Part] = frozenset()
+    part: Part | None = None
+
+    @property
+    def label(self) -> str:
+        """The level or convention by name."""
+        return f"level {self.level}" if self.level else f"convention {self.convention}"
+
+    def _check_covered(self) -> None:
+        if self.not_covered:
+            parts = " and ".join(sorted(self.not_covered))
+            instead = "" if "self" in self.not_covered else "ask for .self_part, or "
+            raise NotCoveredError(
+                f"convention = {self.convention!r} does not cover the {parts} part of "
+                f"{type(self.model).__name__}: {instead}count at a level"
+            )
+
+    def _sum(self, phase: Phase) -> Size:
+        self._check_covered()
+        return super()._sum(phase)
+
+    @functools.cached_property
+    def elementwise(self) -> WorkCount | None:
+        """Element-wise FLOPs, never part of :attr:`total`; None where they are not counted."""
+        if self.work is None or self.part is None:
+            return self.work and self.work()
+        return self.work().where(lambda term: term.part == self.part)
 
     @property
     def per_token(self) -> Any:
@@ -303,20 +384,13 @@ class Count:
         return self._part("cross")
 
     def _part(self, part: Part) -> Count:
-        elementwise = self.elementwise and (
-            self.elementwise.self_part if part == "self" else self.elementwise.cross_part
-        )
-        return dataclasses.replace(
-            self,
-            lines=tuple(line for line in self.lines if line.part == part),
-            elementwise=elementwise,
-            not_covered=self.not_covered & {part},
-        )
+        covered = self.where(lambda term: term.part == part)
+        return dataclasses.replace(covered, not_covered=self.not_covered & {part}, part=part)
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
         """Every matrix product as executed; empty for a published convention."""
-        return tuple(row for line in self.lines for row in line.rows())
+        return tuple(row for term in self.terms for row in term.rows)
 
     def for_tokens(self, num_tokens: Any) -> Any:
         """FLOPs of a training run over ``num_tokens`` latent tokens, exactly.
@@ -330,7 +404,7 @@ class Count:
 
         """
         tokens = require_size("num_tokens", _integral(num_tokens), minimum=0)
-        return exact_ratio(_product(self.total, tokens), self.tokens)
+        return exact_ratio(multiply(self.total, tokens), self.tokens)
 
     def mfu(
         self,
@@ -444,32 +518,6 @@ class Count:
             f"dtype = {dtype!r}",
         )
 
-    def records(self) -> list[dict[str, Any]]:
-        """One dictionary per term: its names, FLOPs by phase, their total, and the source."""
-        return [
-            {
-                "part": line.part,
-                "layer": line.layer,
-                "term": line.term,
-                "forward": line.forward,
-                "backward": line.backward,
-                "recompute": line.recompute,
-                "total": line.forward + line.backward,
-                "source": line.source,
-            }
-            for line in self.lines
-        ]
-
-    def to_frame(self) -> pd.DataFrame:
-        """The terms as a pandas frame, one row per term (extra ``fit``).
-
-        Raises:
-            ImportError: If pandas is not installed.
-
-        """
-        frame: pd.DataFrame = extras.load("pandas", "fit").DataFrame(self.records())
-        return frame
-
     def to_dict(self) -> dict[str, Any]:
         """The count as plain data: totals and terms; a part not covered is ``"not covered"``."""
         return {
@@ -489,26 +537,23 @@ class Count:
     def _named_parts(self) -> tuple[tuple[str, Count], ...]:
         return ("whole", self), ("self_part", self.self_part), ("cross_part", self.cross_part)
 
-    def __repr__(self) -> str:
-        return str(self)
-
     def __str__(self) -> str:
         columns = ["part", "layer", "term", "forward", "backward"]
         columns += ["recompute"] if self.checkpointing else []
         columns += ["share"]
-        whole = _sum(line.forward + line.backward for line in self.lines)
+        whole = add(term.forward + term.backward for term in self.terms)
         cells = [
             [record[column] for column in columns[:-1]] + [_share(record["total"], whole)]
             for record in self.records()
         ]
-        sums = [_sum(record[column] for record in self.records()) for column in columns[3:-1]]
+        sums = [add(record[column] for record in self.records()) for column in columns[3:-1]]
         kept = "self part only" if self.not_covered else "total"
-        lines = [
+        notes = [
             f"per sequence {shown(exact_ratio(whole, self.batch_size))}, "
             f"per latent token {shown(exact_ratio(whole, self.tokens))}"
         ]
         if self.not_covered:
-            lines.append("cross part: not covered by this convention")
+            notes.append("cross part: not covered by this convention")
         phase = "forward and backward" if self.training else "forward alone"
         sequences = f"batch of {shown(self.batch_size)}"
         return table(
@@ -516,12 +561,12 @@ class Count:
             cells,
             title=f"FLOPs of {type(self.model).__name__}, {self.label}, {phase}, {sequences}",
             footer=[kept, None, None, *sums, _share(whole, whole)],
-            note="\n".join(lines),
+            note="\n".join(notes),
             keys=3,
         )
 
 
-def is_position(row: Parameters) -> bool:
+def is_position(row: Tensor) -> bool:
     """Whether a tensor is an embedding of positions."""
     return row.layer == "embedding" and row.name != "token"
 
@@ -552,70 +597,39 @@ def _share(part: Size, whole: Size) -> str:
 
 
 def _integral(value: Any) -> Any:
-    """An integral float as an int; anything else as it is, for ``require_size`` to judge."""
-    numpy = sys.modules.get("numpy")
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if numpy is None:
-        return value
-    if isinstance(value, numpy.floating) and float(value).is_integer():
-        return int(value)
-    if is_array(value) and value.dtype.kind == "f" and value.size:
-        if not (numpy.isfinite(value).all() and (value == numpy.floor(value)).all()):
+    """Integral floats as ints; anything else as it is, for ``require_size`` to judge."""
+    if is_array(value) and value.dtype.kind == "f":
+        if not all(float(entry).is_integer() for entry in value.flat):
             raise ValueError("num_tokens contains values that are not integral")
-        return numpy.array([int(entry) for entry in value.flat], dtype=object).reshape(value.shape)
-    return value
+        import numpy as np
+
+        return np.frompyfunc(int, 1, 1)(value)
+    is_float = isinstance(value, numbers.Real) and not isinstance(value, numbers.Rational)
+    return int(value) if is_float and float(value).is_integer() else value
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ParameterCount:
+class ParameterCount(Tally):
     """Parameters, tensor by tensor.
 
     Attributes:
         model: The model counted.
-        rows: One per parameter tensor (of all equal layers).
+        terms: One per parameter tensor (of all equal layers).
 
     """
 
     model: Any
-    rows: tuple[Parameters, ...]
+    terms: tuple[Tensor, ...]
 
     @functools.cached_property
     def total(self) -> Size:
         """All parameters; tied ones once."""
-        return _sum(row.count for row in self.rows)
-
-    @property
-    def self_part(self) -> ParameterCount:
-        """What the model has at m = 0."""
-        return self._where(lambda row: row.part == "self")
-
-    @property
-    def cross_part(self) -> ParameterCount:
-        """What the prefix adds: its position embedding."""
-        return self._where(lambda row: row.part == "cross")
+        return add(tensor.count for tensor in self.terms)
 
     @property
     def position_embedding(self) -> ParameterCount:
         """The learned absolute positions."""
-        return self._where(is_position)
-
-    def _where(self, condition: Any) -> ParameterCount:
-        return dataclasses.replace(self, rows=tuple(row for row in self.rows if condition(row)))
-
-    def records(self) -> list[dict[str, Any]]:
-        """One dictionary per tensor."""
-        return [vars(row) for row in self.rows]
-
-    def to_frame(self) -> pd.DataFrame:
-        """The tensors as a pandas frame (extra ``fit``).
-
-        Raises:
-            ImportError: If pandas is not installed.
-
-        """
-        frame: pd.DataFrame = extras.load("pandas", "fit").DataFrame(self.records())
-        return frame
+        return self.where(is_position)
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters as plain data."""
@@ -626,13 +640,10 @@ class ParameterCount:
             "tensors": self.records(),
         }
 
-    def __repr__(self) -> str:
-        return str(self)
-
     def __str__(self) -> str:
         return table(
             ["part", "layer", "name", "parameters", "share"],
-            [[r.part, r.layer, r.name, r.count, _share(r.count, self.total)] for r in self.rows],
+            [[*record.values(), _share(record["count"], self.total)] for record in self.records()],
             title=f"Parameters of {type(self.model).__name__}",
             footer=["total", None, None, self.total, _share(self.total, self.total)],
             keys=3,

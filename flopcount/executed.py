@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from flopcount.rows import Matmul
-from flopcount.sizes import Size, ceil_divide, halve, is_symbolic, quoted, require_size
+from flopcount.masks import Owner
+from flopcount.rows import Product
+from flopcount.sizes import Size, ceil_divide, is_symbolic, quoted, require_size
 
-ATTENTION_TERMS = ("scores", "values")
 SOURCE = (
     "derived here: tiles visited, 2·M·J FLOPs each per padded channel; the backward pass "
     "multiplies seven or eight times"
@@ -95,55 +95,23 @@ def _require_count(name: str, value: Any) -> None:
     require_size(name, value)
 
 
-def tiles_in_rectangle(num_queries: Size, num_keys: Size, block: tuple[Size, Size]) -> Size:
-    """Tiles over a range of keys that every query admits: ⌈n/M⌉·⌈k/J⌉.
+@dataclasses.dataclass(frozen=True)
+class Tiled:
+    """A product of attention as fused kernels execute it.
 
-    Source: derived here; any pass visits every tile of the rectangle once.
+    Attributes:
+        depth: c̄, the padded depth of each product.
+        forward: Query-key pairs that the tiles of the forward pass cover.
+        backward: Pairs of each product of the backward pass.
 
-    >>> tiles_in_rectangle(130, 100, (128, 64))
-    4
     """
-    block_queries, block_keys = block
-    return ceil_divide(num_queries, block_queries) * ceil_divide(num_keys, block_keys)
+
+    depth: Size
+    forward: Size
+    backward: tuple[Size, ...]
 
 
-def tiles_by_query_block(num_latents: Size, block: tuple[Size, Size]) -> Size:
-    """Tiles of the causal square where programs own M = a·J queries: a·T(T + 1)/2 + ⌈n/J⌉.
-
-    T = ⌈n/M⌉ − 1 blocks of queries lie before the last one. Block i = 0, 1, … visits the a·i tiles
-    below its diagonal and those on it: a of them, or for the last block as many as reach n. The
-    last block so visits ⌈n/J⌉ tiles and block i < T visits a·(i + 1).
-
-    Source: derived here.
-
-    >>> tiles_by_query_block(300, (128, 64))  # 2 + 4 + 5
-    11
-    """
-    block_queries, block_keys = block
-    before = ceil_divide(num_latents, block_queries) - 1
-    ratio = block_queries // block_keys
-    return ratio * halve(before * (before + 1)) + ceil_divide(num_latents, block_keys)
-
-
-def tiles_by_key_block(num_latents: Size, block: tuple[Size, Size]) -> Size:
-    """Tiles of the causal square where programs own J = b·M keys: T·⌈n/M⌉ − b·T(T − 1)/2.
-
-    T = ⌈n/J⌉ blocks of keys; block j = 0, 1, … is visited by all ⌈n/M⌉ blocks of queries but the
-    b·j before its own first key.
-
-    Source: derived here.
-
-    >>> tiles_by_key_block(300, (64, 128))  # 5 + 3 + 1
-    9
-    """
-    block_queries, block_keys = block
-    blocks = ceil_divide(num_latents, block_keys)
-    ratio = block_keys // block_queries
-    skipped = ratio * halve(blocks * (blocks - 1))
-    return blocks * ceil_divide(num_latents, block_queries) - skipped
-
-
-def tiled(matmul: Matmul, tiling: Tiling) -> Matmul:
+def tiled(product: Product, tiling: Tiling) -> Tiled:
     """A product of attention as fused kernels execute it, in the forward and the backward pass.
 
     Forward, the kernel issues q·kᵀ ("scores") and weights·v ("values") once per tile. Backward,
@@ -157,36 +125,26 @@ def tiled(matmul: Matmul, tiling: Tiling) -> Matmul:
     of v and, twice, of the weights are of "values".
 
     Args:
-        matmul: A term of :data:`ATTENTION_TERMS` at level ``causal``: M queries, N keys, K
-            channels; ``pairs`` given where the mask is causal.
+        product: A product with a mask: M queries, N keys, K channels.
         tiling: The kernels' tiling.
 
     Returns:
-        The product with padded depth and, as pairs, what all visited tiles cover.
+        The padded depth and, as pairs, what all visited tiles cover.
+
+    Raises:
+        ValueError: If the kernels do not run the mask.
 
     Source: derived here from the kernels' loops; see the ``kernels`` of this project.
 
     """
-    causal = matmul.pairs is not None
 
-    def covered(name: str) -> Size:
+    def covered(name: str, owner: Owner) -> Size:
         block: tuple[Size, Size] = getattr(tiling, name)
-        if not causal:
-            tiles = tiles_in_rectangle(matmul.M, matmul.N, block)
-        elif name == "key_value":
-            tiles = tiles_by_key_block(matmul.M, block)
-        else:
-            tiles = tiles_by_query_block(matmul.M, block)
-        return tiles * (block[0] * block[1])
+        mask: Any = product.mask
+        return mask.tiles(product.M, product.N, block, owner) * (block[0] * block[1])
 
-    key_value, query = covered("key_value"), covered("query")
+    key_value, query = covered("key_value", "keys"), covered("query", "queries")
     backward = (key_value, key_value, query)
-    if matmul.term == "scores":
+    if product.term == "scores":
         backward = (key_value,) * (tiling.key_value_products - 2) + (query, query)
-    return dataclasses.replace(
-        matmul,
-        K=tiling.padded(matmul.K),
-        pairs=covered("forward"),
-        backward_pairs=backward,
-        source=SOURCE,
-    )
+    return Tiled(tiling.padded(product.K), covered("forward", "queries"), backward)

@@ -6,18 +6,13 @@ import dataclasses
 from typing import Any
 
 from flopcount import extras
-from flopcount.architectures import Architecture, Decoder, PerceiverAR
+from flopcount.architectures import ARCHITECTURES, Architecture, Dimension
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count
 from flopcount.executed import Tiling
 from flopcount.sizes import quoted, require_choice
 from flopcount.tables import table
 
-ARCHITECTURES = ("perceiver-ar", "decoder")
-LEGEND = (
-    "B sequences, n latents, m prefix positions, k of them kept, d channels, h heads, L layers, "
-    "V vocabulary, w widening factor; c = d/h"
-)
 TILING_LEGEND = (
     "tiles of queries × keys: a_f·J_f × J_f in the forward pass; in the backward pass "
     "M_kv × b·M_kv for the gradients of keys and values, in one loop, and a_q·J_q × J_q for that "
@@ -157,36 +152,29 @@ class Explanation:
         return "\n\n".join(blocks)
 
 
-def symbolic_model(architecture: str) -> tuple[Architecture, Any]:
-    """The architecture with every size a symbol, and the symbol of the batch size.
+def on_symbols(architecture: str) -> tuple[Architecture, str]:
+    """The architecture with a symbol for every size that has a letter, and what the letters mean.
 
     Args:
-        architecture: ``"perceiver-ar"`` or ``"decoder"``.
+        architecture: A name that :data:`~flopcount.architectures.ARCHITECTURES` has.
 
     Raises:
         ImportError: If SymPy is not installed (extra ``symbolic``).
         ValueError: If the architecture is unknown.
 
     """
-    require_choice("architecture", architecture, ARCHITECTURES)
+    described = ARCHITECTURES[require_choice("architecture", architecture, ARCHITECTURES)]
     sympy = extras.load("sympy", "symbolic")
-    B, n, m, k, d, h, L, V, w = sympy.symbols("B n m k d h L V w", integer=True, positive=True)
-    if architecture == "decoder":
-        decoder = Decoder(
-            vocab_size=V, seq_len=n, num_channels=d, num_layers=L, num_heads=h, widening_factor=w
-        )
-        return decoder, B
-    perceiver = PerceiverAR(
-        vocab_size=V,
-        num_latents=n,
-        num_prefix=m,
-        num_channels=d,
-        num_layers=L,
-        num_heads=h,
-        num_kept=k,
-        widening_factor=w,
-    )
-    return perceiver, B
+    sizes = {
+        name: kind
+        for name, kind in described.kinds().items()
+        if isinstance(kind, Dimension) and kind.letter
+    }
+    symbols = {
+        name: sympy.Symbol(kind.letter, integer=True, positive=True) for name, kind in sizes.items()
+    }
+    legend = ", ".join(["B sequences", *(f"{kind.letter} {kind.noun}" for kind in sizes.values())])
+    return described(**symbols), legend if "head_dim" in sizes else f"{legend}; c = d/h"
 
 
 def symbolic_tiling() -> Tiling:
@@ -216,7 +204,7 @@ def explain(
     The counter's own formulas are evaluated on symbols; there is no second copy of them.
 
     Args:
-        architecture: ``"perceiver-ar"`` or ``"decoder"``.
+        architecture: ``"perceiver-ar"``, ``"decoder"`` or ``"llama"``.
         level: ``"causal"`` (the default), ``"dense"`` or ``"executed"``.
         convention: Instead of a level, a published convention.
         tiling: At level ``executed``, the kernels' tiling; without it, tile sizes are symbols.
@@ -230,8 +218,8 @@ def explain(
     {'key': '2*B*d**2*k', 'value': '2*B*d**2*k', 'scores': '2*B*d*k*n', 'values': '2*B*d*k*n'}
 
     """
-    model, batch_size = symbolic_model(architecture)
-    legend = LEGEND
+    model, legend = on_symbols(architecture)
+    batch_size = extras.load("sympy", "symbolic").Symbol("B", integer=True, positive=True)
     if level == "executed" and convention is None:
         legend += f"; {TILING_LEGEND if tiling is None else tiling}"
         count = model.executed(
@@ -256,16 +244,16 @@ def explain(
 
 def _backward(count: Count) -> tuple[Formula, ...]:
     return tuple(
-        Formula(line.part, line.layer, line.term, line.backward, line.source)
-        for line in count.lines
-        if line.backward != 2 * line.forward
+        Formula(term.part, term.layer, term.term, term.backward, term.source)
+        for term in count.terms
+        if term.backward != 2 * term.forward
     )
 
 
 def _matmuls(count: Count, source: str | None) -> tuple[Formula, ...]:
     return tuple(
-        Formula(line.part, line.layer, line.term, line.forward, source or line.source)
-        for line in count.lines
+        Formula(term.part, term.layer, term.term, term.forward, source or term.source)
+        for term in count.terms
     )
 
 
@@ -282,5 +270,5 @@ def _elementwise(count: Count) -> tuple[ElementwiseFormula, ...]:
             row.forward_cost,
             row.backward_cost,
         )
-        for row in count.elementwise.rows
+        for row in count.elementwise.terms
     )

@@ -1,15 +1,24 @@
-"""Rows: what every formula produces and every witness reports."""
+"""Rows: what operations consist of, and what every witness reports.
+
+A :class:`Product`, a :class:`Work` or a :class:`Tensor` says what a network does or holds, once,
+and knows no level: how many of a product's query-key pairs count is asked of its mask. A
+:class:`Row` is one matrix product as it is executed at a level, and what witnesses report.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+import math
+from typing import Any, Literal
 
+from flopcount.masks import Mask
 from flopcount.sizes import Size
 
 Part = Literal["self", "cross"]
 Phase = Literal["forward", "backward", "recompute"]
+Saved = Literal["input", "output"]
+CHECKPOINTING = ("reentrant", "non-reentrant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,105 +56,103 @@ class Row:
         return 2 * self.batch * self.K * pairs
 
 
-@dataclasses.dataclass(frozen=True)
-class Matmul:
-    """One matrix product of the forward pass and what follows from it in the other phases.
-
-    The backward pass multiplies twice, once for each operand's gradient, and each of these products
-    has the three sizes of the forward one with the roles exchanged, so its FLOPs are equal. Under
-    activation checkpointing the forward product is executed again, unless it is the last of its
-    layer and recomputation stops early.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a product and element-wise work have in common: their place in a pass.
 
     Attributes:
         part: As in :class:`Row`.
         layer: As in :class:`Row`.
         term: As in :class:`Row`.
-        batch: As in :class:`Row`.
+        saved: What the backward pass needs of it: its ``"input"``; its ``"output"`` (or what is
+            computed with it, such as a norm's statistics); None if neither.
+        recomputed_by: The flavours of activation checkpointing that execute it again.
+
+    """
+
+    part: Part
+    layer: str
+    term: str
+    saved: Saved | None = None
+    recomputed_by: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Product(Step):
+    """One matrix product of the forward pass, ``times`` times: M × K by K × N.
+
+    The backward pass multiplies once for each operand whose gradient is taken, and each of these
+    products has the three sizes of the forward one with the roles exchanged: equal FLOPs.
+
+    Attributes:
+        times: As ``batch`` in :class:`Row`.
         M: As in :class:`Row`.
         N: As in :class:`Row`.
         K: As in :class:`Row`.
         source: Where the formula stands, or "derived here" with the reason.
-        pairs: As in :class:`Row`.
-        checkpointed: Whether the product lies in a layer that checkpointing recomputes.
-        last_of_layer: Whether it is the last product of such a layer.
-        backward_pairs: The pairs of each product of the backward pass, where these are not the two
-            of a plain backward pass: fused kernels visit other tiles, and multiply again.
+        mask: Of attention: which of the M · N query-key pairs it admits; None for other products.
+        weight: Layer and name of the :class:`Tensor` that it multiplies by; None for attention.
+        gradients: Operands whose gradient the backward pass takes.
 
     """
 
-    part: Part
-    layer: str
-    term: str
-    batch: Size
+    times: Size
     M: Size
     N: Size
     K: Size
     source: str
-    pairs: Size | None = None
-    checkpointed: bool = True
-    last_of_layer: bool = False
-    backward_pairs: tuple[Size, ...] | None = None
-
-    def row(self, phase: Phase) -> Row:
-        """This product as a row of ``phase``."""
-        return Row(
-            self.part, self.layer, self.term, self.batch, self.M, self.N, self.K, phase, self.pairs
-        )
-
-    def backward_rows(self) -> tuple[Row, ...]:
-        """The products of the backward pass."""
-        row = self.row("backward")
-        if self.backward_pairs is None:
-            return (row, row)
-        return tuple(dataclasses.replace(row, pairs=pairs) for pairs in self.backward_pairs)
-
-    @functools.cached_property
-    def flops(self) -> Size:
-        """FLOPs of the product executed once."""
-        return self.row("forward").flops
+    mask: Mask | None = None
+    weight: tuple[str, str] | None = None
+    gradients: int = 2
+    saved: Saved | None = "input"
 
 
-@dataclasses.dataclass(frozen=True)
-class Elementwise:
-    """One element-wise operation: FLOPs = elements · cost.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work(Step):
+    """Element-wise work: FLOPs = elements · cost.
 
     Attributes:
-        part: As in :class:`Row`.
-        layer: As in :class:`Row`.
-        term: As in :class:`Row`.
-        elements: How many elements it acts on.
+        factors: Their product is the number of elements; with a mask, the last two are queries and
+            keys, and the pairs that count replace their product.
         forward_cost: FLOPs per element in the forward pass.
         backward_cost: FLOPs per element in the backward pass.
         reason: The operations that make up the costs.
-        checkpointed: Whether it lies in a layer that checkpointing recomputes.
-        after_last_product: Whether it follows the last product of such a layer.
+        mask: Of work on attention's scores.
 
     """
 
-    part: Part
-    layer: str
-    term: str
-    elements: Size
+    factors: tuple[Size, ...]
     forward_cost: int
     backward_cost: int
     reason: str
-    checkpointed: bool = True
-    after_last_product: bool = False
+    mask: Mask | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameters:
-    """One parameter tensor, ``layers`` times.
+class Tensor:
+    """A parameter tensor (with its bias, where one belongs to it), in every layer that has it.
 
     Attributes:
         part: As in :class:`Row`.
         layer: As in :class:`Row`.
-        name: The parameter's name within the layer.
-        count: Scalars, all layers together.
+        name: The tensor's name within the layer.
+        factors: Their product is the number of scalars.
 
     """
 
     part: Part
     layer: str
     name: str
-    count: Size
+    factors: tuple[Size, ...]
+
+    @functools.cached_property
+    def count(self) -> Size:
+        """Scalars, all layers together."""
+        return math.prod(self.factors)
+
+    def record(self) -> dict[str, Any]:
+        """The tensor as plain data."""
+        return {"part": self.part, "layer": self.layer, "name": self.name, "count": self.count}
+
+
+AnyRow = Product | Work | Tensor

@@ -7,7 +7,6 @@ never imported here before the caller has handed in one of their objects.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -387,57 +386,49 @@ def _kept_positions_in_arrays(num_prefix: Size, prefix_dropout: Any) -> Size:
     return positions - dropped
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """The derived sizes that formulas are evaluated on.
+def multiply(left: Size, right: Size) -> Size:
+    """``left · right``, in Python ints where int64 might not hold it.
 
-    Attributes:
-        batch_size: Sequences.
-        num_latents: n, positions that predict.
-        num_prefix: m, prefix positions before dropout.
-        num_kept: k, prefix positions that the hybrid layer attends to.
-        num_selected: Prefix positions gathered by prefix dropout: k where it acts, else 0.
-        num_heads: h.
-        head_dim: c = d / h.
-        num_channels: d.
-        num_layers: L, attention layers, the hybrid layer included.
-        vocab_size: V.
-        widening_factor: w, hidden channels of the MLP over d.
-
+    >>> multiply(2**40, 2**40) == 2**80
+    True
     """
+    if is_array(left) or is_array(right):
+        magnitudes = [
+            int(abs(side).max()) if is_array(side) else abs(side) for side in (left, right)
+        ]
+        if magnitudes[0] * magnitudes[1] > INT64_MAX:
+            left, right = as_objects(left), as_objects(right)
+    return left * right
 
-    batch_size: Size
-    num_latents: Size
-    num_prefix: Size
-    num_kept: Size
-    num_selected: Size
-    num_heads: Size
-    head_dim: Size
-    num_channels: Size
-    num_layers: Size
-    vocab_size: Size
-    widening_factor: Size
 
-    def map(self, function: Callable[[Size], Size]) -> Sizes:
-        """These sizes with ``function`` applied to each."""
-        return Sizes(**{name: function(value) for name, value in vars(self).items()})
+def map_sizes(tree: Any, function: Callable[[Size], Size]) -> Any:
+    """A tree of dataclasses and tuples with ``function`` applied to each size in it.
 
-    def safe_for(self, formula: Callable[[Sizes], object]) -> Sizes:
-        """These sizes in a form on which ``formula`` cannot overflow.
+    Flags, names and None are no sizes, and stay.
+    """
+    if (names := getattr(tree, "__dataclass_fields__", None)) is not None:
+        return type(tree)(**{name: map_sizes(getattr(tree, name), function) for name in names})
+    if isinstance(tree, tuple):
+        return tuple(map_sizes(entry, function) for entry in tree)
+    return function(tree) if type(tree) is int or is_array(tree) or is_symbolic(tree) else tree
 
-        For int64 arrays, ``formula`` is evaluated once, in Python ints, at the maximum of each
-        size, and the largest number that occurs anywhere on the way is recorded (``Bound``). Sizes
-        are not negative and formulas are sums and products of them, so no element can exceed it.
-        Where it does not fit int64, the sizes become object arrays of Python ints; ints and symbols
-        are exact as they are.
-        """
-        if not any(is_array(value) for value in vars(self).values()):
-            return self
-        largest = [0]
-        formula(self.map(lambda value: Bound(_largest(value), largest)))
-        if largest[0] <= INT64_MAX:
-            return self
-        return self.map(as_objects)
+
+def safe_for(tree: Any, formula: Callable[[Any], object]) -> Any:
+    """A tree of sizes in a form on which ``formula`` cannot overflow.
+
+    If there are arrays, ``formula`` is evaluated once, in Python ints, at the maximum of each size,
+    and the largest number that occurs anywhere on the way is recorded (:class:`Bound`). Sizes are
+    not negative and formulas are sums and products of them, so no element can exceed it. Where it
+    does not fit int64, the arrays become object arrays of Python ints; ints and symbols are exact
+    as they are.
+    """
+    sizes: list[Size] = []
+    map_sizes(tree, sizes.append)
+    if not any(is_array(size) for size in sizes):
+        return tree
+    largest = [0]
+    formula(map_sizes(tree, lambda size: Bound(_largest(size), largest)))
+    return tree if largest[0] <= INT64_MAX else map_sizes(tree, as_objects)
 
 
 def _largest(value: Size) -> int:

@@ -43,7 +43,12 @@ def resolve_head_dim(num_channels: int, num_heads: int, head_dim: int | None) ->
     return head_dim
 
 
-def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = None) -> Tensor:
+def causal_mask(
+    num_queries: int,
+    num_keys: int,
+    device: torch.device | None = None,
+    window: int | None = None,
+) -> Tensor:
     """Which keys each query may see: queries are the last of the key positions.
 
     Three queries over two earlier positions and themselves, 1 where admitted::
@@ -56,13 +61,16 @@ def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = N
         num_queries: Q.
         num_keys: S, at least Q.
         device: where to make it.
+        window: how many of the last positions a query sees, its own included; all unless given.
 
     Returns:
-        Boolean mask, (Q, S), True where query q admits key s: s ≤ q + S − Q.
+        Boolean mask, (Q, S), True where query q admits key s: s ≤ q + S − Q, and with a window W
+        s > q + S − Q − W.
     """
     queries = torch.arange(num_queries, device=device) + (num_keys - num_queries)
     keys = torch.arange(num_keys, device=device)
-    return keys[None, :] <= queries[:, None]
+    admitted = keys[None, :] <= queries[:, None]
+    return admitted if window is None else admitted & (keys[None, :] > queries[:, None] - window)
 
 
 class Product(nn.Module):
@@ -77,10 +85,14 @@ class ReferenceAttention(nn.Module):
     """Causal attention written out: softmax of the masked scores, times the values.
 
     It executes the whole Q×S rectangle. The queries come scaled.
+
+    Args:
+        window: as :func:`causal_mask` takes it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None = None) -> None:
         super().__init__()
+        self.window = window
         self.scores = Product()
         self.values = Product()
 
@@ -88,7 +100,7 @@ class ReferenceAttention(nn.Module):
         """Attend from q (B, Q, H, C) to k and v (B, S, H, C); returns (B, Q, H, C)."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         scores = self.scores(q, k.mT)  # (B, H, Q, S)
-        hidden = ~causal_mask(scores.shape[-2], scores.shape[-1], scores.device)
+        hidden = ~causal_mask(*scores.shape[-2:], scores.device, self.window)
         weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
         return self.values(weights.to(v.dtype), v).transpose(1, 2)
 

@@ -40,6 +40,7 @@ class Decoder(nn.Module):
         checkpointing: None, ``"reentrant"`` or ``"non-reentrant"``: recompute each layer's
             activations in the backward pass.
         attention: which attention runs, a key of :data:`models.blocks.ATTENTION`.
+        num_positions: rows of the table of positions, at least S; S unless given.
 
     Raises:
         ValueError: if a size is too small or heads do not share the channels evenly.
@@ -67,8 +68,11 @@ class Decoder(nn.Module):
         head_dim: int | None = None,
         checkpointing: str | None = None,
         attention: str = "reference",
+        num_positions: int | None = None,
     ) -> None:
         super().__init__()
+        num_positions = seq_len if num_positions is None else num_positions
+        require_at_least(seq_len, num_positions=num_positions)
         require_at_least(
             1,
             vocab_size=vocab_size,
@@ -82,7 +86,7 @@ class Decoder(nn.Module):
         head_dim = resolve_head_dim(num_channels, num_heads, head_dim)
         self.seq_len = seq_len
         self.checkpointing = checkpointing
-        self.embedding = Embedding(vocab_size, seq_len, num_channels)
+        self.embedding = Embedding(vocab_size, num_positions, num_channels)
         self.layers = nn.ModuleList(
             SelfAttentionLayer(
                 num_channels,

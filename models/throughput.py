@@ -158,10 +158,10 @@ def measure(
     if attention == "fused":
         head_dim = model.num_channels // model.num_heads
         size = 2 if dtype == "bf16" else 4
-        keys = model.num_latents + model.sizes().num_kept
+        keys = model.num_latents + model.kept()
         executed = model.executed(
             tiling_of(head_dim, size, model.num_latents),
-            hybrid_tiling=tiling_of(head_dim, size, keys),
+            tilings={"hybrid": tiling_of(head_dim, size, keys)},
             **step,
         )
     else:

@@ -11,7 +11,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flopcount.cli import DecoderOptions, PerceiverAROptions, to_json
+from flopcount.architectures import ARCHITECTURES
+from flopcount.cli import model_options, to_json
 from flopcount.extras import advice
 from flopcount.sizes import require_choice
 from flopcount.terminal import whole_numbers
@@ -19,14 +20,13 @@ from validate import verification
 from validate.matrix import Verdict, as_table, verdicts
 
 Check = Callable[[], Verdict]
-MODELS = {"perceiver-ar": PerceiverAROptions, "decoder": DecoderOptions}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Print the matrix formula × witness; exit with 1 on any difference."""
 
-    model: Annotated[str | None, tyro.conf.arg(metavar="{perceiver-ar,decoder}")] = None
+    model: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(ARCHITECTURES) + "}")] = None
     """Check a configuration of your own; its sizes follow, as ``flopcount count`` takes them:
     ``--model perceiver-ar --num-channels 512 ...``."""
     quick: bool = False
@@ -51,9 +51,9 @@ def run(options: Options, sizes: list[str]) -> int:
     """
     own = None
     if options.model is not None:
-        require_choice("model", options.model, MODELS)
+        described = ARCHITECTURES[require_choice("model", options.model, ARCHITECTURES)]
         own = tyro.cli(
-            MODELS[options.model],
+            model_options(options.model, described),
             prog="python -m validate --model",
             args=sizes,
             registry=whole_numbers(),

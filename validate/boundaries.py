@@ -30,6 +30,7 @@ import sympy
 import tyro
 
 import flopcount as fc
+from flopcount.architectures import ARCHITECTURES, Dimension, Flag
 from flopcount.cli import COMMANDS
 from flopcount.cli import main as command_line
 from flopcount.conventions import CONVENTIONS
@@ -174,25 +175,32 @@ def good_size(r: random.Random, kind: str) -> Any:
 
 def expected_total(model: Any, level: str, training: bool, batch_size: int) -> int:
     """Matmul FLOPs of a model of plain ints, by arithmetic that shares nothing with the counter."""
-    prefix = getattr(model, "num_prefix", 0)
-    positions = model.num_latents if isinstance(model, fc.PerceiverAR) else model.seq_len
-    kept = prefix
-    if training and isinstance(model, fc.PerceiverAR):
-        kept = model.num_kept
+    n, d, h = model.length, model.num_channels, model.num_heads
+    if level == "dense":
+        square = n * n
+    else:
+        window = min(getattr(model, "window", None) or n, n)
+        square = n * window - (window * window - window) // 2
+    prefix_work = 0
+    if isinstance(model, fc.Llama):
+        c = model.head_dim or d // h
+        mlp, key_heads = 3 * d * model.intermediate_size, model.num_key_value_heads or h
+    else:
+        c, mlp, key_heads = d // h, 2 * d * model.widening_factor * d, h
+    if isinstance(model, fc.PerceiverAR):
+        kept = model.num_kept if training else model.num_prefix
         if kept is None:
-            kept = prefix - int(prefix * float(model.prefix_dropout))
-    d, hidden = model.num_channels, model.widening_factor * model.num_channels
-    square = positions * positions if level == "dense" else (positions * positions + positions) // 2
-    layer = positions * (4 * d * d + 2 * d * hidden) + 2 * square * d
-    prefix_work = kept * 2 * d * d + 2 * positions * kept * d
-    products = model.num_layers * layer + prefix_work + positions * d * model.vocab_size
+            kept = model.num_prefix - int(model.num_prefix * float(model.prefix_dropout))
+        prefix_work = kept * 2 * d * d + 2 * n * kept * d
+    layer = n * (2 * d * c * (h + key_heads) + mlp) + 2 * square * h * c
+    products = model.num_layers * layer + prefix_work + n * d * model.vocab_size
     return batch_size * (6 if training else 2) * products
 
 
 def expected_tiles(model: Any, tiling: fc.Tiling, training: bool) -> int:
     """FLOPs of attention's forward pass on one sequence, by visiting its tiles."""
     rows, columns = tiling.forward
-    latents = model.num_latents if isinstance(model, fc.PerceiverAR) else model.seq_len
+    latents = model.length
     prefix = getattr(model, "num_prefix", 0)
     if training and prefix:
         kept = model.num_kept
@@ -201,7 +209,7 @@ def expected_tiles(model: Any, tiling: fc.Tiling, training: bool) -> int:
     for first in range(0, latents, rows):
         own += len(range(0, min(first + rows, latents), columns))
         seen += len(range(0, prefix, columns))
-    head_dim = model.num_channels // model.num_heads
+    head_dim = getattr(model, "head_dim", None) or model.num_channels // model.num_heads
     while head_dim % tiling.head_dim_multiple:
         head_dim += 1
     tiles = model.num_layers * own + seen
@@ -258,23 +266,26 @@ class Boundaries:
         return drawn
 
     def model(self) -> Any:
-        """A model from drawn arguments; construction is itself a boundary."""
+        """A model from drawn arguments for every field; construction is itself a boundary."""
         r = self.random_state
-        if r.random() < 0.5:
-            names = dict.fromkeys(["vocab_size", "num_latents", "num_channels", "num_layers"], 1)
-            arguments = self.sizes({**names, "num_prefix": 0})
-            arguments["num_heads"] = r.choice([1, 1, 1, 2, 8, r.choice(bad_values(r))])
-            if r.random() < 0.5:
-                arguments["prefix_dropout"] = r.choice([0.0, 0.5, 0.1, r.random(), *bad_values(r)])
-            if r.random() < 0.2:
-                arguments["num_kept"] = r.choice([0, 1, 5, *bad_values(r)])
-            return fc.PerceiverAR(**arguments)
-        names = dict.fromkeys(["vocab_size", "seq_len", "num_channels", "num_layers"], 1)
-        arguments = self.sizes(names)
-        arguments["num_heads"] = r.choice([1, 1, 1, 2, r.choice(bad_values(r))])
-        if r.random() < 0.2:
-            arguments["bias"] = r.choice([True, False, *bad_values(r)])
-        return fc.Decoder(**arguments)
+        architecture = r.choice(list(ARCHITECTURES.values()))
+        arguments: dict[str, Any] = {}
+        sizes = {}
+        for name, kind in architecture.kinds().items():
+            optional = getattr(architecture, name, "required") is None
+            if optional and r.random() < 0.7:
+                continue
+            if not isinstance(kind, Dimension):
+                if r.random() < 0.4:
+                    good = (True, False) if isinstance(kind, Flag) else (0.0, 0.5, r.random())
+                    arguments[name] = self.any_of(*good)
+            elif name in ("num_heads", "num_key_value_heads", "num_kept"):
+                arguments[name] = self.any_of(1, 1, 1, 2)
+            elif name == "head_dim":
+                arguments[name] = self.any_of(2, 8, 64)
+            else:
+                sizes[name] = kind.minimum
+        return architecture(**self.sizes(sizes), **arguments)
 
     def tame_model(self) -> Any:
         """A model from legal ints."""
@@ -289,6 +300,17 @@ class Boundaries:
         )
         if r.random() < 0.3:
             return fc.Decoder(seq_len=r.randrange(1, 999), **shared)
+        if r.random() < 0.3:
+            shared |= dict(num_channels=r.randrange(1, 999), num_heads=heads * r.randrange(1, 5))
+            del shared["widening_factor"]
+            return fc.Llama(
+                seq_len=r.randrange(1, 999),
+                num_key_value_heads=heads,
+                head_dim=2 * r.randrange(1, 99),
+                intermediate_size=r.randrange(1, 999),
+                window=r.choice([None, None, r.randrange(1, 999)]),
+                **shared,
+            )
         return fc.PerceiverAR(
             num_latents=r.randrange(1, 999),
             num_prefix=r.randrange(0, 999),
@@ -367,7 +389,7 @@ class Boundaries:
             model = self.model()
         count = model.executed(
             self.any_of(tiling),
-            hybrid_tiling=self.any_of(None, None, tiling),
+            tilings=self.any_of(None, None, {"hybrid": tiling}, {"nonsense": tiling}),
             training=training,
             batch_size=batch_size,
             checkpointing=checkpointing,
@@ -377,7 +399,7 @@ class Boundaries:
         sizes += tiling.sizes().values()
         if any(is_array(size) or is_symbolic(size) or size > 5000 for size in sizes if size):
             return
-        attention = sum(line.forward for line in count.lines if line.term in ("scores", "values"))
+        attention = sum(term.forward for term in count.terms if term.term in ("scores", "values"))
         expected = batch_size * expected_tiles(model, tiling, training)
         if np.any(attention != expected):
             raise AssertionError(f"attention forward {attention}, expected {expected}")
@@ -417,7 +439,7 @@ class Boundaries:
             self.judge_differences(compared)
         else:
             fc.explain(
-                self.any_of("perceiver-ar", "decoder"),
+                self.any_of(*ARCHITECTURES),
                 self.any_of(None, "causal", "executed"),
                 self.any_of(None, None, *CONVENTIONS),
                 self.any_of(None, fc.Tiling(forward=(64, 64), key_value=(32, 64), query=(64, 32))),

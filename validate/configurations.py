@@ -43,21 +43,44 @@ def decoders(draw: Any, largest: int = 12) -> fc.Decoder:
     """Decoder-only models with every size from 1."""
     sizes = st.integers(1, largest)
     num_heads = draw(st.integers(1, 4))
+    seq_len = draw(sizes)
     return fc.Decoder(
         vocab_size=draw(sizes),
-        seq_len=draw(sizes),
+        seq_len=seq_len,
         num_channels=num_heads * draw(sizes),
         num_layers=draw(st.integers(1, 3)),
         num_heads=num_heads,
         widening_factor=draw(st.integers(1, 5)),
         bias=draw(st.booleans()),
         tie_embeddings=draw(st.booleans()),
+        num_positions=draw(st.none() | st.integers(seq_len, 2 * largest)),
+    )
+
+
+@st.composite
+def llamas(draw: Any, largest: int = 12) -> fc.Llama:
+    """Llamas with every size from its smallest; grouped heads, free head dims, windows."""
+    sizes = st.integers(1, largest)
+    key_heads, group, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 3)), 2 * draw(sizes)
+    own_dim = draw(st.booleans())
+    num_heads = key_heads * group
+    return fc.Llama(
+        vocab_size=draw(sizes),
+        seq_len=draw(sizes),
+        num_channels=draw(sizes) if own_dim else num_heads * head_dim,
+        num_layers=draw(st.integers(1, 3)),
+        num_heads=num_heads,
+        intermediate_size=draw(sizes),
+        num_key_value_heads=None if group == 1 and draw(st.booleans()) else key_heads,
+        head_dim=head_dim if own_dim else None,
+        window=draw(st.none() | sizes),
+        tie_embeddings=draw(st.booleans()),
     )
 
 
 def models(largest: int = 12) -> st.SearchStrategy[Any]:
-    """Either architecture."""
-    return st.one_of(perceivers(largest), decoders(largest))
+    """Any architecture."""
+    return st.one_of(perceivers(largest), decoders(largest), llamas(largest))
 
 
 @st.composite

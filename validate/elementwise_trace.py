@@ -36,10 +36,12 @@ that is being evaluated, ``("backward", "hybrid.attention", "add in MulBackward"
 """
 
 WITHOUT_ARITHMETIC = frozenset({
-    "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "arange", "as_strided", "bitwise_not",
-    "cat", "clone", "copy", "detach", "embedding", "empty", "empty_like", "expand", "fill", "full",
-    "full_like", "le", "lift_fresh", "masked_fill", "new_empty", "new_zeros", "nll_loss_backward",
-    "nll_loss_forward", "ones_like", "permute", "rand", "select", "select_backward", "slice",
+    "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "arange", "as_strided", "bitwise_and",
+    "bitwise_not", "cat", "clone", "copy", "detach", "embedding", "empty", "empty_like", "expand",
+    "fill", "full",
+    "full_like", "gt", "le", "lift_fresh", "masked_fill", "new_empty", "new_zeros",
+    "nll_loss_backward", "nll_loss_forward", "ones_like", "permute", "rand", "select",
+    "select_backward", "slice",
     "slice_backward", "sort", "split", "squeeze", "stack", "t", "topk", "transpose", "unsqueeze",
     "view", "zero", "zeros", "zeros_like",
 })  # fmt: skip
@@ -64,7 +66,7 @@ class Claim:
         module: A regular expression for the module's path.
         forward: One for the forward operation; empty if there is none.
         backward: One for the backward operation; empty if there is none.
-        share: The operation's elements per element of the row.
+        share: The operations' elements per element of the row.
     """
 
     kind: str
@@ -85,16 +87,27 @@ class Claim:
 ATTENTION = r"(hybrid|layers)\.attention"
 LINEAR = rf"{ATTENTION}\.(query|key|value|out)|(hybrid|layers)\.mlp\.(up|down)|output"
 NORM = ("native_layer_norm", "native_layer_norm_backward in .*")
+# RMSNorm is dispatched in pieces: forward the square, times r, times γ; backward the four products
+# and two sums of the latter two, the mean's and the square's own, and the sum of x's two gradients.
+RMS_FORWARD = "pow|mul"
+RMS_BACKWARD = "(mul|sum) in MulBackward|div in MeanBackward|(pow|scale|mul|add) in PowBackward"
+RMS = {
+    "norm": r"layers\.norm",
+    "mlp norm": r"layers\.mlp_norm",
+    "final norm": "norm",
+}
 
 CLAIMS = (
     Claim("embedding", "embedding", "add", ""),
-    Claim("token embedding", r"embedding\.token", "", "embedding_dense_backward in .*"),
+    Claim("token embedding", r"embedding(\.token)?", "", "embedding_dense_backward in .*"),
     Claim("position embedding", "embedding", "", "sum in AddBackward"),
     Claim("prefix selection", "", "gather", "scatter_add in GatherBackward"),
     Claim("norm", r"(hybrid|layers)\.norm", *NORM),
     Claim("prefix norm", r"hybrid\.prefix_norm", *NORM),
     Claim("mlp norm", r"(hybrid|layers)\.mlp\.norm", *NORM),
     Claim("final norm", "norm", *NORM),
+    *(Claim(kind, module, RMS_FORWARD, "", share=3) for kind, module in RMS.items()),
+    *(Claim(kind, module, "", RMS_BACKWARD, share=11) for kind, module in RMS.items()),
     Claim("softmax", rf"{ATTENTION}\.attend", "_softmax", "_softmax_backward_data in .*"),
     Claim("query scale", ATTENTION, "scale", "scale in MulBackward"),
     # Each channel that turns takes two products and one addition.
@@ -103,13 +116,18 @@ CLAIMS = (
     # Forward the two branches meet; backward their gradients do, where the norm's arrives second.
     Claim("residual", "hybrid|layers", "add", ""),
     Claim("residual", r"(hybrid|layers)(\.mlp)?\.norm", "", "add in NativeLayerNormBackward"),
+    Claim("residual", r"layers\.(mlp_)?norm", "", "add in MulBackward"),
+    Claim("silu", r"layers\.mlp\.activation", "silu", "silu_backward in .*"),
+    Claim("gate product", r"layers\.mlp", "mul", ""),
+    Claim("gate product", r"layers\.mlp", "", "mul in MulBackward", share=2),
+    Claim("mlp input gradients", r"layers\.mlp\.(gate|up)", "", "add in .*"),
     Claim("gelu", r"(hybrid|layers)\.mlp\.activation", "gelu", "gelu_backward in .*"),
     # A linear layer adds its bias in one operation with the product, or in one of its own.
     Claim("bias", LINEAR, "addmm|add", "sum in .*"),
     Claim("projection input gradients", rf"{ATTENTION}\.(query|key|value)", "", "add in .*"),
     Claim("projection input gradients", "hybrid", "", "add in CatBackward"),
     Claim("cross-entropy", "loss", "_log_softmax", "_log_softmax_backward_data in .*"),
-    Claim("tied embedding gradient", r"embedding\.token|output", "", "add in .*"),
+    Claim("tied embedding gradient", r"embedding(\.token)?|output", "", "add in .*"),
 )
 
 MASK = "the mask's arithmetic: once per pair of positions, not per head; fused kernels compare"
@@ -127,6 +145,15 @@ UNCLAIMED = {
         r"embedding\.position",
         "embedding_dense_backward in .*",
     ): "each position's gradient meets zeros once a step, after the sum over the batch",
+    (
+        r"(layers\.(mlp_)?)?norm",
+        "mean|add|rsqrt|(pow|scale|mul) in RsqrtBackward",
+    ): "statistics of a norm: once per row",
+    (
+        ATTENTION,
+        "sum in ExpandBackward",
+    ): "the sum over the query heads that share a key head: the product's own, where keys are not "
+    "repeated",
     ("loss", "div|sum|mul"): "the mean over positions: once per position or step",
 }
 """Why operations, by module and name, belong to no row."""
@@ -140,10 +167,16 @@ ROWS = {
 """The kinds that a row stands for, where they are not its own name."""
 
 
-def kinds_of(term: str, phase: str = "forward") -> tuple[str, ...]:
-    """The kinds in :data:`CLAIMS` that a row of the counter stands for in a phase."""
+def kinds_of(term: str, phase: str = "forward", cost: int = 1) -> tuple[str, ...]:
+    """The kinds in :data:`CLAIMS` that a row of the counter stands for in a phase.
+
+    An embedding adds as often as its cost per element says: forward once if there are positions,
+    backward into each table.
+    """
     if term == "embedding" and phase == "backward":
-        return ("token embedding", "position embedding")
+        return ("token embedding", "position embedding")[:cost]
+    if term == "embedding":
+        return ("embedding",)[:cost]
     if term.endswith("bias"):
         return ("bias",)
     return ROWS.get(term, (term,))
@@ -197,7 +230,10 @@ class _Operations(TorchDispatchMode):
         if not self.in_backward or recomputing:
             if torch.is_grad_enabled():
                 # The node that the operation now being dispatched has just created.
-                self._module_of_node[torch.autograd._get_sequence_nr() - 1] = self._modules[-1]
+                # What creates no node, later, must not take it over.
+                self._module_of_node.setdefault(
+                    torch.autograd._get_sequence_nr() - 1, self._modules[-1]
+                )
             return "recompute" if recomputing else "forward", self._modules[-1], ""
         node = torch._C._current_autograd_node()
         if node is None:  # the loss's own gradient, 1
@@ -262,9 +298,9 @@ def claimed(
         Elements by (phase, kind), and elements of each operation that belongs to no row.
 
     Raises:
-        ValueError: If the elements of an operation are no multiple of what its row takes.
+        ValueError: If the elements of a kind's operations are no multiple of what its row takes.
     """
-    kinds: collections.Counter[tuple[str, str]] = collections.Counter()
+    kinds: collections.Counter[tuple[str, str, int]] = collections.Counter()
     unclaimed: dict[Operation, int] = {}
     for operation, elements in operations.items():
         claims = [claim for claim in CLAIMS if claim.stands_for(operation)]
@@ -272,12 +308,13 @@ def claimed(
             unclaimed[operation] = elements
             continue
         (claim,) = claims
-        if elements % claim.share:
-            raise ValueError(
-                f"{' '.join(operation)}: {elements} elements, expected a multiple of {claim.share}"
-            )
-        kinds[operation[0], claim.kind] += elements // claim.share
-    return dict(kinds), unclaimed
+        kinds[operation[0], claim.kind, claim.share] += elements
+    rows: collections.Counter[tuple[str, str]] = collections.Counter()
+    for (phase, kind, share), elements in kinds.items():
+        if elements % share:
+            raise ValueError(f"{phase} {kind}: {elements} elements, expected a multiple of {share}")
+        rows[phase, kind] += elements // share
+    return dict(rows), unclaimed
 
 
 def reason(operation: Operation) -> str | None:

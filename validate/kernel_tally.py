@@ -212,10 +212,10 @@ def formula(shape: AttentionShape) -> dict[str, int]:
     tiling = tiling_of(shape.head_dim, shape.dtype.itemsize, shape.queries + shape.prefix)
     count = model.executed(tiling, batch_size=shape.batch)
     found: Counter[str] = Counter()
-    for line in count.lines:
-        if line.term in ("scores", "values"):
-            found[f"{line.part} forward"] += line.forward
-            found[f"{line.part} backward"] += line.backward
+    for term in count.terms:
+        if term.term in ("scores", "values"):
+            found[f"{term.part} forward"] += term.forward
+            found[f"{term.part} backward"] += term.backward
     return dict(found)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flopcount as fc
-from validate.networks import Term, build, tokens
+from validate.networks import Term, build, head_dim, tokens
 
 if TYPE_CHECKING:
     from flopcount.architectures import Architecture
@@ -61,10 +61,9 @@ def attention_terms(
         network(tokens(model, batch_size=batch_size, device="cpu"))
     perceiver = isinstance(model, fc.PerceiverAR)
     repeated = "self-attention" if perceiver else "decoder"
-    head_dim = model.num_channels // model.num_heads
     terms: collections.Counter[Term] = collections.Counter()
     for index, admitted in enumerate(masks.admitted):
         layer = "hybrid" if perceiver and index == 0 else repeated
         for term in ("scores", "values"):
-            terms[layer, term] += 2 * head_dim * admitted
+            terms[layer, term] += 2 * head_dim(model) * admitted
     return dict(terms)

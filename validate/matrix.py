@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, given, settings
 
-from flopcount.count import recompute_products
 from flopcount.tables import shown, table
 from kernels.attention.flops import backward_flops, forward_flops
 from validate import (
@@ -107,8 +106,8 @@ class Verdict:
 def by_term(count: Count) -> dict[Term, int]:
     """The counter's forward FLOPs by (layer, term), self and cross part together."""
     terms: collections.Counter[Term] = collections.Counter()
-    for line in count.lines:
-        terms[line.layer, line.term] += line.forward
+    for term in count.terms:
+        terms[term.layer, term.term] += term.forward
     return {term: flops for term, flops in terms.items() if flops}
 
 
@@ -192,20 +191,22 @@ def parameter_totals(model: Architecture) -> Differences:
     return {"total": model.params().total - networks.num_parameters(model)}
 
 
-def elements_by_kind(
-    count: Count, training: bool, checkpointing: str | None
-) -> collections.Counter[tuple[str, str]]:
+def elements_by_kind(count: Count) -> collections.Counter[tuple[str, str]]:
     """The counter's elements by (phase, kind) as the trace sums them."""
     elements: collections.Counter[tuple[str, str]] = collections.Counter()
-    for row in count.elementwise.rows if count.elementwise else ():
-        again = recompute_products(row, checkpointing, training)
-        for phase, times in (("forward", 1), ("recompute", again), ("backward", int(training))):
+    for work in count.elementwise.terms if count.elementwise else ():
+        forward, backward = work.forward_cost, work.backward_cost
+        for phase, times, cost in (
+            ("forward", 1, forward),
+            ("recompute", int(work.recomputed), forward),
+            ("backward", int(work.training), backward),
+        ):
             # How many gradients of one input are added differs by layer: that is this row's cost.
-            if row.term == "projection input gradients":
-                times *= row.backward_cost if phase == "backward" else 0
-            for kind in elementwise_trace.kinds_of(row.term, phase):
+            if work.term.endswith("input gradients"):
+                times *= cost if phase == "backward" else 0
+            for kind in elementwise_trace.kinds_of(work.term, phase, cost):
                 if elementwise_trace.has_phase(kind, phase):
-                    elements[phase, kind] += times * row.elements
+                    elements[phase, kind] += times * work.elements
     return elements
 
 
@@ -222,7 +223,7 @@ def elementwise_elements(model: Architecture) -> Differences:
         (True, "non-reentrant"),
     ):
         step = dict(training=training, batch_size=BATCH_SIZE, checkpointing=checkpointing)
-        formula = elements_by_kind(model.flops(level="dense", **step), training, checkpointing)
+        formula = elements_by_kind(model.flops(level="dense", **step))
         witness, unclaimed = elementwise_trace.claimed(elementwise_trace.operations(model, **step))
         mode = checkpointing or ("training" if training else "evaluation")
         for phase, kind in {*formula, *witness}:

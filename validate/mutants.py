@@ -32,10 +32,12 @@ class Target:
         module: The module, for example ``"flopcount.layers"``.
         names: Functions and methods (``"Row.flops"``), and classes, of which the fields' defaults
             are changed; all of the module if empty.
+        leaving_out: How the names of what is no formula begin.
     """
 
     module: str
     names: tuple[str, ...] = ()
+    leaving_out: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,9 @@ HELPERS = {
 
 SIZE = re.compile(
     r"(num_\w+|\w*channels|batch|batch_size|head_dim|vocab_size|widening_factor|pairs|elements"
-    r"|tokens|positions|products|attention|layers|additions|flops|forward|count|[nkdMNK])"
+    r"|tokens|positions|products|attention|layers|additions|flops|forward|count|hidden|inputs"
+    r"|outputs|queries|keys|heads|length|times|cached|window|depth|key_dim|value_dim"
+    r"|intermediate_size|[nkdghcMNK])"
 )
 """Names of what is a size or a number of FLOPs, and so a factor where it is an argument."""
 
@@ -242,20 +246,39 @@ def _replaced(function: ast.FunctionDef, old: ast.AST, new: ast.AST) -> ast.Func
     return changed
 
 
-def _code(function: ast.FunctionDef, path: str) -> types.CodeType:
-    """The code object of a function; defaults and decorators belong to the function object."""
+def _code(function: ast.FunctionDef, path: str, closure: tuple[str, ...] = ()) -> types.CodeType:
+    """The code object of a function; defaults and decorators belong to the function object.
+
+    What the function closes over, such as the class that ``super()`` asks for, is a variable of a
+    function around it.
+    """
     bare = copy.copy(function)
     bare.decorator_list = []
     bare.args = copy.copy(function.args)
     bare.args.defaults = []
     bare.args.kw_defaults = [None] * len(function.args.kwonlyargs)
-    tree = ast.fix_missing_locations(ast.Module([bare], []))
+    statements: list[ast.stmt] = [bare]
+    if closure:
+        outside = [
+            ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in closure
+        ]
+        empty = ast.arguments([], [], None, [], [], None, [])
+        # A changed body that asks for it no more must close over it all the same.
+        asked = [ast.Expr(ast.Name(name, ast.Load())) for name in closure]
+        bare.body = [*bare.body, ast.If(ast.Constant(False), asked, [])]
+        statements = [ast.FunctionDef("factory", empty, [*outside, bare], [])]
+    tree = ast.fix_missing_locations(ast.Module(statements, []))
     compiled = compile(tree, path, "exec", flags=annotations.compiler_flag, dont_inherit=True)
-    return next(
-        constant
-        for constant in compiled.co_consts
-        if isinstance(constant, types.CodeType) and constant.co_name == function.name
-    )
+    return _code_named(function.name, compiled)
+
+
+def _code_named(name: str, code: types.CodeType) -> types.CodeType:
+    inside = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    for constant in inside:
+        if constant.co_name == name:
+            return constant
+    (factory,) = inside
+    return _code_named(name, factory)
 
 
 def _function_object(module: types.ModuleType, name: str) -> Any:
@@ -264,6 +287,8 @@ def _function_object(module: types.ModuleType, name: str) -> Any:
         found = inspect.getattr_static(found, part)
     if isinstance(found, property):
         return found.fget
+    if isinstance(found, classmethod):
+        return inspect.unwrap(found.__func__)
     return found.func if isinstance(found, functools.cached_property) else found
 
 
@@ -285,7 +310,7 @@ def _of_body(function: Any, node: ast.FunctionDef, path: str) -> Iterator[Change
     for statement in node.body:
         for old in _formula_nodes(statement):
             for new, change in _changes(old):
-                code = _code(_replaced(node, old, new), path)
+                code = _code(_replaced(node, old, new), path, function.__code__.co_freevars)
                 yield getattr(old, "lineno", node.lineno), change, function, "__code__", code
 
 
@@ -348,6 +373,8 @@ def mutants_of(target: Target) -> Iterator[Mutant]:
     if unknown:
         raise ValueError(f"{target.module} defines no {', '.join(sorted(unknown))}")
     for name in target.names or definitions:
+        if name.startswith(target.leaving_out):
+            continue
         seen: collections.Counter[str] = collections.Counter()
         for line, change, *patch in _of_definition(module, name, definitions[name], path):
             seen[change] += 1

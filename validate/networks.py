@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 import flopcount as fc
-from models import decoder, perceiver_ar
-
-if TYPE_CHECKING:
-    from flopcount.architectures import Architecture
+from flopcount.architectures import Architecture
+from models import decoder, llama, perceiver_ar
 
 Term = tuple[str, str]
 """A layer and a term of the counter, for example ``("hybrid", "scores")``."""
@@ -24,10 +22,30 @@ PRODUCTS = {
     "attention.attend.scores": "scores",
     "attention.attend.values": "values",
     "attention.out": "out",
+    "mlp.gate": "mlp gate",
     "mlp.up": "mlp up",
     "mlp.down": "mlp down",
 }
 """The counter's term for each module that multiplies, within a layer."""
+
+
+NETWORKS: dict[type[Architecture], Callable[..., nn.Module]] = {
+    fc.PerceiverAR: perceiver_ar.PerceiverAR,
+    fc.Decoder: decoder.Decoder,
+    fc.Llama: llama.Llama,
+}
+"""The network that each architecture of the counter describes; it takes the same sizes."""
+
+
+def num_prefix(model: Architecture) -> int:
+    """m; 0 where a model has no prefix."""
+    return getattr(model, "num_prefix", 0)
+
+
+def head_dim(model: Architecture) -> int:
+    """Channels of a head."""
+    own: int | None = getattr(model, "head_dim", None)
+    return model.num_channels // model.num_heads if own is None else own
 
 
 def cheapest_device(model: Architecture) -> str:
@@ -36,8 +54,7 @@ def cheapest_device(model: Architecture) -> str:
     Without values an operation's result comes from PyTorch's Python code, which takes longer than
     to compute a few thousand numbers.
     """
-    sizes = model.sizes()
-    scores = sizes.num_heads * sizes.num_latents * (sizes.num_latents + sizes.num_prefix)
+    scores = model.num_heads * model.length * (model.length + num_prefix(model))
     return "cpu" if max(model.params().total, scores) < 100_000 else "meta"
 
 
@@ -55,11 +72,7 @@ def build(
     """
     options = {"checkpointing": checkpointing, "attention": attention}
     with torch.device(device or cheapest_device(model)):
-        network: nn.Module
-        if isinstance(model, fc.PerceiverAR):
-            network = perceiver_ar.PerceiverAR(**vars(model), **options)
-        else:
-            network = decoder.Decoder(**vars(model), **options)
+        network: nn.Module = NETWORKS[type(model)](**vars(model), **options)
     return network.train(training)
 
 
@@ -70,8 +83,7 @@ def num_parameters(model: Architecture) -> int:
 
 def tokens(model: Architecture, *, batch_size: int = 1, device: str | None = None) -> torch.Tensor:
     """Token ids of a full-length input, (batch_size, m + n)."""
-    sizes = model.sizes()
-    shape = (batch_size, sizes.num_prefix + sizes.num_latents)
+    shape = (batch_size, num_prefix(model) + model.length)
     return torch.zeros(shape, dtype=torch.long, device=device or cheapest_device(model))
 
 

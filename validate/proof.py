@@ -18,7 +18,15 @@ import tyro
 import flopcount as fc
 from flopcount.architectures import Architecture
 from validate.networks import Term, term_of
-from validate.symbolic_trace import SIZES, NotAProofError, Trace, check_assumptions, trace
+from validate.symbolic_trace import (
+    HINTS,
+    LLAMA_HINTS,
+    SIZES,
+    NotAProofError,
+    Trace,
+    check_assumptions,
+    trace,
+)
 
 ASSUMPTIONS = Path(__file__).with_name("assumptions.json")
 LAYERS = (1, 2, 3, 4)
@@ -29,7 +37,7 @@ class Step:
     """A kind of step that is proved.
 
     Attributes:
-        architecture: ``"perceiver-ar"`` or ``"decoder"``.
+        architecture: ``"perceiver-ar"``, ``"decoder"`` or ``"llama"``.
         training: Forward and backward, or forward alone.
         checkpointing: ``None``, ``"reentrant"`` or ``"non-reentrant"``.
     """
@@ -46,17 +54,17 @@ class Step:
 
     def sizes(self) -> frozenset[str]:
         """The sizes that its FLOPs and parameters depend on."""
-        sizes = set(SIZES)
+        sizes = set(LLAMA_HINTS if self.architecture == "llama" else HINTS)
         if self.architecture == "decoder":
             sizes -= {"M", "K"}
-        elif not self.training:
+        elif self.architecture == "perceiver-ar" and not self.training:
             sizes -= {"K"}
         return frozenset(sizes)
 
 
 STEPS = tuple(
     Step(architecture, training, checkpointing)
-    for architecture in ("perceiver-ar", "decoder")
+    for architecture in ("perceiver-ar", "decoder", "llama")
     for training, checkpointing in (
         (True, None),
         (False, None),
@@ -85,7 +93,19 @@ class Proof:
 
 def symbolic(step: Step, num_layers: Any) -> Architecture:
     """The counter's model on the trace's symbols, d = H·C."""
-    _, N, M, K, H, C, V, w = SIZES.values()
+    if step.architecture == "llama":
+        _, N, D, G, R, E, F, V = (SIZES[name] for name in LLAMA_HINTS)
+        return fc.Llama(
+            vocab_size=V,
+            seq_len=N,
+            num_channels=D,
+            num_layers=num_layers,
+            num_heads=G * R,
+            intermediate_size=F,
+            num_key_value_heads=G,
+            head_dim=2 * E,
+        )
+    _, N, M, K, H, C, V, w = (SIZES[name] for name in HINTS)
     shared = dict(
         vocab_size=V, num_channels=H * C, num_layers=num_layers, num_heads=H, widening_factor=w
     )
@@ -98,13 +118,12 @@ def rows_by_term(count: Any) -> dict[tuple[Term, str], tuple[int, Any]]:
     """How many products a term has in a phase, and the FLOPs of one, self and cross part added."""
     once: collections.Counter[Term] = collections.Counter()
     times: dict[tuple[Term, str], int] = {}
-    for line in count.lines:
-        term = (line.layer, line.term)
-        once[term] += line.forward
-        times[term, "forward"] = 1
-        times[term, "backward"] = line.backward_products
-        times[term, "recompute"] = line.recompute_products
-    return {key: (number, once[key[0]]) for key, number in times.items() if number}
+    for entry in count.terms:
+        term = (entry.layer, entry.term)
+        once[term] += entry.forward
+        # Self and cross part of a term are executed as one product.
+        times |= {(term, phase): number for phase, number in entry.products().items()}
+    return {key: (number, once[key[0]]) for key, number in times.items()}
 
 
 def compare_rows(model: Architecture, count: Any, found: Trace) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 The network's own code runs, forward and backward, on fake tensors whose sizes are symbolic
 integers: batch B, latents N, prefix M, kept prefix K, heads H, head dim C, vocabulary V and
-widening factor w, so that d = H·C. A dispatch mode records the operand shapes of every product as
+widening factor w, so that d = H·C; for Llama channels D, key-value heads G, R query heads to each,
+head dim 2·E and hidden channels F. A dispatch mode records the operand shapes of every product as
 it is executed. Each record becomes a row (module, phase, FLOPs), FLOPs an expression in the sizes.
 
 Names come from the modules: while a module of the network runs forward, a product belongs to it,
@@ -33,13 +34,15 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.decoder import Decoder
+from models.llama import Llama
 from models.perceiver_ar import PerceiverAR
 
 TESTED_TORCH = ("2.13",)
 HINTS = {"B": 7, "N": 11, "M": 23, "K": 13, "H": 5, "C": 17, "V": 37, "w": 3}
+LLAMA_HINTS = {"B": 7, "N": 11, "D": 29, "G": 5, "R": 3, "E": 17, "F": 23, "V": 37}
 """Concrete values that a branch on a size would see: distinct, none a multiple of another."""
 
-SIZES = {name: sympy.Symbol(name, integer=True, positive=True) for name in HINTS}
+SIZES = {name: sympy.Symbol(name, integer=True, positive=True) for name in (*HINTS, *LLAMA_HINTS)}
 """The symbols that a trace's expressions are in."""
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default)
@@ -177,16 +180,16 @@ def trace(
     *,
     training: bool = True,
     checkpointing: str | None = None,
-    hints: dict[str, int] = HINTS,
+    hints: dict[str, int] | None = None,
 ) -> Trace:
     """Trace a step of the real network with every size but the number of layers a symbol.
 
     Args:
-        architecture: ``"perceiver-ar"`` or ``"decoder"``.
+        architecture: ``"perceiver-ar"``, ``"decoder"`` or ``"llama"``.
         num_layers: L, a number.
         training: Forward, with K of M prefix positions kept, and backward; or forward alone.
         checkpointing: ``None``, ``"reentrant"`` or ``"non-reentrant"``.
-        hints: Concrete values that a branch on a size would see.
+        hints: Concrete values that a branch on a size would see, if others.
 
     Returns:
         A :class:`Trace`; :func:`check_assumptions` says whether it is a proof.
@@ -195,6 +198,8 @@ def trace(
         RuntimeError: On an untested PyTorch.
     """
     require_tested_torch()
+    if hints is None:
+        hints = LLAMA_HINTS if architecture == "llama" else HINTS
     environment = ShapeEnv(duck_shape=False)
     sizes, symbols = {}, {}
     for name, hint in hints.items():
@@ -248,6 +253,19 @@ def _range_text(values: Any) -> str:
 def _network(
     architecture: str, sizes: dict[str, Any], num_layers: int, checkpointing: str | None
 ) -> tuple[nn.Module, Any]:
+    if architecture == "llama":
+        llama = Llama(
+            vocab_size=sizes["V"],
+            seq_len=sizes["N"],
+            num_channels=sizes["D"],
+            num_layers=num_layers,
+            num_heads=sizes["G"] * sizes["R"],
+            intermediate_size=sizes["F"],
+            num_key_value_heads=sizes["G"],
+            head_dim=2 * sizes["E"],
+            checkpointing=checkpointing,
+        )
+        return llama, sizes["N"]
     shared = dict(
         vocab_size=sizes["V"],
         num_channels=sizes["H"] * sizes["C"],

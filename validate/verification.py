@@ -27,6 +27,7 @@ from kernels.attention.tilings import TUNED
 from models.processes import fresh_processes
 from validate import configurations, elementwise_trace, matrix, mutation, proof
 from validate.mutants import mutants_of
+from validate.networks import head_dim, num_prefix
 from validate.source_code import code_of
 
 ROOT = Path(__file__).parent.parent
@@ -34,21 +35,21 @@ DOCS = ROOT / "docs"
 DRAWN = 1000
 
 SMALLEST: dict[str, Callable[[Any], bool]] = {
-    "head dim 1": lambda model: model.sizes().head_dim == 1,
-    "head dim 2": lambda model: model.sizes().head_dim == 2,
-    "head dim 3": lambda model: model.sizes().head_dim == 3,
-    "head dim 4": lambda model: model.sizes().head_dim == 4,
-    "head dim 5": lambda model: model.sizes().head_dim == 5,
-    "an odd head dim above 5": lambda model: model.sizes().head_dim in (7, 9, 11),
-    "n = 1": lambda model: model.sizes().num_latents == 1,
-    "m = 0": lambda model: model.sizes().num_prefix == 0,
-    "m = 1": lambda model: model.sizes().num_prefix == 1,
-    "k = 0 of m > 0": lambda model: model.sizes().num_kept == 0 < model.sizes().num_prefix,
-    "k = 1": lambda model: model.sizes().num_kept == 1,
-    "p = 0 and m > 0": lambda model: model.sizes().num_selected == 0 < model.sizes().num_kept,
+    "head dim 1": lambda model: head_dim(model) == 1,
+    "head dim 2": lambda model: head_dim(model) == 2,
+    "head dim 3": lambda model: head_dim(model) == 3,
+    "head dim 4": lambda model: head_dim(model) == 4,
+    "head dim 5": lambda model: head_dim(model) == 5,
+    "an odd head dim above 5": lambda model: head_dim(model) in (7, 9, 11),
+    "n = 1": lambda model: model.length == 1,
+    "m = 0": lambda model: num_prefix(model) == 0,
+    "m = 1": lambda model: num_prefix(model) == 1,
+    "k = 0 of m > 0": lambda model: num_prefix(model) > 0 == model.kept(),
+    "k = 1": lambda model: num_prefix(model) > 0 and model.kept() == 1,
+    "p = 0 and m > 0": lambda model: num_prefix(model) > 0 == model.selected() < model.kept(),
     "h = 1": lambda model: model.num_heads == 1,
     "V = 1": lambda model: model.vocab_size == 1,
-    "w = 1": lambda model: model.widening_factor == 1,
+    "w = 1": lambda model: getattr(model, "widening_factor", 0) == 1,
     "L = 1": lambda model: model.num_layers == 1,
 }
 """Sizes that the symbolic trace's ranges exclude, or that are easily got wrong."""

@@ -247,7 +247,7 @@ def test_kernels_together_execute_what_the_counter_says(head_dim):
         num_heads=3,
     )
     count = model.executed(tiling_of(head_dim, 2, 430), batch_size=2)
-    attention = [line for line in count.lines if line.term in ("scores", "values")]
+    attention = [term for term in count.terms if term.term in ("scores", "values")]
     found = executed.executed_ops(shape, 2)
     assert found["attention_forward"] == sum(line.forward for line in attention)
     assert sum(found.values()) == sum(line.forward + line.backward for line in attention)
@@ -356,8 +356,8 @@ def test_a_missing_counter_in_a_step_is_missing(products):
 def test_the_article_models_of_the_step():
     for name in steps.SEED_MODELS:
         channels, layers = name.split("-")[0].split("x")
-        sizes = steps.seed_model(name).sizes()
-        assert (sizes.num_channels, sizes.num_layers) == (int(channels), int(layers))
+        model = steps.seed_model(name)
+        assert (model.num_channels, model.num_layers) == (int(channels), int(layers))
 
 
 def test_the_workload_profiles_only_what_is_asked(monkeypatch):

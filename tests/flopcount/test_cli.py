@@ -157,9 +157,9 @@ def test_count_of_what_kernels_execute(capsys):
     assert "mfu" not in printed
     assert main([*command, "--tiling.key-value-products", "5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["whole"]["total"] > executed.total
-    assert main([*command, "--hybrid-tiling.forward", "64", "32", "--json"]) == 0
+    assert main([*command, "--tilings", "hybrid=64x32,32x64,128x64", "--json"]) == 0
     hybrid = fc.Tiling(forward=(64, 32), key_value=(32, 64), query=(128, 64))
-    mixed = MODEL.executed(TILING, hybrid_tiling=hybrid, batch_size=80)
+    mixed = MODEL.executed(TILING, tilings={"hybrid": hybrid}, batch_size=80)
     assert json.loads(capsys.readouterr().out)["whole"]["total"] == mixed.total
 
 
@@ -376,8 +376,8 @@ def test_devices(capsys):
         (["explain", *TILES.split()], "expected --level executed"),
         (["explain", "--tiling.head-dim-multiple", "8"], "expected --level executed"),
         (
-            ["count", *PERCEIVER, "--hybrid-tiling.query", "64", "64"],
-            "--hybrid-tiling options without --tiling options: expected --tiling.forward",
+            ["count", *PERCEIVER, "--level", "executed", "--tilings", "hybrid=64x64,64x64,64x64"],
+            "--tiling options are missing: expected --tiling.forward",
         ),
         (["compare", *DECODER, "--num-layers", "0"], "num_layers = 0"),
         (["fit", "no-such-file.csv"], "no-such-file.csv"),

@@ -9,7 +9,7 @@ import sympy
 
 import flopcount as fc
 from flopcount.conventions import CONVENTIONS, Inputs, palm_self
-from flopcount.explanation import symbolic_model
+from flopcount.explanation import on_symbols
 
 SEED = fc.PerceiverAR(
     vocab_size=32_000, num_latents=512, num_prefix=1536, num_channels=512, num_layers=9,
@@ -36,7 +36,7 @@ def test_article_update():
 
 @pytest.mark.parametrize("name", ["article", "article-update"])
 def test_whole_numbers_are_integers(name):
-    lines = SEED.flops(convention=name).lines
+    lines = SEED.flops(convention=name).terms
     assert {type(line.forward) for line in lines} == {int}
 
 
@@ -97,7 +97,7 @@ def test_the_articles_code_is_followed_to_the_unit(name, code, many_draws):
     for drawn in many_draws:
         count = drawn_model(*drawn).flops(convention=name)
         assert count.cross_part.per_token == code(*drawn), drawn
-        exact = sum(line.forward for line in count.cross_part.lines[:-1]) / Fraction(drawn[1])
+        exact = sum(line.forward for line in count.cross_part.terms[:-1]) / Fraction(drawn[1])
         differ_from_exact += int(exact) * 3 != code(*drawn)
     # What the test is for: some draws tell doubles from exact arithmetic.
     assert differ_from_exact > 10
@@ -165,16 +165,16 @@ def test_terms_of_the_articles_cross_parts():
         ("softmax", kept * 3 * 8 * 512),
     ]
     for name, terms in (("article", [embedding, *products]), ("article-update", update)):
-        lines = SEED.flops(convention=name).cross_part.lines
+        lines = SEED.flops(convention=name).cross_part.terms
         assert [(line.term, line.forward) for line in lines] == [*terms, rounding]
     # d apart from n: 2 sequences of 2 kept positions, 4d² and 4dn.
     small = fc.PerceiverAR(
         vocab_size=1, num_latents=3, num_prefix=4, num_channels=10, num_layers=1, num_heads=5,
         num_kept=2,
     )  # fmt: skip
-    lines = small.flops(convention="article-update", batch_size=2).cross_part.lines
+    lines = small.flops(convention="article-update", batch_size=2).cross_part.terms
     assert [line.forward for line in lines][:3] == [1600, 480, 180]
-    lines = small.flops(convention="article", batch_size=2).cross_part.lines
+    lines = small.flops(convention="article", batch_size=2).cross_part.terms
     assert [line.forward for line in lines][:3] == [320, 1600, 240]
 
 
@@ -207,7 +207,7 @@ def test_operands_are_doubles_up_to_their_last_exact_integer(name, code, m):
     for prefix, follows in ((m, True), (m + 1, False)):
         drawn = prefix, 3, 1, 1, 0.1
         count = drawn_model(*drawn).flops(convention=name).cross_part
-        exact = sum(line.forward for line in count.lines[:-1]) / Fraction(3)
+        exact = sum(line.forward for line in count.terms[:-1]) / Fraction(3)
         assert 3 * int(exact) != code(*drawn)
         assert count.per_token == (code(*drawn) if follows else 3 * int(exact))
 
@@ -258,10 +258,11 @@ def test_kaplan_table_1():
 def test_palm_540b_utilisation():
     # Appendix B: 540.35B parameters, 118 layers, 48 heads of 256, 2048 tokens, 238.3K tokens/s on
     # 6144 chips of 275 TFLOP/s: 46.2 % with attention, 45.7 % without.
-    sizes = fc.Decoder(
-        vocab_size=256_000, seq_len=2048, num_channels=48 * 256, num_layers=118, num_heads=48
-    ).sizes()
-    terms = palm_self(Inputs(sizes, 0, 540_350_000_000, 0))
+    inputs = Inputs(
+        num_latents=2048, num_channels=48 * 256, num_heads=48, head_dim=256, num_layers=118,
+        vocab_size=256_000, num_params=540_350_000_000, num_position_params=0,
+    )  # fmt: skip
+    terms = palm_self(inputs)
     without, attention = (3 * flops // 2048 for _, _, flops in terms)
     rate = 238_300 / (6144 * 275e12)
     assert f"{without * rate:.1%}" == "45.7%"
@@ -276,10 +277,12 @@ def test_palm_leaves_positions_out():
 
 
 def test_megatron_equation_3():
-    model, batch = symbolic_model("decoder")
-    s = model.sizes(batch_size=batch)
-    S, h, L, V = s.num_latents, s.num_channels, s.num_layers, s.vocab_size
-    training = model.flops(convention="megatron", batch_size=batch).total.subs(s.widening_factor, 4)
+    model, _ = on_symbols("decoder")
+    batch = sympy.Symbol("B", integer=True, positive=True)
+    S, h, L, V = model.seq_len, model.num_channels, model.num_layers, model.vocab_size
+    training = model.flops(convention="megatron", batch_size=batch).total.subs(
+        model.widening_factor, 4
+    )
     # With recomputation the layers cost 4/3: 96BSLh²(1 + S/(6h) + V/(16Lh)).
     with_recompute = training + training.subs(V, 0) / 3
     equation_3 = 96 * batch * S * L * h**2 * (1 + S / (6 * h) + V / (16 * L * h))

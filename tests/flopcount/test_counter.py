@@ -29,7 +29,7 @@ TINY = fc.PerceiverAR(
 
 
 def forward(count):
-    return {(line.part, line.layer, line.term): line.forward for line in count.lines}
+    return {(line.part, line.layer, line.term): line.forward for line in count.terms}
 
 
 def test_terms_of_a_tiny_model_by_hand():
@@ -82,7 +82,7 @@ def test_executed_attention_of_a_tiny_model_by_hand():
     count = TINY.executed(tiling, checkpointing="reentrant")
     # Everything fits one tile; 2 heads, and the head dim 3 is padded to 16: 2·2·16 per pair.
     forward, key_value, query = (64 * block * block for block in (16, 8, 4))
-    lines = {(line.part, line.layer, line.term): line for line in count.lines}
+    lines = {(line.part, line.layer, line.term): line for line in count.terms}
     for part, layer in (("self", "hybrid"), ("self", "self-attention"), ("cross", "hybrid")):
         scores, values = (lines[part, layer, term] for term in ("scores", "values"))
         assert scores.forward == values.forward == scores.recompute == values.recompute == forward
@@ -90,9 +90,9 @@ def test_executed_attention_of_a_tiny_model_by_hand():
         # both passes, and that of v.
         assert scores.backward == 2 * key_value + 2 * query
         assert values.backward == 2 * key_value + query
-        assert [row.flops for row in scores.rows()].count(key_value) == 2
+        assert [row.flops for row in scores.rows].count(key_value) == 2
     mlp = lines["self", "hybrid", "mlp up"]
-    assert (mlp.forward, mlp.backward, len(mlp.rows())) == (288, 576, 4)
+    assert (mlp.forward, mlp.backward, len(mlp.rows)) == (288, 576, 4)
     evaluation = TINY.executed(tiling, training=False)
     assert evaluation.backward == 0
     assert {row.phase for row in evaluation.rows} == {"forward"}
@@ -109,8 +109,8 @@ def test_parts_by_hand():
     assert count.cross_part.elementwise.forward == 24 + 12 * 7 + 8 * 3 + 8 * 5
     assert alone.elementwise.forward == count.elementwise.forward - 172
     gpt2 = fc.Decoder(vocab_size=5, seq_len=2, num_channels=6, num_layers=2, num_heads=2)
-    assert {row.part for row in gpt2.flops().elementwise.rows} == {"self"}
-    assert {line.part for line in gpt2.flops(convention="article").lines} == {"self"}
+    assert {row.part for row in gpt2.flops().elementwise.terms} == {"self"}
+    assert {line.part for line in gpt2.flops(convention="article").terms} == {"self"}
 
 
 def test_evaluation_has_no_element_wise_backward_pass():
@@ -235,7 +235,7 @@ def test_evaluation_is_forward_alone_without_dropout():
     # k = m = 4 instead of 2: the cross part doubles.
     assert evaluation.cross_part.forward == 2 * TINY.flops().cross_part.forward
     assert evaluation.self_part.forward == TINY.flops().self_part.forward
-    assert "cross-entropy" not in {row.term for row in evaluation.elementwise.rows}
+    assert "cross-entropy" not in {row.term for row in evaluation.elementwise.terms}
 
 
 def test_num_kept_replaces_dropout_in_training_only():
@@ -249,7 +249,7 @@ def test_kept_positions_follow_the_float_product():
     # 1 - 0.9 is no float: 10·0.9 = 9.0 keeps 1, and 100·0.29 = 28.999999999999996 keeps 72.
     for num_prefix, dropout, kept in ((10, 0.9, 1), (100, 0.29, 72), (3, 0.5, 2), (0, 0.5, 0)):
         model = fc.PerceiverAR(**SEED | {"num_prefix": num_prefix}, prefix_dropout=dropout)
-        assert model.sizes().num_kept == kept
+        assert model.kept() == kept
 
 
 def test_checkpointing_recomputes_whole_layers():
@@ -270,7 +270,7 @@ def test_element_wise_recomputation_by_hand():
     plain = TINY.flops().elementwise
     whole = TINY.flops(checkpointing="reentrant").elementwise
     early = TINY.flops(checkpointing="non-reentrant").elementwise
-    outside = [row for row in plain.rows if row.layer in ("embedding", "output", "loss")]
+    outside = [row for row in plain.terms if row.layer in ("embedding", "output", "loss")]
     assert whole.recompute == plain.forward - sum(r.forward_cost * r.elements for r in outside)
     # The residual after the MLP is all that follows the last product: n·d = 12 per layer.
     assert whole.recompute - early.recompute == 2 * 12
@@ -325,7 +325,7 @@ def test_a_part_that_is_not_covered_is_never_zero():
 
 def test_printed_table_holds_every_term_and_the_total():
     text = str(TINY.flops(checkpointing="reentrant"))
-    for line in TINY.flops().lines:
+    for line in TINY.flops().terms:
         assert line.term in text
     assert f"{TINY.flops().forward:,}" in text
     assert "recompute" in text
@@ -339,5 +339,5 @@ def test_a_prompt_shows_the_table():
 
 def test_frame_has_one_row_per_term():
     frame = TINY.flops().to_frame()
-    assert len(frame) == len(TINY.flops().lines)
+    assert len(frame) == len(TINY.flops().terms)
     assert frame["total"].sum() == TINY.flops().total

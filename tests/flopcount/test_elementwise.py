@@ -3,7 +3,7 @@
 import pytest
 
 import flopcount as fc
-from flopcount.elementwise import rotated_channels
+from flopcount.blocks import rotated_channels
 
 # B = 3, n = 2, m = 4, k = 2, h = 2, c = 3 (d = 6), w = 2, L = 3, V = 5.
 MODEL = fc.PerceiverAR(
@@ -19,11 +19,11 @@ MODEL = fc.PerceiverAR(
 
 
 def elements(count):
-    return {(row.part, row.layer, row.term): row.elements for row in count.elementwise.rows}
+    return {(row.part, row.layer, row.term): row.elements for row in count.elementwise.terms}
 
 
 def costs(count):
-    return {row.term: (row.forward_cost, row.backward_cost) for row in count.elementwise.rows}
+    return {row.term: (row.forward_cost, row.backward_cost) for row in count.elementwise.terms}
 
 
 def test_elements_by_hand():
@@ -84,7 +84,7 @@ def test_chosen_costs_per_element():
 
 
 def test_prefix_keys_and_values_share_one_addition():
-    rows = [r for r in MODEL.flops().elementwise.rows if r.term == "projection input gradients"]
+    rows = [r for r in MODEL.flops().elementwise.terms if r.term == "projection input gradients"]
     assert {(row.part, row.backward_cost) for row in rows} == {("self", 2), ("cross", 1)}
 
 
@@ -124,6 +124,6 @@ def test_element_wise_flops_stay_out_of_the_total():
     count = MODEL.flops()
     assert count.total == sum(row.flops for row in count.rows)
     assert count.elementwise.total == sum(
-        row.elements * (row.forward_cost + row.backward_cost) for row in count.elementwise.rows
+        row.elements * (row.forward_cost + row.backward_cost) for row in count.elementwise.terms
     )
     assert "optimiser excluded" in str(count.elementwise)

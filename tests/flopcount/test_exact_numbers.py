@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.conventions import CONVENTIONS
-from flopcount.sizes import Bound, kept_positions
+from flopcount.operations import Pass
+from flopcount.sizes import Bound, kept_positions, safe_for
 
 BASE = dict(
     vocab_size=262, num_latents=512, num_prefix=3584, num_channels=512, num_layers=9, num_heads=8
@@ -172,7 +173,7 @@ def test_symbolic_total_is_the_textbook_formula():
 
 def test_symbolic_prefix_dropout_keeps_its_float():
     m = sympy.Symbol("m", integer=True, positive=True)
-    kept = fc.PerceiverAR(**BASE | dict(num_prefix=m), prefix_dropout=0.1).sizes().num_kept
+    kept = fc.PerceiverAR(**BASE | dict(num_prefix=m), prefix_dropout=0.1).kept()
     assert kept == m - sympy.floor(m * 0.1)
     assert kept.has(sympy.Float)
     assert kept.subs(m, 3584) == kept_positions(3584, 0.1)
@@ -207,10 +208,10 @@ def test_a_bound_sees_what_happens_on_the_way():
     model = fc.Decoder(
         vocab_size=1, seq_len=np.array([2**32]), num_channels=1, num_layers=1, num_heads=1
     )
-    sizes = model.sizes()
-    safe = sizes.safe_for(lambda s: 0 * (s.num_latents * (s.num_latents + 1)))
-    assert safe.num_latents.dtype == object
-    assert sizes.safe_for(lambda s: s.num_latents + 1).num_latents.dtype == np.int64
+    at = Pass(1, model.length)
+    safe = safe_for(at, lambda bound: 0 * (bound.length * (bound.length + 1)))
+    assert safe.length.dtype == object
+    assert safe_for(at, lambda bound: bound.length + 1).length.dtype == np.int64
 
 
 def test_bounds_never_fall_below_the_value():

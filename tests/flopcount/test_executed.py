@@ -6,10 +6,22 @@ import sympy
 
 import flopcount as fc
 from flopcount.devices import find_device
-from flopcount.executed import tiles_by_key_block, tiles_by_query_block, tiles_in_rectangle
 from flopcount.explanation import symbolic_tiling
+from flopcount.masks import Causal, Full
 
 TILING = fc.Tiling(forward=(128, 64), key_value=(32, 128), query=(64, 64))
+
+
+def tiles_by_query_block(n, block):
+    return Causal().tiles(n, n, block, "queries")
+
+
+def tiles_by_key_block(n, block):
+    return Causal().tiles(n, n, block, "keys")
+
+
+def tiles_in_rectangle(n, k, block):
+    return Full().tiles(n, k, block, "queries")
 
 
 def model(**changes):
@@ -20,7 +32,7 @@ def model(**changes):
 
 
 def line(count, part, layer, term):
-    (found,) = [x for x in count.lines if (x.part, x.layer, x.term) == (part, layer, term)]
+    (found,) = [x for x in count.terms if (x.part, x.layer, x.term) == (part, layer, term)]
     return found
 
 
@@ -69,9 +81,9 @@ def test_a_hybrid_layer_by_hand():
 
 def test_a_hybrid_layer_with_a_tiling_of_its_own():
     hybrid = fc.Tiling(forward=(64, 32), key_value=(64, 64), query=(128, 32))
-    mixed = model().executed(TILING, hybrid_tiling=hybrid)
+    mixed = model().executed(TILING, tilings={"hybrid": hybrid})
     tilings = {"hybrid": hybrid, "self-attention": TILING}
-    attention = [x for x in mixed.lines if x.term in ("scores", "values")]
+    attention = [x for x in mixed.terms if x.term in ("scores", "values")]
     assert {x.layer for x in attention} == set(tilings)
     for found in attention:
         count = model().executed(tilings[found.layer])
@@ -99,7 +111,7 @@ def test_a_tiling_of_single_pairs_is_the_causal_count():
     executed, causal = model().executed(exact), model().flops()
     assert executed.forward == causal.forward
     # Four products of the backward pass become seven.
-    attention = [x for x in causal.lines if x.term in ("scores", "values")]
+    attention = [x for x in causal.terms if x.term in ("scores", "values")]
     assert executed.backward - causal.backward == sum(x.forward for x in attention) * 3 // 2
     assert executed.self_part.forward + executed.cross_part.forward == executed.forward
 
@@ -112,11 +124,11 @@ def test_phases():
         == line(count, "self", "hybrid", "scores").forward
     )
     assert count.with_recompute == count.total + count.recompute
-    assert [row.phase for row in line(count, "self", "hybrid", "values").rows()] == [
+    assert [row.phase for row in line(count, "self", "hybrid", "values").rows] == [
         "forward", *["backward"] * 3, "recompute",
     ]  # fmt: skip
-    for checked in count.lines:
-        rows = checked.rows()
+    for checked in count.terms:
+        rows = checked.rows
         assert sum(row.flops for row in rows) == (
             checked.forward + checked.backward + checked.recompute
         )
@@ -163,11 +175,12 @@ def test_symbols_for_tiles_agree_with_ints():
             model(num_latents=np.arange(1, 3)).executed(fc.Tiling(**blocks | change))
     with pytest.raises(TypeError, match=r"given as array and forward\[0\] as symbol"):
         model(num_latents=np.arange(1, 3)).executed(
-            fc.Tiling(**blocks | {"forward": (64 * M, 64)}), hybrid_tiling=fc.Tiling(**blocks)
+            fc.Tiling(**blocks | {"forward": (64 * M, 64)}), tilings={"hybrid": fc.Tiling(**blocks)}
         )
     with pytest.raises(TypeError, match=r"hybrid forward\[0\] as symbol"):
         model(num_latents=np.arange(1, 3)).executed(
-            fc.Tiling(**blocks), hybrid_tiling=fc.Tiling(**blocks | {"forward": (64 * M, 64)})
+            fc.Tiling(**blocks),
+            tilings={"hybrid": fc.Tiling(**blocks | {"forward": (64 * M, 64)})},
         )
     # Sizes that are ints stay under the ceiling too.
     assert tiles_in_rectangle(5, 7, (M, J)) == sympy.ceiling(5 / M) * sympy.ceiling(7 / J)
@@ -184,7 +197,7 @@ def test_explanation_of_what_is_executed():
     for formulas, phase in ((given.matmuls, "forward"), (given.backward, "backward")):
         assert formulas
         for formula in formulas:
-            (counted,) = [x for x in count.lines if x.term == formula.term]
+            (counted,) = [x for x in count.terms if x.term == formula.term]
             symbols = formula.expression.free_symbols
             found = formula.expression.subs({s: values[s.name] for s in symbols})
             assert found == getattr(counted, phase)
@@ -196,7 +209,7 @@ def test_explanation_of_what_is_executed():
 
 def test_no_overflow_beside_a_hybrid_tiling():
     big = model(num_latents=np.array([2, 3]), num_channels=2**40 * 146)
-    assert list(big.executed(TILING, hybrid_tiling=TILING).total) == [
+    assert list(big.executed(TILING, tilings={"hybrid": TILING}).total) == [
         model(num_latents=n, num_channels=2**40 * 146).executed(TILING).total for n in (2, 3)
     ]
 
@@ -240,12 +253,20 @@ def test_bad_arguments():
     with pytest.raises(TypeError, match=r"^tiling = \(128, 64\): expected a flopcount\.Tiling"):
         model().executed((128, 64))
     with pytest.raises(TypeError, match=r"^tiling = 64: expected a flopcount\.Tiling"):
-        model().executed(64, hybrid_tiling=TILING)
-    with pytest.raises(TypeError, match=r"hybrid_tiling = 64: expected a flopcount\.Tiling"):
-        model().executed(TILING, hybrid_tiling=64)
+        model().executed(64, tilings={"hybrid": TILING})
+    with pytest.raises(TypeError, match=r"tilings\[.hybrid.\] = 64: expected a flopcount\.Tiling"):
+        model().executed(TILING, tilings={"hybrid": 64})
     decoder = fc.Decoder(vocab_size=7, seq_len=4, num_channels=8, num_layers=2, num_heads=2)
-    with pytest.raises(ValueError, match="a Decoder has no hybrid layer"):
-        decoder.executed(TILING, hybrid_tiling=TILING)
+    with pytest.raises(ValueError, match="names of layers with attention of a Decoder: decoder"):
+        decoder.executed(TILING, tilings={"hybrid": TILING})
+    with pytest.raises(TypeError, match="expected a mapping from names of layers"):
+        model().executed(TILING, tilings=TILING)
+    windowed = fc.Llama(
+        vocab_size=7, seq_len=4, num_channels=8, num_layers=2, num_heads=2, intermediate_size=9,
+        window=3,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="window = 3 at level 'executed'"):
+        windowed.executed(TILING)
     with pytest.raises(ValueError, match="without a backward pass"):
         model().executed(TILING, training=False, checkpointing="reentrant")
     with pytest.raises(ValueError, match=r"call \.executed\(tiling\)"):

@@ -7,7 +7,18 @@ import pytest
 import sympy
 
 import flopcount as fc
-from flopcount.sizes import ceil_divide, divide, exact_ratio, kept_positions, minimum
+from flopcount.operations import Pass
+from flopcount.sizes import (
+    INT64_MAX,
+    ceil_divide,
+    divide,
+    exact_ratio,
+    kept_positions,
+    map_sizes,
+    minimum,
+    multiply,
+    safe_for,
+)
 
 n, p = sympy.symbols("n p", positive=True)
 
@@ -93,19 +104,9 @@ def test_sizes_of_perceiver_ar(training):
         vocab_size=11, num_latents=5, num_prefix=8, num_channels=6, num_layers=3, num_heads=2,
         prefix_dropout=0.25,
     )  # fmt: skip
-    assert vars(model.sizes(training=training)) == dict(
-        batch_size=1, num_latents=5, num_prefix=8, num_kept=6 if training else 8,
-        num_selected=6 if training else 0, num_heads=2, head_dim=3, num_channels=6, num_layers=3,
-        vocab_size=11, widening_factor=4,
-    )  # fmt: skip
-
-
-def test_sizes_of_a_decoder():
-    model = fc.Decoder(vocab_size=11, seq_len=5, num_channels=6, num_layers=3, num_heads=2)
-    assert vars(model.sizes()) == dict(
-        batch_size=1, num_latents=5, num_prefix=0, num_kept=0, num_selected=0, num_heads=2,
-        head_dim=3, num_channels=6, num_layers=3, vocab_size=11, widening_factor=4,
-    )  # fmt: skip
+    assert model.length == 5
+    assert model.kept(training) == (6 if training else 8)
+    assert model.selected(training) == (6 if training else 0)
 
 
 def with_dropout(dropout):
@@ -117,20 +118,19 @@ def with_dropout(dropout):
 
 def test_dropouts_in_an_array():
     model = with_dropout(np.array([0.0, 0.25, 0.5]))
-    assert list(model.sizes().num_kept) == [8, 6, 4]
-    assert list(model.sizes().num_selected) == [0, 6, 4]  # without dropout nothing is gathered
-    evaluation = model.sizes(training=False)
-    assert (evaluation.num_kept, evaluation.num_selected) == (8, 0)
+    assert list(model.kept()) == [8, 6, 4]
+    assert list(model.selected()) == [0, 6, 4]  # without dropout nothing is gathered
+    assert (model.kept(training=False), model.selected(training=False)) == (8, 0)
 
 
 def test_a_symbolic_dropout():
     model = with_dropout(p)
     kept = 8 - sympy.floor(8 * p)
-    assert (model.sizes().num_kept, model.sizes().num_selected) == (kept, kept)
-    assert model.sizes(training=False).num_kept == 8
+    assert (model.kept(), model.selected()) == (kept, kept)
+    assert model.kept(training=False) == 8
     # It may be 0: nothing asks whether it is.
     q = sympy.Symbol("q", nonnegative=True)
-    assert with_dropout(q).sizes().num_kept == 8 - sympy.floor(8 * q)
+    assert with_dropout(q).kept() == 8 - sympy.floor(8 * q)
     # (4·d·m + (1 - p)·m·(4d² + 2dn))/n per token, d = 6, n = 5, m = 8: 6 are kept at p = 1/4.
     article = model.flops(convention="article").cross_part
     assert article.per_token.subs(p, sympy.Rational(1, 4)) == 3 * ((192 + 6 * (144 + 60)) // 5)
@@ -147,4 +147,28 @@ def test_a_batch_of_another_kind_is_refused(architecture):
         **prefix,
     )  # fmt: skip
     with pytest.raises(TypeError, match="not both"):
-        model.sizes(batch_size=sympy.Symbol("B", integer=True, positive=True))
+        model.flops(batch_size=sympy.Symbol("B", integer=True, positive=True))
+
+
+def test_products_stay_in_int64_as_long_as_it_holds_them():
+    # 2⁶³ - 1 is 7 times something.
+    for left, right in ((np.array([1, 7]), INT64_MAX // 7), (INT64_MAX // 7, np.array([1, 7]))):
+        assert multiply(left, right).dtype == np.int64
+        assert multiply(left, right)[1] == INT64_MAX
+    beyond = multiply(2**40, np.array([1, 2**40]))
+    assert (beyond.dtype, beyond[1]) == (object, 2**80)
+    assert multiply(np.array([2**32]), np.array([2**31])).dtype == object
+    assert multiply(p, 3) == 3 * p
+
+
+def test_every_size_of_a_tree_is_mapped():
+    tree = (Pass(2, p, cached=np.array([3]), layer="x"), (5, True, None))
+    doubled, (number, flag, nothing) = map_sizes(tree, lambda size: 2 * size)
+    assert (doubled.batch, doubled.length, list(doubled.cached)) == (4, 2 * p, [6])
+    assert (doubled.layer, doubled.training, number, flag, nothing) == ("x", True, 10, True, None)
+
+
+def test_sizes_stay_in_int64_as_long_as_it_holds_a_formula():
+    at = Pass(1, np.array([1, INT64_MAX]))
+    assert safe_for(at, lambda bound: bound.length).length.dtype == np.int64
+    assert safe_for(at, lambda bound: bound.length + 1).length.dtype == object

@@ -47,7 +47,7 @@ def test_fused_attention_executes_whole_tiles():
         flopcount.Tiling(**{name: shipped_tiling(name, 4, 2, keys)[:2] for name in PASSES})
         for keys in (8, 14)
     )
-    assert row["hfu"] == MODEL.executed(plain, hybrid_tiling=hybrid, batch_size=3).total / 1e9
+    assert row["hfu"] == MODEL.executed(plain, tilings={"hybrid": hybrid}, batch_size=3).total / 1e9
     # Eight queries and fourteen keys fill a corner of such tiles.
     assert row["hfu"] > 3 * row["mfu"]
 

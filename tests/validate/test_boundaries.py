@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import flopcount as fc
-from flopcount import comparison, executed, planning, rows
+from flopcount import comparison, masks, planning, rows
 from validate import boundaries
 
 
@@ -40,7 +40,7 @@ def test_a_wrong_plan_is_a_failure(monkeypatch):
 @pytest.mark.parametrize(
     ("boundary", "home", "name"),
     [
-        ("tilings and executed FLOPs", executed, "tiles_by_query_block"),
+        ("tilings and executed FLOPs", masks.Causal, "tiles"),
         ("compare and explain", comparison, "differences"),
     ],
 )

@@ -73,13 +73,13 @@ def test_changes_make_the_record_stale(recorded, fresh, now, monkeypatch):
     assert verification.stale(fresh, now | {"names": names}) == [
         "formulas or witnesses have changed"
     ]
-    fewer = mutation.Formulas(mutation.Target("flopcount.layers", ("causal_pairs",)))
+    fewer = mutation.Formulas(mutation.Target("flopcount.masks", ("Causal.pairs",)))
     monkeypatch.setattr(mutation, "FORMULAS", (fewer, mutation.FORMULAS[2]))
     monkeypatch.setattr(verification, "DRAWN", 10)
     changed = {"mutants": verification.mutants(), "census": verification.census()}
     reasons = verification.stale(fresh, now | changed)
-    assert "formulas of flopcount.parameters have changed" not in reasons
-    assert "formulas of flopcount.layers have changed" in reasons
+    assert "formulas of flopcount.blocks have changed" not in reasons
+    assert "formulas of flopcount.masks have changed" in reasons
     assert "other configurations are drawn" in reasons
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 
 import flopcount as fc
-from flopcount import executed
+from flopcount import masks
 from kernels.attention import backward, forward, tilings
 from kernels.attention.tilings import TILINGS, Tiling
 from validate import configurations, kernel_tally
@@ -111,16 +111,20 @@ def test_a_product_outside_of_loops_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"),
+    ("mask", "owner", "parts"),
     [
-        ("tiles_in_rectangle", {"cross forward", "cross backward"}),
-        ("tiles_by_query_block", {"self forward", "self backward"}),
-        ("tiles_by_key_block", {"self backward"}),
+        (masks.Full, "queries", {"cross forward", "cross backward"}),
+        (masks.Causal, "queries", {"self forward", "self backward"}),
+        (masks.Causal, "keys", {"self backward"}),
     ],
 )
-def test_a_formula_that_is_off_by_a_tile_is_found(monkeypatch, name, parts):
-    formula = getattr(executed, name)
-    monkeypatch.setattr(executed, name, lambda *sizes: formula(*sizes) + 1)
+def test_a_formula_that_is_off_by_a_tile_is_found(monkeypatch, mask, owner, parts):
+    formula = mask.tiles
+    monkeypatch.setattr(
+        mask,
+        "tiles",
+        lambda self, n, s, block, by: formula(self, n, s, block, by) + (by == owner),
+    )
     assert wrong(SMALL) == parts
 
 

@@ -1,6 +1,5 @@
 """Formulas equal their witnesses to the FLOP, and a changed formula is found."""
 
-import dataclasses
 import json
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flopcount as fc
-from flopcount import elementwise, layers, parameters, rows
+from flopcount import masks, rows
 from models.blocks import SelfAttentionLayer
 from validate import configurations, elementwise_trace, matrix
 from validate.__main__ import main
@@ -114,67 +113,75 @@ def test_progress_is_shown_in_a_terminal_alone(capsys, monkeypatch):
     assert "checks" not in shown.out
 
 
-def planted(function, **changes):
-    """``function`` with a product of its result changed."""
-
-    def changed(*arguments, **options):
-        first, *others = function(*arguments, **options)
-        return (dataclasses.replace(first, **changes), *others)
-
-    return changed
-
-
 @pytest.mark.parametrize(
-    ("module", "name", "changes", "witnesses"),
+    ("kind", "changes", "where", "witnesses"),
     [
-        (layers, "output_layer", {"K": 3}, {FVCORE, TORCH}),
-        (layers, "prefix_attention", {"term": "values"}, {FVCORE}),
-        (layers, "decoder_layer", {"last_of_layer": True}, {RECOMPUTE}),
-        (parameters, "decoder_layer", {"count": 5}, {PARAMETERS}),
+        (rows.Product, {"K": 3}, {"layer": "output"}, {FVCORE, TORCH}),
+        (rows.Product, {"term": "values"}, {"part": "cross", "term": "key"}, {FVCORE}),
+        (rows.Product, {"recomputed_by": ()}, {"term": "out"}, {RECOMPUTE}),
+        (rows.Tensor, {"factors": (5,)}, {"name": "mlp up"}, {PARAMETERS}),
     ],
 )
 def test_a_changed_formula_is_found_and_exits_with_1(
-    monkeypatch, capsys, module, name, changes, witnesses
+    introduce, capsys, kind, changes, where, witnesses
 ):
-    monkeypatch.setattr(module, name, planted(getattr(module, name), **changes))
+    introduce(kind, lambda row: changes, **where)
     assert main([*OWN, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     wrong = {(entry["formula"], entry["witness"]) for entry in found if entry["largest_difference"]}
     assert {(check.formula, check.witness) for check in witnesses} <= wrong
 
 
-@pytest.mark.parametrize(
-    "name", ["embedding", "norm", "softmax", "query_scale", "rotary", "gelu", "residual", "loss"]
-)
-def test_a_wrong_number_of_elements_is_found(monkeypatch, name):
-    original = getattr(elementwise, name)
-
-    def one_more(*arguments, **options):
-        row = original(*arguments, **options)
-        return dataclasses.replace(row, elements=row.elements + 1)
-
-    monkeypatch.setattr(elementwise, name, one_more)
-    assert disagreements(ELEMENTWISE, configurations.SEED_MODELS[0])
+LLAMA = fc.Llama(
+    vocab_size=9, seq_len=5, num_channels=10, num_layers=2, num_heads=4, intermediate_size=7,
+    num_key_value_heads=2, head_dim=6, window=3,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
+    ("term", "model"),
     [
-        ("shared_input", lambda row: {"backward_cost": row.backward_cost + 1}),
-        ("residual", lambda row: {"after_last_product": False}),
-        ("gelu", lambda row: {"checkpointed": False}),
-        ("tied_gradient", lambda row: {"elements": 2 * row.elements}),
+        *((term, configurations.SEED_MODELS[0]) for term in (
+            "embedding", "norm", "softmax", "query scale", "rotary key", "gelu", "mlp residual",
+            "cross-entropy",
+        )),
+        *((term, LLAMA) for term in ("mlp norm", "silu", "gate product", "rotary query")),
+    ],
+)  # fmt: skip
+def test_a_wrong_number_of_elements_is_found(introduce, term, model):
+    introduce(rows.Work, lambda row: {"factors": (2, *row.factors)}, term=term)
+    assert disagreements(ELEMENTWISE, model)
+
+
+@pytest.mark.parametrize(
+    ("term", "change", "model"),
+    [
+        (
+            "projection input gradients",
+            lambda row: {"backward_cost": row.backward_cost + 1},
+            configurations.SEED_MODELS[0],
+        ),
+        (
+            "mlp input gradients",
+            lambda row: {"backward_cost": row.backward_cost + 1},
+            LLAMA,
+        ),
+        (
+            "mlp residual",
+            lambda row: {"recomputed_by": rows.CHECKPOINTING},
+            configurations.SEED_MODELS[0],
+        ),
+        ("gelu", lambda row: {"recomputed_by": ()}, configurations.SEED_MODELS[0]),
+        (
+            "tied embedding gradient",
+            lambda row: {"factors": (2, *row.factors)},
+            configurations.SEED_MODELS[0],
+        ),
     ],
 )
-def test_an_error_in_the_backward_pass_or_in_recomputation_is_found(monkeypatch, name, change):
-    original = getattr(elementwise, name)
-
-    def changed(*arguments, **options):
-        row = original(*arguments, **options)
-        return dataclasses.replace(row, **change(row))
-
-    monkeypatch.setattr(elementwise, name, changed)
-    found = disagreements(ELEMENTWISE, configurations.SEED_MODELS[0])
+def test_an_error_in_the_backward_pass_or_in_recomputation_is_found(introduce, term, change, model):
+    introduce(rows.Work, change, term=term)
+    found = disagreements(ELEMENTWISE, model)
     assert found
     assert not any("forward" in name for name in found)
 
@@ -221,8 +228,9 @@ def test_a_check_that_compares_nothing_does_not_hold(cases):
     assert not matrix.run_standalone(check).holds
 
 
-def test_a_causal_mask_that_is_off_by_one_is_found(monkeypatch):
-    monkeypatch.setattr(layers, "causal_pairs", lambda n: n * (n - 1) // 2)
+@pytest.mark.parametrize("pairs", [lambda _, n, s: n * (n - 1) // 2, lambda _, n, s: n * n])
+def test_a_wrong_causal_mask_is_found(monkeypatch, pairs):
+    monkeypatch.setattr(masks.Causal, "pairs", pairs)
     verdict = matrix.run_check(MASKS, [], drawn=20)
     assert not verdict.holds
     assert "scores" in verdict.finding or "values" in verdict.finding
@@ -236,8 +244,19 @@ def test_a_halved_flop_is_found_by_every_witness_of_products(monkeypatch):
         assert disagreements(check, model)
 
 
-def test_a_disagreement_is_shrunk_and_names_its_term(monkeypatch):
-    monkeypatch.setattr(layers, "output_layer", planted(layers.output_layer, N=1))
+def test_a_window_that_is_off_by_one_is_found(monkeypatch):
+    original = masks.Causal.admitted_up_to
+    monkeypatch.setattr(
+        masks.Causal,
+        "admitted_up_to",
+        lambda mask, n: original(masks.Causal(mask.window + 1), n),
+    )
+    assert disagreements(MASKS, LLAMA)
+    assert not disagreements(FVCORE, LLAMA)
+
+
+def test_a_disagreement_is_shrunk_and_names_its_term(introduce):
+    introduce(rows.Product, lambda row: {"N": 1}, layer="output")
     verdict = matrix.run_check(FVCORE, [], drawn=100)
     # V = 1 would agree, so the smallest failing vocabulary is 2.
     assert "output logits" in verdict.finding or "total" in verdict.finding
@@ -245,12 +264,12 @@ def test_a_disagreement_is_shrunk_and_names_its_term(monkeypatch):
     assert verdict.largest_difference > 0
 
 
-def test_proofs_stand_in_the_matrix(monkeypatch):
+def test_proofs_stand_in_the_matrix(introduce):
     step = matrix.proof.STEPS[5]
     verdict = matrix.run_proof(step, (1, 2))
     assert verdict.holds
     assert verdict.covered == "all sizes, L = 1 to 2: 26 products"
-    monkeypatch.setattr(layers, "output_layer", planted(layers.output_layer, K=3))
+    introduce(rows.Product, lambda row: {"K": 3}, layer="output")
     wrong = matrix.run_proof(step, (1,))
     assert not wrong.holds
     assert "output" in wrong.finding
@@ -261,7 +280,7 @@ def test_bad_input_is_one_line(capsys):
     assert "not divisible" in capsys.readouterr().err
     assert main(["--model", "decodr"]) == 2
     assert capsys.readouterr().err == (
-        "validate: model = 'decodr': expected one of 'perceiver-ar', 'decoder'\n"
+        "validate: model = 'decodr': expected one of 'perceiver-ar', 'decoder', 'llama'\n"
     )
     assert main(["--qick"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -5,11 +5,14 @@ import json
 
 import pytest
 
+from flopcount.masks import Causal
 from validate import matrix, mutation
 from validate.mutants import Target, mutants_of
 from validate.mutation import KNOWN_NUMBERS, ROWS, Formulas, Judges, equivalent_mutants, run
 
-PRODUCTS = Formulas(Target("flopcount.rows", ("Row.flops", "Matmul")))
+PRODUCTS = Formulas(Target("flopcount.rows", ("Row.flops", "Product")))
+RECOMPUTED = Formulas(Target("flopcount.blocks", ("Layers.rows",)))
+PAIRS = Target("flopcount.masks", ("Causal.pairs",))
 
 
 def test_every_mutant_is_found_or_listed_with_the_reason():
@@ -20,7 +23,7 @@ def test_every_mutant_is_found_or_listed_with_the_reason():
     assert sum(entry["mutants"] for entry in modules.values()) > 1_000
     # What the networks execute is found by what was traced of them; conventions by known numbers
     # alone.
-    assert modules["flopcount.layers"]["found"][ROWS] > 80
+    assert modules["flopcount.blocks"]["found"][ROWS] > 80
     assert set(modules["flopcount.conventions"]["found"]) == {KNOWN_NUMBERS}
 
 
@@ -31,46 +34,52 @@ def survivors(formulas, *judges):
 
 
 def test_weaker_witnesses_leave_survivors(monkeypatch):
+    late = "flopcount.blocks.Layers.rows: index < needed -> index <= needed"
     assert survivors(PRODUCTS, ROWS) == []
+    assert late not in survivors(RECOMPUTED, ROWS)
     # Forward and backward totals alone say nothing of recomputation.
     monkeypatch.setattr(matrix, "CHECKS", matrix.CHECKS[1:2])
-    left = survivors(PRODUCTS, ROWS)
-    assert "flopcount.rows.Matmul: last_of_layer=False -> last_of_layer=True" in left
+    assert late in survivors(RECOMPUTED, ROWS)
     # No trace knows what an element costs; the known numbers tell.
-    costs = Formulas(Target("flopcount.elementwise", ("softmax",)))
-    assert "flopcount.elementwise.softmax: 5 -> 6" in survivors(costs, ROWS)
+    costs = Formulas(Target("flopcount.operations", ("attend",)))
+    assert "flopcount.operations.attend: 5 -> 6" in survivors(costs, ROWS)
     assert survivors(costs, KNOWN_NUMBERS) == []
 
 
 def test_a_counter_that_is_wrong_already_is_refused(monkeypatch):
-    first = next(iter(mutants_of(Target("flopcount.layers", ("causal_pairs",)))))
+    first = next(iter(mutants_of(PAIRS)))
     judges = Judges([KNOWN_NUMBERS])
     with first.applied(), pytest.raises(ValueError, match="before it is changed"):
         run([PRODUCTS], judges)
 
 
 def test_a_mutant_is_taken_back():
-    from flopcount.layers import causal_pairs
+    def answers():
+        return Causal().pairs(3, 3), Causal().pairs(4, 6), Causal(2).pairs(3, 4)
 
-    for mutant in mutants_of(Target("flopcount.layers", ("causal_pairs",))):
+    right = answers()
+    assert right == (6, 18, 6)
+    for mutant in mutants_of(PAIRS):
         with mutant.applied():
-            assert causal_pairs(3) != 6 or causal_pairs(4) != 10, mutant.name
-        assert causal_pairs(3) == 6
+            try:
+                wrong = answers()
+            except TypeError:
+                wrong = None
+            assert wrong != right, mutant.name
+        assert answers() == right
 
 
 def test_what_is_changed():
-    changes = {
-        mutant.change for mutant in mutants_of(Target("flopcount.layers", ("causal_pairs",)))
-    }
+    changes = {mutant.change for mutant in mutants_of(PAIRS)}
     assert {
-        "halve(num_latents * (num_latents + 1)) -> num_latents * (num_latents + 1)",
-        "num_latents * (num_latents + 1) -> num_latents",
-        "num_latents + 1 -> num_latents - 1",
+        "halve(queries * (queries + 1)) -> queries * (queries + 1)",
+        "queries * (queries + 1) -> queries",
+        "queries + 1 -> queries - 1",
         "1 -> 2",
         "1 -> 0",
     } <= changes
     with pytest.raises(ValueError, match="defines no nonsense"):
-        list(mutants_of(Target("flopcount.layers", ("nonsense",))))
+        list(mutants_of(Target("flopcount.masks", ("nonsense",))))
 
 
 def test_the_command_fails_on_survivors_and_on_stale_entries(monkeypatch, tmp_path, capsys):

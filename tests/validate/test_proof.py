@@ -6,7 +6,7 @@ import pytest
 import sympy
 import torch
 
-from flopcount import layers, rows
+from flopcount import masks, rows
 from models.perceiver_ar import PerceiverAR
 from validate import proof, symbolic_trace
 from validate.symbolic_trace import HINTS, NotAProofError, check_assumptions, trace
@@ -18,9 +18,12 @@ TRAINING = proof.STEPS[0]
 def test_every_step_is_proved(step):
     found = proof.prove(step)
     assert found.differences == {}
-    # 8 products a layer and the logits: 9, 17, 25, 33 forward, twice as many backward.
-    forward = 9 + 17 + 25 + 33
-    recompute = {None: 0, "reentrant": 80, "non-reentrant": 70}[step.checkpointing]
+    # 8 products a layer (Llama's gate is a ninth) and the logits: 9, 17, 25, 33 forward, twice as
+    # many backward; 10 layers in all, of which each spares its last product if stopped early.
+    layer = 9 if step.architecture == "llama" else 8
+    forward = 10 * layer + 4
+    again = {None: 0, "reentrant": layer, "non-reentrant": layer - 1}
+    recompute = 10 * again[step.checkpointing]
     assert found.rows == (3 * forward + recompute if step.training else forward)
 
 
@@ -98,59 +101,43 @@ def test_a_wrong_factor_is_found_in_every_row(monkeypatch):
         assert any(name.startswith(row) for name in names)
 
 
-def test_two_errors_that_cancel_in_the_total_are_found(monkeypatch):
-    original = layers.prefix_attention
-
-    def swapped(*arguments, **options):
-        key, value, scores, values = original(*arguments, **options)
-        return (
-            dataclasses.replace(key, N=2 * key.N),
-            dataclasses.replace(value, N=0 * value.N),
-            scores,
-            values,
-        )
-
-    monkeypatch.setattr(layers, "prefix_attention", swapped)
+def test_two_errors_that_cancel_in_the_total_are_found(introduce):
+    introduce(rows.Product, lambda row: {"N": 2 * row.N}, part="cross", term="key")
+    introduce(rows.Product, lambda row: {"N": 0 * row.N}, part="cross", term="value")
     names = prove_two_layers()
     assert any(name.startswith("hybrid.attention.key, forward") for name in names)
     assert not any(name.startswith("forward, L") for name in names)
 
 
-def test_a_term_without_a_product_and_a_product_without_a_term_are_found(monkeypatch):
-    original = layers.output_layer
-
-    def without(**options):
-        return ()
-
-    monkeypatch.setattr(layers, "output_layer", without)
+def test_a_term_without_a_product_and_a_product_without_a_term_are_found(introduce):
+    introduce(rows.Product, lambda row: None, layer="output")
     assert any("'output', 'logits'" in name for name in prove_two_layers())
-    monkeypatch.setattr(
-        layers,
-        "output_layer",
-        lambda **options: (
-            *original(**options),
-            dataclasses.replace(original(**options)[0], term="ghost"),
-        ),
-    )
+    introduce(rows.Product, lambda row: {"term": "ghost"}, term="mlp up", layer="hybrid")
     assert any("ghost" in name for name in prove_two_layers())
 
 
-def test_a_wrong_recompute_column_is_found(monkeypatch):
-    original = layers.projection
-
-    def never_last(*arguments, last_of_layer=False, **options):
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(layers, "projection", never_last)
+def test_a_wrong_recompute_column_is_found(introduce):
+    introduce(rows.Product, lambda row: {"recomputed_by": rows.CHECKPOINTING}, term="mlp down")
     assert prove_two_layers(proof.STEPS[3])
     assert not prove_two_layers(proof.STEPS[2])
 
 
+def test_llamas_gate_is_seen(introduce):
+    introduce(rows.Product, lambda row: None, term="mlp gate")
+    (training,) = [step for step in proof.STEPS if step.name == "llama training"]
+    names = prove_two_layers(training)
+    assert any("'decoder', 'mlp gate'" in name for name in names)
+
+
 def test_the_causal_pairs_are_their_sum():
-    n, k, i = sympy.symbols("n k i", integer=True, positive=True)
-    # Query i of n admits k prefix positions and i latents.
+    n, k, i, W = sympy.symbols("n k i W", integer=True, positive=True)
+    # Query i of n admits k earlier positions and i of its own.
     admitted = sympy.summation(k + i, (i, 1, n))
-    assert sympy.expand(admitted - (n * k + layers.causal_pairs(n))) == 0
+    assert sympy.expand(admitted - masks.Causal().pairs(n, k + n)) == 0
+    # With a window, and more positions than that: the first W of them admit 1..W, the others W.
+    many = W + n
+    admitted = sympy.summation(i, (i, 1, W)) + n * W
+    assert sympy.expand(sympy.simplify(masks.Causal(W).admitted_up_to(many)) - admitted) == 0
 
 
 def test_the_command_lists_assumptions_and_reports(monkeypatch, tmp_path, capsys):
@@ -164,6 +151,7 @@ def test_the_command_lists_assumptions_and_reports(monkeypatch, tmp_path, capsys
 
 
 def test_hints_are_distinct_and_no_multiples():
-    values = sorted(symbolic_trace.HINTS.values())
-    assert all(large % small for small in values for large in values if large > small)
-    assert len(set(values)) == len(values)
+    for hints in (symbolic_trace.HINTS, symbolic_trace.LLAMA_HINTS):
+        values = sorted(hints.values())
+        assert all(large % small for small in values for large in values if large > small)
+        assert len(set(values)) == len(values)

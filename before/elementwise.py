@@ -11,9 +11,9 @@ Letters as in :mod:`flopcount.layers`; m is the number of prefix positions befor
 
 from __future__ import annotations
 
-from flopcount.layers import causal_pairs
-from flopcount.rows import Elementwise, Part
-from flopcount.sizes import Size, minimum
+from before.layers import causal_pairs
+from before.rows import Elementwise, Part
+from before.sizes import Size, minimum
 
 
 def rotated_channels(head_dim: Size) -> Size:

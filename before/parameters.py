@@ -5,8 +5,8 @@ Letters as in :mod:`flopcount.layers`; m is the number of prefix positions befor
 
 from __future__ import annotations
 
-from flopcount.rows import Parameters, Part
-from flopcount.sizes import Size
+from before.rows import Parameters, Part
+from before.sizes import Size
 
 
 def embedding(part: Part, name: str, *, num_rows: Size, num_channels: Size) -> Parameters:

@@ -7,8 +7,8 @@ Every function returns one :class:`~flopcount.rows.Matmul` per product; its size
 
 from __future__ import annotations
 
-from flopcount.rows import Matmul, Part
-from flopcount.sizes import Size, halve
+from before.rows import Matmul, Part
+from before.sizes import Size, halve
 
 KAPLAN_TABLE_1 = "Kaplan et al. 2020 (arXiv 2001.08361), Table 1"
 CHINCHILLA_APPENDIX_F = "Hoffmann et al. 2022 (arXiv 2203.15556), Appendix F"

@@ -1,0 +1,78 @@
+"""An exact, symbolic per-layer FLOP counter for transformers.
+
+>>> import before as fc
+>>> model = fc.PerceiverAR(vocab_size=32_000, num_latents=512, num_prefix=1536,
+...                        num_channels=512, num_layers=9, num_heads=8, prefix_dropout=0.5)
+>>> model.flops().total
+149398487040
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from before.architectures import Decoder, PerceiverAR
+    from before.comparison import compare
+    from before.devices import Device, Peak
+    from before.executed import Tiling
+    from before.explanation import explain
+    from before.fitting import (
+        fit_isoflop_profiles,
+        fit_optima,
+        fit_surface,
+        fit_training_curves,
+        read_curves,
+        read_runs,
+    )
+    from before.planning import isoflop_runs, plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Decoder",
+    "Device",
+    "Peak",
+    "PerceiverAR",
+    "Tiling",
+    "compare",
+    "explain",
+    "fit_isoflop_profiles",
+    "fit_optima",
+    "fit_surface",
+    "fit_training_curves",
+    "isoflop_runs",
+    "plan",
+    "read_curves",
+    "read_runs",
+]
+
+_HOMES = {
+    "Decoder": "architectures",
+    "Device": "devices",
+    "Peak": "devices",
+    "PerceiverAR": "architectures",
+    "Tiling": "executed",
+    "compare": "comparison",
+    "explain": "explanation",
+    "fit_isoflop_profiles": "fitting",
+    "fit_optima": "fitting",
+    "fit_surface": "fitting",
+    "fit_training_curves": "fitting",
+    "isoflop_runs": "planning",
+    "plan": "planning",
+    "read_curves": "fitting",
+    "read_runs": "fitting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that importing the package costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flopcount' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"before.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

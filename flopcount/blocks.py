@@ -1,0 +1,399 @@
+"""Blocks: what transformers are built of; each yields the rows of its operations.
+
+A block is a frozen dataclass whose leaves are sizes (and flags and names); ``rows(at)`` yields, in
+the order of execution, what it does in a pass. Letters as in :mod:`flopcount.operations`; d is
+``channels``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Protocol
+
+from flopcount.masks import Causal, Full, Mask
+from flopcount.operations import Pass, attend, linear, norm, shared_input, work
+from flopcount.rows import CHECKPOINTING, AnyRow, Tensor, Work
+from flopcount.sizes import Size, minimum
+
+CAUSAL = Causal()
+TOKENS = ("embedding", "token")
+"""Layer and name of the token embedding, which a tied output layer multiplies by."""
+
+
+class Block(Protocol):
+    """What every block can be asked."""
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """What the block does in a pass, in the order of execution."""
+
+
+Network = tuple[tuple[Pass, tuple[Block, ...]], ...]
+"""Blocks, with the pass that each works in; the first pass is the one that predicts."""
+
+
+def rows_of(network: Network) -> Iterator[AnyRow]:
+    """Every row of a network."""
+    for at, blocks in network:
+        for block in blocks:
+            yield from block.rows(at)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """Token embedding plus, where there is a table of them, learned absolute positions.
+
+    Attributes:
+        channels: d.
+        vocab_size: V; None where the token embedding is another block's.
+        num_positions: Rows of the table of positions; None without one.
+        positions: The table's name.
+    """
+
+    channels: Size
+    vocab_size: Size | None = None
+    num_positions: Size | None = None
+    positions: str = "positions"
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """One addition per element where there are positions; backward, one into each table."""
+        at = at.at(layer="embedding")
+        if self.vocab_size is not None:
+            yield Tensor("self", *TOKENS, (self.vocab_size, self.channels))
+        if self.num_positions is None:
+            reason = "forward: a look-up, no arithmetic; backward: one addition into the table"
+            yield from work(at, "embedding", self.channels, 0, 1, reason)
+            return
+        yield Tensor(at.part, "embedding", self.positions, (self.num_positions, self.channels))
+        reason = "forward: token + position; backward: one addition into each of the two tables"
+        yield from work(at, "embedding", self.channels, 1, 2, reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Prefix dropout keeps some positions; their gradient is added back at their places."""
+
+    channels: Size
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """No arithmetic forward, one addition per kept element backward."""
+        reason = "forward: a gather, no arithmetic; backward: one addition per kept element"
+        yield from work(at.at(layer="embedding"), "prefix selection", self.channels, 0, 1, reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """LayerNorm or RMSNorm.
+
+    Attributes:
+        term: Its name within the layer.
+        channels: d.
+        bias: Whether it has a shift.
+        rms: RMSNorm.
+    """
+
+    term: str
+    channels: Size
+    bias: bool = True
+    rms: bool = False
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """See :func:`flopcount.operations.norm`."""
+        yield from norm(at, self.term, self.channels, bias=self.bias, rms=self.rms)
+
+
+def rotated_channels(head_dim: Size) -> Size:
+    """Channels of a head that Perceiver AR rotates: 2⌈r/2⌉ with r = ⌊c/2⌋.
+
+    Frequencies base^(-j/r) exist for j = 0, 2, 4, … < r, each on one pair of channels.
+
+    >>> [rotated_channels(c) for c in (54, 64, 73, 78, 91)]
+    [28, 32, 36, 40, 46]
+    """
+    return 2 * ((head_dim // 2 + 1) // 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Rotary embedding of some channels of each head of queries and keys.
+
+    Attributes:
+        channels: Channels that turn, per head.
+        once: Whether it acts in at most one of the equal layers.
+
+    Source: Su et al. 2021 (arXiv 2104.09864).
+    """
+
+    channels: Size
+    once: bool = False
+
+    def rows(self, at: Pass, term: str, heads: Size) -> Iterator[AnyRow]:
+        """Three FLOPs per channel that turns, and as many backward."""
+        if self.once:
+            at = at.at(layers=minimum(at.layers, 1))
+        reason = "forward: x·cos + rotated x·sin; backward: the transposed rotation, the same cost"
+        yield from work(at, term, heads * self.channels, 3, 3, reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Self-attention: projections around scores and values.
+
+    Per sequence 2n(2·dhc + 2·dgc) FLOPs for the four projections and 2h·pairs·c each for scores
+    and values.
+
+    Attributes:
+        channels: d.
+        num_heads: h.
+        num_key_heads: g, heads of keys and values.
+        head_dim: c.
+        query_channels: h·c, exactly; see :func:`flopcount.sizes.multiply`.
+        key_channels: g·c.
+        mask: Which pairs count.
+        bias: Whether query, key and value projections have a bias.
+        out_bias: Whether the output projection has one.
+        rotary: Rotary embedding of queries and keys.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762); Ainslie et al. 2023 (arXiv 2305.13245) for
+    grouped heads.
+    """
+
+    channels: Size
+    num_heads: Size
+    num_key_heads: Size
+    head_dim: Size
+    query_channels: Size
+    key_channels: Size
+    mask: Mask = CAUSAL
+    bias: bool = False
+    out_bias: bool = False
+    rotary: Rotary | None = None
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """Projections, rotary embedding, scale, attention, output projection."""
+        yield from linear(at, "query", self.channels, self.query_channels, bias=self.bias)
+        yield from linear(at, "key", self.channels, self.key_channels, bias=self.bias)
+        yield from linear(at, "value", self.channels, self.key_channels, bias=self.bias)
+        yield from shared_input(at, "projection input gradients", self.channels, 2)
+        if self.rotary is not None:
+            yield from self.rotary.rows(at, "rotary query", self.num_heads)
+            yield from self.rotary.rows(at, "rotary key", self.num_key_heads)
+        reason = "forward: times c^-½; backward: the same"
+        yield from work(at, "query scale", self.query_channels, 1, 1, reason)
+        keys = at.cached + at.length
+        yield from attend(at, self.num_heads, keys, self.head_dim, self.head_dim, self.mask)
+        yield from linear(at, "out", self.query_channels, self.channels, bias=self.out_bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixAttention:
+    """Self-attention whose queries also attend to every position of a prefix.
+
+    The prefix adds its norm, 2·2kd·gc FLOPs per sequence for its keys and values, and n·k pairs.
+    Prefix dropout acts before that, so dropped positions cost nothing here.
+
+    Attributes:
+        attention: What a decoder-only model would have.
+        num_kept: k, prefix positions after dropout.
+        norm: The prefix's.
+
+    Source: Hawthorne et al. 2022 (arXiv 2202.07765); the counts are derived here.
+    """
+
+    attention: Attention
+    num_kept: Size
+    norm: Norm
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """What the prefix adds, which shares the weights of keys and values, and the attention."""
+        inner = self.attention
+        prefix = at.at(part="cross", length=self.num_kept)
+        source = "derived here: keys and values are projected from the k kept prefix positions only"
+        yield from self.norm.rows(prefix)
+        for term in ("key", "value"):
+            yield from linear(
+                prefix, term, inner.channels, inner.key_channels,
+                weight=(at.layer, term), source=source,
+            )  # fmt: skip
+        yield from shared_input(prefix, "projection input gradients", inner.channels, 1)
+        if inner.rotary is not None:
+            yield from inner.rotary.rows(prefix, "rotary key", inner.num_key_heads)
+        queries = at.at(part="cross")
+        yield from attend(
+            queries, inner.num_heads, self.num_kept, inner.head_dim, inner.head_dim, Full()
+        )
+        yield from inner.rows(at)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """What an activation function costs per element.
+
+    Attributes:
+        forward_cost: FLOPs per element, forward.
+        backward_cost: FLOPs per element, backward.
+        reason: The operations that make up the costs.
+    """
+
+    forward_cost: int
+    backward_cost: int
+    reason: str
+
+
+ACTIVATIONS = {
+    "gelu": Activation(
+        5,
+        11,
+        "forward: x/√2, erf, 1 +, times ½, times x; backward: Φ(x) again (4), density (4), "
+        "x·density, plus Φ, times dy",
+    ),
+    "silu": Activation(
+        4,
+        8,
+        "forward: exponential, 1 +, divide, times x; backward: σ(x) again (3), 1 - σ, times x, "
+        "1 +, times σ, times dy",
+    ),
+}
+"""x·Φ(x) = x·½(1 + erf(x/√2)), exactly; x·σ(x) = x/(1 + exp(-x)). A sign costs nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+    """d → hidden → d: 2·2n·d·hidden FLOPs per sequence; gated, a third product of that size.
+
+    Attributes:
+        channels: d.
+        hidden: Channels of the hidden layer.
+        bias: Whether the linear layers have biases.
+        gated: Whether the activation of a second projection multiplies the first.
+        activation: A key of :data:`ACTIVATIONS`.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762); Shazeer 2020 (arXiv 2002.05202) for the gate.
+    """
+
+    channels: Size
+    hidden: Size
+    bias: bool = False
+    gated: bool = False
+    activation: str = "gelu"
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """Projections up, activation, gate if any, projection down."""
+        if self.gated:
+            yield from linear(at, "mlp gate", self.channels, self.hidden, bias=self.bias)
+        yield from linear(at, "mlp up", self.channels, self.hidden, bias=self.bias)
+        if self.gated:
+            yield from shared_input(at, "mlp input gradients", self.channels, 1)
+        function = ACTIVATIONS[self.activation]
+        costs = function.forward_cost, function.backward_cost
+        yield from work(at, self.activation, self.hidden, *costs, function.reason, "input")
+        if self.gated:
+            reason = "forward: one product; backward: one for each operand's gradient"
+            yield from work(at, "gate product", self.hidden, 1, 2, reason, "input")
+        yield from linear(at, "mlp down", self.hidden, self.channels, bias=self.bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual:
+    """x + block(norm(x)).
+
+    Attributes:
+        name: What the residual's row is named after.
+        norm: Before the block.
+        block: The branch.
+    """
+
+    name: str
+    norm: Norm
+    block: Block
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """The norm, the block, and the addition."""
+        yield from self.norm.rows(at)
+        yield from self.block.rows(at)
+        reason = "forward: branch + input; backward: the gradients of the two paths are added"
+        yield from work(at, f"{self.name} residual", self.norm.channels, 1, 1, reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Equal layers, each of which activation checkpointing executes again.
+
+    Re-entrant checkpointing runs a layer's whole forward pass once more. The non-re-entrant flavour
+    stops when the last tensor that the backward pass needs is there.
+
+    Attributes:
+        name: The layers' name in tables.
+        number: How many.
+        blocks: What one of them does, in the order of execution.
+
+    Source: the two implementations in ``torch.utils.checkpoint``.
+    """
+
+    name: str
+    number: Size
+    blocks: tuple[Block, ...]
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """The rows of all layers together, each with the flavours that execute it again."""
+        at = at.at(layer=self.name, layers=self.number)
+        rows = [row for block in self.blocks for row in block.rows(at)]
+        needed = 0
+        for index, row in enumerate(rows):
+            if not isinstance(row, Tensor) and row.saved is not None:
+                needed = index if row.saved == "input" else index + 1
+        for index, row in enumerate(rows):
+            if isinstance(row, Tensor):
+                yield row
+            else:
+                flavours = CHECKPOINTING if index < needed else CHECKPOINTING[:1]
+                yield dataclasses.replace(row, recomputed_by=flavours)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Final norm, if any, logits and, in training, the loss: 2ndV FLOPs per sequence.
+
+    Attributes:
+        channels: d.
+        vocab_size: V.
+        tied: Whether the weight is the token embedding.
+        bias: Whether the logits have a bias.
+        norm: Before the logits.
+
+    Source: Kaplan et al. 2020 (arXiv 2001.08361), Table 1 ("de-embed").
+    """
+
+    channels: Size
+    vocab_size: Size
+    tied: bool
+    bias: bool = False
+    norm: Norm | None = None
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """Norm, logits, cross-entropy, and the sum of a tied embedding's two gradients."""
+        at = at.at(layer="output")
+        if self.norm is not None:
+            yield from self.norm.rows(at)
+        weight = TOKENS if self.tied else None
+        yield from linear(
+            at, "logits", self.channels, self.vocab_size, bias=self.bias, weight=weight
+        )
+        if not at.training:
+            return
+        reason = (
+            "forward: maximum, subtract, exponential, sum, subtract the logarithm; "
+            "backward: sum of the gradient, exponential, multiply, subtract"
+        )
+        yield from work(at.at(layer="loss"), "cross-entropy", self.vocab_size, 5, 4, reason)
+        if self.tied:
+            yield Work(
+                part="self",
+                layer="output",
+                term="tied embedding gradient",
+                factors=(self.vocab_size, self.channels),
+                forward_cost=0,
+                backward_cost=1,
+                reason="backward: embedding gradient + output gradient, once a step whatever "
+                "the batch",
+            )

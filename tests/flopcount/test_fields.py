@@ -1,0 +1,136 @@
+"""Every field of every architecture refuses what it cannot be, and says what it expected."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import sympy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flopcount.architectures import ARCHITECTURES, Dimension, Flag, Probability
+
+GOOD = {
+    Dimension: dict(num_channels=64, num_heads=4, num_key_value_heads=2, head_dim=16, num_kept=1),
+    Probability: {},
+    Flag: {},
+}
+FIELDS = [
+    (architecture, name)
+    for architecture in ARCHITECTURES
+    for name in ARCHITECTURES[architecture].kinds()
+]
+
+
+def arguments(architecture, **changes):
+    """Legal arguments for every required field."""
+    required = {
+        field.name: GOOD[Dimension].get(field.name, 8)
+        for field in dataclasses.fields(ARCHITECTURES[architecture])
+        if field.default is dataclasses.MISSING
+    }
+    return required | changes
+
+
+NO_SIZES = st.one_of(
+    st.floats(),
+    st.booleans(),
+    st.text(),
+    st.lists(st.integers()),
+    st.fractions().filter(lambda value: value.denominator > 1),
+    st.complex_numbers(),
+    st.sampled_from([
+        b"8", object(), sympy.pi, sympy.oo, sympy.nan, sympy.Float(8.0), np.array([1.5]),
+        np.array([True]), np.array(["8"]), np.array([]), np.array([8, None], dtype=object),
+        sympy.Symbol("y", integer=False), sympy.true,
+    ]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("architecture", "name"), FIELDS)
+def test_what_a_field_cannot_be_is_refused_by_its_name(architecture, name):
+    kind = ARCHITECTURES[architecture].kinds()[name]
+    wrong = {
+        Dimension: NO_SIZES,
+        Probability: st.text() | st.lists(st.floats()) | st.floats(1) | st.floats(max_value=-0.01),
+        Flag: st.integers() | st.text() | st.floats() | st.none(),
+    }[type(kind)]
+
+    @settings(deadline=None)
+    @given(wrong)
+    def refused(value):
+        with pytest.raises((TypeError, ValueError), match=rf"^{name}\b") as caught:
+            ARCHITECTURES[architecture](**arguments(architecture, **{name: value}))
+        assert "expected" in str(caught.value)
+
+    refused()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        (architecture, name)
+        for architecture, name in FIELDS
+        if isinstance(ARCHITECTURES[architecture].kinds()[name], Dimension)
+    ],
+)
+def test_a_size_below_its_minimum_is_refused(architecture, name):
+    minimum = ARCHITECTURES[architecture].kinds()[name].minimum
+    for below in (minimum - 1, np.int8(minimum - 1), np.array([8, minimum - 1], dtype=np.int64)):
+        with pytest.raises(
+            ValueError, match=rf"^{name} .*expected (an integer|integers) >= {minimum}"
+        ):
+            ARCHITECTURES[architecture](**arguments(architecture, **{name: below}))
+    negative = sympy.Symbol("x", integer=True, negative=True)
+    with pytest.raises(ValueError, match=rf"^{name} "):
+        ARCHITECTURES[architecture](**arguments(architecture, **{name: negative}))
+
+
+DTYPES = (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, object)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("architecture", "name"), FIELDS)
+def test_arrays_of_any_integers_count_as_their_elements_do(architecture, name, dtype):
+    if not isinstance(ARCHITECTURES[architecture].kinds()[name], Dimension):
+        return
+    described = ARCHITECTURES[architecture]
+    values = [4, 2, 8] if name in ("num_heads", "head_dim") else [8, 64, 120]
+    if name in ("num_key_value_heads", "num_kept"):
+        values = [1, 2, 1]
+    if name == "num_channels":
+        values = [8, 64, 120]
+    together = described(**arguments(architecture, **{name: np.array(values, dtype=dtype)}))
+    for index, value in enumerate(values):
+        alone = described(**arguments(architecture, **{name: value}))
+        for ask in (
+            lambda model: model.flops().total,
+            lambda model: model.flops("dense").total,
+            lambda model: model.flops().elementwise.total,
+            lambda model: model.params().total,
+        ):
+            answer, expected = ask(together), ask(alone)
+            assert (answer[index] if isinstance(answer, np.ndarray) else answer) == expected
+
+
+@settings(deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_overflows(architecture, data):
+    described = ARCHITECTURES[architecture]
+    sizes = {
+        name: data.draw(st.integers(1, 2**61), label=name)
+        for name, kind in described.kinds().items()
+        if isinstance(kind, Dimension) and name in arguments(architecture)
+    }
+    sizes |= dict(num_channels=2 * sizes["num_channels"], num_heads=1)
+    arrays = {name: np.array([1, size]) for name, size in sizes.items()}
+    arrays |= dict(num_channels=np.array([2, sizes["num_channels"]]), num_heads=1)
+    together, alone = described(**arrays), described(**sizes)
+    for ask in (
+        lambda model: model.flops().total,
+        lambda model: model.flops("dense", checkpointing="reentrant").with_recompute,
+        lambda model: model.flops().elementwise.total,
+        lambda model: model.params().total,
+    ):
+        assert ask(together)[1] == ask(alone)

@@ -352,7 +352,7 @@ class Recount:
 
 def output_flops(count: Count) -> int:
     """FLOPs of the output layer alone."""
-    return sum(line.forward + line.backward for line in count.lines if line.layer == "output")
+    return sum(term.forward + term.backward for term in count.terms if term.layer == "output")
 
 
 def step_flops(model: ModelConfig, batch_size: int) -> dict[str, int]:

@@ -158,5 +158,5 @@ def _matmul_rate(folder: Path) -> float | None:
     path = folder / "attention.jsonl"
     if not path.exists():
         return None
-    last = json.loads(path.read_text().splitlines()[-1])
+    last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
     return float(last["ceilings"]["matmul_flops_per_second"])

@@ -165,7 +165,7 @@ def profile(
         called = command(module, arguments, log, asked)
         log.unlink(missing_ok=True)
         run = output(called, cwd=ROOT)
-        said = run.stdout + run.stderr + (log.read_text() if log.exists() else "")
+        said = run.stdout + run.stderr + (log.read_text(encoding="utf-8") if log.exists() else "")
         newly = unknown_metrics(said) & set(asked)
         if not newly:
             break
@@ -182,7 +182,7 @@ def profile(
         raise ProfilerError(
             f"ncu ended with {run.returncode}: {_end(run.stderr + run.stdout + errors)}"
         )
-    return parse(log.read_text())
+    return parse(log.read_text(encoding="utf-8"))
 
 
 def unknown_metrics(text: str) -> set[str]:

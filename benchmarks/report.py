@@ -206,21 +206,22 @@ def write_report(folder: Path) -> list[Path]:
     if rows := read_table(folder / "attention.csv"):
         page = folder / "attention.md"
         page.write_text(
-            "\n".join((origin(rows), attention_markdown(rows), failures_markdown(rows)))
+            "\n".join((origin(rows), attention_markdown(rows), failures_markdown(rows))),
+            encoding="utf-8",
         )
         attention_plot(rows, folder / "attention.png")
         written += [page, folder / "attention.png"]
     for name, columns in OTHER_TABLES.items():
         if rows := read_table(folder / f"{name}.csv"):
             page = folder / f"{name}.md"
-            page.write_text(origin(rows) + "\n" + markdown(rows, columns))
+            page.write_text(origin(rows) + "\n" + markdown(rows, columns), encoding="utf-8")
             written.append(page)
     measured = [
         row for name in ("attention", "throughput") for row in read_table(folder / f"{name}.csv")
     ]
     if aims := aims_markdown(folder):
         page = folder / "aims.md"
-        page.write_text(origin(measured) + "\n" + aims)
+        page.write_text(origin(measured) + "\n" + aims, encoding="utf-8")
         written.append(page)
     if not written:
         raise ValueError(f"{folder} must hold the CSV of a benchmark, got none")
@@ -239,7 +240,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(*write_report(given.folder), sep="\n")
         if given.readme:
             rows = read_table(given.folder / "attention.csv")
-            README.write_text(with_headline(README.read_text(), rows))
+            README.write_text(
+                with_headline(README.read_text(encoding="utf-8"), rows), encoding="utf-8"
+            )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -147,7 +147,7 @@ class Progress:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "schedule.json"
-        self.parts = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.parts = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
 
     def is_open(self, name: str) -> bool:
         """Whether a part should run (again)."""
@@ -158,7 +158,7 @@ class Progress:
         """Note how a part ended."""
         tries = self.parts.get(name, {"tries": 0})["tries"] + 1
         self.parts[name] = {"tries": tries, "end": end, "seconds": round(seconds, 1)}
-        self.path.write_text(json.dumps(self.parts, indent=1) + "\n")
+        self.path.write_text(json.dumps(self.parts, indent=1) + "\n", encoding="utf-8")
 
 
 def run_part(
@@ -173,7 +173,7 @@ def run_part(
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         file.write(f"$ python -m {' '.join(arguments)}\n")
         file.flush()
         into_log = {"stdout": file, "stderr": subprocess.STDOUT}

@@ -209,7 +209,7 @@ def curves(
         )
         for row in train(config, out / "runs" / path.replace(", ", "-").replace(" ", "-")):
             rows.append({"device": environment()["device"], "path": path} | row)
-    with (out / "curves.csv").open("w", newline="") as file:
+    with (out / "curves.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -559,7 +559,7 @@ def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
     for (shape, pass_name), tiling in chosen.items():
         case = pass_name, element_size, padded_head_dim(shape.head_dim)
         fresh.setdefault(case, {}).setdefault(shape.keys, tiling)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("pass", "element_size", "padded_head_dim", "keys", *Tiling._fields))
         for case in sorted(table | fresh):

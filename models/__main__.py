@@ -234,7 +234,7 @@ def _train_with_progress(config: TrainConfig, folder: Path) -> None:
     last = rows[-1] | rates_of(rows)
     print(f"{last['flops']:.4g} FLOPs, validation loss {last['validation_loss']:.4f}")
     rates = [f"{last['tokens_per_second']:,.0f} tokens/s", f"{last['flops_per_second']:.4g} FLOP/s"]
-    rates += [f"{name.upper()} {last[name]:.2%}" for name in ("mfu", "hfu") if name in last]
+    rates += [f"{name.upper()} {last[name]:.2%}" for name in ("mfu", "hfu") if last.get(name)]
     print(", ".join(rates))
     if "mfu" not in last:
         print(why_no_utilisation(choose_device(config.device)))

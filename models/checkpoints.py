@@ -135,7 +135,7 @@ def steps_done(folder: Path) -> int:
 def _read_state(folder: Path) -> dict[str, Any] | None:
     path = folder / _STATE
     try:
-        signed = json.loads(path.read_text())
+        signed = json.loads(path.read_text(encoding="utf-8"))
         content = signed["checkpoint"]
         if signed["sha256"] == _checksum(content):
             return content

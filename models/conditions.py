@@ -87,7 +87,9 @@ def environment(runs: Sequence[Path]) -> dict[str, str]:
     """
     said: dict[str, list[str]] = {}
     for run in runs:
-        for name, value in json.loads((run / "environment.json").read_text()).items():
+        for name, value in json.loads(
+            (run / "environment.json").read_text(encoding="utf-8")
+        ).items():
             values = value if isinstance(value, list) else [value]
             said.setdefault(name, []).extend(map(_condition, values))
     return {name: "; ".join(dict.fromkeys(values)) for name, values in said.items() if any(values)}

@@ -64,7 +64,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
 
     """
     try:
-        fields = json.loads((folder / _FILE).read_text())
+        fields = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} must be the folder of a run or a sweep, got none") from None
     except ValueError as error:

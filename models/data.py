@@ -153,7 +153,7 @@ def load_corpus(config: CorpusConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Corp
     config.cache.mkdir(parents=True, exist_ok=True)
     stamp = config.cache / "sources" / _stamp(config, vocab_size, sources)
     if stamp.exists():
-        folder = config.cache / stamp.read_text()
+        folder = config.cache / stamp.read_text(encoding="utf-8")
         if folder.exists():
             return _map(folder)
     started = time.time()
@@ -291,7 +291,7 @@ def _tokenize(
     for part, documents in parts.items():
         summary[f"{part}_documents"] = len(documents)
         summary[f"{part}_bytes"] = (temporary / f"{part}.bin").stat().st_size
-    (temporary / "corpus.json").write_text(json.dumps(summary))
+    (temporary / "corpus.json").write_text(json.dumps(summary), encoding="utf-8")
     for file in (*temporary.iterdir(), temporary):
         flush(file)
     temporary.rename(folder)
@@ -352,7 +352,7 @@ def _write_part(
 
 
 def _map(folder: Path) -> Corpus:
-    summary = json.loads((folder / "corpus.json").read_text())
+    summary = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
     for part in _PARTS:
         if (size := (folder / f"{part}.bin").stat().st_size) != summary[f"{part}_bytes"]:
             raise ValueError(

@@ -215,7 +215,9 @@ def _small_sweep(folder: Path, kills: int, workers: int) -> SweepConfig:
     text.mkdir()
     draw = np.random.default_rng(0)
     for index in range(4):
-        (text / f"{index}.txt").write_text(" ".join(map(str, draw.integers(1000, size=2000))))
+        (text / f"{index}.txt").write_text(
+            " ".join(map(str, draw.integers(1000, size=2000))), encoding="utf-8"
+        )
     config = SweepConfig(
         budgets=(1e9, 2e9),
         shapes=((8, 1), (12, 2)),
@@ -307,7 +309,7 @@ class _Killer:
         parents = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):  # it may have ended meanwhile
-                state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+                state, parent = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[:2]
                 if state != "Z":
                     parents[int(stat.parent.name)] = int(parent)
         return [pid for pid, parent in parents.items() if parents.get(parent) == self.sweep.pid]
@@ -328,7 +330,11 @@ class _Killer:
 
 def _unfinished(run: Path) -> set[tuple[Path, int]]:
     state = run / "checkpoint.json"
-    named = json.loads(state.read_text())["checkpoint"]["file"] if state.exists() else None
+    named = (
+        json.loads(state.read_text(encoding="utf-8"))["checkpoint"]["file"]
+        if state.exists()
+        else None
+    )
     patterns = (".step-*.new", ".checkpoint.json.new", "step-*.safetensors")
     files = itertools.chain.from_iterable(run.glob(pattern) for pattern in patterns)
     return {(file, file.stat().st_mtime_ns) for file in files if file.name != named}
@@ -347,7 +353,7 @@ def _wait_until_dead(pids: list[int]) -> None:
         stat = Path(f"/proc/{pid}/stat")
         deadline = time.monotonic() + _PATIENCE
         with contextlib.suppress(OSError):
-            while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            while stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z":
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"process {pid} outlives the sweep that it belongs to")
                 time.sleep(0.0005)

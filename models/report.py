@@ -429,7 +429,7 @@ def _minimum(verdict: str) -> str:
 
 
 def _read_table(path: Path) -> list[dict[str, Any]]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return [{name: _cell(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 

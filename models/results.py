@@ -74,8 +74,8 @@ class Table:
         self.path, self.columns, self.key = path, columns, key
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_text(",".join(columns) + "\n")
-        with path.open(newline="") as file:
+            path.write_text(",".join(columns) + "\n", encoding="utf-8")
+        with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != columns:
                 raise ValueError(f"{path} must have the columns {columns}, got {reader.fieldnames}")
@@ -93,7 +93,7 @@ class Table:
         unknown = set(row) - set(self.columns)
         if unknown:
             raise ValueError(f"row must have columns of {self.columns}, got {sorted(unknown)}")
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
         self._done.add(self._key_of(row))
 
@@ -102,14 +102,14 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV, as text; none where there is no file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def write_environment(folder: Path, name: str, **more: Any) -> None:
     """Append what a run ran on, with ``more`` of its own, as one line of ``name``.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.jsonl").open("a") as file:
+    with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(environment() | more) + "\n")
 
 

@@ -315,7 +315,7 @@ def gather(runs: list[SweepRun], folder: Path) -> list[Row]:
 
 
 def _metrics(folder: Path, run: SweepRun) -> list[dict[str, str]]:
-    with (folder / "runs" / run.name / "metrics.csv").open() as file:
+    with (folder / "runs" / run.name / "metrics.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -8,6 +8,7 @@ issued, recomputation too: the reference attention multiplies whole score rectan
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,20 +43,35 @@ class Speed:
     dtype: str
     num_devices: int
 
-    def row(self, seconds: float) -> dict[str, float]:
-        """Give the rates of a step that took ``seconds``; utilisations where a peak is known."""
-        row = {
+    def row(self, seconds: float) -> dict[str, float | None]:
+        """Give the rates of a step that took ``seconds``; utilisations where a peak is known.
+
+        One above 100 % is None, with a warning: a peak that is too low must not end a training.
+        """
+        row: dict[str, float | None] = {
             "tokens_per_second": self.tokens / seconds,
             "flops_per_second": self.causal.total / seconds,
         }
         if self.device is not None:
+            peak = self.device.peak(self.dtype).flops_per_second
             share = (seconds, self.device, self.dtype, self.num_devices)
-            row |= {"mfu": self.causal.mfu(*share), "hfu": self.executed.hfu(*share)}
+            for name, ask in (("mfu", self.causal.mfu), ("hfu", self.executed.hfu)):
+                try:
+                    row[name] = ask(*share)
+                except ValueError:
+                    row[name] = None
+                    warnings.warn(
+                        f"{name.upper()} is left empty where it is above 100% of "
+                        f"{self.num_devices} × {peak:.4g} FLOP/s: check --peak or --peak-flops",
+                        stacklevel=2,
+                    )
         return row
 
 
-def rates_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def rates_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Give the rates of a whole run: means over its seconds, so that they agree with its totals.
+
+    One that is empty in any row is None.
 
     Args:
         rows: of the run's ``metrics.csv``, whose rates are of the steps since the row before.
@@ -67,11 +83,15 @@ def rates_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     ends = [float(row["seconds"]) for row in rows]
     spent = [end - start for start, end in pairwise([0.0, *ends])]
-    return {
-        name: sum(float(row[name]) * part for row, part in zip(rows, spent, strict=True)) / ends[-1]
-        for name in ("tokens_per_second", "flops_per_second", "mfu", "hfu")
-        if name in rows[-1]
-    }
+    rates: dict[str, float | None] = {}
+    for name in ("tokens_per_second", "flops_per_second", "mfu", "hfu"):
+        if name in rows[-1]:
+            values = [row[name] for row in rows]
+            rates[name] = None
+            if not {None, ""} & set(values):
+                shares = zip(values, spent, strict=True)
+                rates[name] = sum(float(rate) * part for rate, part in shares) / ends[-1]
+    return rates
 
 
 def peak_device(peak: str | None, peak_flops: float | None, dtype: str) -> flopcount.Device | None:

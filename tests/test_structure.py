@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "numpy", "sympy", "scipy", "pandas", "matplotlib", "triton", "tyro", "rich")
+OPENS = r"(^|\.)(open|fdopen|read_text|write_text|NamedTemporaryFile)$"
 PACKAGES = ("flopcount", "kernels", "models", "validate", "benchmarks", "tests")
 # Who may import whom. The training driver and the studies are the parts of models that ask
 # flopcount for budgets.
@@ -78,6 +80,38 @@ def test_imports_run_one_way(package):
 )
 def test_a_wrong_import_is_found(package, name, source):
     assert violations(package, name, source)
+
+
+def without_encoding(source: str) -> list[str]:
+    """Calls of a module that open a text file in the encoding of the machine's locale."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        if name in {"os.open", "tarfile.open"} or not re.search(OPENS, name):
+            continue
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+        values = [*node.args, *keywords.values()]
+        given = [value.value for value in values if isinstance(value, ast.Constant)]
+        is_binary = any(isinstance(mode, str) and "b" in mode for mode in given)
+        by_position = name.endswith("read_text") and node.args
+        if "encoding" not in keywords and not by_position and not is_binary:
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_text_files_are_utf8_whatever_the_locale(package):
+    for module in sorted((ROOT / package).rglob("*.py")):
+        assert not without_encoding(module.read_text(encoding="utf-8")), module
+
+
+def test_a_file_in_the_locales_encoding_is_found():
+    calls = ["path.read_text()", "path.open('w', newline='')", "open(path)", "path.write_text(s)"]
+    assert without_encoding("\n".join(calls)) == calls
+    right = "open(path, 'rb'); path.open(mode='wb'); path.open(encoding='utf-8'); os.open(path, 0)"
+    assert without_encoding(right) == []
 
 
 def loaded_by(statement: str) -> set[str]:

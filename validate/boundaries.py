@@ -232,7 +232,7 @@ def good_runs() -> Iterator[tuple[float, float, float, float]]:
 def folder_of_runs() -> tempfile.TemporaryDirectory[str]:
     """A folder with the good runs as runs.csv; it goes when the program ends."""
     folder = tempfile.TemporaryDirectory()
-    with Path(folder.name, "runs.csv").open("w", newline="") as file:
+    with Path(folder.name, "runs.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEADINGS, *good_runs()])
     return folder
 

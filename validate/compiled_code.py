@@ -201,7 +201,7 @@ class CompiledKernel:
 def kernel_code() -> str:
     """The kernels' source, without comments and docstrings."""
     folder = Path(kernels.attention.__file__).parent
-    return "\n".join(code_of((folder / name).read_text()) for name in SOURCES)
+    return "\n".join(code_of((folder / name).read_text(encoding="utf-8")) for name in SOURCES)
 
 
 class _HopperWithoutDevice:

@@ -135,7 +135,7 @@ def read() -> list[Row]:
     """The record's rows; none where there is no record, or one with other columns."""
     if not RECORD.exists():
         return []
-    with RECORD.open(newline="") as file:
+    with RECORD.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         return list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
 
@@ -211,11 +211,11 @@ def write(rows: Iterable[Row]) -> None:
         return order.index(launch_of(row)), row["kernel"], row["causal"], row["gradient"]
 
     rows = sorted(rows, key=place)
-    with RECORD.open("w", newline="") as file:
+    with RECORD.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    PAGE.write_text(page(rows))
+    PAGE.write_text(page(rows), encoding="utf-8")
 
 
 def spread(values: Iterable[str]) -> str:

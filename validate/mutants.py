@@ -368,7 +368,7 @@ def mutants_of(target: Target) -> Iterator[Mutant]:
     """
     module = importlib.import_module(target.module)
     path = str(module.__file__)
-    definitions = dict(_definitions(ast.parse(Path(path).read_text())))
+    definitions = dict(_definitions(ast.parse(Path(path).read_text(encoding="utf-8"))))
     unknown = set(target.names) - set(definitions)
     if unknown:
         raise ValueError(f"{target.module} defines no {', '.join(sorted(unknown))}")

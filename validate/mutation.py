@@ -277,7 +277,7 @@ class Result:
 
 def equivalent_mutants() -> dict[str, str]:
     """The committed list of equivalent mutants, with the reason of each."""
-    by_reason: dict[str, list[str]] = json_format.loads(EQUIVALENT.read_text())
+    by_reason: dict[str, list[str]] = json_format.loads(EQUIVALENT.read_text(encoding="utf-8"))
     return {name: reason for reason, names in by_reason.items() for name in names}
 
 

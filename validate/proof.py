@@ -213,7 +213,9 @@ def prove(step: Step, layers: tuple[int, ...] = LAYERS) -> Proof:
 
 def listed_assumptions() -> dict[str, Any]:
     """The committed list of what each trace assumes of the sizes."""
-    listed: dict[str, Any] = json.loads(ASSUMPTIONS.read_text()) if ASSUMPTIONS.exists() else {}
+    listed: dict[str, Any] = (
+        json.loads(ASSUMPTIONS.read_text(encoding="utf-8")) if ASSUMPTIONS.exists() else {}
+    )
     return listed
 
 
@@ -226,7 +228,7 @@ def main(write: bool = False) -> int:
     proofs = [prove(step) for step in STEPS]
     if write:
         listed = {proof.step.name: proof.assumptions for proof in proofs}
-        ASSUMPTIONS.write_text(json.dumps(listed, indent=1) + "\n")
+        ASSUMPTIONS.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     for proof in proofs:
         print(f"{proof.step.name}: {proof.rows} products, {len(proof.differences)} differences")
         for name, missed in proof.differences.items():

@@ -100,7 +100,7 @@ def sources() -> dict[str, str]:
         name = path.relative_to(ROOT).as_posix()
         if name in found or not path.is_file():
             continue
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
         found[name] = hashlib.sha256(code_of(source).encode()).hexdigest()[:16]
         waiting += _imported(ast.parse(source))
     return dict(sorted(found.items()))
@@ -354,12 +354,12 @@ def write(processes: int = 1, quick: bool = False) -> dict[str, Any]:
     }
     for name, text in texts.items():
         part = DOCS / f"{name}.part"
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(DOCS / name)
     return recorded
 
 
 def read() -> dict[str, Any]:
     """The committed record."""
-    recorded: dict[str, Any] = json.loads((DOCS / "verification.json").read_text())
+    recorded: dict[str, Any] = json.loads((DOCS / "verification.json").read_text(encoding="utf-8"))
     return recorded

@@ -180,7 +180,7 @@ def main(write: bool = False) -> int:
     """
     if write:
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page())
+        PAGE.write_text(page(), encoding="utf-8")
     else:
         print(page(), end="")
     return 0

@@ -180,7 +180,7 @@ def tuned_tilings(path: Path = TUNED) -> dict[tuple[str, int, int], dict[int, Ti
         fastest with so many.
     """
     found: dict[tuple[str, int, int], dict[int, Tiling]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             case = row["pass"], int(row["element_size"]), int(row["padded_head_dim"])
             tiling = Tiling(*(int(row[name]) if row[name] else None for name in Tiling._fields))

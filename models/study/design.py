@@ -154,7 +154,7 @@ def plan(
     rows = list(rows)
     asked = dict(study.stages)
     for path in predictions:
-        made = json.loads(path.read_text())
+        made = json.loads(path.read_text(encoding="utf-8"))
         shapes = tuple((width, depth) for width, depth in made["shapes"])
         asked[f"{PREDICTION}-{made['arm']}"] = Stage(
             (made["arm"],), (made["budget"],), shapes=shapes

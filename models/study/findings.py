@@ -104,7 +104,7 @@ def read_results(study: Study, folders: Sequence[Path]) -> Results:
         json.loads(line)
         for folder in folders
         for path in sorted(folder.glob("*.jsonl"))
-        for line in path.read_text().splitlines()
+        for line in path.read_text(encoding="utf-8").splitlines()
     ]
     return Results(
         study,

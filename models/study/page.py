@@ -42,7 +42,7 @@ def fill(page: Path, found: Findings) -> list[Path]:
     Raises:
         ValueError: if a mark is missing.
     """
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     folder = page.with_suffix("")
     written = [page]
     for name, plot in plots_of(found).items():

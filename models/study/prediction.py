@@ -103,7 +103,9 @@ def predict(
         "runs": columns["run"],
     } | {name: environment()[name] for name in ("commit", "command")}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(prediction | {"date": timestamp()}, indent=1) + "\n")
+    out.write_text(
+        json.dumps(prediction | {"date": timestamp()}, indent=1) + "\n", encoding="utf-8"
+    )
     return prediction
 
 
@@ -144,7 +146,7 @@ def outcome(prediction: Path, runs: Iterable[Row]) -> Outcome:
         ValueError: if no run at its budget is among ``runs``, or one had begun before, its seconds
             of training before its end.
     """
-    made = json.loads(prediction.read_text())
+    made = json.loads(prediction.read_text(encoding="utf-8"))
     trained = [
         row
         for row in runs

@@ -5,7 +5,7 @@ import torch
 
 import flopcount
 from kernels.attention.tilings import PASSES, shipped_tiling
-from models.throughput import measure, peak_device, why_no_utilisation
+from models.throughput import measure, peak_device, rates_of, why_no_utilisation
 
 MODEL = flopcount.PerceiverAR(
     vocab_size=262, num_latents=8, num_prefix=6, num_channels=8, num_layers=2, num_heads=2
@@ -59,6 +59,31 @@ def test_without_a_peak_no_share_of_it_is_given():
         "no MFU: the peak rate of the CPU is not stated; name a device of `flopcount devices` by "
         "--peak, or give its FLOP/s by --peak-flops"
     )
+
+
+def test_more_than_the_peak_is_left_empty():
+    # Two devices of half the FLOP/s that were reached: MFU is 100 %, which passes; HFU is more.
+    causal = MODEL.flops(level="causal", batch_size=3).total
+    rated = speed(device=peak_device(None, causal, "fp32"))
+    with pytest.warns(UserWarning, match="HFU is left empty .* check --peak or --peak-flops"):
+        row = rated.row(0.5)
+    assert (row["mfu"], row["hfu"]) == (1.0, None)
+    with pytest.warns(UserWarning, match="[MH]FU is left empty"):
+        assert rated.row(0.499)["mfu"] is None
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_a_run_has_no_rate_that_a_row_lacks(empty):
+    rows = [
+        dict(seconds=1.0, tokens_per_second=500.0, mfu=empty, hfu=0.5),
+        dict(seconds=4.0, tokens_per_second=900.0, mfu=0.3, hfu=0.6),
+    ]
+    # (1 · 500 + 3 · 900) / 4, (1 · 0.5 + 3 · 0.6) / 4
+    assert rates_of(rows) == {
+        "tokens_per_second": 800.0,
+        "mfu": None,
+        "hfu": pytest.approx(0.575),
+    }
 
 
 @pytest.mark.parametrize(

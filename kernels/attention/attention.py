@@ -8,7 +8,8 @@ and fp16 where ``TRITON_INTERPRET=1`` was set before Triton was imported;
 Scores may be −inf: such a key has no weight, and a query all of whose keys are such is not a
 number, in the output and in the gradients of what it admits. Where heads are read in place
 (:mod:`kernels.attention.launches`), a neighbour's channels are multiplied by zeros: if any is
-infinite or not a number, so is the head.
+infinite or not a number, so is the head. To hide a key, give it large finite channels; infinite
+ones serve where C is a multiple of 16.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def causal_attention(
 
     Args:
         q: queries, (B, N, H, C).
-        k: keys, (B, N, G, C); query head h reads key head h // (H / G).
+        k: keys, (B, N, G, C); query head h reads key head h // (H / G). Infinite ones are right
+            where C is a multiple of 16 (see the module).
         v: values, (B, N, G, C).
         scale: factor of the scores; C^-½ by default.
         angles: rotary embedding: radians by which the first P pairs of neighbouring channels of
@@ -82,7 +84,8 @@ def prefix_attention(
     Args:
         q: queries, (B, N, H, C): the last N of S = K + N positions.
         k: keys of all S positions, (B, S, G, C), or of the latents alone, (B, N, G, C), where the
-            prefix's are given apart, so that nothing has to be concatenated.
+            prefix's are given apart, so that nothing has to be concatenated. Infinite ones are
+            right where C is a multiple of 16 (see the module).
         v: values, of k's shape.
         prefix_k: keys of the prefix, (B, K, G, C).
         prefix_v: values of the prefix, (B, K, G, C).

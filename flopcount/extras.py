@@ -12,14 +12,23 @@ _CHECKOUT = Path(__file__).parent.parent
 _REQUIRED = ("numpy", "rich", "tyro")
 _EXTRAS = {
     "sympy": "symbolic",
-    "scipy": "fit",
     "pandas": "fit",
     "matplotlib": "plot",
     "ray": "ray",
     "datasets": "hf",
     "pytest": "dev",
     **dict.fromkeys(
-        ("torch", "triton", "filelock", "fvcore", "jinja2", "safetensors", "sentencepiece"), "lab"
+        (
+            "torch",
+            "triton",
+            "filelock",
+            "fvcore",
+            "jinja2",
+            "safetensors",
+            "scipy",
+            "sentencepiece",
+        ),
+        "lab",
     ),
 }
 

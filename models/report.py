@@ -43,7 +43,7 @@ _SURFACE_SHARE = 10
 """Of the bootstrap fits: a surface takes a search for each, a parabola a small linear system."""
 _AHEAD = 10
 """Laws are drawn, and optima predicted, up to so many times the largest budget."""
-_LIBRARIES = ("numpy", "scipy", "matplotlib", "jinja2")
+_LIBRARIES = ("numpy", "matplotlib", "jinja2")
 _ELEMENTWISE = "element-wise, not in the total"
 _LAYERS = {
     "hybrid": "hybrid layer",

@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -184,6 +185,16 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         )
         for width, depth in config.shapes
     ]
+    for model, budget in itertools.product(models, config.budgets):
+        step = model.flops(convention=config.convention, batch_size=config.recipe.batch_size)
+        flops = (step if config.convention is None else step.self_part).total
+        if math.ceil(budget / flops) < _FEWEST_STEPS:
+            shape = f"{model.num_channels}x{model.num_layers}"
+            raise ValueError(
+                f"budgets must afford {_FEWEST_STEPS} steps of every shape, got {budget:g} "
+                f"FLOPs, and a step of {shape} takes {flops:.4g}: give larger budgets, smaller "
+                f"shapes or a smaller batch_size"
+            )
     planned = isoflop_runs(
         models,
         budgets=config.budgets,
@@ -191,14 +202,6 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         convention=config.convention,
         part="total" if config.convention is None else "self",
     )
-    for run in planned:
-        if run.steps < _FEWEST_STEPS:
-            shape = f"{run.model.num_channels}x{run.model.num_layers}"
-            raise ValueError(
-                f"budgets must afford {_FEWEST_STEPS} steps of every shape, got {run.budget:g} "
-                f"FLOPs, and a step of {shape} takes {run.flops / run.steps:.4g}: give larger "
-                f"budgets, smaller shapes or a smaller batch_size"
-            )
     return [
         SweepRun(
             name=_name(run.budget, run.model.num_channels, run.model.num_layers, seed),

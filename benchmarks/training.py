@@ -203,7 +203,7 @@ def curves(
             validations=min(points, steps),
             validation_windows=16,
             execution=Execution(
-                attention=with_attention(attention, shapes_of_model(model, batch_size)),
+                attention=attention,
                 micro_batches=micro_batches,
             ),
         )

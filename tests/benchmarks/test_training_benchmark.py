@@ -136,7 +136,8 @@ def test_loss_curves_of_all_paths(tmp_path, monkeypatch):
     text.mkdir()
     for index in range(3):
         (text / f"{index}.txt").write_text(f"{index} is a document. " * 40)
-    monkeypatch.setitem(training.CURVE_PATHS, "fused", ("sdpa-flash", 1))
+    # The fused kernels take a GPU: micro-batches stand for another rounding.
+    monkeypatch.setitem(training.CURVE_PATHS, "fused", ("reference", 2))
     files = (str(text / "*.txt"),)
     path = training.curves(tmp_path, training.TINY, 2, 2, files)
     rows = read_table(path)

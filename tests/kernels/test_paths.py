@@ -38,9 +38,11 @@ def assert_no_worse_than_plain(q, k, v):
     )
     plain = with_gradients(reference_attention, q, k, v)
     ours = with_gradients(prefix_attention, q, k, v)
-    floor = torch.finfo(q.dtype).eps
+    # Of the largest of all: a single key's weight is 1, so that gradients of q and k are 0, as the
+    # difference of two equal sums, which plain PyTorch may round alike.
+    floor = torch.finfo(q.dtype).eps * max(truth.abs().max() for truth in exact)
     for factor, truth, usual, found in zip((2, 3, 3, 3), exact, plain, ours, strict=True):
-        bound = factor * (usual - truth).abs().max() + floor * truth.abs().max()
+        bound = factor * (usual - truth).abs().max() + floor
         assert (found - truth).abs().max() <= bound
 
 

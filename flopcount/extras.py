@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 _CHECKOUT = Path(__file__).parent.parent
-_REQUIRED = ("numpy", "rich", "tyro")
+_REQUIRED = ("docstring_parser", "numpy", "rich", "tyro")
 _EXTRAS = {
     "sympy": "symbolic",
     "pandas": "fit",

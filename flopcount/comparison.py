@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from flopcount import __version__
-from flopcount.architectures import Architecture
+from flopcount.architectures import ARCHITECTURES, Architecture
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count, described, is_position
 from flopcount.rows import Part, Tensor
@@ -271,8 +271,7 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
     """Count ``model`` in every known way.
 
     Args:
-        model: A :class:`~flopcount.PerceiverAR`, :class:`~flopcount.Decoder` or
-            :class:`~flopcount.Llama`.
+        model: One of :data:`~flopcount.architectures.ARCHITECTURES`.
         training: Forward and backward, or forward alone.
 
     Returns:
@@ -290,8 +289,9 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
 
     """
     if not isinstance(model, Architecture):
+        known = ", ".join(described.__name__ for described in ARCHITECTURES.values())
         raise TypeError(
-            f"model = {quoted(model)}: expected a flopcount.PerceiverAR, Decoder or Llama"
+            f"model = {quoted(model)}: expected a flopcount architecture, one of {known}"
         )
     proven = model.flops(training=training)
     counts = [

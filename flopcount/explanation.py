@@ -204,7 +204,7 @@ def explain(
     The counter's own formulas are evaluated on symbols; there is no second copy of them.
 
     Args:
-        architecture: ``"perceiver-ar"``, ``"decoder"`` or ``"llama"``.
+        architecture: A name that :data:`~flopcount.architectures.ARCHITECTURES` has.
         level: ``"causal"`` (the default), ``"dense"`` or ``"executed"``.
         convention: Instead of a level, a published convention.
         tiling: At level ``executed``, the kernels' tiling; without it, tile sizes are symbols.

@@ -15,12 +15,10 @@ from typing import Any
 import sympy
 import tyro
 
-import flopcount as fc
-from flopcount.architectures import Architecture
+from flopcount.architectures import ARCHITECTURES, Architecture
 from validate.networks import Term, term_of
 from validate.symbolic_trace import (
-    HINTS,
-    LLAMA_HINTS,
+    DESCRIBED,
     SIZES,
     NotAProofError,
     Trace,
@@ -37,7 +35,7 @@ class Step:
     """A kind of step that is proved.
 
     Attributes:
-        architecture: ``"perceiver-ar"``, ``"decoder"`` or ``"llama"``.
+        architecture: A name that :data:`~flopcount.architectures.ARCHITECTURES` has.
         training: Forward and backward, or forward alone.
         checkpointing: ``None``, ``"reentrant"`` or ``"non-reentrant"``.
     """
@@ -54,17 +52,15 @@ class Step:
 
     def sizes(self) -> frozenset[str]:
         """The sizes that its FLOPs and parameters depend on."""
-        sizes = set(LLAMA_HINTS if self.architecture == "llama" else HINTS)
-        if self.architecture == "decoder":
-            sizes -= {"M", "K"}
-        elif self.architecture == "perceiver-ar" and not self.training:
+        sizes = set(DESCRIBED[self.architecture].hints)
+        if not self.training:
             sizes -= {"K"}
         return frozenset(sizes)
 
 
 STEPS = tuple(
     Step(architecture, training, checkpointing)
-    for architecture in ("perceiver-ar", "decoder", "llama")
+    for architecture in ARCHITECTURES
     for training, checkpointing in (
         (True, None),
         (False, None),
@@ -92,26 +88,12 @@ class Proof:
 
 
 def symbolic(step: Step, num_layers: Any) -> Architecture:
-    """The counter's model on the trace's symbols, d = H·C."""
-    if step.architecture == "llama":
-        _, N, D, G, R, E, F, V = (SIZES[name] for name in LLAMA_HINTS)
-        return fc.Llama(
-            vocab_size=V,
-            seq_len=N,
-            num_channels=D,
-            num_layers=num_layers,
-            num_heads=G * R,
-            intermediate_size=F,
-            num_key_value_heads=G,
-            head_dim=2 * E,
-        )
-    _, N, M, K, H, C, V, w = (SIZES[name] for name in HINTS)
-    shared = dict(
-        vocab_size=V, num_channels=H * C, num_layers=num_layers, num_heads=H, widening_factor=w
-    )
-    if step.architecture == "decoder":
-        return fc.Decoder(seq_len=N, **shared)
-    return fc.PerceiverAR(num_latents=N, num_prefix=M, num_kept=K, **shared)
+    """The counter's model on the trace's symbols."""
+    described = ARCHITECTURES[step.architecture]
+    arguments = DESCRIBED[step.architecture].arguments(SIZES)
+    # Some networks are told the head dim beside d = H·C, where the counter divides.
+    own = {name: size for name, size in arguments.items() if name in described.kinds()}
+    return described(**own, num_layers=num_layers)
 
 
 def rows_by_term(count: Any) -> dict[tuple[Term, str], tuple[int, Any]]:

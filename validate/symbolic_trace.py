@@ -42,7 +42,63 @@ HINTS = {"B": 7, "N": 11, "M": 23, "K": 13, "H": 5, "C": 17, "V": 37, "w": 3}
 LLAMA_HINTS = {"B": 7, "N": 11, "D": 29, "G": 5, "R": 3, "E": 17, "F": 23, "V": 37}
 """Concrete values that a branch on a size would see: distinct, none a multiple of another."""
 
-SIZES = {name: sympy.Symbol(name, integer=True, positive=True) for name in (*HINTS, *LLAMA_HINTS)}
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """How a trace describes an architecture.
+
+    Attributes:
+        network: What runs.
+        hints: Its sizes, with the values that a branch on one would see.
+        arguments: Of its sizes by name: the network's arguments, the number of layers apart.
+    """
+
+    network: Callable[..., nn.Module]
+    hints: dict[str, int]
+    arguments: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _of_heads(sizes: dict[str, Any]) -> dict[str, Any]:
+    return dict(
+        vocab_size=sizes["V"],
+        num_channels=sizes["H"] * sizes["C"],
+        num_heads=sizes["H"],
+        head_dim=sizes["C"],
+        widening_factor=sizes["w"],
+    )
+
+
+DESCRIBED = {
+    "perceiver-ar": Described(
+        PerceiverAR,
+        HINTS,
+        lambda sizes: (
+            _of_heads(sizes)
+            | dict(num_latents=sizes["N"], num_prefix=sizes["M"], num_kept=sizes["K"])
+        ),
+    ),
+    "decoder": Described(
+        Decoder,
+        {name: hint for name, hint in HINTS.items() if name not in ("M", "K")},
+        lambda sizes: _of_heads(sizes) | dict(seq_len=sizes["N"]),
+    ),
+    "llama": Described(
+        Llama,
+        LLAMA_HINTS,
+        lambda sizes: dict(
+            vocab_size=sizes["V"],
+            seq_len=sizes["N"],
+            num_channels=sizes["D"],
+            num_heads=sizes["G"] * sizes["R"],
+            intermediate_size=sizes["F"],
+            num_key_value_heads=sizes["G"],
+            head_dim=2 * sizes["E"],
+        ),
+    ),
+}
+"""What is traced, by its name on the command line."""
+
+SIZES = {name: sympy.Symbol(name, integer=True, positive=True) for name in HINTS | LLAMA_HINTS}
 """The symbols that a trace's expressions are in."""
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default)
@@ -198,11 +254,10 @@ def trace(
         RuntimeError: On an untested PyTorch.
     """
     require_tested_torch()
-    if hints is None:
-        hints = LLAMA_HINTS if architecture == "llama" else HINTS
+    described = DESCRIBED[architecture]
     environment = ShapeEnv(duck_shape=False)
     sizes, symbols = {}, {}
-    for name, hint in hints.items():
+    for name, hint in (hints or described.hints).items():
         source = ConstantSource(name)
         symbol = environment.create_symbol(
             hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None
@@ -215,7 +270,9 @@ def trace(
         mock.patch.object(nn.Linear, "reset_parameters"),
         mock.patch.object(nn.Embedding, "reset_parameters"),
     ):
-        network, length = _network(architecture, sizes, num_layers, checkpointing)
+        arguments = described.arguments(sizes)
+        network = described.network(**arguments, num_layers=num_layers, checkpointing=checkpointing)
+        length = sum(arguments.get(name, 0) for name in ("num_prefix", "num_latents", "seq_len"))
         network.train(training)
         tokens = torch.zeros((sizes["B"], length), dtype=torch.long)
         with products.naming(network), products, torch.set_grad_enabled(training):
@@ -248,39 +305,6 @@ def trace(
 def _range_text(values: Any) -> str:
     """A value range as text; an upper end beyond any size is "any"."""
     return f"{values.lower} to {'any' if values.upper > 2**60 else values.upper}"
-
-
-def _network(
-    architecture: str, sizes: dict[str, Any], num_layers: int, checkpointing: str | None
-) -> tuple[nn.Module, Any]:
-    if architecture == "llama":
-        llama = Llama(
-            vocab_size=sizes["V"],
-            seq_len=sizes["N"],
-            num_channels=sizes["D"],
-            num_layers=num_layers,
-            num_heads=sizes["G"] * sizes["R"],
-            intermediate_size=sizes["F"],
-            num_key_value_heads=sizes["G"],
-            head_dim=2 * sizes["E"],
-            checkpointing=checkpointing,
-        )
-        return llama, sizes["N"]
-    shared = dict(
-        vocab_size=sizes["V"],
-        num_channels=sizes["H"] * sizes["C"],
-        num_layers=num_layers,
-        num_heads=sizes["H"],
-        head_dim=sizes["C"],
-        widening_factor=sizes["w"],
-        checkpointing=checkpointing,
-    )
-    if architecture == "decoder":
-        return Decoder(seq_len=sizes["N"], **shared), sizes["N"]
-    perceiver = PerceiverAR(
-        num_latents=sizes["N"], num_prefix=sizes["M"], num_kept=sizes["K"], **shared
-    )
-    return perceiver, sizes["M"] + sizes["N"]
 
 
 def check_assumptions(found: Trace, sizes: frozenset[str], assumptions: dict[str, Any]) -> None:

@@ -214,9 +214,9 @@ def _assumptions() -> str:
     for step, layers in proof.listed_assumptions().items():
         architecture = step.split()[0]
         ranges[architecture] = layers["2"]["ranges"]
-    sizes = list(next(iter(ranges.values())))
+    sizes = list(dict.fromkeys(size for of in ranges.values() for size in of))
     table = _table(
-        ["", *sizes], [[name, *(of[size] for size in sizes)] for name, of in ranges.items()]
+        ["", *sizes], [[name, *(of.get(size, "") for size in sizes)] for name, of in ranges.items()]
     )
     return table + "\n\nGuards:\n\n" + "\n".join(f"- `{guard}`" for guard in guards)
 

@@ -7,6 +7,7 @@ import sympy
 import torch
 
 from flopcount import masks, rows
+from flopcount.architectures import ARCHITECTURES
 from models.perceiver_ar import PerceiverAR
 from validate import proof, symbolic_trace
 from validate.symbolic_trace import HINTS, NotAProofError, check_assumptions, trace
@@ -18,9 +19,9 @@ TRAINING = proof.STEPS[0]
 def test_every_step_is_proved(step):
     found = proof.prove(step)
     assert found.differences == {}
-    # 8 products a layer (Llama's gate is a ninth) and the logits: 9, 17, 25, 33 forward, twice as
+    # 8 products a layer (a gate is a ninth) and the logits: 9, 17, 25, 33 forward, twice as
     # many backward; 10 layers in all, of which each spares its last product if stopped early.
-    layer = 9 if step.architecture == "llama" else 8
+    layer = 9 if "intermediate_size" in ARCHITECTURES[step.architecture].kinds() else 8
     forward = 10 * layer + 4
     again = {None: 0, "reentrant": layer, "non-reentrant": layer - 1}
     recompute = 10 * again[step.checkpointing]
@@ -151,7 +152,7 @@ def test_the_command_lists_assumptions_and_reports(monkeypatch, tmp_path, capsys
 
 
 def test_hints_are_distinct_and_no_multiples():
-    for hints in (symbolic_trace.HINTS, symbolic_trace.LLAMA_HINTS):
-        values = sorted(hints.values())
+    for described in symbolic_trace.DESCRIBED.values():
+        values = sorted(described.hints.values())
         assert all(large % small for small in values for large in values if large > small)
         assert len(set(values)) == len(values)

@@ -271,3 +271,11 @@ def test_bad_arguments():
         model().executed(TILING, training=False, checkpointing="reentrant")
     with pytest.raises(ValueError, match=r"call \.executed\(tiling\)"):
         model().flops("executed")
+
+
+def test_no_overflow_where_layers_are_named():
+    # 2 layers in an array times 10³⁰ sequences pass 2⁶³.
+    sizes = dict(vocab_size=7, seq_len=3, num_channels=8, num_heads=2)
+    alone = fc.Decoder(**sizes, num_layers=2).executed(TILING, batch_size=10**30)
+    arrays = fc.Decoder(**sizes, num_layers=np.array([2])).executed(TILING, batch_size=10**30)
+    assert list(arrays.total) == [alone.total]

@@ -120,9 +120,16 @@ class Architecture(abc.ABC):
         """What each field is: a :class:`Dimension`, a :class:`Probability` or a :class:`Flag`."""
         hints = typing.get_type_hints(cls, include_extras=True)
         fields: Any = dataclasses.fields(cls)  # type: ignore[arg-type]
-        return {
-            field.name: getattr(hints[field.name], "__metadata__", (Flag(),))[0] for field in fields
-        }
+        kinds = {}
+        for field in fields:
+            described = getattr(hints[field.name], "__metadata__", None)
+            if described is None and hints[field.name] is not bool:
+                raise TypeError(
+                    f"{cls.__name__}.{field.name} is annotated with {hints[field.name]}: expected "
+                    "bool, or Annotated with a Dimension or a Probability"
+                )
+            kinds[field.name] = described[0] if described else Flag()
+        return kinds
 
     def __post_init__(self) -> None:
         """Validate every field and bring sizes into their exact form."""
@@ -471,7 +478,7 @@ class PerceiverAR(Architecture):
 
     @property
     def length(self) -> Size:
-        """N."""
+        """How many positions predict: n."""
         return self.num_latents
 
     def kept(self, training: bool = True) -> Size:
@@ -579,7 +586,7 @@ class Decoder(Architecture):
 
     @property
     def length(self) -> Size:
-        """N."""
+        """How many positions predict: n."""
         return self.seq_len
 
     def network(self, at: Pass) -> Network:
@@ -654,7 +661,7 @@ class Llama(Architecture):
 
     @property
     def length(self) -> Size:
-        """N."""
+        """How many positions predict: n."""
         return self.seq_len
 
     def network(self, at: Pass) -> Network:

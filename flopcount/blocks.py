@@ -338,10 +338,8 @@ class Layers:
         """The rows of all layers together, each with the flavours that execute it again."""
         at = at.at(layer=self.name, layers=self.number)
         rows = [row for block in self.blocks for row in block.rows(at)]
-        needed = 0
-        for index, row in enumerate(rows):
-            if not isinstance(row, Tensor) and row.saved is not None:
-                needed = index if row.saved == "input" else index + 1
+        saved = [(index, getattr(row, "saved", None)) for index, row in enumerate(rows)]
+        needed = max((index + (what == "output") for index, what in saved if what), default=0)
         for index, row in enumerate(rows):
             if isinstance(row, Tensor):
                 yield row

@@ -46,7 +46,7 @@ class Full:
     source = "derived here: every query admits every key"
 
     def pairs(self, queries: Size, keys: Size) -> Size:
-        """N · s."""
+        """Every pair: n · s."""
         return queries * keys
 
     rectangle = pairs

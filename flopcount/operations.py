@@ -153,7 +153,7 @@ def norm(at: Pass, term: str, channels: Size, *, bias: bool, rms: bool) -> Itera
 def attend(
     at: Pass, heads: Size, keys: Size, key_dim: Size, value_dim: Size, mask: Mask
 ) -> Iterator[AnyRow]:
-    """N queries attend to ``keys`` keys: 2·B·h·pairs FLOPs per channel of a key, and of a value.
+    """Let n queries attend to ``keys`` keys: 2·B·h·pairs FLOPs per channel of a key and a value.
 
     The pairs are those that the mask admits, at level ``causal``; the softmax works on as many.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import kernels.attention.operators  # noqa: F401  registers the operators that are counted
 from kernels.attention.flops import fvcore_handle
 from kernels.attention.reference import reference_attention
 from validate import fvcore_trace

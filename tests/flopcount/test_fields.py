@@ -8,7 +8,13 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flopcount.architectures import ARCHITECTURES, Dimension, Flag, Probability
+from flopcount.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Dimension,
+    Flag,
+    Probability,
+)
 
 GOOD = {
     Dimension: dict(num_channels=64, num_heads=4, num_key_value_heads=2, head_dim=16, num_kept=1),
@@ -134,3 +140,14 @@ def test_nothing_overflows(architecture, data):
         lambda model: model.params().total,
     ):
         assert ask(together)[1] == ask(alone)
+
+
+def test_a_field_that_nothing_describes_is_refused():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Wrong(Architecture):
+        num_experts: int = 8
+
+        length = network = convention_inputs = None
+
+    with pytest.raises(TypeError, match=r"Wrong\.num_experts is annotated .*expected bool, or"):
+        Wrong()

@@ -308,7 +308,7 @@ class Architecture(abc.ABC):
         }
         require_same_kind({**self._arguments(at), **tiling.sizes(), **blocks})
         counted = self._count("executed", at, checkpointing, lambda name: own.get(name, tiling))
-        known = {term.layer for term in counted.terms if term.rows[0].pairs is not None}
+        known = {row.layer for row in counted.rows if row.pairs is not None}
         unknown = sorted(set(own) - known)
         if unknown:
             raise ValueError(

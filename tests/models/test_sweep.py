@@ -203,7 +203,7 @@ def test_no_workers_are_named(config):
     [
         ({"cpus_per_run": 2}, "cpus_per_run does nothing with cluster local, got 2"),
         ({"gpus_per_run": 0.5}, "gpus_per_run does nothing with cluster local, got 0.5"),
-        ({"budgets": (1.0,)}, "budget = 1.0: expected at least one step's FLOPs"),
+        ({"budgets": (1.0,)}, "budgets must afford 10 steps of every shape, got 1 FLOPs"),
     ],
 )
 def test_what_would_do_nothing_is_refused(config, changes, message):

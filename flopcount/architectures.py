@@ -483,8 +483,10 @@ class PerceiverAR(Architecture):
 
     def kept(self, training: bool = True) -> Size:
         """k, the prefix positions that the hybrid layer attends to; all m in evaluation."""
-        if not training:
-            return self.num_prefix
+        return self._kept if training else self.num_prefix
+
+    @functools.cached_property
+    def _kept(self) -> Size:
         if self.num_kept is not None:
             return self.num_kept
         if is_symbolic(self.prefix_dropout) or is_array(self.prefix_dropout) or self.prefix_dropout:

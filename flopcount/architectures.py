@@ -181,7 +181,8 @@ class Architecture(abc.ABC):
         """Parameters, tensor by tensor; tied ones once.
 
         Returns:
-            A :class:`~flopcount.count.ParameterCount`; ``.total`` is N.
+            A :class:`~flopcount.count.ParameterCount`; ``.total`` is N, ``.active`` leaves out the
+            experts that a token does not use, ``.matmul_active`` is what 2N needs.
 
         >>> import flopcount as fc
         >>> gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12,
@@ -190,13 +191,22 @@ class Architecture(abc.ABC):
         124439808
 
         """
-        counted: ParameterCount = self._rows(
-            Tensor,
-            lambda _, tensors: ParameterCount(self, tuple(tensors)),
-            Pass(1, self.length),
-            "total",
-        )
-        return counted
+
+        def count(network: Network) -> ParameterCount:
+            rows = list(rows_of(network))
+            tensors = [row for row in rows if isinstance(row, Tensor)]
+            return ParameterCount(
+                self,
+                tuple(tensor for tensor in tensors if not tensor.buffer),
+                tuple(tensor for tensor in tensors if tensor.buffer),
+                tuple(row for row in rows if isinstance(row, Product)),
+            )
+
+        def totals(network: Network) -> tuple[Size, ...]:
+            counted = count(network)
+            return counted.total, counted.active, counted.matmul_active
+
+        return count(safe_for(self.network(Pass(1, 1)), totals))
 
     def flops(
         self,

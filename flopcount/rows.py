@@ -137,6 +137,9 @@ class Tensor:
         layer: As in :class:`Row`.
         name: The tensor's name within the layer.
         factors: Their product is the number of scalars.
+        active_factors: Of the scalars that one token uses, where it does not use all: a mixture's
+            experts.
+        buffer: Whether it is stored with the parameters but not trained by gradient: no parameter.
 
     """
 
@@ -144,15 +147,28 @@ class Tensor:
     layer: str
     name: str
     factors: tuple[Size, ...]
+    active_factors: tuple[Size, ...] | None = None
+    buffer: bool = False
 
     @functools.cached_property
     def count(self) -> Size:
         """Scalars, all layers together."""
         return math.prod(self.factors)
 
+    @functools.cached_property
+    def active(self) -> Size:
+        """Scalars that one token uses, all layers together."""
+        return self.count if self.active_factors is None else math.prod(self.active_factors)
+
     def record(self) -> dict[str, Any]:
         """The tensor as plain data."""
-        return {"part": self.part, "layer": self.layer, "name": self.name, "count": self.count}
+        return {
+            "part": self.part,
+            "layer": self.layer,
+            "name": self.name,
+            "count": self.count,
+            "active": self.active,
+        }
 
 
 AnyRow = Product | Work | Tensor

@@ -678,7 +678,7 @@ class ParameterCount(Tally):
             [row.part, row.layer, row.name, row.count, _share(row.count, self.total), row.active]
             for row in self.terms
         ]
-        if all(row.active_factors is None for row in self.terms):
+        if all(row.used is None for row in self.terms):
             columns, footer, cells = columns[:-1], footer[:-1], [cell[:-1] for cell in cells]
         notes = [
             f"{tensor.layer} {tensor.name}: a buffer of {shown(tensor.count)}, no parameters"

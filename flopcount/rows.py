@@ -137,9 +137,8 @@ class Tensor:
         layer: As in :class:`Row`.
         name: The tensor's name within the layer.
         factors: Their product is the number of scalars.
-        active_factors: Of the scalars that one token uses, where it does not use all: a mixture's
-            experts.
-        buffer: Whether it is stored with the parameters but not trained by gradient: no parameter.
+        used: The same of the scalars that one token uses, where it does not use all: experts.
+        is_buffer: Whether it is no parameter: nothing trains it by gradients.
 
     """
 
@@ -147,8 +146,8 @@ class Tensor:
     layer: str
     name: str
     factors: tuple[Size, ...]
-    active_factors: tuple[Size, ...] | None = None
-    buffer: bool = False
+    used: tuple[Size, ...] | None = None
+    is_buffer: bool = False
 
     @functools.cached_property
     def count(self) -> Size:
@@ -158,7 +157,7 @@ class Tensor:
     @functools.cached_property
     def active(self) -> Size:
         """Scalars that one token uses, all layers together."""
-        return self.count if self.active_factors is None else math.prod(self.active_factors)
+        return self.count if self.used is None else math.prod(self.used)
 
     def record(self) -> dict[str, Any]:
         """The tensor as plain data."""

@@ -65,7 +65,7 @@ def test_a_tensor_says_what_a_token_uses_of_it():
 
 
 def test_a_count_says_what_is_active_and_what_is_a_buffer():
-    bias = Tensor("self", "sparse", "router correction", (3, 4), buffer=True)
+    bias = Tensor("self", "sparse", "router correction", (3, 4), is_buffer=True)
     norm = Tensor("cross", "sparse", "norm", (7,))
     product = Product(
         part="self", layer="sparse", term="expert up", times=3, M=2, N=5, K=1, source="",

@@ -559,7 +559,7 @@ class Count(Flops):
         return table(
             columns,
             cells,
-            title=f"FLOPs of {type(self.model).__name__}, {self.label}, {phase}, {sequences}",
+            title=f"FLOPs of {self.model.title}, {self.label}, {phase}, {sequences}",
             footer=[kept, None, None, *sums, _share(whole, whole)],
             note="\n".join(notes),
             keys=3,
@@ -568,12 +568,12 @@ class Count(Flops):
 
 def is_position(row: Tensor) -> bool:
     """Whether a tensor is an embedding of positions."""
-    return row.layer == "embedding" and row.name != "token"
+    return row.layer == "embedding" and row.name.endswith("positions")
 
 
 def described(model: Any) -> dict[str, Any]:
     """A model as plain data: its architecture and the sizes that it was given."""
-    sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    sizes = {name: getattr(model, name) for name in type(model).kinds()}
     return {"architecture": type(model).__name__} | sizes
 
 
@@ -687,7 +687,7 @@ class ParameterCount(Tally):
         return table(
             columns,
             cells,
-            title=f"Parameters of {type(self.model).__name__}",
+            title=f"Parameters of {self.model.title}",
             footer=footer,
             note="\n".join(notes),
             keys=3,

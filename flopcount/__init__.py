@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from flopcount.architectures import Decoder, Llama, PerceiverAR
+    from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
     from flopcount.devices import Device, Peak
     from flopcount.executed import Tiling
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
         read_curves,
         read_runs,
     )
+    from flopcount.hf import from_hf
     from flopcount.planning import isoflop_runs, plan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CausalLM",
     "Decoder",
     "Device",
     "Llama",
@@ -42,6 +45,7 @@ __all__ = [
     "fit_optima",
     "fit_surface",
     "fit_training_curves",
+    "from_hf",
     "isoflop_runs",
     "plan",
     "read_curves",
@@ -49,6 +53,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CausalLM": "causal_lm",
     "Decoder": "architectures",
     "Device": "devices",
     "Llama": "architectures",
@@ -61,6 +66,7 @@ _HOMES = {
     "fit_optima": "fitting",
     "fit_surface": "fitting",
     "fit_training_curves": "fitting",
+    "from_hf": "hf",
     "isoflop_runs": "planning",
     "plan": "planning",
     "read_curves": "fitting",

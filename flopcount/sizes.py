@@ -427,7 +427,8 @@ def safe_for(tree: Any, formula: Callable[[Any], object]) -> Any:
     if not any(is_array(size) for size in sizes):
         return tree
     largest = [0]
-    formula(map_sizes(tree, lambda size: Bound(_largest(size), largest)))
+    maxima = {id(size): _largest(size) for size in {id(size): size for size in sizes}.values()}
+    formula(map_sizes(tree, lambda size: Bound(maxima[id(size)], largest)))
     return tree if largest[0] <= INT64_MAX else map_sizes(tree, as_objects)
 
 

@@ -106,7 +106,8 @@ def test_kimi_runs_on_the_code_of_deepseek():
     sizes = dict(
         SMALL, head_dim=4, num_key_value_heads=4, q_lora_rank=8, kv_lora_rank=10,
         qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=7, n_routed_experts=6,
-        num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=14, first_k_dense_replace=1,
+        num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=14,
+        first_k_dense_replace=1,
     )  # fmt: skip
     kimi, deepseek = (
         observe(sizes | dict(model_type=name), seq_len=N) for name in ("kimi_k2", "deepseek_v3")

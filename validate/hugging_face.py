@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import transformers
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from validate.symbolic_trace import ModuleNames, Products
+from validate.symbolic_trace import Products
 
 TESTED_TRANSFORMERS = "5.24.0"
 COUNTABLE = {
@@ -116,7 +116,7 @@ def build(config: Mapping[str, Any], *, device: str = "meta") -> PreTrainedModel
 def inputs(
     network: PreTrainedModel, *, seq_len: int, batch_size: int, target_len: int | None
 ) -> dict[str, Any]:
-    """What the network is called with, so that it needs no data to choose a mask.
+    """What the network is called with: tokens, and without data what it needs to choose its masks.
 
     Args:
         network: Of :func:`build`.
@@ -127,17 +127,17 @@ def inputs(
     config = network.config
     tokens = torch.zeros((batch_size, seq_len), dtype=torch.long, device=network.device)
     given: dict[str, Any] = {"input_ids": tokens}
-    kinds = set(getattr(config, "layer_types", None) or ())
     if config.is_encoder_decoder:
         given["decoder_input_ids"] = tokens.new_zeros((batch_size, target_len or seq_len))
-    elif "linear_attention" in kinds:
-        # A recurrent layer looks whether its mask is all ones, and so may not be given one.
-        if kinds != {"linear_attention"}:
+    elif network.device.type == "meta" and not is_encoder(config):
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if "linear_attention" not in kinds:
+            # All ones: the network looks for no packed sequences, and makes masks of its own.
+            given["attention_mask"] = torch.ones_like(tokens)
+        elif len(kinds) > 1:
+            # A recurrent layer looks whether its mask is all ones, and so may not be given one.
             mask = torch.zeros((batch_size, 1, seq_len, seq_len), device=network.device)
             given["attention_mask"] = dict.fromkeys(kinds, mask) | {"linear_attention": None}
-    elif not is_encoder(config):
-        # All ones: the network looks for no packed sequences, and makes masks of its own.
-        given["attention_mask"] = torch.ones_like(tokens)
     return given
 
 
@@ -156,6 +156,8 @@ class Seen:
         recompute: FLOPs that activation checkpointing executes again, by flavour.
         modules: FLOPs of every product of the forward pass, by the module that executes it, in
             order.
+        admitted: Query-key pairs that each head attends to in a sequence, by module; None without
+            data.
     """
 
     parameters: int
@@ -165,6 +167,7 @@ class Seen:
     convolutions: tuple[int, int]
     recompute: dict[str, int]
     modules: dict[str, tuple[int, ...]]
+    admitted: dict[str, int] | None
 
 
 def observe(
@@ -174,8 +177,9 @@ def observe(
     batch_size: int = 1,
     target_len: int | None = None,
     checkpointing: bool = True,
+    device: str = "meta",
 ) -> Seen:
-    """Run the network that ``config`` describes for a training step, without data.
+    """Run the network that ``config`` describes for a training step.
 
     Args:
         config: The fields of a config.json.
@@ -183,17 +187,22 @@ def observe(
         batch_size: As of :func:`inputs`.
         target_len: As of :func:`inputs`.
         checkpointing: Whether both flavours of activation checkpointing are run too.
+        device: ``"meta"`` for any size; ``"cpu"`` for a small one, on real tensors, which shows the
+            masks too and takes less time.
 
     Raises:
         UncountedError: If the network multiplies in a way that counts as 0.
+        AssertionError: If heads or sequences differ in what they admit.
     """
-    network = build(config)
+    torch.manual_seed(0)
+    network = build(config, device=device)
+    require_countable(network)
     given = inputs(network, seq_len=seq_len, batch_size=batch_size, target_len=target_len)
-    products = Products()
-    with products.naming(network):
-        passes = forward, backward = _passes(network, given, products)
+    recorder = _Recorder()
+    with recorder.naming(network):
+        forward, backward = _passes(network, given, recorder)
     modules: dict[str, tuple[int, ...]] = {}
-    for row in products.rows:
+    for row in recorder.rows:
         modules[row.module] = (*modules.get(row.module, ()), int(row.flops))
     if sum(map(sum, modules.values())) != forward.products:
         raise UncountedError(
@@ -202,8 +211,8 @@ def observe(
     recompute = {}
     for flavour, reentrant in FLAVOURS.items() if checkpointing else ():
         network.activation_checkpointing_enable({"use_reentrant": reentrant})
-        again = _passes(network, given)
-        recompute[flavour] = sum(again[phase].products - passes[phase].products for phase in (0, 1))
+        again = sum(counted.products for counted in _passes(network, given))
+        recompute[flavour] = again - forward.products - backward.products
     return Seen(
         parameters=num_parameters(network),
         buffers=num_buffers(network),
@@ -212,6 +221,7 @@ def observe(
         convolutions=(forward.convolutions, backward.convolutions),
         recompute=recompute,
         modules=modules,
+        admitted=None if device == "meta" else _admitted(network, recorder.scores),
     )
 
 
@@ -242,53 +252,20 @@ def require_countable(network: PreTrainedModel) -> None:
                 )
 
 
-class _Refusal(TorchDispatchMode):
-    """Refuses a product that FlopCounterMode has no formula for."""
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        packet = func._overloadpacket  # type: ignore[attr-defined]
-        multiplies = any(part in str(packet) for part in ("mm", "mv", "dot", "conv", "attention"))
-        if multiplies and packet not in flop_registry:
-            raise UncountedError(f"{packet}: FlopCounterMode counts it as 0")
-        return func(*args, **(kwargs or {}))
+@functools.cache
+def _refuse_uncounted(func: Any) -> None:
+    """Raise if an operator multiplies matrices and FlopCounterMode has no formula for it."""
+    packet = func._overloadpacket
+    multiplies = any(part in str(packet) for part in ("mm", "mv", "dot", "conv", "attention"))
+    if multiplies and packet not in flop_registry:
+        raise UncountedError(f"{packet}: FlopCounterMode counts it as 0")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Counted:
-    products: int
-    convolutions: int
+class _Recorder(Products):
+    """Records products and the scores that every attention hands to its softmax, its mask applied.
 
-
-def _passes(
-    network: PreTrainedModel, given: dict[str, Any], products: Products | None = None
-) -> tuple[_Counted, _Counted]:
-    """FLOPs of the forward and of the backward pass."""
-    require_countable(network)
-    recorder = contextlib.nullcontext() if products is None else products
-    with FlopCounterMode(display=False) as forward, _Refusal(), recorder:
-        result = network(**given)
-    with FlopCounterMode(display=False) as backward, _Refusal():
-        outputs = [value for value in result.values() if isinstance(value, torch.Tensor)]
-        torch.stack([output.sum() for output in outputs]).sum().backward()
-    return _counted(forward), _counted(backward)
-
-
-def _counted(counter: FlopCounterMode) -> _Counted:
-    by_operator = counter.get_flop_counts().get("Global", {})
-    convolutions = sum(
-        flops for operator, flops in by_operator.items() if "convolution" in str(operator)
-    )
-    return _Counted(counter.get_total_flops() - convolutions, convolutions)
-
-
-class _Softmaxes(ModuleNames):
-    """Keeps the scores that every attention hands to its softmax, its mask applied."""
+    Refuses a product that FlopCounterMode has no formula for.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,42 +278,54 @@ class _Softmaxes(ModuleNames):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        _refuse_uncounted(func)
+        if self.in_backward:
+            # By which module, only PyTorch knows, and not always.
+            return func(*args, **(kwargs or {}))
         # Scores are (batch, heads, queries, keys); a router's logits have no heads.
         if func is torch.ops.aten._softmax.default and args[0].ndim == 4:
             self.scores.append((self.modules[-1], args[0]))
-        return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def admitted_pairs(
-    config: Mapping[str, Any], *, seq_len: int, target_len: int | None = None
-) -> dict[str, int]:
-    """Query-key pairs that a sequence's heads attend to, each, by module, in order of execution.
+@dataclasses.dataclass(frozen=True)
+class _Counted:
+    products: int
+    convolutions: int
 
-    The network runs on real tensors without a mask being given, so it applies its own. A pair is
-    admitted where the score that reaches the softmax has not been pushed out of its range; a
-    sink's column is no key.
 
-    Args:
-        config: The fields of a config.json, of a small model.
-        seq_len: As of :func:`inputs`.
-        target_len: As of :func:`inputs`.
+def _passes(
+    network: PreTrainedModel, given: dict[str, Any], recorder: _Recorder | None = None
+) -> tuple[_Counted, _Counted]:
+    """FLOPs of the forward and of the backward pass."""
+    recording = contextlib.nullcontext() if recorder is None else recorder
+    with FlopCounterMode(display=False) as forward, recording:
+        result = network(**given)
+        outputs = [value for value in result.values() if isinstance(value, torch.Tensor)]
+        loss = torch.stack([output.sum() for output in outputs]).sum()
+    if recorder is not None:
+        recorder.in_backward = True
+    with FlopCounterMode(display=False) as backward, recording:
+        loss.backward()
+    return _counted(forward), _counted(backward)
 
-    Raises:
-        AssertionError: If heads differ in what they admit.
-    """
-    torch.manual_seed(0)
-    network = build(config, device="cpu")
-    given = inputs(network, seq_len=seq_len, batch_size=1, target_len=target_len)
-    given.pop("attention_mask", None)
-    softmaxes = _Softmaxes()
-    with torch.no_grad(), softmaxes.naming(network), softmaxes:
-        network(**given)
+
+def _counted(counter: FlopCounterMode) -> _Counted:
+    by_operator = counter.get_flop_counts().get("Global", {})
+    convolutions = sum(
+        flops for operator, flops in by_operator.items() if "convolution" in str(operator)
+    )
+    return _Counted(counter.get_total_flops() - convolutions, convolutions)
+
+
+def _admitted(network: PreTrainedModel, scores: list[tuple[str, torch.Tensor]]) -> dict[str, int]:
+    """Pairs whose score has not been pushed out of its range; a sink's column is no key."""
     admitted = {}
-    for name, scores in softmaxes.scores:
+    for name, of_module in scores:
         if hasattr(network.get_submodule(name), "sinks"):
-            scores = scores[..., :-1]
-        masks = (scores > torch.finfo(scores.dtype).min / 2).flatten(0, 1)
-        assert not scores.isnan().any(), f"{name}: scores are no numbers"
+            of_module = of_module[..., :-1]
+        masks = (of_module > torch.finfo(of_module.dtype).min / 2).flatten(0, 1)
+        assert not of_module.isnan().any(), f"{name}: scores are no numbers"
         assert (masks == masks[0]).all(), f"{name}: heads admit different pairs"
         admitted[name] = int(masks[0].sum())
     return admitted

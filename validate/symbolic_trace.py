@@ -154,40 +154,13 @@ class NotAProofError(AssertionError):
     """A trace holds for less than every size."""
 
 
-class ModuleNames(TorchDispatchMode):
-    """Knows which modules of a network are running forward as an operation is dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.modules: list[str] = []
-
-    @contextlib.contextmanager
-    def naming(self, network: nn.Module) -> Iterator[None]:
-        """Keep the stack of the network's modules that are running forward."""
-        with contextlib.ExitStack() as stack:
-            for name, module in network.named_modules():
-                stack.enter_context(mock.patch.object(module, "forward", self._named(name, module)))
-            yield
-
-    def _named(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        forward = module.forward
-
-        def named(*args: Any, **kwargs: Any) -> Any:
-            self.modules.append(name)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self.modules.pop()
-
-        return named
-
-
-class Products(ModuleNames):
+class Products(TorchDispatchMode):
     """Records products and attributes them to modules."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[TracedRow] = []
+        self.modules: list[str] = []
         self.in_backward = False
         self._module_of_node: dict[int, str] = {}
 
@@ -223,6 +196,26 @@ class Products(ModuleNames):
     def _remember(self) -> None:
         """Note the node that the product now being dispatched has just created."""
         self._module_of_node[torch.autograd._get_sequence_nr() - 1] = self.modules[-1]
+
+    @contextlib.contextmanager
+    def naming(self, network: nn.Module) -> Iterator[None]:
+        """Keep the stack of the network's modules that are running forward."""
+        with contextlib.ExitStack() as stack:
+            for name, module in network.named_modules():
+                stack.enter_context(mock.patch.object(module, "forward", self._named(name, module)))
+            yield
+
+    def _named(self, name: str, module: nn.Module) -> Callable[..., Any]:
+        forward = module.forward
+
+        def named(*args: Any, **kwargs: Any) -> Any:
+            self.modules.append(name)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.modules.pop()
+
+        return named
 
 
 def _expression(size: Any) -> Any:

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.initialization import no_init_weights
 
 from validate import hugging_face
-from validate.hugging_face import UncountedError, admitted_pairs, build, observe
+from validate.hugging_face import UncountedError, build, observe
 
 N = 13
 SMALL = dict(
@@ -20,6 +20,11 @@ T5 = dict(
     num_decoder_layers=2, decoder_start_token_id=0,
 )  # fmt: skip
 CAUSAL = N * (N + 1) // 2
+
+
+def admitted_pairs(config, **lengths):
+    seen = observe(config, batch_size=2, checkpointing=False, device="cpu", **lengths)
+    return seen.admitted
 
 
 def window(size):
@@ -214,7 +219,7 @@ def test_a_default_that_counts_0_is_refused(attention, experts, device, hidden, 
         hugging_face.require_countable(network)
     # Were its config silent, the operator itself would be refused.
     monkeypatch.setattr(hugging_face, "require_countable", lambda network: None)
-    monkeypatch.setattr(hugging_face, "build", lambda config: network)
+    monkeypatch.setattr(hugging_face, "build", lambda config, device: network)
     with pytest.raises(UncountedError, match=r"counts it as 0"):
         observe(config, seq_len=N, batch_size=2)
 

@@ -1,0 +1,244 @@
+"""The counter against transformers' own networks, family by family.
+
+For a config, what :func:`flopcount.from_hf` counts is held against what
+:mod:`validate.hugging_face` sees of the network that transformers builds from it: parameters and
+buffers, dense totals of both passes, every product of the forward pass by module, recomputation in
+both flavours, and the causal count against the pairs that the network's masks admit.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from hypothesis import strategies as st
+
+import flopcount as fc
+from flopcount.hf import FAMILIES
+from validate import hf_configs, hugging_face
+from validate.configurations import draw
+from validate.hugging_face import Seen
+
+BATCH_SIZE = 2
+DRAWN = 40
+PUBLISHED_SEQ_LEN = 1000
+Differences = dict[str, int]
+Products = dict[tuple[str, str], list[int]]
+"""FLOPs of a layer's products of a name; several terms in one product are joined by +."""
+
+SCORES = ("scores", "values")
+QKV = ("query+key+value",)
+GATE_UP = ("mlp gate+mlp up",)
+PRODUCTS: dict[str, tuple[str, ...]] = {
+    "self_attn.q_proj": ("query",),
+    "self_attn.k_proj": ("key",),
+    "self_attn.v_proj": ("value",),
+    "self_attn.o_proj": ("out",),
+    "self_attn.out_proj": ("out",),
+    "self_attn.qkv_proj": QKV,
+    "self_attn.dense": ("out",),
+    "self_attn": SCORES,
+    "mlp.gate_proj": ("mlp gate",),
+    "mlp.up_proj": ("mlp up",),
+    "mlp.gate_up_proj": GATE_UP,
+    "mlp.down_proj": ("mlp down",),
+    "mlp.fc1": ("mlp up",),
+    "mlp.fc2": ("mlp down",),
+    "fc1": ("mlp up",),
+    "fc2": ("mlp down",),
+    # GPT-2 and MPT
+    "attn.c_attn": QKV,
+    "attn.c_proj": ("out",),
+    "attn.Wqkv": QKV,
+    "attn.out_proj": ("out",),
+    "attn": SCORES,
+    "mlp.c_fc": ("mlp up",),
+    "mlp.c_proj": ("mlp down",),
+    "ffn.up_proj": ("mlp up",),
+    "ffn.down_proj": ("mlp down",),
+    # Falcon, BLOOM and GPT-NeoX
+    "self_attention.query_key_value": QKV,
+    "self_attention.dense": ("out",),
+    "self_attention": SCORES,
+    "attention.query_key_value": QKV,
+    "attention.dense": ("out",),
+    "attention": SCORES,
+    "mlp.dense_h_to_4h": ("mlp up",),
+    "mlp.dense_4h_to_h": ("mlp down",),
+}
+"""The counter's terms for the products of each module that multiplies, within a layer."""
+
+OUTSIDE = {
+    "lm_head": ("output", ("logits",)),
+    "embed_out": ("output", ("logits",)),
+    "project_in": ("embedding", ("project in",)),
+    "project_out": ("output", ("project out",)),
+}
+"""Layer and terms of the products of each module outside the layers, by its last name."""
+
+IN_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
+
+
+def layer_names(model: Any) -> list[str]:
+    """What tables call each layer."""
+    names = [""] * model.num_layers
+    for group in model.groups():
+        for first in group.indices:
+            for index in range(first, model.num_layers, group.period):
+                names[index] = group.name
+    return names
+
+
+def products_seen(seen: Seen, names: list[str]) -> Products:
+    """The products of the network's forward pass, as the counter calls them.
+
+    Raises:
+        KeyError: If a module multiplies that is not one of those listed.
+    """
+    found: Products = collections.defaultdict(list)
+    for module, flops in seen.modules.items():
+        inside = IN_LAYER.search(module)
+        if inside:
+            layer, terms = names[int(inside[1])], PRODUCTS[inside[2]]
+        else:
+            layer, terms = OUTSIDE[module.rpartition(".")[2]]
+        if len(terms) != len(flops):
+            raise KeyError(f"{module} executes {len(flops)} products: {terms} are known")
+        for term, product in zip(terms, flops, strict=True):
+            found[layer, term].append(product)
+    return found
+
+
+def by_module(count: Any, seen: Products) -> Differences:
+    """The counter's forward terms minus the modules' products; equal layers have equal shares."""
+    terms: collections.Counter[tuple[str, str]] = collections.Counter()
+    for term in count.terms:
+        terms[term.layer, term.term] += term.forward
+    differences = {}
+    for (layer, names), products in seen.items():
+        formula = sum(terms.pop((layer, name), 0) for name in names.split("+"))
+        unequal = max(products) - min(products)
+        differences[f"{layer} {names}"] = formula - sum(products) or unequal
+    for (layer, term), flops in terms.items():
+        differences[f"{layer} {term}, which no module executes"] = flops
+    return differences
+
+
+def compare(
+    config: dict[str, Any], seq_len: int, *, target_len: int | None = None, device: str = "cpu"
+) -> Differences:
+    """Counter minus network, by what was compared.
+
+    Args:
+        config: The fields of a config.json.
+        seq_len: Positions of a sequence.
+        target_len: Of the decoder, where there are two stacks.
+        device: Where the network runs; on ``"cpu"`` with checkpointing too, and its masks are
+            enumerated.
+    """
+    model = fc.from_hf(config, seq_len, target_len=target_len)
+    seen = hugging_face.observe(
+        config,
+        seq_len=seq_len,
+        batch_size=BATCH_SIZE,
+        target_len=target_len,
+        device=device,
+        checkpointing=device == "cpu",
+    )
+    params = model.params()
+    count = model.flops("dense", batch_size=BATCH_SIZE)
+    names = layer_names(model)
+    differences = {
+        "parameters": params.total - seen.parameters,
+        "buffers": sum(buffer.count for buffer in params.buffers) - seen.buffers,
+        "forward": count.forward - seen.forward,
+        "backward": count.backward - seen.backward,
+        **by_module(count, products_seen(seen, names)),
+    }
+    for flavour, recomputed in seen.recompute.items():
+        again = model.flops("dense", batch_size=BATCH_SIZE, checkpointing=flavour)
+        differences[f"recompute, {flavour}"] = again.recompute - recomputed
+    if seen.admitted is not None:
+        differences |= causal_pairs(model, count, seen.admitted, names)
+    return differences
+
+
+def causal_pairs(model: Any, dense: Any, admitted: dict[str, int], names: list[str]) -> Differences:
+    """Causal scores and values minus the share of the dense ones that the masks admit.
+
+    Equal layers of n queries and keys multiply n² pairs each at level ``dense``.
+    """
+    pairs: dict[str, list[int]] = collections.defaultdict(list)
+    for module, number in admitted.items():
+        inside = IN_LAYER.search(module)
+        assert inside is not None, module
+        pairs[names[int(inside[1])]].append(number)
+    causal = model.flops("causal", batch_size=BATCH_SIZE)
+    differences = {}
+    rectangles = {(term.layer, term.term): term.forward for term in dense.terms}
+    for term in causal.terms:
+        if term.term in SCORES:
+            of_layer = pairs[term.layer]
+            whole = len(of_layer) * model.length**2
+            share, rest = divmod(rectangles[term.layer, term.term] * sum(of_layer), whole)
+            differences[f"causal {term.layer} {term.term}"] = term.forward - share or rest
+    return differences
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A config to be tried.
+
+    Attributes:
+        name: The published model's name; empty of drawn ones.
+        config: The fields of a config.json.
+        seq_len: Positions of a sequence.
+    """
+
+    name: str
+    config: dict[str, Any]
+    seq_len: int
+
+    def __str__(self) -> str:
+        return self.name or f"{self.config}, {self.seq_len} positions"
+
+
+def drawn(family: str, number: int = DRAWN) -> list[Case]:
+    """The same drawn configs of a family each time."""
+    strategy = st.tuples(hf_configs.DRAWN[family], hf_configs.seq_lens())
+    return [
+        Case("", config | {"model_type": family}, seq_len)
+        for config, seq_len in draw(strategy, number)
+    ]
+
+
+def published(family: str) -> list[Case]:
+    """Well-known models of a family, by the model type of the text."""
+    return [
+        Case(name, config, PUBLISHED_SEQ_LEN)
+        for name, config in hf_configs.PUBLISHED.items()
+        if config.get("text_config", config)["model_type"] == family
+    ]
+
+
+def cases(family: str, quick: bool) -> Iterable[tuple[str, Differences]]:
+    """Differences on a family's configs: published sizes without data, drawn ones with masks too.
+
+    Args:
+        family: A ``model_type``.
+        quick: A few drawn configs alone.
+    """
+    for case in drawn(family, 3 if quick else DRAWN):
+        yield str(case), compare(case.config, case.seq_len)
+    for case in () if quick else published(family):
+        yield str(case), compare(case.config, case.seq_len, device="meta")
+
+
+WITNESSED = tuple(family for family in FAMILIES if family in hf_configs.DRAWN)
+"""Families that are tried."""
+
+UNWITNESSED = tuple(family for family in FAMILIES if family not in hf_configs.DRAWN)
+"""Families that nothing confirms."""

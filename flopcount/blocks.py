@@ -13,7 +13,7 @@ from typing import Protocol
 
 from flopcount.masks import Causal, Full, Mask
 from flopcount.operations import Pass, ScoreWork, attend, linear, norm, shared_input, work
-from flopcount.rows import CHECKPOINTING, AnyRow, Tensor, Work
+from flopcount.rows import CHECKPOINTING, AnyRow, Saved, Tensor, Work
 from flopcount.sizes import Size, minimum
 
 CAUSAL = Causal()
@@ -374,6 +374,8 @@ class Residual:
         block: The branch.
         branch_norm: After the block, before the addition.
         sum_norm: After the addition.
+        dropout: Whether the branch passes a dropout in training, whose mask the backward pass
+            needs; dropping is no arithmetic.
     """
 
     name: str
@@ -381,6 +383,7 @@ class Residual:
     block: Block
     branch_norm: Norm | None = None
     sum_norm: Norm | None = None
+    dropout: bool = False
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """The norms, the block, and the addition."""
@@ -391,7 +394,8 @@ class Residual:
         yield from behind
         channels = next(norm.channels for norm in norms if norm is not None)
         reason = "forward: branch + input; backward: the gradients of the two paths are added"
-        yield from work(at, f"{self.name} residual", channels, 1, 1, reason)
+        saved: Saved | None = "input" if self.dropout else None
+        yield from work(at, f"{self.name} residual", channels, 1, 1, reason, saved)
         yield from last
 
 
@@ -402,12 +406,14 @@ class Parallel:
     Attributes:
         norms: One of each branch, or one that all branches read.
         blocks: The branches.
+        dropout: As in :class:`Residual`.
 
     Source: Wang and Komatsuzaki 2021, GPT-J-6B.
     """
 
     norms: tuple[Norm, ...]
     blocks: tuple[Block, ...]
+    dropout: bool = False
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """The norms, the branches, and the additions."""
@@ -423,7 +429,8 @@ class Parallel:
             "forward: the branches and the input are added; backward: the gradients of the norms "
             "and of the input are added"
         )
-        yield from work(at, "residual", channels, 1 + others, added, reason)
+        saved: Saved | None = "input" if self.dropout else None
+        yield from work(at, "residual", channels, 1 + others, added, reason, saved)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,6 +128,8 @@ class CausalLM(Architecture):
         tie_embeddings: Whether the output layer's weight is the token embedding.
         output_bias: Whether logits have a bias.
         logit_softcap: Whether logits are capped by a tanh.
+        dropout: Whether branches pass a dropout in training: it costs nothing, but activation
+            checkpointing executes again what its mask is of.
         reading: Of a model read from a config: what was read, and what was not.
 
     Raises:
@@ -181,6 +183,7 @@ class CausalLM(Architecture):
     tie_embeddings: bool = False
     output_bias: bool = False
     logit_softcap: bool = False
+    dropout: bool = False
     reading: Annotated[Any, Note()] = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -332,7 +335,7 @@ class CausalLM(Architecture):
         mixer, feed_forward = self.mixer(kind), self.feed_forward(kind)
         if self.parallel_norms is not None:
             norms = self.norm_of("norm"), self.norm_of("mlp norm")
-            return (Parallel(norms[: self.parallel_norms], (mixer, feed_forward)),)
+            return (Parallel(norms[: self.parallel_norms], (mixer, feed_forward), self.dropout),)
         return (
             self.residual("attention", "", mixer),
             self.residual("mlp", "mlp ", feed_forward),
@@ -353,6 +356,7 @@ class CausalLM(Architecture):
                 else None
             ),
             sum_norm=own if placement == "post" else None,
+            dropout=self.dropout,
         )
 
     def after(self, at: Pass) -> Network:

@@ -128,6 +128,12 @@ def is_given(*names: str, default: Any = None) -> Take:
     return take
 
 
+def drops(*names: str, default: float) -> Take:
+    """Whether a dropout drops anything."""
+    probability = number(*names, default=default)
+    return lambda config: probability(config) > 0
+
+
 def words(text: str) -> frozenset[str]:
     """The words of a text."""
     return frozenset(text.split())
@@ -240,6 +246,7 @@ class Family:
         fields: Of each field of the declaration, what reads it, or a constant.
         without_effect: Fields that change neither parameters nor FLOPs.
         only: Fields of which a few values are modelled alone; any other is refused.
+        nested: Fields that are objects; theirs are read as ``"attn_config.alibi"``.
         options: What :func:`flopcount.from_hf` takes for it beside ``seq_len``.
         remarks: Functions of the config that say in words what the reader should know, or nothing.
     """
@@ -249,5 +256,6 @@ class Family:
     fields: Mapping[str, Any]
     without_effect: frozenset[str] = frozenset()
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    nested: tuple[str, ...] = ()
     options: frozenset[str] = frozenset()
     remarks: tuple[Callable[[Config], str | None], ...] = ()

@@ -12,7 +12,16 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from flopcount.masks import Causal, Full, Mask
-from flopcount.operations import Pass, ScoreWork, attend, linear, norm, shared_input, work
+from flopcount.operations import (
+    Pass,
+    ScoreWork,
+    attend,
+    cross_entropy,
+    linear,
+    norm,
+    shared_input,
+    work,
+)
 from flopcount.rows import CHECKPOINTING, AnyRow, Saved, Tensor, Work
 from flopcount.sizes import Size, minimum
 
@@ -507,11 +516,7 @@ class Output:
             yield from work(at, "logit cap", self.vocab_size, *costs, cap.reason)
         if not at.training:
             return
-        reason = (
-            "forward: maximum, subtract, exponential, sum, subtract the logarithm; "
-            "backward: sum of the gradient, exponential, multiply, subtract"
-        )
-        yield from work(at.at(layer="loss"), "cross-entropy", self.vocab_size, 5, 4, reason)
+        yield from cross_entropy(at.at(layer="loss"), self.vocab_size)
         if self.tied:
             yield Work(
                 part="self",

@@ -215,7 +215,7 @@ class Attention:
     bias: bool = False
     out_bias: bool = False
     rotary: Rotary | None = None
-    norms: tuple[Norm, ...] = ()
+    norms: tuple[Block, ...] = ()
     gate: bool = False
     sinks: bool = False
     score_bias: str | None = None
@@ -329,6 +329,13 @@ ACTIVATIONS = {
         9,
         "forward: times 1.702, σ (3), times x; backward: σ again (4), 1 - σ, times 1.702x, 1 +, "
         "times σ, times dy",
+    ),
+    "clamped_swiglu": Activation(
+        9,
+        12,
+        "forward: of the gate a minimum, times α, σ (3), times the gate, of the other two bounds "
+        "and 1 +; backward: σ again (4), 1 - σ, times α·gate, 1 +, times σ, times dy, and a "
+        "comparison for each bound",
     ),
     "relu": Activation(1, 1, "forward: a maximum; backward: a comparison"),
     "relu_squared": Activation(2, 3, "forward: a maximum, a square; backward: 2x, times dy (2)"),

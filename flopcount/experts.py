@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
 
 from flopcount.blocks import MLP, TOKENS, Block, Layers
 from flopcount.operations import Pass, cross_entropy, linear, norm, shared_input, work
@@ -65,7 +64,7 @@ class Router:
     2.1.2, for the correction.
     """
 
-    scores: Literal["softmax", "sigmoid"] = "softmax"
+    scores: str = "softmax"
     after_choice: bool = False
     normalised: bool = False
     scaled: bool = False
@@ -105,7 +104,7 @@ class MixtureOfExperts:
         shared_gate: Whether a sigmoid of a projection d → 1 weights it.
         shared_first: Whether it is executed before the experts; what recomputation spares depends
             on it.
-        weighted: Whether the weights multiply the experts' outputs or their inputs.
+        weighted: Whether the weights multiply the experts' ``"output"`` or their ``"input"``.
 
     Source: Shazeer et al. 2017 (arXiv 1701.06538); Fedus et al. 2021 (arXiv 2101.03961); Dai et al.
     2024 (arXiv 2401.06066) for shared experts.
@@ -124,7 +123,7 @@ class MixtureOfExperts:
     shared: MLP | None = None
     shared_gate: bool = False
     shared_first: bool = False
-    weighted: Literal["output", "input"] = "output"
+    weighted: str = "output"
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Router, experts, weights and sum, and the shared MLP before or after them."""

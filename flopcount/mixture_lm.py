@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from flopcount.architectures import Choice, Dimension, Pattern, require_at_most
-from flopcount.blocks import MLP, Block, Network
+from flopcount.blocks import MLP, Attention, Block, Network
 from flopcount.causal_lm import CausalLM, Kind
 from flopcount.experts import SCORES, MixtureOfExperts, MultiTokenPrediction, Router
 from flopcount.latent import LatentAttention
@@ -120,7 +120,9 @@ class MixtureLM(CausalLM):
         given = {name: getattr(self, name) is not None for name in LATENT if name != "rotary_dim"}
         if any(given.values()) and not (all(given.values()) and self.rotary_dim is not None):
             sizes = ", ".join(f"{name} = {getattr(self, name)}" for name in LATENT)
-            raise ValueError(f"{sizes}: expected all of them, or none for attention without latents")
+            raise ValueError(
+                f"{sizes}: expected all of them, or none for attention without latents"
+            )
 
     @property
     def width(self) -> Size:
@@ -147,13 +149,13 @@ class MixtureLM(CausalLM):
                 self.latent_bias,
                 self.mask(kind),
             )
-        attention: Any = super().mixer(kind)
-        if kind["positions"] == "rotary":
+        attention = super().mixer(kind)
+        if kind["positions"] == "rotary" or not isinstance(attention, Attention):
             return attention
-        own = () if self.norms_with_rotary else attention.norms
+        norms: tuple[Block, ...] = () if self.norms_with_rotary else attention.norms
         if self.query_temperature:
-            own = (*own, Temperature(multiply(self.num_heads, self.width)))
-        return dataclasses.replace(attention, norms=own)
+            norms = (*norms, Temperature(multiply(self.num_heads, self.width)))
+        return dataclasses.replace(attention, norms=norms)
 
     def feed_forward(self, kind: Kind) -> Block:
         """An MLP, or experts."""

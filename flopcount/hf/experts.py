@@ -214,44 +214,34 @@ def own_keys(heads: Take) -> Take:
 
 def deepseek(
     *,
-    num_attention_heads: int,
-    query_rank: int = 1536,
+    heads: int,
+    layers: int,
+    dense: int,
     experts: int,
     per_token: int | None,
     expert_size: int,
     shared: int,
-    dense: int,
-    num_hidden_layers: int,
     **others: Any,
 ) -> dict[str, Any]:
     """Latent attention, and experts beside a shared MLP behind some dense layers."""
     width = size("moe_intermediate_size", default=expert_size)
-    return llama_like(
-        num_attention_heads=num_attention_heads,
-        num_hidden_layers=num_hidden_layers,
-        **dict(
-            num_key_value_heads=own_keys(
-                size("num_attention_heads", default=num_attention_heads)
-            ),
-            head_dim=None,
-            query_rank=size("q_lora_rank", default=query_rank, null=None),
-            key_value_rank=size("kv_lora_rank", default=512),
-            plain_dim=size("qk_nope_head_dim", default=128),
-            rotary_dim=size("qk_rope_head_dim", default=64),
-            value_dim=size("v_head_dim", default=128),
-            latent_bias=ATTENTION_BIAS,
-            mlp=sparse_after(size("num_hidden_layers", default=num_hidden_layers), default=dense),
-            num_experts=size(
-                "n_routed_experts", "num_experts", "num_local_experts", default=experts
-            ),
-            experts_per_token=size(
-                "num_experts_per_tok", default=per_token or missing("num_experts_per_tok")
-            ),
-            expert_size=width,
-            shared_size=product(width, size("n_shared_experts", default=shared)),
-            router_scaled=True,
+    return llama_like(num_attention_heads=heads, num_hidden_layers=layers, **others) | dict(
+        num_key_value_heads=own_keys(size("num_attention_heads", default=heads)),
+        head_dim=None,
+        query_rank=size("q_lora_rank", default=1536, null=None),
+        key_value_rank=size("kv_lora_rank", default=512),
+        plain_dim=size("qk_nope_head_dim", default=128),
+        rotary_dim=size("qk_rope_head_dim", default=64),
+        value_dim=size("v_head_dim", default=128),
+        latent_bias=ATTENTION_BIAS,
+        mlp=sparse_after(size("num_hidden_layers", default=layers), default=dense),
+        num_experts=size("n_routed_experts", "num_experts", "num_local_experts", default=experts),
+        experts_per_token=size(
+            "num_experts_per_tok", default=per_token or missing("num_experts_per_tok")
         ),
-        **others,
+        expert_size=width,
+        shared_size=product(width, size("n_shared_experts", default=shared)),
+        router_scaled=True,
     )
 
 
@@ -263,8 +253,8 @@ DEEPSEEK_V2 = Family(
         vocab_size=102400,
         hidden_size=4096,
         intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
+        layers=32,
+        heads=32,
         experts=64,
         per_token=None,
         expert_size=1407,
@@ -292,8 +282,8 @@ def deepseek_v3(*heads: str) -> Family:
             vocab_size=129280,
             hidden_size=7168,
             intermediate_size=18432,
-            num_hidden_layers=61,
-            num_attention_heads=128,
+            layers=61,
+            heads=128,
             experts=256,
             per_token=8,
             expert_size=2048,

@@ -108,6 +108,7 @@ class CausalLM(Architecture):
         spare_positions: Rows of it that no sequence uses.
         query_key_norm: A norm of queries and keys, of each ``"head"`` or of the ``"whole"`` width;
             ``"head, no scale"`` has no parameters.
+        qkv_clip: Whether queries, keys and values are clipped.
         qkv_bias: Whether query, key and value projections have biases.
         out_bias: Whether attention's output projection has one.
         mlp_bias: Whether the MLP's linear layers have biases.
@@ -164,6 +165,7 @@ class CausalLM(Architecture):
     num_positions: Annotated[Size | None, Dimension()] = None
     spare_positions: Annotated[Size, Dimension(minimum=0)] = 0
     query_key_norm: Annotated[str | None, Choice(("head", "head, no scale", "whole"))] = None
+    qkv_clip: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -208,8 +210,8 @@ class CausalLM(Architecture):
         """
         if self.seq_len is None:
             raise ValueError(
-                "seq_len = None: expected an integer >= 1, the positions of the sequence whose FLOPs "
-                "are counted, such as seq_len=8192 or, on the command line, --seq-len 8192"
+                "seq_len = None: expected an integer >= 1, the positions of the sequence whose "
+                "FLOPs are counted, such as seq_len=8192 or, on the command line, --seq-len 8192"
             )
         return self.seq_len
 
@@ -336,6 +338,7 @@ class CausalLM(Architecture):
             sinks=self.sinks,
             score_bias="alibi" if kind["positions"] == "alibi" else None,
             softcap=self.attention_softcap,
+            clip=self.qkv_clip,
         )
 
     def feed_forward(self, kind: Kind) -> Block:

@@ -38,6 +38,7 @@ from flopcount.architectures import (
     NumLayers,
     Pattern,
     Vocabulary,
+    lettered,
     require_at_most,
 )
 from flopcount.blocks import (
@@ -58,7 +59,7 @@ from flopcount.blocks import (
 from flopcount.conventions import Inputs
 from flopcount.masks import Causal, Chunked, Mask
 from flopcount.operations import Pass
-from flopcount.sizes import Size, ceil_divide, divide, exact_ratio, is_array, multiply
+from flopcount.sizes import Size, ceil_divide, divide, exact_ratio, is_array, is_symbolic, multiply
 from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
@@ -107,6 +108,7 @@ class CausalLM(Architecture):
         spare_positions: Rows of it that no sequence uses.
         query_key_norm: A norm of queries and keys, of each ``"head"`` or of the ``"whole"`` width;
             ``"head, no scale"`` has no parameters.
+        qkv_clip: Whether queries, keys and values are clipped.
         qkv_bias: Whether query, key and value projections have biases.
         out_bias: Whether attention's output projection has one.
         mlp_bias: Whether the MLP's linear layers have biases.
@@ -163,6 +165,7 @@ class CausalLM(Architecture):
     num_positions: Annotated[Size | None, Dimension()] = None
     spare_positions: Annotated[Size, Dimension(minimum=0)] = 0
     query_key_norm: Annotated[str | None, Choice(("head", "head, no scale", "whole"))] = None
+    qkv_clip: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -207,10 +210,23 @@ class CausalLM(Architecture):
         """
         if self.seq_len is None:
             raise ValueError(
-                "seq_len = None: expected an integer >= 1, the positions of a sequence, for which "
-                "FLOPs are counted; give it when the model is made: seq_len=8192"
+                "seq_len = None: expected an integer >= 1, the positions of the sequence whose "
+                "FLOPs are counted, such as seq_len=8192 or, on the command line, --seq-len 8192"
             )
         return self.seq_len
+
+    def lettered(self) -> dict[str, Dimension]:
+        """Positions even where they are not given; L only where layers repeat."""
+        letters = lettered(self.kinds())
+        repeats = self.period() == 1 or is_symbolic(self.num_layers)
+        if not repeats and not is_array(self.num_layers):
+            repeats = self.period() < self.num_layers
+        return {
+            name: kind
+            for name, kind in letters.items()
+            if name == "seq_len"
+            or (getattr(self, name) is not None and (repeats or name != "num_layers"))
+        }
 
     @property
     def width(self) -> Size:
@@ -223,6 +239,10 @@ class CausalLM(Architecture):
         """What differs between layers: each aspect's words, which layers take in turn."""
         return {"attention": self.attention, "positions": self.positions}
 
+    def period(self) -> int:
+        """After how many layers they repeat."""
+        return math.lcm(*(len(words) for words in self.aspects().values()))
+
     def groups(self) -> tuple[Group, ...]:
         """Equal layers together, in the order of the first of each kind.
 
@@ -230,7 +250,7 @@ class CausalLM(Architecture):
         kind are what is left of L.
         """
         aspects, number = self.aspects(), self.num_layers
-        period = math.lcm(*(len(words) for words in aspects.values()))
+        period = self.period()
         if type(number) is int:
             period = min(period, number)
         kinds: dict[tuple[str, ...], list[int]] = {}
@@ -318,6 +338,7 @@ class CausalLM(Architecture):
             sinks=self.sinks,
             score_bias="alibi" if kind["positions"] == "alibi" else None,
             softcap=self.attention_softcap,
+            clip=self.qkv_clip,
         )
 
     def feed_forward(self, kind: Kind) -> Block:

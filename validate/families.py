@@ -11,16 +11,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.hf import FAMILIES
-from validate import hf_configs, hf_experts, hugging_face
+from validate import hf_configs, hf_experts
 from validate.configurations import draw
-from validate.hugging_face import Seen
+
+if TYPE_CHECKING:
+    from validate.hugging_face import Seen
 
 BATCH_SIZE = 2
 DRAWN = 40
@@ -157,7 +160,9 @@ def executed_beyond(model: Any) -> dict[tuple[str, str], int]:
     }
 
 
-def by_module(count: Any, seen: Products, beyond: dict[tuple[str, str], int]) -> Differences:
+def by_module(
+    count: Any, seen: Products, beyond: Mapping[tuple[str, str], int] = MappingProxyType({})
+) -> Differences:
     """The counter's forward terms minus the modules' products; equal layers have equal shares."""
     terms: collections.Counter[tuple[str, str]] = collections.Counter(beyond)
     for term in count.terms:
@@ -184,6 +189,9 @@ def compare(
         device: Where the network runs; on ``"cpu"`` with checkpointing too, and its masks are
             enumerated.
     """
+    # It loads transformers, which takes seconds.
+    from validate import hugging_face
+
     model = fc.from_hf(config, seq_len, target_len=target_len)
     seen = hugging_face.observe(
         config,
@@ -282,6 +290,18 @@ def cases(family: str, quick: bool) -> Iterable[tuple[str, Differences]]:
         yield str(case), compare(case.config, case.seq_len)
     for case in () if quick else published(family):
         yield str(case), compare(case.config, case.seq_len, device="meta")
+
+
+def confirmed(family: str) -> str:
+    """What is held against the witness."""
+    return f"{family} read from its config: parameters, dense products, recomputation, causal pairs"
+
+
+def witness(family: str) -> str:
+    """Who confirms a family."""
+    stand_in = hf_configs.STAND_INS.get(family, family)
+    at = "" if stand_in == family else ", at its sizes"
+    return f"transformers' {FAMILIES[stand_in].heads[0]}{at}, under torch FlopCounterMode"
 
 
 WITNESSED = tuple(family for family in FAMILIES if family in STRATEGIES)

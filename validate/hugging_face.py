@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from validate.hf_configs import STAND_INS
 from validate.symbolic_trace import Products
 
 TESTED_TRANSFORMERS = "5.24.0"
@@ -37,9 +38,6 @@ COUNTABLE = {
 
 Eager experts are countable too, but need data: it stays where there are no experts.
 """
-
-WITNESSED_BY = {"kimi_k2": "deepseek_v3"}
-"""Families without code of their own in transformers, and whose code runs at their sizes."""
 
 FLAVOURS = {"reentrant": True, "non-reentrant": False}
 """Flavours of activation checkpointing, with ``use_reentrant`` of each."""
@@ -65,7 +63,7 @@ def read(config: Mapping[str, Any]) -> PreTrainedConfig:
             "are the witness; install that"
         )
     own = config.get("model_type")
-    name = WITNESSED_BY.get(str(own), own)
+    name = STAND_INS.get(str(own), own)
     if name not in transformers.CONFIG_MAPPING:
         raise ValueError(f"model_type = {own!r}: expected one that transformers has")
     # Some config classes change the dict that they are given.

@@ -296,7 +296,7 @@ class GatedDeltaNet:
     key_dim: Size
     value_dim: Size
     taps: Size
-    chunk: Size = 64
+    chunk: Size
     activation: str = "silu"
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
@@ -395,8 +395,8 @@ class Mamba2:
     groups: Size
     taps: Size
     chunk: Size
-    bias: bool = False
-    convolution_bias: bool = True
+    bias: bool
+    convolution_bias: bool
     activation: str = "silu"
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
@@ -457,8 +457,8 @@ class Mamba1:
     state: Size
     rank: Size
     taps: Size
-    bias: bool = False
-    convolution_bias: bool = True
+    bias: bool
+    convolution_bias: bool
     activation: str = "silu"
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:

@@ -31,8 +31,18 @@ LIGHTNING = LightningAttention(channels=7, num_heads=3, head_dim=4, chunk=3)
 DELTA = GatedDeltaNet(
     channels=7, num_key_heads=2, num_value_heads=4, key_dim=3, value_dim=5, taps=4, chunk=3
 )
-MAMBA2 = Mamba2(channels=7, num_heads=4, head_dim=3, state=5, groups=2, taps=4, chunk=3, bias=True)
-MAMBA1 = Mamba1(channels=7, inner=6, state=5, rank=2, taps=4, bias=True)
+MAMBA2 = Mamba2(
+    channels=7,
+    num_heads=4,
+    head_dim=3,
+    state=5,
+    groups=4,
+    taps=4,
+    chunk=3,
+    bias=True,
+    convolution_bias=True,
+)
+MAMBA1 = Mamba1(channels=7, inner=6, state=5, rank=2, taps=4, bias=True, convolution_bias=True)
 BLOCKS = [LIGHTNING, DELTA, MAMBA2, MAMBA1]
 
 
@@ -44,6 +54,47 @@ def forward(block, level, at=AT):
     terms = [product_term(row, level, None, True, None) for row in of(Product, block, at)]
     assert all(term.backward == 2 * term.forward for term in terms)
     return {term.term: term.forward for term in terms}
+
+
+def test_chunks_by_enumeration():
+    for positions in range(1, 14):
+        for size in range(1, 6):
+            starts = range(0, positions, size)
+            rows = [min(size, positions - start) for start in starts]
+            padded = size * len(starts)
+            assert WithinChunks(size, padded=False).rectangle(positions, 99) == sum(
+                row * row for row in rows
+            )
+            assert WithinChunks(size).rectangle(positions, 99) == sum(size * size for _ in rows)
+            assert Substitution(size).rectangle(positions, 99) == sum(
+                row for _ in rows for row in range(size)
+            )
+            assert BetweenChunks(size).rectangle(positions, 7) == 7 * (len(rows) + 1) ** 2
+            assert Steps(size).rectangle(positions, 7) == 7 * padded
+            assert Steps(size, fresh=0).rectangle(positions, 7) == 7 * positions
+            assert Steps().rectangle(positions, 7) == 7 * positions
+            assert Steps(size).pairs(positions, 7) == 7 * positions
+            for mask in (WithinChunks, Substitution, BetweenChunks):
+                assert mask(size).pairs(positions, 7) == 0
+                assert mask(size, fresh=0).rectangle(positions, 7) == 0
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_sizes_of_the_products_of_a_scan(block):
+    # Within chunks positions meet positions; else each meets a row of the state.
+    for row in of(Product, block):
+        if type(row.mask) in (WithinChunks, Substitution):
+            assert (row.M, row.N) == (5, 5)
+        elif row.mask is not None:
+            entries = {LIGHTNING: (4, 4), DELTA: (5, 3), MAMBA2: (3, 5), MAMBA1: (1, 5)}[block]
+            assert row.M == 5
+            assert entries == (row.N, row.K)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_weights_of_all_parts_are_the_decoders(block):
+    assert {row.part for row in of(Tensor, block, AT.at(part="cross"))} == {"self"}
+    assert {row.part for row in of(Product, block, AT.at(part="cross"))} == {"cross"}
 
 
 def test_lightning_attention_by_hand():
@@ -97,8 +148,8 @@ def test_a_gated_delta_net_by_hand():
 
 def test_mamba_2_by_hand():
     linear = 2 * POSITIONS
-    # e = 4·3 for gate and x, 2 groups' B and C of 5, 4 heads' step sizes.
-    projections = {"in": linear * 7 * (12 + 12 + 2 * 2 * 5 + 4), "out": linear * 12 * 7}
+    # e = 4·3 for gate and x, 4 groups' B and C of 5, 4 heads' step sizes.
+    projections = {"in": linear * 7 * (12 + 12 + 2 * 4 * 5 + 4), "out": linear * 12 * 7}
     assert forward(MAMBA2, "causal") == projections | dict.fromkeys(
         ("scan update", "scan read"), linear * 4 * 3 * 5
     ) | dict.fromkeys(("chunk scores", "chunk values", "chunk states"), 0)
@@ -146,8 +197,8 @@ def test_parameters_by_hand():
         "out": 2 * 20 * 7,
     }
     assert parameters(MAMBA2) == {
-        "in": 2 * 8 * 48,
-        "convolution": 2 * 5 * 32,
+        "in": 2 * 8 * 68,
+        "convolution": 2 * 5 * 52,
         "step size bias": 2 * 4,
         "decay rate": 2 * 4,
         "skip": 2 * 4,
@@ -156,7 +207,7 @@ def test_parameters_by_hand():
     }
     plain = dataclasses.replace(MAMBA2, bias=False, convolution_bias=False)
     assert parameters(MAMBA2) | {
-        "in": 2 * 7 * 48, "convolution": 2 * 4 * 32, "out": 2 * 12 * 7,
+        "in": 2 * 7 * 68, "convolution": 2 * 4 * 52, "out": 2 * 12 * 7,
     } == parameters(plain)  # fmt: skip
     assert parameters(MAMBA1) == {
         "in": 2 * 8 * 12,
@@ -211,10 +262,10 @@ def test_element_wise_work_by_hand():
         "silu gate product": (20, 1, 2),
     }
     assert element_wise(MAMBA2) == {
-        "in bias": (48, 1, 1),
-        "convolution": (32 * 4, 2, 4),
-        "convolution bias": (32, 1, 1),
-        "convolution silu": (32, 4, 8),
+        "in bias": (68, 1, 1),
+        "convolution": (52 * 4, 2, 4),
+        "convolution bias": (52, 1, 1),
+        "convolution silu": (52, 4, 8),
         "step size": (4, 4, 5),
         "decay": (4, 2, 5),
         "step input": (12, 1, 3),

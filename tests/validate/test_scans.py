@@ -1,11 +1,13 @@
 """Blocks with a scan against transformers' own modules, on the meta device."""
 
+import dataclasses
 import random
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from flopcount.blocks import Norm
 from flopcount.count import product_term
 from flopcount.operations import Pass
 from flopcount.recurrent import GatedDeltaNet, LightningAttention, Mamba1, Mamba2
@@ -52,7 +54,13 @@ def delta_net(draw):
 
     key_heads = draw(1, 3)
     block = GatedDeltaNet(
-        draw(3, 40), key_heads, key_heads * draw(1, 3), draw(1, 9), draw(1, 9), draw(1, 5)
+        draw(3, 40),
+        key_heads,
+        key_heads * draw(1, 3),
+        draw(1, 9),
+        draw(1, 9),
+        draw(1, 5),
+        chunk=64,
     )
     config = Qwen3NextConfig(
         hidden_size=block.channels, linear_num_key_heads=block.num_key_heads,
@@ -98,7 +106,7 @@ def mamba1(draw):
 
 
 # Lengths: shorter than a chunk, one and more of them, and what does not divide.
-DRAWN = {lightning: (1, 40), delta_net: (1, 200), mamba2: (1, 40), mamba1: (1, 12)}
+DRAWN = {lightning: (1, 40), delta_net: (1, 140), mamba2: (1, 40), mamba1: (1, 12)}
 
 
 def counted(block, at, level="dense"):
@@ -110,6 +118,17 @@ def counted(block, at, level="dense"):
     return sum(term.forward for term in terms), sum(term.backward for term in terms)
 
 
+def compared(block, module, arguments, batch, length, without=()):
+    """What the counter sees, and what is expected: the count and the stated differences."""
+    stated = differences(block, batch, length)
+    more = [difference for reason, difference in stated.items() if reason not in without]
+    expected = tuple(
+        phase + sum(difference[index] for difference in more)
+        for index, phase in enumerate(counted(block, Pass(batch, length)))
+    )
+    return executed(module, batch, length, block.channels, **arguments), expected
+
+
 @pytest.mark.parametrize("draw_block", DRAWN)
 def test_blocks_with_a_scan_are_what_transformers_executes(draw_block):
     generator = random.Random(draw_block.__name__)
@@ -118,12 +137,27 @@ def test_blocks_with_a_scan_are_what_transformers_executes(draw_block):
         batch, length = generator.randint(1, 3), generator.randint(*DRAWN[draw_block])
         parameters = sum(row.count for row in block.rows(Pass(1, 1)) if isinstance(row, Tensor))
         assert parameters == sum(p.numel() for p in module.parameters()), block
-        forward, backward = counted(block, Pass(batch, length))
-        more = differences(block, batch, length).values()
-        assert executed(module, batch, length, block.channels, **arguments) == (
-            forward + sum(difference[0] for difference in more),
-            backward + sum(difference[1] for difference in more),
-        ), (block, batch, length)
+        seen, expected = compared(block, module, arguments, batch, length)
+        assert seen == expected, (block, batch, length)
+
+
+@pytest.mark.parametrize("draw_block", DRAWN)
+def test_no_difference_can_be_left_out_and_no_size_be_wrong(draw_block):
+    block, module, arguments = draw_block(random.Random(1).randint)
+    for reason in differences(block, 2, 11):
+        seen, expected = compared(block, module, arguments, 2, 11, without=[reason])
+        assert seen != expected, reason
+    for field in dataclasses.fields(block):
+        size = getattr(block, field.name)
+        if type(size) is int and field.name != "channels":
+            other = dataclasses.replace(block, **{field.name: size + 1})
+            seen, expected = compared(other, module, arguments, 2, 11)
+            assert seen != expected, field.name
+
+
+def test_another_block_has_no_differences_stated():
+    with pytest.raises(TypeError, match="expected one with a scan"):
+        differences(Norm("norm", 3), 1, 1)
 
 
 def test_the_counter_ignores_the_groups_of_a_convolution_backward():

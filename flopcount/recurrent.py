@@ -321,10 +321,9 @@ class GatedDeltaNet:
         yield from work(at, "decay", h, 6, 9, reason, "output")
         yield from _parameters(at, "decay bias", h)
         yield from _parameters(at, "decay rate", h)
-        reason = (
-            "forward: square, sum, times r; backward: x̂ again, sum of dy·x̂ (2), r·(dy - x̂·sum) (3)"
+        yield from norm(
+            at, "query key norm", a, bias=False, rms=True, scale=False, heads=2 * self.num_key_heads
         )
-        yield from work(at, "query key norm", 2 * keys, 3, 6, reason, "output")
         yield from work(at, "query scale", keys, 1, 1, "forward: times a^-½; backward: the same")
         yield from _product(at, "chunk keys", h, n, a, chunk)
         yield from _product(at, "chunk scores", h, n, a, chunk)
@@ -337,7 +336,7 @@ class GatedDeltaNet:
         yield from _product(at, "scan read", h, b, a, steps)
         yield from _product(at, "chunk values", h, n, b, chunk)
         yield from _product(at, "scan update", h, b, a, steps)
-        yield from _norm_per_group(at, values, b)
+        yield from norm(at, "scan norm", b, bias=False, rms=True, heads=h)
         yield from _gate(at, values, "silu gate", ACTIVATIONS["silu"])
         yield from linear(at, "out", values, d)
 
@@ -353,14 +352,6 @@ INPUT = "forward: x times the step size; backward: dx, the step size's gradient 
 
 def _costs(function: Activation) -> tuple[int, int, str]:
     return function.forward_cost, function.backward_cost, function.reason
-
-
-def _norm_per_group(at: Pass, channels: Size, weights: Size) -> Iterator[AnyRow]:
-    """RMSNorm of groups of ``channels``, with ``weights`` scales, which groups may share."""
-    yield from (
-        dataclasses.replace(row, factors=(at.layers, weights)) if isinstance(row, Tensor) else row
-        for row in norm(at, "scan norm", channels, bias=False, rms=True)
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,7 +416,7 @@ class Mamba2:
         yield from work(at, "skip", inner, 2, 4, SKIP, "input")
         yield from _parameters(at, "skip", h)
         yield from _gate(at, inner, "silu gate", ACTIVATIONS["silu"])
-        yield from _norm_per_group(at, inner, inner)
+        yield from norm(at, "scan norm", inner, bias=False, rms=True)
         yield from linear(at, "out", inner, d, bias=self.bias)
 
 

@@ -29,7 +29,7 @@ POSITIONS = 20
 PADDED = 2 * 2 * 6
 LIGHTNING = LightningAttention(channels=7, num_heads=3, head_dim=4, chunk=3)
 DELTA = GatedDeltaNet(
-    channels=7, num_key_heads=2, num_value_heads=4, key_dim=3, value_dim=5, taps=4, chunk=3
+    channels=7, num_key_heads=1, num_value_heads=4, key_dim=3, value_dim=5, taps=4, chunk=3
 )
 MAMBA2 = Mamba2(
     channels=7,
@@ -121,7 +121,7 @@ def test_lightning_attention_by_hand():
 def test_a_gated_delta_net_by_hand():
     linear = 2 * POSITIONS
     projections = {
-        "query key value gate": linear * 7 * (2 * 6 + 2 * 20),
+        "query key value gate": linear * 7 * (2 * 3 + 2 * 20),
         "beta decay": linear * 7 * 8,
         "out": linear * 20 * 7,
     }
@@ -188,9 +188,9 @@ def test_parameters_by_hand():
         "out": 2 * 12 * 7,
     }
     assert parameters(DELTA) == {
-        "query key value gate": 2 * 7 * 52,
+        "query key value gate": 2 * 7 * 46,
         "beta decay": 2 * 7 * 8,
-        "convolution": 2 * 4 * 32,
+        "convolution": 2 * 4 * 26,
         "decay bias": 2 * 4,
         "decay rate": 2 * 4,
         "scan norm": 2 * 5,  # shared by the heads
@@ -249,12 +249,12 @@ def test_element_wise_work_by_hand():
     }
     assert element_wise(DELTA) == {
         "projection input gradients": (7, 0, 1),
-        "convolution": (32 * 4, 2, 4),
-        "convolution silu": (32, 4, 8),
+        "convolution": (26 * 4, 2, 4),
+        "convolution silu": (26, 4, 8),
         "beta": (4, 3, 3),
         "decay": (4, 6, 9),
-        "query key norm": (12, 3, 6),
-        "query scale": (6, 1, 1),
+        "query key norm": (6, 3, 6),
+        "query scale": (3, 1, 1),
         "state decay": (4 * 15, 1, 3),
         "delta": (20, 2, 3),
         "scan norm": (20, 4, 9),

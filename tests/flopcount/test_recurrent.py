@@ -29,7 +29,7 @@ POSITIONS = 20
 PADDED = 2 * 2 * 6
 LIGHTNING = LightningAttention(channels=7, num_heads=3, head_dim=4, chunk=3)
 DELTA = GatedDeltaNet(
-    channels=7, num_key_heads=1, num_value_heads=4, key_dim=3, value_dim=5, taps=4, chunk=3
+    channels=7, num_key_heads=3, num_value_heads=6, key_dim=3, value_dim=5, taps=4, chunk=3
 )
 MAMBA2 = Mamba2(
     channels=7,
@@ -121,22 +121,22 @@ def test_lightning_attention_by_hand():
 def test_a_gated_delta_net_by_hand():
     linear = 2 * POSITIONS
     projections = {
-        "query key value gate": linear * 7 * (2 * 3 + 2 * 20),
-        "beta decay": linear * 7 * 8,
-        "out": linear * 20 * 7,
+        "query key value gate": linear * 7 * (2 * 9 + 2 * 30),
+        "beta decay": linear * 7 * 12,
+        "out": linear * 30 * 7,
     }
     recurrence = ("scan recall", "scan read", "scan update")
     chunks = (
         "chunk keys", "chunk scores", "chunk value system", "chunk key system", "chunk values",
     )  # fmt: skip
     assert forward(DELTA, "causal") == projections | dict.fromkeys(
-        recurrence, linear * 4 * 3 * 5
+        recurrence, linear * 6 * 3 * 5
     ) | dict.fromkeys(chunks, 0)
-    # Two whole chunks, 9 pairs each, of 4 sequences and layers and 4 heads; substitution takes
+    # Two whole chunks, 9 pairs each, of 4 sequences and layers and 6 heads; substitution takes
     # 0 + 1 + 2 multiply-adds per column.
-    within, solved = 2 * 4 * 4 * 2 * 9, 2 * 4 * 4 * 2 * 3
+    within, solved = 2 * 4 * 6 * 2 * 9, 2 * 4 * 6 * 2 * 3
     assert forward(DELTA, "dense") == projections | dict.fromkeys(
-        recurrence, 2 * PADDED * 4 * 3 * 5
+        recurrence, 2 * PADDED * 6 * 3 * 5
     ) | {
         "chunk keys": within * 3,
         "chunk scores": within * 3,
@@ -188,13 +188,13 @@ def test_parameters_by_hand():
         "out": 2 * 12 * 7,
     }
     assert parameters(DELTA) == {
-        "query key value gate": 2 * 7 * 46,
-        "beta decay": 2 * 7 * 8,
-        "convolution": 2 * 4 * 26,
-        "decay bias": 2 * 4,
-        "decay rate": 2 * 4,
+        "query key value gate": 2 * 7 * 78,
+        "beta decay": 2 * 7 * 12,
+        "convolution": 2 * 4 * 48,
+        "decay bias": 2 * 6,
+        "decay rate": 2 * 6,
         "scan norm": 2 * 5,  # shared by the heads
-        "out": 2 * 20 * 7,
+        "out": 2 * 30 * 7,
     }
     assert parameters(MAMBA2) == {
         "in": 2 * 8 * 68,
@@ -249,17 +249,17 @@ def test_element_wise_work_by_hand():
     }
     assert element_wise(DELTA) == {
         "projection input gradients": (7, 0, 1),
-        "convolution": (26 * 4, 2, 4),
-        "convolution silu": (26, 4, 8),
-        "beta": (4, 3, 3),
-        "decay": (4, 6, 9),
-        "query key norm": (6, 3, 6),
-        "query scale": (3, 1, 1),
-        "state decay": (4 * 15, 1, 3),
-        "delta": (20, 2, 3),
-        "scan norm": (20, 4, 9),
-        "silu gate": (20, 4, 8),
-        "silu gate product": (20, 1, 2),
+        "convolution": (48 * 4, 2, 4),
+        "convolution silu": (48, 4, 8),
+        "beta": (6, 3, 3),
+        "decay": (6, 6, 9),
+        "query key norm": (18, 3, 6),
+        "query scale": (9, 1, 1),
+        "state decay": (6 * 15, 1, 3),
+        "delta": (30, 2, 3),
+        "scan norm": (30, 4, 9),
+        "silu gate": (30, 4, 8),
+        "silu gate product": (30, 1, 2),
     }
     assert element_wise(MAMBA2) == {
         "in bias": (68, 1, 1),

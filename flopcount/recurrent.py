@@ -253,6 +253,9 @@ class LightningAttention:
         yield from linear(at, "query key value", d, 3 * inner)
         yield from _activate(at, "query key value activation", 3 * inner,
                              ACTIVATIONS[self.activation])  # fmt: skip
+        # Powers of λ for every position and pair of a chunk, and λ itself: kept, never trained.
+        decays = at.layers, h, self.chunk + 1, self.chunk + 1
+        yield Tensor("self", at.layer, "decays", decays, is_buffer=True)
         yield from _product(at, "chunk scores", h, at.length, c, chunk)
         yield from _product(at, "chunk values", h, at.length, c, chunk)
         yield from _product(at, "scan read", h, c, c, Steps())

@@ -179,8 +179,12 @@ def test_mamba_1_by_hand():
 
 def test_parameters_by_hand():
     def parameters(block):
-        return {row.name: row.count for row in of(Tensor, block)}
+        return {row.name: row.count for row in of(Tensor, block) if not row.is_buffer}
 
+    # λ, its powers for queries and for keys of a chunk, and for the pairs: (1 + 3)² of each head.
+    (decays,) = (row for row in of(Tensor, LIGHTNING) if row.is_buffer)
+    assert (decays.layer, decays.name, decays.count) == ("scan", "decays", 2 * 3 * 16)
+    assert not any(row.is_buffer for block in BLOCKS[1:] for row in of(Tensor, block))
     assert parameters(LIGHTNING) == {
         "query key value": 2 * 7 * 36,
         "scan norm": 2 * 12,

@@ -135,8 +135,10 @@ def test_blocks_with_a_scan_are_what_transformers_executes(draw_block):
     for _ in range(CONFIGURATIONS):
         block, module, arguments = draw_block(generator.randint)
         batch, length = generator.randint(1, 3), generator.randint(*DRAWN[draw_block])
-        parameters = sum(row.count for row in block.rows(Pass(1, 1)) if isinstance(row, Tensor))
-        assert parameters == sum(p.numel() for p in module.parameters()), block
+        tensors = [row for row in block.rows(Pass(1, 1)) if isinstance(row, Tensor)]
+        for is_buffer, held in ((False, module.parameters()), (True, module.buffers())):
+            scalars = sum(row.count for row in tensors if row.is_buffer == is_buffer)
+            assert scalars == sum(tensor.numel() for tensor in held), block
         seen, expected = compared(block, module, arguments, batch, length)
         assert seen == expected, (block, batch, length)
 

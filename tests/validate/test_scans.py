@@ -15,7 +15,7 @@ from flopcount.rows import Product, Tensor
 from validate.scan_differences import convolution, differences
 
 transformers = pytest.importorskip("transformers")
-CONFIGURATIONS = 40
+CONFIGURATIONS = 15
 
 
 def executed(module, batch, length, channels, **arguments):

@@ -33,7 +33,6 @@ Products = dict[tuple[str, str], list[int]]
 
 SCORES = ("scores", "values")
 QKV = ("query+key+value",)
-GATE_UP = ("mlp gate+mlp up",)
 PRODUCTS: dict[str, tuple[str, ...]] = {
     "self_attn.q_proj": ("query",),
     "self_attn.k_proj": ("key",),
@@ -45,7 +44,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "self_attn": SCORES,
     "mlp.gate_proj": ("mlp gate",),
     "mlp.up_proj": ("mlp up",),
-    "mlp.gate_up_proj": GATE_UP,
+    "mlp.gate_up_proj": ("mlp gate+mlp up",),
     "mlp.down_proj": ("mlp down",),
     "mlp.fc1": ("mlp up",),
     "mlp.fc2": ("mlp down",),
@@ -62,16 +61,33 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "ffn.up_proj": ("mlp up",),
     "ffn.down_proj": ("mlp down",),
     # Falcon, BLOOM and GPT-NeoX
-    "self_attention.query_key_value": QKV,
-    "self_attention.dense": ("out",),
-    "self_attention": SCORES,
     "attention.query_key_value": QKV,
     "attention.dense": ("out",),
     "attention": SCORES,
     "mlp.dense_h_to_4h": ("mlp up",),
     "mlp.dense_4h_to_h": ("mlp down",),
+    # DeepSeek's latents
+    "self_attn.q_a_proj": ("query down",),
+    "self_attn.q_b_proj": ("query up",),
+    "self_attn.kv_a_proj_with_mqa": ("key-value down",),
+    "self_attn.kv_b_proj": ("key-value up",),
+    # Experts
+    "mlp.gate": ("router",),
+    "mlp.router": ("router",),
+    "mlp.experts": ("expert gate+expert up", "expert down"),
+    "mlp.shared_expert.gate_proj": ("shared expert gate",),
+    "mlp.shared_expert.up_proj": ("shared expert up",),
+    "mlp.shared_expert.down_proj": ("shared expert down",),
+    "mlp.shared_expert_gate": ("shared gate",),
 }
 """The counter's terms for the products of each module that multiplies, within a layer."""
+
+ALSO_CALLED = {
+    "self_attention": "attention",
+    "feed_forward": "mlp",
+    "mlp.shared_experts": "mlp.shared_expert",
+}
+"""Beginnings of modules' names in some families, and what stands for them above."""
 
 OUTSIDE = {
     "lm_head": ("output", ("logits",)),
@@ -84,6 +100,25 @@ OUTSIDE = {
 IN_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
 
 
+def all_experts(model: Any) -> Any:
+    """The model with every expert at work on every token: (E - k)·3 products a layer more.
+
+    >>> import flopcount as fc
+    >>> config = dict(model_type="llama4_text", vocab_size=9, hidden_size=8, num_hidden_layers=1,
+    ...               num_attention_heads=1, num_key_value_heads=1, head_dim=8, intermediate_size=6,
+    ...               num_local_experts=5, num_experts_per_tok=2)
+    >>> model = fc.from_hf(config, seq_len=7)
+    >>> more = all_experts(model).flops("dense").forward - model.flops("dense").forward
+    >>> more == (5 - 2) * 3 * 2 * 7 * 8 * 6
+    True
+    """
+    return dataclasses.replace(model, experts_per_token=model.num_experts)
+
+
+AS_EXECUTED = {"llama4_text": all_experts}
+"""Families whose code executes something else than the model: what it executes, as a model."""
+
+
 def layer_names(model: Any) -> list[str]:
     """What tables call each layer."""
     names = [""] * model.num_layers
@@ -92,6 +127,14 @@ def layer_names(model: Any) -> list[str]:
             for index in range(first, model.num_layers, group.period):
                 names[index] = group.name
     return names
+
+
+def within_layer(module: str) -> str:
+    """A module's name in a layer, as :data:`PRODUCTS` has it."""
+    for other, name in ALSO_CALLED.items():
+        if module == other or module.startswith(f"{other}."):
+            module = name + module.removeprefix(other)
+    return module
 
 
 def products_seen(seen: Seen, names: list[str]) -> Products:
@@ -104,7 +147,7 @@ def products_seen(seen: Seen, names: list[str]) -> Products:
     for module, flops in seen.modules.items():
         inside = IN_LAYER.search(module)
         if inside:
-            layer, terms = names[int(inside[1])], PRODUCTS[inside[2]]
+            layer, terms = names[int(inside[1])], PRODUCTS[within_layer(inside[2])]
         else:
             layer, terms = OUTSIDE[module.rpartition(".")[2]]
         if len(terms) != len(flops):
@@ -154,11 +197,12 @@ def compare(
         checkpointing=device == "cpu",
     )
     params = model.params()
+    model = AS_EXECUTED.get(model.title, lambda own: own)(model)
     count = model.flops("dense", batch_size=BATCH_SIZE)
     names = layer_names(model)
     differences = {
         "parameters": params.total - seen.parameters,
-        "buffers": sum(buffer.count for buffer in params.buffers) - seen.buffers,
+        "buffers": sum(tensor.count for tensor in params.buffers) - seen.buffers,
         "forward": count.forward - seen.forward,
         "backward": count.backward - seen.backward,
         **by_module(count, products_seen(seen, names)),

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from flopcount.architectures import (
@@ -64,6 +64,25 @@ from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
 """A layer's word for each aspect, such as ``{"attention": "sliding", "positions": "rotary"}``."""
+
+
+def runs(indices: Sequence[int]) -> list[str]:
+    """Ascending indices, three or more successive ones as a range.
+
+    >>> runs([0, 1, 3, 5, 6, 7])
+    ['0', '1', '3', '5 to 7']
+    """
+    found: list[list[int]] = []
+    for index in indices:
+        if found and index == found[-1][-1] + 1:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return [
+        word
+        for run in found
+        for word in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -454,7 +473,7 @@ class CausalLM(Architecture):
 
     def described_indices(self, group: Group) -> str:
         """Which layers of a period are of a kind, from 0."""
-        listed = ", ".join(map(str, group.indices))
+        listed = ", ".join(runs(group.indices))
         if type(self.num_layers) is int and group.period >= self.num_layers:
             return listed
         return f"{listed} of every {group.period}"

@@ -11,14 +11,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.hf import FAMILIES
-from validate import hf_configs
+from validate import hf_configs, hf_experts
 from validate.configurations import draw
 
 if TYPE_CHECKING:
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
 BATCH_SIZE = 2
 DRAWN = 40
 PUBLISHED_SEQ_LEN = 1000
+STRATEGIES = hf_configs.DRAWN | hf_experts.DRAWN
+PUBLISHED = hf_configs.PUBLISHED | hf_experts.PUBLISHED
 Differences = dict[str, int]
 Products = dict[tuple[str, str], list[int]]
 """FLOPs of a layer's products of a name; several terms in one product are joined by +."""
 
 SCORES = ("scores", "values")
 QKV = ("query+key+value",)
+GATE_UP = ("mlp gate+mlp up",)
+EXPERTS = ("expert gate+expert up", "expert down")
 PRODUCTS: dict[str, tuple[str, ...]] = {
     "self_attn.q_proj": ("query",),
     "self_attn.k_proj": ("key",),
@@ -44,7 +49,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "self_attn": SCORES,
     "mlp.gate_proj": ("mlp gate",),
     "mlp.up_proj": ("mlp up",),
-    "mlp.gate_up_proj": ("mlp gate+mlp up",),
+    "mlp.gate_up_proj": GATE_UP,
     "mlp.down_proj": ("mlp down",),
     "mlp.fc1": ("mlp up",),
     "mlp.fc2": ("mlp down",),
@@ -61,12 +66,15 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "ffn.up_proj": ("mlp up",),
     "ffn.down_proj": ("mlp down",),
     # Falcon, BLOOM and GPT-NeoX
+    "self_attention.query_key_value": QKV,
+    "self_attention.dense": ("out",),
+    "self_attention": SCORES,
     "attention.query_key_value": QKV,
     "attention.dense": ("out",),
     "attention": SCORES,
     "mlp.dense_h_to_4h": ("mlp up",),
     "mlp.dense_4h_to_h": ("mlp down",),
-    # DeepSeek's latents
+    # Latent attention
     "self_attn.q_a_proj": ("query down",),
     "self_attn.q_b_proj": ("query up",),
     "self_attn.kv_a_proj_with_mqa": ("key-value down",),
@@ -74,20 +82,24 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     # Experts
     "mlp.gate": ("router",),
     "mlp.router": ("router",),
-    "mlp.experts": ("expert gate+expert up", "expert down"),
-    "mlp.shared_expert.gate_proj": ("shared expert gate",),
-    "mlp.shared_expert.up_proj": ("shared expert up",),
-    "mlp.shared_expert.down_proj": ("shared expert down",),
+    "mlp.experts": EXPERTS,
     "mlp.shared_expert_gate": ("shared gate",),
+    # Llama-4
+    "feed_forward.gate_proj": ("mlp gate",),
+    "feed_forward.up_proj": ("mlp up",),
+    "feed_forward.down_proj": ("mlp down",),
+    "feed_forward.router": ("router",),
+    "feed_forward.experts": EXPERTS,
+} | {
+    f"{block}.{shared}.{name}_proj": (f"shared expert {name}",)
+    for block, shared in (
+        ("mlp", "shared_expert"),
+        ("mlp", "shared_experts"),
+        ("feed_forward", "shared_expert"),
+    )
+    for name in ("gate", "up", "down")
 }
 """The counter's terms for the products of each module that multiplies, within a layer."""
-
-ALSO_CALLED = {
-    "self_attention": "attention",
-    "feed_forward": "mlp",
-    "mlp.shared_experts": "mlp.shared_expert",
-}
-"""Beginnings of modules' names in some families, and what stands for them above."""
 
 OUTSIDE = {
     "lm_head": ("output", ("logits",)),
@@ -100,25 +112,6 @@ OUTSIDE = {
 IN_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
 
 
-def all_experts(model: Any) -> Any:
-    """The model with every expert at work on every token: (E - k)·3 products a layer more.
-
-    >>> import flopcount as fc
-    >>> config = dict(model_type="llama4_text", vocab_size=9, hidden_size=8, num_hidden_layers=1,
-    ...               num_attention_heads=1, num_key_value_heads=1, head_dim=8, intermediate_size=6,
-    ...               num_local_experts=5, num_experts_per_tok=2)
-    >>> model = fc.from_hf(config, seq_len=7)
-    >>> more = all_experts(model).flops("dense").forward - model.flops("dense").forward
-    >>> more == (5 - 2) * 3 * 2 * 7 * 8 * 6
-    True
-    """
-    return dataclasses.replace(model, experts_per_token=model.num_experts)
-
-
-AS_EXECUTED = {"llama4_text": all_experts}
-"""Families whose code executes something else than the model: what it executes, as a model."""
-
-
 def layer_names(model: Any) -> list[str]:
     """What tables call each layer."""
     names = [""] * model.num_layers
@@ -127,14 +120,6 @@ def layer_names(model: Any) -> list[str]:
             for index in range(first, model.num_layers, group.period):
                 names[index] = group.name
     return names
-
-
-def within_layer(module: str) -> str:
-    """A module's name in a layer, as :data:`PRODUCTS` has it."""
-    for other, name in ALSO_CALLED.items():
-        if module == other or module.startswith(f"{other}."):
-            module = name + module.removeprefix(other)
-    return module
 
 
 def products_seen(seen: Seen, names: list[str]) -> Products:
@@ -147,7 +132,7 @@ def products_seen(seen: Seen, names: list[str]) -> Products:
     for module, flops in seen.modules.items():
         inside = IN_LAYER.search(module)
         if inside:
-            layer, terms = names[int(inside[1])], PRODUCTS[within_layer(inside[2])]
+            layer, terms = names[int(inside[1])], PRODUCTS[inside[2]]
         else:
             layer, terms = OUTSIDE[module.rpartition(".")[2]]
         if len(terms) != len(flops):
@@ -157,9 +142,29 @@ def products_seen(seen: Seen, names: list[str]) -> Products:
     return found
 
 
-def by_module(count: Any, seen: Products) -> Differences:
+def executed_beyond(model: Any) -> dict[tuple[str, str], int]:
+    """FLOPs of the forward pass that the network executes beyond its mathematics, by term.
+
+    Llama-4's code multiplies every token by all E experts and weights those that it was not routed
+    to by 0: E - k experts more, of 2dx FLOPs in each of three products with x hidden channels.
+    """
+    if model.reading.model_type != "llama4_text":
+        return {}
+    others = model.num_experts - model.experts_per_token
+    product = 2 * BATCH_SIZE * model.length * others * model.num_channels * model.expert_size
+    return {
+        (group.name, term): group.number * product
+        for group in model.groups()
+        if group.kind["mlp"] == "sparse"
+        for term in ("expert gate", "expert up", "expert down")
+    }
+
+
+def by_module(
+    count: Any, seen: Products, beyond: Mapping[tuple[str, str], int] = MappingProxyType({})
+) -> Differences:
     """The counter's forward terms minus the modules' products; equal layers have equal shares."""
-    terms: collections.Counter[tuple[str, str]] = collections.Counter()
+    terms: collections.Counter[tuple[str, str]] = collections.Counter(beyond)
     for term in count.terms:
         terms[term.layer, term.term] += term.forward
     differences = {}
@@ -197,19 +202,20 @@ def compare(
         checkpointing=device == "cpu",
     )
     params = model.params()
-    model = AS_EXECUTED.get(model.title, lambda own: own)(model)
     count = model.flops("dense", batch_size=BATCH_SIZE)
     names = layer_names(model)
+    beyond = executed_beyond(model)
+    more = sum(beyond.values())
     differences = {
         "parameters": params.total - seen.parameters,
-        "buffers": sum(tensor.count for tensor in params.buffers) - seen.buffers,
-        "forward": count.forward - seen.forward,
-        "backward": count.backward - seen.backward,
-        **by_module(count, products_seen(seen, names)),
+        "buffers": sum(buffer.count for buffer in params.buffers) - seen.buffers,
+        "forward": count.forward + more - seen.forward,
+        "backward": count.backward + 2 * more - seen.backward,
+        **by_module(count, products_seen(seen, names), beyond),
     }
     for flavour, recomputed in seen.recompute.items():
         again = model.flops("dense", batch_size=BATCH_SIZE, checkpointing=flavour)
-        differences[f"recompute, {flavour}"] = again.recompute - recomputed
+        differences[f"recompute, {flavour}"] = again.recompute + more - recomputed
     if seen.admitted is not None:
         differences |= causal_pairs(model, count, seen.admitted, names)
     return differences
@@ -257,7 +263,7 @@ class Case:
 
 def drawn(family: str, number: int = DRAWN) -> list[Case]:
     """The same drawn configs of a family each time."""
-    strategy = st.tuples(hf_configs.DRAWN[family], hf_configs.seq_lens())
+    strategy = st.tuples(STRATEGIES[family], hf_configs.seq_lens())
     return [
         Case("", config | {"model_type": family}, seq_len)
         for config, seq_len in draw(strategy, number)
@@ -268,7 +274,7 @@ def published(family: str) -> list[Case]:
     """Well-known models of a family, by the model type of the text."""
     return [
         Case(name, config, PUBLISHED_SEQ_LEN)
-        for name, config in hf_configs.PUBLISHED.items()
+        for name, config in PUBLISHED.items()
         if config.get("text_config", config)["model_type"] == family
     ]
 
@@ -298,8 +304,8 @@ def witness(family: str) -> str:
     return f"transformers' {FAMILIES[stand_in].heads[0]}{at}, under torch FlopCounterMode"
 
 
-WITNESSED = tuple(family for family in FAMILIES if family in hf_configs.DRAWN)
+WITNESSED = tuple(family for family in FAMILIES if family in STRATEGIES)
 """Families that are tried."""
 
-UNWITNESSED = tuple(family for family in FAMILIES if family not in hf_configs.DRAWN)
+UNWITNESSED = tuple(family for family in FAMILIES if family not in STRATEGIES)
 """Families that nothing confirms."""

@@ -269,77 +269,6 @@ def mpt(draw: Any) -> Config:
     )
 
 
-@st.composite
-def mixtures(
-    draw: Any,
-    experts: str = "num_local_experts",
-    grouped: bool = False,
-    smallest: int = 1,
-    **how: Any,
-) -> Config:
-    """A config of :func:`decoders` with experts.
-
-    Args:
-        draw: Of hypothesis.
-        experts: What their number is called.
-        grouped: Whether a token is routed to some groups of experts, and then within them.
-        smallest: The fewest experts.
-        how: Arguments of :func:`decoders`.
-    """
-    config: Config = draw(decoders(**how))
-    groups = draw(st.integers(1, 3)) if grouped else 1
-    # A group is chosen by its two best experts.
-    size = draw(st.integers(2, 3)) if grouped else draw(st.integers(smallest, 6))
-    used = draw(st.integers(1, groups))
-    config |= {experts: groups * size, "num_experts_per_tok": draw(st.integers(1, used * size))}
-    return config | (dict(n_group=groups, topk_group=used) if grouped else {})
-
-
-def dense_first(layers: int) -> dict[str, Strategy]:
-    """How many layers at the beginning have no experts, all of them included."""
-    return {"first_k_dense_replace": st.integers(0, layers)}
-
-
-def qwen_sparse(layers: int) -> dict[str, Strategy]:
-    """A period of layers with experts, and layers without."""
-    return {
-        "decoder_sparse_step": st.integers(1, 3),
-        "mlp_only_layers": st.lists(st.integers(0, layers - 1), max_size=2, unique=True),
-    }
-
-
-@st.composite
-def latent(draw: Any, version: int) -> Config:
-    """DeepSeek's: latents of queries or none, heads of three sizes, a shared MLP."""
-    options: dict[str, Strategy] = flags(*TIED, "attention_bias")
-    even = SIZES.map(lambda half: 2 * half)
-    # The second version turns pairs as complex numbers, whose places in memory are even.
-    beside_pairs = even if version == 2 else SIZES
-    if version == 3:
-        options |= flags("norm_topk_prob", "rope_interleave")
-        options["num_nextn_predict_layers"] = st.integers(0, 2)
-    config: Config = draw(
-        mixtures(
-            "n_routed_experts",
-            grouped=True,
-            key_heads=False,
-            head_dims="divided",
-            options=together(lambda layers: options, dense_first),
-            q_lora_rank=st.none() | SIZES,
-            kv_lora_rank=beside_pairs,
-            qk_nope_head_dim=beside_pairs,
-            qk_rope_head_dim=even,
-            v_head_dim=SIZES,
-            moe_intermediate_size=SIZES,
-            n_shared_experts=st.integers(1, 3),
-        )
-    )
-    config["num_key_value_heads"] = config["num_attention_heads"]
-    if version == 2:
-        config["topk_method"] = draw(st.sampled_from(["greedy", "group_limited_greedy"]))
-    return config
-
-
 DRAWN: dict[str, Strategy] = {
     "gpt2": gpt2(),
     "llama": decoders(
@@ -399,68 +328,6 @@ DRAWN: dict[str, Strategy] = {
     ),
     "glm": decoders("given", multiple=4, options=optional(*TIED, "attention_bias")),
     "glm4": decoders("given", multiple=4, options=optional(*TIED, "attention_bias")),
-    "mixtral": mixtures(options=optional(*TIED, sliding_window=WINDOWS)),
-    "qwen2_moe": mixtures(
-        "num_experts",
-        head_dims="divided",
-        options=together(
-            qwen_sparse,
-            optional(
-                *TIED,
-                "qkv_bias",
-                "norm_topk_prob",
-                "use_sliding_window",
-                max_window_layers=st.integers(0, 4),
-            ),
-        ),
-        sliding_window=st.integers(1, 9),
-        moe_intermediate_size=SIZES,
-        shared_expert_intermediate_size=SIZES,
-    ),
-    "qwen3_moe": mixtures(
-        "num_experts",
-        options=together(
-            qwen_sparse,
-            optional(*TIED, "attention_bias", "norm_topk_prob", "use_sliding_window"),
-        ),
-        sliding_window=WINDOWS,
-        moe_intermediate_size=SIZES,
-    ),
-    "deepseek_v2": latent(2),
-    "deepseek_v3": latent(3),
-    "kimi_k2": latent(3),
-    "gpt_oss": mixtures(
-        head_dims="given",
-        options=together(optional(*TIED, "attention_bias"), per_layer("layer_types", *TYPES)),
-        sliding_window=st.integers(1, 9),
-    ),
-    "llama4_text": mixtures(
-        head_dims="given",
-        options=together(
-            optional(
-                *TIED,
-                "attention_bias",
-                "use_qk_norm",
-                "attn_temperature_tuning",
-                no_rope_layer_interval=st.integers(1, 4),
-                interleave_moe_layer_step=st.integers(1, 3),
-            ),
-            per_layer("no_rope_layers", 0, 1),
-        ),
-        intermediate_size_mlp=SIZES,
-        attention_chunk_size=st.integers(1, 9),
-    ),
-    "glm4_moe": mixtures(
-        "n_routed_experts",
-        grouped=True,
-        multiple=4,
-        options=together(
-            optional(*TIED, "attention_bias", "use_qk_norm", "norm_topk_prob"), dense_first
-        ),
-        moe_intermediate_size=SIZES,
-        n_shared_experts=st.integers(1, 3),
-    ),
-    "minimax_m2": mixtures(head_dims="given", options=optional(*TIED, rotary_dim=st.just(2))),
 }
 """A strategy for each ``model_type``."""
 
@@ -539,36 +406,5 @@ PUBLISHED: dict[str, Config] = {
         num_hidden_layers=40, num_attention_heads=32, num_key_value_heads=2, head_dim=128,
         attention_bias=True, partial_rotary_factor=0.5,
     ),
-    "Mixtral-8x7B": dict(model_type="mixtral"),
-    "Qwen1.5-MoE-A2.7B": dict(model_type="qwen2_moe"),
-    "Qwen3-30B-A3B": dict(
-        model_type="qwen3_moe", hidden_size=2048, intermediate_size=6144, num_hidden_layers=48,
-        num_attention_heads=32, num_key_value_heads=4, head_dim=128, num_experts=128,
-        num_experts_per_tok=8, moe_intermediate_size=768, norm_topk_prob=True,
-    ),
-    "DeepSeek-V2-Lite": dict(
-        model_type="deepseek_v2", vocab_size=102400, hidden_size=2048, intermediate_size=10944,
-        num_hidden_layers=27, num_attention_heads=16, num_key_value_heads=16, q_lora_rank=None,
-        kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
-        n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6, moe_intermediate_size=1408,
-        first_k_dense_replace=1, moe_layer_freq=1, topk_method="greedy", n_group=1, topk_group=1,
-    ),
-    "DeepSeek-V3": dict(model_type="deepseek_v3"),
-    "Kimi-K2": dict(
-        model_type="kimi_k2", vocab_size=163840, hidden_size=7168, intermediate_size=18432,
-        num_hidden_layers=61, num_attention_heads=64, num_key_value_heads=64, q_lora_rank=1536,
-        kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
-        n_routed_experts=384, n_shared_experts=1, num_experts_per_tok=8, moe_intermediate_size=2048,
-        first_k_dense_replace=1, n_group=1, topk_group=1, num_nextn_predict_layers=0,
-    ),
-    "gpt-oss-20b": dict(
-        model_type="gpt_oss", num_hidden_layers=24, num_local_experts=32, experts_per_token=4,
-    ),
-    "Llama-4-Scout": dict(
-        model_type="llama4",
-        text_config=dict(model_type="llama4_text", num_local_experts=16, num_experts_per_tok=1),
-    ),
-    "GLM-4.5-Air": dict(model_type="glm4_moe", head_dim=128),
-    "MiniMax-M2": dict(model_type="minimax_m2"),
 }  # fmt: skip
 """Sizes of well-known models."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from flopcount.architectures import (
@@ -64,6 +64,25 @@ from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
 """A layer's word for each aspect, such as ``{"attention": "sliding", "positions": "rotary"}``."""
+
+
+def runs(indices: Sequence[int]) -> list[str]:
+    """Ascending indices, three or more successive ones as a range.
+
+    >>> runs([0, 1, 3, 5, 6, 7])
+    ['0', '1', '3', '5 to 7']
+    """
+    found: list[list[int]] = []
+    for index in indices:
+        if found and index == found[-1][-1] + 1:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return [
+        word
+        for run in found
+        for word in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +141,8 @@ class CausalLM(Architecture):
         norm_scale: Whether norms have a scale.
         norm_placement: ``"pre"`` (before each block), ``"branch"`` (behind it, before the
             addition), ``"both"`` of these, or ``"post"`` (after the addition).
-        parallel_norms: 1 or 2 norms of attention and MLP side by side; None one after the other.
+        parallel_norms: Attention and MLP side by side, behind ``"one"`` or ``"two"`` norms; one
+            after the other if None.
         final_norm: Whether a norm precedes the output layer.
         embedding_norm: Whether a norm follows the embedding.
         embedding_channels: Width of the token embedding, projected to d and back; d unless given.
@@ -178,7 +198,7 @@ class CausalLM(Architecture):
     norm_bias: bool = False
     norm_scale: bool = True
     norm_placement: Annotated[str, Choice(("pre", "branch", "both", "post"))] = "pre"
-    parallel_norms: Annotated[Size | None, Dimension()] = None
+    parallel_norms: Annotated[str | None, Choice(("one", "two"))] = None
     final_norm: bool = True
     embedding_norm: bool = False
     embedding_channels: Annotated[Size | None, Dimension("e", "channels of the embedding")] = None
@@ -355,8 +375,10 @@ class CausalLM(Architecture):
         """The blocks of a layer: mixer and feed-forward block, with their norms and residuals."""
         mixer, feed_forward = self.mixer(kind), self.feed_forward(kind)
         if self.parallel_norms is not None:
-            norms = self.norm_of("norm"), self.norm_of("mlp norm")
-            return (Parallel(norms[: self.parallel_norms], (mixer, feed_forward), self.dropout),)
+            norms: tuple[Norm, ...] = (self.norm_of("norm"),)
+            if self.parallel_norms == "two":
+                norms += (self.norm_of("mlp norm"),)
+            return (Parallel(norms, (mixer, feed_forward), self.dropout),)
         return (
             self.residual("attention", "", mixer),
             self.residual("mlp", "mlp ", feed_forward),
@@ -419,7 +441,8 @@ class CausalLM(Architecture):
             is_array(differ := self.num_key_value_heads != self.num_heads) or bool(differ)
         )
         wide = self.head_dim is not None and (
-            is_array(differ := self.num_heads * self.head_dim != self.num_channels) or bool(differ)
+            is_array(differ := multiply(self.num_heads, self.head_dim) != self.num_channels)
+            or bool(differ)
         )
         plain = type(self).feed_forward is CausalLM.feed_forward
         if grouped or wide or self.gated or self.attention != ("full",) or not plain:
@@ -454,7 +477,7 @@ class CausalLM(Architecture):
 
     def described_indices(self, group: Group) -> str:
         """Which layers of a period are of a kind, from 0."""
-        listed = ", ".join(map(str, group.indices))
+        listed = ", ".join(runs(group.indices))
         if type(self.num_layers) is int and group.period >= self.num_layers:
             return listed
         return f"{listed} of every {group.period}"

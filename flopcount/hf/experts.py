@@ -79,23 +79,21 @@ def layer_indices(name: str, default: Take) -> Take:
 
 
 def further_predictions(*names: str, default: int) -> dict[str, Any]:
-    """Modules that predict further tokens, where the caller asks for them."""
+    """Modules that predict further tokens: a family's, which count where the caller says so."""
     declared = size(*names, default=default, minimum=0)
-    return dict(
-        fields={
-            "num_predictions": lambda config: (
-                (declared(config) or None) if config.options["mtp"] else None
-            )
-        },
-        options=frozenset({"mtp"}),
-        remarks=(
-            lambda config: (
-                f"{declared(config)} modules for further tokens are declared, "
-                f"{'and' if config.options['mtp'] else 'not'} counted"
-                + ("" if config.options["mtp"] else " without mtp=True")
-            ),
-        ),
-    )
+
+    def counted(config: Config) -> Any:
+        return (declared(config) or None) if config.options["mtp"] else None
+
+    def remark(config: Config) -> str | None:
+        if config.options["mtp"]:
+            return None
+        return (
+            f"further predictions: modules declared {declared(config)}, not counted without "
+            "mtp=True"
+        )
+
+    return dict(fields={"num_predictions": counted}, options=frozenset({"mtp"}), remarks=(remark,))
 
 
 MIXTRAL_WINDOW = size("sliding_window", default=None, null=None)
@@ -176,7 +174,8 @@ QWEN2_MOE = Family(
         shared_first=True,
         **qwen_experts(24, experts=60, per_token=4, expert_size=1408),
     ),
-    without_effect=ROUTING,
+    # Of no effect where layer_types is given.
+    without_effect=ROUTING | words("max_window_layers sliding_window use_sliding_window"),
 )
 QWEN3_MOE = Family(
     declaration=MixtureLM,

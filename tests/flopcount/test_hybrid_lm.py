@@ -8,6 +8,7 @@ import sympy
 
 import flopcount as fc
 from flopcount.blocks import rows_of
+from flopcount.causal_lm import Group
 from flopcount.count import product_term
 from flopcount.hybrid_lm import DeltaNetLM, LightningLM, Mamba1LM, Mamba2LM
 from flopcount.operations import Pass
@@ -81,7 +82,7 @@ def test_layers_have_a_scan_or_attention_in_turn():
     assert kinds(MAMBA1) == [
         ("scan dense", 1), ("attention sparse", 1), ("scan sparse", 2), ("attention dense", 1),
     ]  # fmt: skip
-    assert kinds(MAMBA2) == [("decoder", 5)]
+    assert MAMBA2.groups() == (Group("decoder", 5, {"mixer": "scan"}, (0,), 1),)
     products = {(t.layer, t.term): t.forward for t in LIGHTNING.flops(batch_size=2).terms}
     # 2·n FLOPs per weight, of two sequences and four or one layers.
     assert products["scan", "query key value"] == 2 * 7 * 2 * 4 * 12 * 3 * 24
@@ -99,7 +100,8 @@ def test_layers_have_a_scan_or_attention_in_turn():
 
 def test_factors_of_residuals():
     def factors(**changes):
-        work = dataclasses.replace(LIGHTNING, **changes).flops().elementwise
+        model = LightningLM(**ROUTED, mixers=LIGHTNING.mixers, scan_chunk=3, **changes)
+        work = model.flops().elementwise
         return {
             (term.layer, term.term): (term.elements, term.forward_cost, term.backward_cost)
             for term in work.terms
@@ -141,6 +143,8 @@ def test_conventions_speak_of_layers_with_attention_alone():
     assert palm - six == 12 * 1 * 4 * 6 * 7**2
     palm, six = (MAMBA2.flops(convention=name).total for name in ("palm", "6n"))
     assert palm == six
+    inputs = MAMBA2.convention_inputs(Pass(1, 7))
+    assert (inputs.num_layers, inputs.num_heads, inputs.head_dim) == (0, 6, 4)
     for model in MODELS:
         assert model.flops(convention="kaplan").not_covered == {"self"}
 
@@ -184,7 +188,29 @@ def test_they_say_what_they_are():
         "jamba": "Mamba-1 of 8,192 channels with states of 16, step sizes of rank 256, a "
         "convolution of 4 positions;",
     }.items():
-        assert part in " ".join(str(fc.from_hf(dict(model_type=model_type))).split())
+        lines = str(fc.from_hf(dict(model_type=model_type))).split("layers (")
+        assert sum(part in " ".join(line.split()) for line in lines) >= 1
+        assert sum("full causal attention" in " ".join(line.split()) for line in lines) == 1
+
+
+def test_parameters_without_options_by_hand():
+    # V·d twice, final norm, 5 layers of a norm and a block.
+    block = 12 * (24 + 24 + 2 * 3 * 5 + 6) + (24 + 2 * 3 * 5) * (4 + 1) + 3 * 6 + 24 + 24 * 12
+    mamba2 = Mamba2LM(**SIZES, num_heads=6, head_dim=4, state=5, head_groups=3, taps=4, chunk=3)
+    assert mamba2.params().total == 2 * 11 * 12 + 12 + 5 * (12 + block)
+    norms = {
+        term.term: (term.forward_cost, term.backward_cost)
+        for term in mamba2.flops().elementwise.terms
+        if term.term.endswith("norm")
+    }
+    assert norms == dict.fromkeys(("norm", "scan norm", "final norm"), (4, 9))
+    mamba1 = Mamba1LM(
+        **ROUTED, mixers=("scan",), mlp=("dense",), scan_channels=10, scan_state=3, scan_rank=2,
+        taps=4,
+    )  # fmt: skip
+    block = 12 * 20 + 10 * (4 + 1) + 10 * (2 + 6) + 2 + 3 + 3 + 2 * 10 + 10 + 30 + 10 + 10 * 12
+    layer = 2 * 12 + block + 3 * 12 * 9
+    assert mamba1.params().total == 2 * 11 * 12 + 12 + 5 * layer
 
 
 def test_layers_that_configs_choose():

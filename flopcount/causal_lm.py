@@ -141,7 +141,8 @@ class CausalLM(Architecture):
         norm_scale: Whether norms have a scale.
         norm_placement: ``"pre"`` (before each block), ``"branch"`` (behind it, before the
             addition), ``"both"`` of these, or ``"post"`` (after the addition).
-        parallel_norms: 1 or 2 norms of attention and MLP side by side; None one after the other.
+        parallel_norms: Attention and MLP side by side, behind ``"one"`` or ``"two"`` norms; one
+            after the other if None.
         final_norm: Whether a norm precedes the output layer.
         embedding_norm: Whether a norm follows the embedding.
         embedding_channels: Width of the token embedding, projected to d and back; d unless given.
@@ -197,7 +198,7 @@ class CausalLM(Architecture):
     norm_bias: bool = False
     norm_scale: bool = True
     norm_placement: Annotated[str, Choice(("pre", "branch", "both", "post"))] = "pre"
-    parallel_norms: Annotated[Size | None, Dimension()] = None
+    parallel_norms: Annotated[str | None, Choice(("one", "two"))] = None
     final_norm: bool = True
     embedding_norm: bool = False
     embedding_channels: Annotated[Size | None, Dimension("e", "channels of the embedding")] = None
@@ -374,8 +375,10 @@ class CausalLM(Architecture):
         """The blocks of a layer: mixer and feed-forward block, with their norms and residuals."""
         mixer, feed_forward = self.mixer(kind), self.feed_forward(kind)
         if self.parallel_norms is not None:
-            norms = self.norm_of("norm"), self.norm_of("mlp norm")
-            return (Parallel(norms[: self.parallel_norms], (mixer, feed_forward), self.dropout),)
+            norms: tuple[Norm, ...] = (self.norm_of("norm"),)
+            if self.parallel_norms == "two":
+                norms += (self.norm_of("mlp norm"),)
+            return (Parallel(norms, (mixer, feed_forward), self.dropout),)
         return (
             self.residual("attention", "", mixer),
             self.residual("mlp", "mlp ", feed_forward),
@@ -438,7 +441,8 @@ class CausalLM(Architecture):
             is_array(differ := self.num_key_value_heads != self.num_heads) or bool(differ)
         )
         wide = self.head_dim is not None and (
-            is_array(differ := self.num_heads * self.head_dim != self.num_channels) or bool(differ)
+            is_array(differ := multiply(self.num_heads, self.head_dim) != self.num_channels)
+            or bool(differ)
         )
         plain = type(self).feed_forward is CausalLM.feed_forward
         if grouped or wide or self.gated or self.attention != ("full",) or not plain:

@@ -39,6 +39,9 @@ COUNTABLE = {
 Eager experts are countable too, but need data: it stays where there are no experts.
 """
 
+RECURRENT = ("minimax", "qwen3_next", "jamba")
+"""Families with recurrent layers among others, which make both masks even where they need one."""
+
 FLAVOURS = {"reentrant": True, "non-reentrant": False}
 """Flavours of activation checkpointing, with ``use_reentrant`` of each."""
 
@@ -128,14 +131,13 @@ def inputs(
     if config.is_encoder_decoder:
         given["decoder_input_ids"] = tokens.new_zeros((batch_size, target_len or seq_len))
     elif network.device.type == "meta" and not is_encoder(config):
-        kinds = set(getattr(config, "layer_types", None) or ())
-        if "linear_attention" not in kinds:
-            # All ones: the network looks for no packed sequences, and makes masks of its own.
-            given["attention_mask"] = torch.ones_like(tokens)
-        elif len(kinds) > 1:
+        if config.model_type in RECURRENT:
             # A recurrent layer looks whether its mask is all ones, and so may not be given one.
             mask = torch.zeros((batch_size, 1, seq_len, seq_len), device=network.device)
-            given["attention_mask"] = dict.fromkeys(kinds, mask) | {"linear_attention": None}
+            given["attention_mask"] = {"full_attention": mask, "linear_attention": None}
+        elif "linear_attention" not in (getattr(config, "layer_types", None) or ()):
+            # All ones: the network looks for no packed sequences, and makes masks of its own.
+            given["attention_mask"] = torch.ones_like(tokens)
     return given
 
 

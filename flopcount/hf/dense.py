@@ -343,7 +343,7 @@ PHI_FIELDS = llama_like(
     num_hidden_layers=24,
     num_attention_heads=32,
     hidden_act="gelu_new",
-    parallel_norms=1,
+    parallel_norms="one",
     output_bias=True,
     dropout=drops("resid_pdrop", default=0.0),
     query_key_norm=where("qk_layernorm", "head"),
@@ -373,8 +373,8 @@ def falcon_key_value_heads(config: Config) -> Any:
     return 1 if one else FALCON_HEADS(config)
 
 
-def falcon_norms(config: Config) -> int | None:
-    """Norms of attention and MLP side by side; None where one follows the other.
+def falcon_norms(config: Config) -> str | None:
+    """How many norms attention and MLP have side by side; None where one follows the other.
 
     Raises:
         ValueError: If the fields contradict each other.
@@ -388,7 +388,7 @@ def falcon_norms(config: Config) -> int | None:
             f"parallel_attn = {is_parallel}: expected parallel_attn in the new architecture, and 2 "
             "norms in it alone"
         )
-    return norms if is_parallel else None
+    return ("one", "two")[norms - 1] if is_parallel else None
 
 
 FALCON = Family(
@@ -474,7 +474,7 @@ GPT_NEOX = Family(
         ),
         "activation": activation("hidden_act", default="gelu"),
         "tie_embeddings": flag("tie_word_embeddings", default=False),
-        "parallel_norms": lambda config: 2 if NEOX_IS_PARALLEL(config) else None,
+        "parallel_norms": lambda config: "two" if NEOX_IS_PARALLEL(config) else None,
         "dropout": drops("hidden_dropout", default=0.0),
         "mlp_bias": True,
         "qkv_bias": NEOX_BIAS,

@@ -310,6 +310,13 @@ NAMED = dict(model_type="llama")
             r"num_ln_in_parallel_attn = 2 with new_decoder_architecture = True and parallel_attn",
         ),
         (dict(model_type="gpt_neox", rotary_pct="all"), r"rotary_pct = 'all': expected a number"),
+        (dict(model_type="gpt_neox", rotary_pct=1.5), r"partial_rotary_factor = 1.5: expected"),
+        (
+            dict(model_type="gemma2", num_hidden_layers=10**40),
+            r"layers = 1000.*: expected an int of at most 100000 where layers differ",
+        ),
+        ("é" * 5000, r"config = 'éé.*: there is no such file"),
+        ("\x00", r"config = '\\x00': there is no such file"),
         (42, r"config = 42 is a int: expected a dict, an object with to_dict, or the path"),
         (dict, r"config = <class 'dict'> is a type: expected a dict"),
         ("meta-llama/Llama-3.1-8B", r"there is no such file; nothing is downloaded, so expected"),

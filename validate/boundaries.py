@@ -331,7 +331,8 @@ class Boundaries:
         sizes = {}
         for name, kind in architecture.kinds().items():
             optional = getattr(architecture, name, "required") is None
-            if optional and name != "seq_len" and r.random() < 0.7:
+            left_out = 0.2 if name in ("seq_len", "window", "chunk") else 0.7
+            if optional and r.random() < left_out:
                 continue
             if not isinstance(kind, Dimension):
                 if r.random() < 0.4:
@@ -355,6 +356,16 @@ class Boundaries:
             num_heads=heads,
             widening_factor=r.randrange(1, 6),
         )
+        if r.random() < 0.15:
+            del shared["widening_factor"]
+            return fc.CausalLM(
+                seq_len=r.randrange(1, 999),
+                intermediate_size=r.randrange(1, 999),
+                attention=tuple(r.choices(["full", "sliding", "chunked"], k=r.randrange(1, 5))),
+                window=r.randrange(1, 999),
+                chunk=r.randrange(1, 999),
+                **shared,
+            )
         if r.random() < 0.3:
             return fc.Decoder(seq_len=r.randrange(1, 999), **shared)
         if r.random() < 0.3:

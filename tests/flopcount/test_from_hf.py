@@ -455,3 +455,13 @@ def test_formulas_of_a_config_have_its_sizes_beside():
     half = fc.from_hf(dict(model_type="qwen2", use_sliding_window=True, max_window_layers=2,
                            sliding_window=3, num_hidden_layers=5))  # fmt: skip
     assert "L layers" not in fc.explain(half).legend
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_way_to_count_is_compared(model_type):
+    own = OWN.get(model_type, [{}])[0]
+    compared = fc.compare(fc.from_hf({"model_type": model_type} | own, 16))
+    causal = compared.rows[0].self_part
+    for row in compared.rows:
+        if row.self_ratio is not None:
+            assert row.self_part - causal == sum(entry.flops for entry in row.differences)

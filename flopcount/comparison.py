@@ -136,7 +136,7 @@ class Comparison:
                 table(
                     ["counted as", "self part", "cross part", "total", "self ratio", "total ratio"],
                     cells,
-                    title=f"FLOPs of {type(self.model).__name__} per latent token, with ratios to "
+                    title=f"FLOPs of {self.model.title} per latent token, with ratios to "
                     "the causal count",
                 ),
                 table(["counted as", "leaves out", "adds"], reasons),
@@ -249,7 +249,7 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
                 for name in [name for name in kinds if name in expected]:
                     add(part, kinds[name], -expected.pop(name))
                 continue
-            covered, beyond = STANDS_FOR[term]
+            covered, beyond = STANDS_FOR.get(term, ((term,), term))
             for name in covered:
                 flops = flops - expected.pop(name, 0)
             add(part, beyond, flops)

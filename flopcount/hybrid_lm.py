@@ -276,6 +276,8 @@ class Mamba2LM(Architecture):
 
     title = CausalLM.title
     length = CausalLM.length
+    described = CausalLM.described
+    described_group = CausalLM.described_group
     __str__ = CausalLM.__str__
 
     def groups(self) -> tuple[Group, ...]:
@@ -311,18 +313,16 @@ class Mamba2LM(Architecture):
         """To conventions, layers are those with attention: there are none."""
         return dataclasses.replace(self._inputs(head_dim=self.head_dim), num_layers=0)
 
-    def described(self) -> list[str]:
-        """What the model is, in plain words, a line each."""
-        params = self.params()
-        return [
-            f"{shown(params.total)} parameters, of which a token is multiplied by "
-            f"{shown(params.matmul_active)}",
-            f"{shown(self.num_layers)} layers of {shown(self.num_channels)} channels; vocabulary "
-            f"{shown(self.vocab_size)}, output layer "
-            f"{'tied to the embedding' if self.tie_embeddings else 'of its own'}",
-            f"all layers: Mamba-2, {shown(self.num_heads)} heads of {shown(self.head_dim)} "
-            f"channels with states of {shown(self.state)} rows in {shown(self.head_groups)} "
-            f"groups, chunks of {shown(self.chunk)}, a convolution of {shown(self.taps)} positions"
-            + ", with biases"
-            * self.bias,
-        ]
+    def described_mixer(self, kind: Kind) -> str:
+        """Mamba-2 in plain words."""
+        return (
+            f"Mamba-2, {shown(self.num_heads)} heads of {shown(self.head_dim)} channels with "
+            f"states of {shown(self.state)} rows in {shown(self.head_groups)} groups, chunks of "
+            f"{shown(self.chunk)}, a convolution of {shown(self.taps)} positions"
+            + ", biases"
+            * self.bias
+        )
+
+    def described_feed_forward(self, kind: Kind) -> str:
+        """There is none."""
+        return "no MLP"

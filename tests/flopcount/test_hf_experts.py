@@ -327,8 +327,8 @@ def test_what_is_understood_in_plain_words():
     direct = " ".join(str(read("deepseek_v3", q_lora_rank=None, **OWN_KEYS)).split())
     assert "channels, 2 heads" in direct
     llama = " ".join(str(read("llama4_text", num_hidden_layers=4)).split())
-    turning, other = llama.split("no positions in it")
-    assert "norms of queries and keys" in turning
-    assert "norms of queries and keys" not in other
+    turning, other = llama.split("layers, full none")
+    assert "queries and keys normed per head" in turning
+    assert "normed" not in other
     scout = str(fc.from_hf(hf_experts.PUBLISHED["Llama-4-Scout"]))
     assert scout.startswith("llama4_text")

@@ -477,7 +477,8 @@ class Architecture(abc.ABC):
 
         not_covered: set[Part] = set()
         all_terms: tuple[Term, ...] = ()
-        if inputs.widening_factor is None and not convention.any_layer:
+        layers = inputs.widening_factor is not None or convention.any_layer
+        if not (layers and inputs.one_stack):
             not_covered.add("self")
         else:
             all_terms += terms("self", convention.self_part)

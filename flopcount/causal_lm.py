@@ -169,6 +169,8 @@ class CausalLM(Architecture):
 
     """
 
+    stack = "decoder"
+
     vocab_size: Vocabulary
     num_channels: Channels
     num_layers: NumLayers
@@ -292,7 +294,7 @@ class CausalLM(Architecture):
         return tuple(
             Group(
                 " ".join(w for w, differs in zip(kind, varies, strict=True) if differs)
-                or "decoder",
+                or self.stack,
                 numbers[kind],
                 dict(zip(aspects, kind, strict=True)),
                 tuple(indices),
@@ -466,7 +468,7 @@ class CausalLM(Architecture):
         """Equal layers in plain words."""
         which = (
             f"all {shown(group.number)} layers"
-            if group.name == "decoder"
+            if group.name == self.stack
             else f"{shown(group.number)} layers ({self.described_indices(group)})"
         )
         mixer, feed_forward = (
@@ -487,6 +489,7 @@ class CausalLM(Architecture):
         heads = self.num_key_value_heads
         words = {
             "full": "full causal attention",
+            "bidirectional": "attention to all positions",
             "sliding": f"attention to the last {shown(self.window)} positions",
             "chunked": f"attention within chunks of {shown(self.chunk)} positions",
         }[kind["attention"]]

@@ -34,11 +34,8 @@ STANDS_FOR: dict[str, tuple[tuple[str, ...], str]] = {
     "logits": (("logits",), "the output layer"),
     "truncation per token": ((), "truncation to an integer per token"),
     "2 N without embeddings": (LINEAR, "parameters of projections and MLP"),
-}
-"""For each term of a convention or level: the proven terms in its place, and what else it has.
-
-Any other term is a level's own, which stands for itself.
-"""
+} | {term: ((term,), term) for term in LINEAR}
+"""For each term of a convention or level: the proven terms in its place, and what else it has."""
 
 PARAMETER_TERMS = ("2 N", "2 N without positions")
 """Terms of 2 FLOPs per parameter: see :func:`differences`."""
@@ -139,7 +136,7 @@ class Comparison:
                 table(
                     ["counted as", "self part", "cross part", "total", "self ratio", "total ratio"],
                     cells,
-                    title=f"FLOPs of {self.model.title} per latent token, with ratios to "
+                    title=f"FLOPs of {type(self.model).__name__} per latent token, with ratios to "
                     "the causal count",
                 ),
                 table(["counted as", "leaves out", "adds"], reasons),
@@ -252,7 +249,7 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
                 for name in [name for name in kinds if name in expected]:
                     add(part, kinds[name], -expected.pop(name))
                 continue
-            covered, beyond = STANDS_FOR.get(term, ((term,), term))
+            covered, beyond = STANDS_FOR[term]
             for name in covered:
                 flops = flops - expected.pop(name, 0)
             add(part, beyond, flops)

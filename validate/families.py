@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 import flopcount as fc
+from flopcount.causal_lm import Group
 from flopcount.encoder_lm import EncoderDecoderLM
 from flopcount.hf import FAMILIES
-from validate import hf_configs, hf_experts
+from validate import hf_configs, hf_experts, hf_scans
 from validate.configurations import draw
+from validate.scan_differences import CONVOLUTION
+from validate.scan_differences import differences as scan_differences
 
 if TYPE_CHECKING:
     from validate.hugging_face import Seen
@@ -29,9 +32,12 @@ if TYPE_CHECKING:
 BATCH_SIZE = 2
 DRAWN = 40
 PUBLISHED_SEQ_LEN = 500
-STRATEGIES = hf_configs.DRAWN | hf_experts.DRAWN
-PUBLISHED = hf_configs.PUBLISHED | hf_experts.PUBLISHED
+STRATEGIES = hf_configs.DRAWN | hf_experts.DRAWN | hf_scans.DRAWN
+PUBLISHED = hf_configs.PUBLISHED | hf_experts.PUBLISHED | hf_scans.PUBLISHED
 Differences = dict[str, int]
+Beyond = dict[tuple[str, str], tuple[int, int]]
+"""FLOPs of a layer's term, forward and backward."""
+
 Products = dict[tuple[str, str], list[int]]
 """FLOPs of a layer's products of a name; several terms in one product are joined by +."""
 
@@ -126,6 +132,32 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
 }
 """The counter's terms for the products of each module that multiplies, within a layer."""
 
+SCANS: dict[str, tuple[str, ...]] = {
+    # Lightning attention
+    "self_attn.qkv_proj": ("query key value",),
+    "self_attn.output_gate": ("output gate",),
+    "self_attn.out_proj": ("out",),
+    "self_attn": ("chunk scores+chunk values+scan read+scan update",),
+    # The gated delta net
+    "linear_attn.in_proj_qkvz": ("query key value gate",),
+    "linear_attn.in_proj_ba": ("beta decay",),
+    "linear_attn.out_proj": ("out",),
+    "linear_attn": (
+        "chunk keys+chunk scores+chunk value system+chunk key system+chunk values+scan recall+"
+        "scan read+scan update",
+    ),
+    # Mamba-1
+    "mamba.in_proj": ("in",),
+    "mamba.x_proj": ("step state",),
+    "mamba": ("step+scan update+scan read",),
+    "mamba.out_proj": ("out",),
+    # Mamba-2
+    "mixer.in_proj": ("in",),
+    "mixer": ("chunk scores+chunk values+scan update+chunk states+scan read",),
+    "mixer.out_proj": ("out",),
+}
+"""The same of modules of layers with a scan, which execute as many products as there are chunks."""
+
 OUTSIDE = {
     "lm_head": ("output", ("logits",)),
     "embed_out": ("output", ("logits",)),
@@ -143,16 +175,25 @@ IN_LAYER = re.compile(
 """A layer's stack, where there are two, its number, and what is in it."""
 
 
-def layer_name(model: Any, stack: str, index: int) -> str:
-    """What tables call a layer."""
+def group_of(model: Any, index: int) -> Group:
+    """The group of equal layers that a layer belongs to."""
+    for group in model.groups():
+        if any(index >= first and (index - first) % group.period == 0 for first in group.indices):
+            found: Group = group
+            return found
+    raise IndexError(f"layer {index} of {model.num_layers}")
+
+
+def in_layer(model: Any, stack: str, index: int) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """What tables call a layer, and the terms of its modules."""
     if isinstance(model, EncoderDecoderLM):
-        return stack
-    groups = [
-        group.name
-        for group in model.groups()
-        if any(index >= first and (index - first) % group.period == 0 for first in group.indices)
-    ]
-    return groups[0]
+        return stack, PRODUCTS
+    group = group_of(model, index)
+    if group.kind.get("mixer") == "scan":
+        return group.name, PRODUCTS | SCANS
+    if getattr(model, "attention_gate", False):
+        return group.name, PRODUCTS | {"self_attn.q_proj": ("query+gate",)}
+    return group.name, PRODUCTS
 
 
 def placed(model: Any, module: str) -> tuple[str, tuple[str, ...]]:
@@ -163,7 +204,8 @@ def placed(model: Any, module: str) -> tuple[str, tuple[str, ...]]:
     """
     inside = IN_LAYER.search(module)
     if inside:
-        return layer_name(model, inside[1], int(inside[2])), PRODUCTS[inside[3]]
+        layer, known = in_layer(model, inside[1], int(inside[2]))
+        return layer, known[inside[3]]
     names = module.split(".")
     last = ".".join(names[-2:])
     return OUTSIDE[last if last in OUTSIDE else names[-1]]
@@ -178,6 +220,8 @@ def products_seen(seen: Seen, model: Any) -> Products:
     found: Products = collections.defaultdict(list)
     for module, flops in seen.modules.items():
         layer, terms = placed(model, module)
+        if len(terms) == 1:
+            flops = (sum(flops),)
         if len(terms) != len(flops):
             raise KeyError(f"{module} executes {len(flops)} products: {terms} are known")
         for term, product in zip(terms, flops, strict=True):
@@ -185,29 +229,37 @@ def products_seen(seen: Seen, model: Any) -> Products:
     return found
 
 
-def executed_beyond(model: Any) -> dict[tuple[str, str], int]:
-    """FLOPs of the forward pass that the network executes beyond its mathematics, by term.
+def executed_beyond(model: Any) -> Beyond:
+    """FLOPs that the network executes beyond its mathematics, or that the counter does not see.
 
     Llama-4's code multiplies every token by all E experts and weights those that it was not routed
-    to by 0: E - k experts more, of 2dx FLOPs in each of three products with x hidden channels.
+    to by 0: E - k experts more, of 2dx FLOPs in each of three products with x hidden channels. For
+    scans see :mod:`validate.scan_differences`.
     """
-    if model.reading.model_type != "llama4_text":
-        return {}
-    others = model.num_experts - model.experts_per_token
-    product = 2 * BATCH_SIZE * model.length * others * model.num_channels * model.expert_size
-    return {
-        (group.name, term): group.number * product
-        for group in model.groups()
-        if group.kind["mlp"] == "sparse"
-        for term in ("expert gate", "expert up", "expert down")
-    }
+    beyond: Beyond = {}
+    for group in model.groups():
+        if group.kind.get("mixer") == "scan":
+            for term, phases in scan_differences(model.scan(), BATCH_SIZE, model.length).items():
+                forward, backward = (group.number * flops for flops in phases)
+                beyond[group.name, term] = forward, backward
+        elif model.reading.model_type == "llama4_text" and group.kind["mlp"] == "sparse":
+            others = model.num_experts - model.experts_per_token
+            product = 2 * BATCH_SIZE * model.length * others * model.num_channels
+            product *= model.expert_size * group.number
+            for term in ("expert gate", "expert up", "expert down"):
+                beyond[group.name, term] = product, 2 * product
+    return beyond
 
 
 def by_module(
-    count: Any, seen: Products, beyond: Mapping[tuple[str, str], int] = MappingProxyType({})
+    count: Any,
+    seen: Products,
+    beyond: Mapping[tuple[str, str], tuple[int, int]] = MappingProxyType({}),
 ) -> Differences:
     """The counter's forward terms minus the modules' products; equal layers have equal shares."""
-    terms: collections.Counter[tuple[str, str]] = collections.Counter(beyond)
+    terms: collections.Counter[tuple[str, str]] = collections.Counter(
+        {term: forward for term, (forward, _) in beyond.items()}
+    )
     for term in count.terms:
         terms[term.layer, term.term] += term.forward
     differences = {}
@@ -247,14 +299,18 @@ def compare(
     params = model.params()
     count = model.flops("dense", batch_size=BATCH_SIZE)
     beyond = executed_beyond(model)
-    more = sum(beyond.values())
+    convolved = [beyond.pop(term) for term in list(beyond) if term[1] == CONVOLUTION]
+    more, more_backward = (sum(phases) for phases in zip((0, 0), *beyond.values(), strict=True))
     differences = {
         "parameters": params.total - seen.parameters,
         "buffers": sum(buffer.count for buffer in params.buffers) - seen.buffers,
         "forward": count.forward + more - seen.forward,
-        "backward": count.backward + 2 * more - seen.backward,
+        "backward": count.backward + more_backward - seen.backward,
         **by_module(count, products_seen(seen, model), beyond),
     }
+    for index, phase in enumerate(("forward", "backward") if convolved else ()):
+        expected = sum(phases[index] for phases in convolved)
+        differences[f"convolutions, {phase}"] = expected - seen.convolutions[index]
     for flavour, recomputed in seen.recompute.items():
         again = model.flops("dense", batch_size=BATCH_SIZE, checkpointing=flavour)
         differences[f"recompute, {flavour}"] = again.recompute + more - recomputed
@@ -319,7 +375,7 @@ def has_two_stacks(family: str) -> bool:
 
 def drawn(family: str, number: int = DRAWN) -> list[Case]:
     """The same drawn configs of a family each time."""
-    lengths = hf_configs.seq_lens()
+    lengths = hf_scans.SEQ_LENS.get(family, hf_configs.seq_lens())
     targets = lengths if has_two_stacks(family) else st.none()
     return [
         Case("", config | {"model_type": family}, seq_len, target_len)
@@ -331,9 +387,10 @@ def drawn(family: str, number: int = DRAWN) -> list[Case]:
 
 def published(family: str) -> list[Case]:
     """Well-known models of a family, by the model type of the text."""
-    target_len = PUBLISHED_SEQ_LEN // 3 if has_two_stacks(family) else None
+    seq_len = hf_scans.PUBLISHED_SEQ_LENS.get(family, PUBLISHED_SEQ_LEN)
+    target_len = seq_len // 3 if has_two_stacks(family) else None
     return [
-        Case(name, config, PUBLISHED_SEQ_LEN, target_len)
+        Case(name, config, seq_len, target_len)
         for name, config in PUBLISHED.items()
         if config.get("text_config", config)["model_type"] == family
     ]

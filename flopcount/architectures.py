@@ -134,10 +134,15 @@ def shortest_period(words: Sequence[str]) -> tuple[str, ...]:
     >>> shortest_period("aab" "aab" "aa")
     ('a', 'a', 'b')
     """
-    listed, period = tuple(words), 1
-    while any(word != listed[index % period] for index, word in enumerate(listed)):
-        period += 1
-    return listed[:period]
+    listed = tuple(words)
+    # Of each beginning, the longest other beginning that it ends in (Knuth, Morris and Pratt).
+    ends = [0]
+    for word in listed[1:]:
+        length = ends[-1]
+        while length and word != listed[length]:
+            length = ends[length - 1]
+        ends.append(length + (word == listed[length]))
+    return listed[: len(listed) - ends[-1]]
 
 
 class Note:

@@ -402,9 +402,9 @@ class EncoderDecoderLM(CausalLM):
         """What the model is, in plain words, a line each."""
         lines = super().described()
         attention = f"{shown(self.num_heads)} heads of {shown(self.width)} channels"
-        lines[-1] = lines[-1].replace("all", "encoder, all", 1)
+        lines[-1] = lines[-1].replace("layers, all", "layers, encoder", 1)
         lines.append(
-            f"decoder, {shown(self.decoder_layers)} layers: full causal attention and attention "
-            f"to the encoder, {attention} each; the MLP of the encoder's layers"
+            f"{shown(self.decoder_layers)} layers, decoder: attention to all earlier positions and "
+            f"to those of the encoder, {attention} each; the MLP of the encoder's layers"
         )
         return lines

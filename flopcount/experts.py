@@ -143,14 +143,14 @@ class MixtureOfExperts:
         # The k experts and the router read the input, and so do the shared MLP and its gate.
         yield from shared_input(at, "routed input gradients", self.top_k * self.channels, 1)
         if self.shared is not None:
-            readers = 1 + int(self.shared_gate)
+            readers = 1 + self.shared_gate
             yield from shared_input(at, "shared input gradients", self.channels, readers)
 
     def _routed(self, at: Pass) -> Iterator[AnyRow]:
         """K positions in place of each, E tensors in place of each."""
         routed = at.at(length=at.length * self.top_k)
         reason = "forward: times the weight; backward: dy·w, and dy·x and its sum"
-        weights = work(routed, "expert weights", self.channels, 1, 3, reason, "input")
+        weights = tuple(work(routed, "expert weights", self.channels, 1, 3, reason, "input"))
         if self.weighted == "input":
             yield from weights
         for row in named(self.expert.rows(routed), "expert"):

@@ -188,10 +188,10 @@ class MixtureLM(CausalLM):
         )
 
     def after(self, at: Pass) -> Network:
-        """The modules that predict further tokens, each with a layer as the pattern's last one."""
+        """The modules that predict further tokens: of a layer as the last one, with experts."""
         if self.num_predictions is None:
             return ()
-        last = {aspect: words[-1] for aspect, words in self.aspects().items()}
+        last = {aspect: words[-1] for aspect, words in self.aspects().items()} | {"mlp": "sparse"}
         modules = MultiTokenPrediction(
             self.num_channels,
             self.vocab_size,

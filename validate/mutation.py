@@ -65,6 +65,8 @@ FORMULAS = (
     Formulas(Target("flopcount.masks"), (ROWS, DOTS, KNOWN_NUMBERS)),
     Formulas(Target("flopcount.operations")),
     Formulas(Target("flopcount.blocks")),
+    Formulas(Target("flopcount.experts"), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.latent"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.hybrid_lm"), (KNOWN_NUMBERS,)),
     # What the fields are is read once, before anything is changed.
@@ -92,6 +94,7 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_utilisation.py",
     "tests/flopcount/test_llama.py",
     "tests/flopcount/test_blocks.py",
+    "tests/flopcount/test_experts.py",
     "tests/flopcount/test_recurrent.py",
     "tests/flopcount/test_hybrid_lm.py",
     "tests/flopcount/test_printed.py",

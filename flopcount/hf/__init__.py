@@ -164,10 +164,8 @@ def fields_of(config: Any) -> dict[str, Any]:
             f"config = {quoted(config)} is a {type(config).__name__}: expected a dict, an object "
             "with to_dict, or the path of a config.json or of a folder that has one"
         )
-    path = Path(config)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
+    path = file_of(config)
+    if path is None:
         raise ValueError(
             f"config = {quoted(os.fspath(config))}: there is no such file; nothing is downloaded, "
             "so expected the path of a config.json or of a folder that has one"
@@ -179,6 +177,17 @@ def fields_of(config: Any) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a JSON object, not {quoted(fields)}")
     return fields
+
+
+def file_of(path: str | os.PathLike[str]) -> Path | None:
+    """The file that is meant: a file, or a folder's ``config.json``; None if there is none."""
+    try:
+        found = Path(path)
+        if found.is_dir():
+            found = found / "config.json"
+        return found if found.is_file() else None
+    except (OSError, ValueError):  # no system can have a file of this name
+        return None
 
 
 def _flat(fields: dict[str, Any], nested: tuple[str, ...]) -> dict[str, Any]:
@@ -202,7 +211,7 @@ def _head(fields: Mapping[str, Any], family: Family, nested: bool) -> str:
         ValueError: If it is not.
     """
     given = fields.get("architectures")
-    if given is None or given == []:
+    if given is None or (isinstance(given, list | tuple) and not given):
         return family.heads[0]
     head = given[0] if isinstance(given, list | tuple) else given
     if isinstance(head, str) and (

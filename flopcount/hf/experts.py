@@ -6,6 +6,7 @@ names of one and the same thing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from flopcount.hf.dense import (
@@ -46,7 +47,7 @@ def missing(name: str) -> Take:
     return take
 
 
-def sparse_layers(layers: Take, is_sparse: Any) -> Take:
+def sparse_layers(layers: Take, is_sparse: Callable[[Config, int], bool]) -> Take:
     """Which layers have experts, by ``is_sparse(config, index)``."""
     return lambda config: tuple(
         "sparse" if is_sparse(config, index) else "dense" for index in range(layers(config))
@@ -56,7 +57,7 @@ def sparse_layers(layers: Take, is_sparse: Any) -> Take:
 def sparse_after(layers: Take, *, default: int) -> Take:
     """All layers but the first ``first_k_dense_replace`` have experts."""
     dense = size("first_k_dense_replace", default=default, minimum=0)
-    return sparse_layers(layers, lambda config, index: index >= dense(config))
+    return sparse_layers(layers, lambda config, index: bool(index >= dense(config)))
 
 
 def product(left: Take, right: Take) -> Take:
@@ -122,11 +123,14 @@ def qwen_experts(layers: int, *, experts: int, per_token: int, expert_size: int)
     """Experts in every ``decoder_sparse_step``-th layer but those of ``mlp_only_layers``."""
     step = size("decoder_sparse_step", default=1)
     dense = layer_indices("mlp_only_layers", lambda config: ())
+
+    def is_sparse(config: Config, index: int) -> bool:
+        # Both are read, whichever decides.
+        every, never = step(config), dense(config)
+        return bool((index + 1) % every == 0 and index not in never)
+
     return dict(
-        mlp=sparse_layers(
-            size("num_hidden_layers", default=layers),
-            lambda config, index: (index + 1) % step(config) == 0 and index not in dense(config),
-        ),
+        mlp=sparse_layers(size("num_hidden_layers", default=layers), is_sparse),
         num_experts=size("num_experts", "num_local_experts", default=experts),
         experts_per_token=size("num_experts_per_tok", default=per_token),
         expert_size=size("moe_intermediate_size", default=expert_size),
@@ -371,12 +375,10 @@ def llama4_attention(config: Config) -> tuple[str, ...]:
     )
 
 
-def llama4_sparse(config: Config) -> tuple[str, ...]:
-    """Which layers have experts: ``moe_layers``, or every ``interleave_moe_layer_step``-th."""
+def llama4_sparse(config: Config, index: int) -> bool:
+    """Layers with experts: those of ``moe_layers``, or every ``interleave_moe_layer_step``-th."""
     step, layers = LLAMA4_STEP(config), LLAMA4_LAYERS(config)
-    every = layer_indices("moe_layers", lambda _: range(step - 1, layers, step))
-    indices = every(config)
-    return tuple("sparse" if index in indices else "dense" for index in range(layers))
+    return index in layer_indices("moe_layers", lambda _: range(step - 1, layers, step))(config)
 
 
 def truthy(name: str, *, default: bool) -> Take:
@@ -412,7 +414,7 @@ LLAMA4 = Family(
         query_key_norm=lambda config: "head, no scale" if LLAMA4_QK_NORM(config) else None,
         norms_with_rotary=True,
         query_temperature=truthy("attn_temperature_tuning", default=True),
-        mlp=llama4_sparse,
+        mlp=sparse_layers(LLAMA4_LAYERS, llama4_sparse),
         num_experts=size("num_local_experts", default=16),
         experts_per_token=size("num_experts_per_tok", default=1),
         expert_size=LLAMA4_SIZE,

@@ -10,7 +10,6 @@ import flopcount as fc
 from flopcount.cli import main
 from flopcount.conventions import CONVENTIONS
 from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
-from flopcount.hf import FAMILIES
 
 BERT = dict(model_type="bert")
 T5 = dict(model_type="t5", d_model=768, d_ff=3072, num_heads=12, num_layers=12)
@@ -148,7 +147,7 @@ def test_what_one_token_of_each_stack_multiplies():
 def test_missing_lengths_are_asked_for(lengths):
     model = fc.from_hf(SMALL, **lengths)
     assert model.params().total
-    assert "decoder, 4 layers" in str(model)
+    assert "4 layers, decoder" in str(model)
     with pytest.raises(ValueError, match="target_len"):
         model.flops()
 
@@ -161,16 +160,6 @@ def test_conventions_say_nothing_of_two_stacks():
     # An encoder alone is one stack: rules that speak of parameters cover it.
     covered = {row.name for row in fc.compare(fc.from_hf(BERT, 64)).rows if row.self_ratio}
     assert {"6n", "palm"} <= covered
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_can_be_compared(family):
-    config = dict(model_type=family)
-    if family == "deepseek_v2":
-        config["num_experts_per_tok"] = 6
-    target_len = 32 if family == "t5" else None
-    rows = fc.compare(fc.from_hf(config, 64, target_len=target_len)).rows
-    assert rows[0].ratio == 1 <= rows[1].ratio
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from flopcount.architectures import (
-    Architecture,
     Channels,
     Choice,
     Dimension,
@@ -18,7 +17,7 @@ from flopcount.architectures import (
     Vocabulary,
 )
 from flopcount.blocks import ACTIVATIONS, Block, Embedding, Layers, Network, Norm, Output, Residual
-from flopcount.causal_lm import CausalLM, Group, Kind
+from flopcount.causal_lm import Kind, LanguageModel
 from flopcount.conventions import Inputs
 from flopcount.count import add
 from flopcount.mixture_lm import MixtureLM
@@ -228,7 +227,7 @@ class Mamba1LM(HybridLM):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mamba2LM(Architecture):
+class Mamba2LM(LanguageModel):
     """A decoder-only language model whose layers are Mamba-2 alone.
 
     Attributes:
@@ -274,15 +273,9 @@ class Mamba2LM(Architecture):
     tie_embeddings: bool = False
     reading: Annotated[Any, Note()] = dataclasses.field(default=None, compare=False, repr=False)
 
-    title = CausalLM.title
-    length = CausalLM.length
-    described = CausalLM.described
-    described_group = CausalLM.described_group
-    __str__ = CausalLM.__str__
-
-    def groups(self) -> tuple[Group, ...]:
+    def aspects(self) -> dict[str, tuple[str, ...]]:
         """All layers are equal."""
-        return (Group("decoder", self.num_layers, {"mixer": "scan"}, (0,), 1),)
+        return {"mixer": ("scan",)}
 
     def scan(self) -> Block:
         """Mamba-2."""

@@ -60,7 +60,7 @@ from flopcount.blocks import (
 from flopcount.conventions import Inputs
 from flopcount.masks import Causal, Chunked, Mask
 from flopcount.operations import Pass
-from flopcount.sizes import Size, ceil_divide, divide, exact_ratio, is_array, is_symbolic, multiply
+from flopcount.sizes import Size, ceil_divide, divide, exact_ratio, is_array, multiply
 from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
@@ -130,16 +130,10 @@ class LanguageModel(Architecture):
 
     def lettered(self) -> dict[str, Dimension]:
         """Positions even where they are not given; L only where layers repeat."""
-        letters = lettered(self.kinds())
-        repeats = self.period() == 1 or is_symbolic(self.num_layers)
-        if not repeats and not is_array(self.num_layers):
-            repeats = self.period() < self.num_layers
-        return {
-            name: kind
-            for name, kind in letters.items()
-            if name == "seq_len"
-            or (getattr(self, name) is not None and (repeats or name != "num_layers"))
-        }
+        letters = super().lettered()
+        if type(self.num_layers) is int and 1 < self.num_layers <= self.period():
+            del letters["num_layers"]
+        return {"seq_len": lettered(self.kinds())["seq_len"]} | letters
 
     @abc.abstractmethod
     def aspects(self) -> dict[str, tuple[str, ...]]:
@@ -159,12 +153,12 @@ class LanguageModel(Architecture):
         period = self.period()
         if type(number) is int:
             period = min(period, number)
-        kinds: dict[tuple[str, ...], list[int]] = {}
+        kinds: dict[tuple[tuple[str, str], ...], list[int]] = {}
         for index in range(period):
-            kind = tuple(words[index % len(words)] for words in aspects.values())
+            kind = tuple((name, words[index % len(words)]) for name, words in aspects.items())
             kinds.setdefault(kind, []).append(index)
         most = max(kinds, key=lambda kind: len(kinds[kind]))
-        numbers: dict[tuple[str, ...], Size] = {}
+        numbers: dict[tuple[tuple[str, str], ...], Size] = {}
         rest: Size = number
         for kind, indices in kinds.items():
             if kind != most:
@@ -174,13 +168,12 @@ class LanguageModel(Architecture):
                 )
                 rest = rest - numbers[kind]
         numbers[most] = rest
-        varies = [len(set(column)) > 1 for column in zip(*kinds, strict=True)]
+        common = set.intersection(*map(set, kinds))
         return tuple(
             Group(
-                " ".join(w for w, differs in zip(kind, varies, strict=True) if differs)
-                or self.stack,
+                " ".join(pair[1] for pair in kind if pair not in common) or self.stack,
                 numbers[kind],
-                dict(zip(aspects, kind, strict=True)),
+                dict(kind),
                 tuple(indices),
                 period,
             )
@@ -495,7 +488,8 @@ class CausalLM(LanguageModel):
             is_array(differ := multiply(self.num_heads, self.head_dim) != self.num_channels)
             or bool(differ)
         )
-        plain = type(self).feed_forward is CausalLM.feed_forward
+        own = (type(self).mixer, type(self).feed_forward)
+        plain = own == (CausalLM.mixer, CausalLM.feed_forward)
         if grouped or wide or self.gated or self.attention != ("full",) or not plain:
             return None
         return exact_ratio(self.intermediate_size, self.num_channels)

@@ -125,7 +125,9 @@ class LanguageModel(Architecture):
         """
         period = shortest_period(words)
         last = type(self.num_layers) is int and self.num_layers <= len(words)
-        return period if last or len(words) % len(period) == 0 else words
+        if period == words or not (last or len(words) % len(period) == 0):
+            return words
+        return self.shortest(period)
 
     @property
     def title(self) -> str:

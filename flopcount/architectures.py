@@ -406,8 +406,12 @@ class Architecture(abc.ABC):
             )
         return counted
 
+    def arguments(self) -> dict[str, Any]:
+        """The fields that describe the model, by name."""
+        return {name: getattr(self, name) for name in self.kinds()}
+
     def _arguments(self, at: Pass) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in self.kinds()}, "batch_size": at.batch}
+        return {**self.arguments(), "batch_size": at.batch}
 
     def _pass(self, training: bool, batch_size: Size, checkpointing: str | None) -> Pass:
         """The pass of a step whose options do not contradict each other."""
@@ -482,7 +486,8 @@ class Architecture(abc.ABC):
 
         not_covered: set[Part] = set()
         all_terms: tuple[Term, ...] = ()
-        if inputs.widening_factor is None and not convention.any_layer:
+        layers = inputs.widening_factor is not None or convention.any_layer
+        if not (layers and inputs.one_stack):
             not_covered.add("self")
         else:
             all_terms += terms("self", convention.self_part)

@@ -201,6 +201,7 @@ class Attention:
             learned by the distance in a table that is another block's.
         softcap: Whether scores pass s·tanh(x/s).
         clip: Whether queries, keys and values are clipped.
+        scale: Whether queries are multiplied by c^-½.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762); Ainslie et al. 2023 (arXiv 2305.13245) for
     grouped heads.
@@ -222,6 +223,7 @@ class Attention:
     score_bias: str | None = None
     softcap: bool = False
     clip: bool = False
+    scale: bool = True
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Projections, rotary embedding, scale, attention, output projection."""
@@ -240,8 +242,9 @@ class Attention:
         if self.rotary is not None:
             yield from self.rotary.rows(at, "rotary query", self.num_heads)
             yield from self.rotary.rows(at, "rotary key", self.num_key_heads)
-        reason = "forward: times c^-½; backward: the same"
-        yield from work(at, "query scale", self.query_channels, 1, 1, reason)
+        if self.scale:
+            reason = "forward: times c^-½; backward: the same"
+            yield from work(at, "query scale", self.query_channels, 1, 1, reason)
         if self.sinks:
             yield Tensor("self", at.layer, "sinks", (at.layers, self.num_heads))
         keys = at.cached + at.length

@@ -162,6 +162,8 @@ class CausalLM(Architecture):
 
     """
 
+    stack = "decoder"
+
     vocab_size: Vocabulary
     num_channels: Channels
     num_layers: NumLayers
@@ -285,7 +287,7 @@ class CausalLM(Architecture):
         return tuple(
             Group(
                 " ".join(w for w, differs in zip(kind, varies, strict=True) if differs)
-                or "decoder",
+                or self.stack,
                 numbers[kind],
                 dict(zip(aspects, kind, strict=True)),
                 tuple(indices),
@@ -462,7 +464,7 @@ class CausalLM(Architecture):
         indices = runs(group.indices)
         if type(self.num_layers) is not int or group.period < self.num_layers:
             indices += f" of every {group.period}"
-        which = "all" if group.name == "decoder" else f"{group.name} ({indices})"
+        which = "all" if group.name == self.stack else f"{group.name} ({indices})"
         parts = self.described_mixer(group.kind), self.described_feed_forward(group.kind)
         return f"{shown(group.number)} layers, {which}: {'; '.join(parts)}"
 
@@ -472,6 +474,7 @@ class CausalLM(Architecture):
         parts = [
             {
                 "full": "attention to all earlier positions",
+                "bidirectional": "attention to all positions",
                 "sliding": f"attention to the last {shown(self.window)} positions",
                 "chunked": f"attention within chunks of {shown(self.chunk)} positions",
             }[kind["attention"]],

@@ -27,6 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from validate.hf_configs import STAND_INS
+from validate.hf_scans import in_transformers_names
 from validate.symbolic_trace import Products
 
 TESTED_TRANSFORMERS = "5.24.0"
@@ -70,7 +71,7 @@ def read(config: Mapping[str, Any]) -> PreTrainedConfig:
     if name not in transformers.CONFIG_MAPPING:
         raise ValueError(f"model_type = {own!r}: expected one that transformers has")
     # Some config classes change the dict that they are given.
-    given = {**config, "model_type": name}
+    given = {**in_transformers_names(dict(config)), "model_type": name}
     text: PreTrainedConfig = transformers.CONFIG_MAPPING[name].from_dict(given).get_text_config()
     return text
 
@@ -110,6 +111,10 @@ def build(config: Mapping[str, Any], *, device: str = "meta") -> PreTrainedModel
             text, attn_implementation=COUNTABLE["_attn_implementation"][0]
         )
     network.tie_weights()  # which goes the way of the initialisation that is skipped
+    if config.get("tie_word_embeddings") is False and text.tie_word_embeddings:
+        # T5's class ties whatever the file says, and unties where the file holds both tensors.
+        head = network.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
     network.set_experts_implementation(COUNTABLE["_experts_implementation"][0])
     return network.train()
 
@@ -156,8 +161,8 @@ class Seen:
         recompute: FLOPs that activation checkpointing executes again, by flavour.
         modules: FLOPs of every product of the forward pass, by the module that executes it, in
             order.
-        admitted: Query-key pairs that each head attends to in a sequence, by module; None without
-            data.
+        admitted: Query-key pairs that each head attends to in a sequence, and how many there are,
+            by module; None without data.
     """
 
     parameters: int
@@ -167,7 +172,7 @@ class Seen:
     convolutions: tuple[int, int]
     recompute: dict[str, int]
     modules: dict[str, tuple[int, ...]]
-    admitted: dict[str, int] | None
+    admitted: dict[str, tuple[int, int]] | None
 
 
 def observe(
@@ -318,7 +323,9 @@ def _counted(counter: FlopCounterMode) -> _Counted:
     return _Counted(counter.get_total_flops() - convolutions, convolutions)
 
 
-def _admitted(network: PreTrainedModel, scores: list[tuple[str, torch.Tensor]]) -> dict[str, int]:
+def _admitted(
+    network: PreTrainedModel, scores: list[tuple[str, torch.Tensor]]
+) -> dict[str, tuple[int, int]]:
     """Pairs whose score has not been pushed out of its range; a sink's column is no key."""
     admitted = {}
     for name, of_module in scores:
@@ -327,5 +334,5 @@ def _admitted(network: PreTrainedModel, scores: list[tuple[str, torch.Tensor]]) 
         masks = (of_module > torch.finfo(of_module.dtype).min / 2).flatten(0, 1)
         assert not of_module.isnan().any(), f"{name}: scores are no numbers"
         assert (masks == masks[0]).all(), f"{name}: heads admit different pairs"
-        admitted[name] = int(masks[0].sum())
+        admitted[name] = int(masks[0].sum()), masks[0].numel()
     return admitted

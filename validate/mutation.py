@@ -67,6 +67,9 @@ FORMULAS = (
     Formulas(Target("flopcount.blocks")),
     Formulas(Target("flopcount.experts"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.latent"), (KNOWN_NUMBERS,)),
+    Formulas(
+        Target("flopcount.mixture_lm", leaving_out=("MixtureLM.described",)), (KNOWN_NUMBERS,)
+    ),
     Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.hybrid_lm"), (KNOWN_NUMBERS,)),
     Formulas(
@@ -108,6 +111,7 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_llama.py",
     "tests/flopcount/test_blocks.py",
     "tests/flopcount/test_experts.py",
+    "tests/flopcount/test_mixture_lm.py",
     "tests/flopcount/test_recurrent.py",
     "tests/flopcount/test_hybrid_lm.py",
     "tests/flopcount/test_encoders.py",

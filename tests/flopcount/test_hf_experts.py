@@ -318,7 +318,8 @@ def test_what_is_understood_in_plain_words():
     said = " ".join(str(fc.from_hf(hf_experts.PUBLISHED["DeepSeek-V3"])).split())
     assert "671,026,404,352 parameters, of which a token uses 37,552,282,624" in said
     assert (
-        "3 layers (0 to 2): latent attention, keys and values of a latent of 512 channels" in said
+        "3 layers, dense (0 to 2): latent attention, keys and values of a latent of 512 channels"
+        in said
     )
     assert "queries of one of 1,536, 128 heads of 128 + 64 rotary channels, values of 128" in said
     assert "8 of 256 experts of 2,048 channels and a shared MLP of 2,048, silu" in said

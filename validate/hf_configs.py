@@ -19,7 +19,7 @@ STAND_INS = {"kimi_k2": "deepseek_v3", "minimax_text_01": "minimax"}
 """Families that transformers has no code for, and whose code runs at their sizes instead."""
 
 NO_TOKENS: Config = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-"""A vocabulary of a few entries has no room for those of the classes."""
+"""A vocabulary of a few entries has none of those of the classes."""
 
 BOOLEANS = st.booleans()
 SIZES = st.integers(1, 12)

@@ -83,7 +83,13 @@ FORMULAS = (
     Formulas(Target("flopcount.architectures", leaving_out=("Architecture.kinds",))),
     Formulas(
         Target(
-            "flopcount.causal_lm", leaving_out=("CausalLM.described", "CausalLM.__str__", "runs")
+            "flopcount.causal_lm",
+            leaving_out=(
+                "LanguageModel.described",
+                "LanguageModel.__str__",
+                "CausalLM.described",
+                "runs",
+            ),
         ),
         (KNOWN_NUMBERS,),
     ),

@@ -218,6 +218,27 @@ def test_a_pattern_is_its_shortest_period():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "number", "shortest"),
+    [
+        ("fssf", 4, "fss"),
+        ("fssf", 5, "fssf"),  # repeated, f s s would give the last layer an s
+        ("fsfs", 5, "fs"),
+        ("fsfs", 40, "fs"),
+        ("ffs", 2, "ffs"),
+        ("fsff", 1, "fs"),  # f s f, and of that, behind the first layer, f s
+        ("f", 5, "f"),
+    ],
+)
+def test_patterns_that_repeat_and_that_do_not(words, number, shortest):
+    names = {"f": "full", "s": "sliding"}
+    model = small(attention=tuple(names[w] for w in words), num_layers=number, window=2)
+    assert model.attention == tuple(names[w] for w in shortest)
+    symbol = sympy.Symbol("L", integer=True, positive=True)
+    again = small(attention=("full", "sliding", "sliding", "full"), num_layers=symbol, window=2)
+    assert len(again.attention) == 4
+
+
 @given(st.lists(st.sampled_from(["full", "sliding"]), min_size=1, max_size=8), st.integers(1, 20))
 def test_a_shortened_pattern_gives_every_layer_its_word(words, number):
     model = small(attention=tuple(words), num_layers=number, window=2)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         read_runs,
     )
     from flopcount.hf import from_hf
+    from flopcount.mixture_lm import MixtureLM
     from flopcount.planning import isoflop_runs, plan
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "Decoder",
     "Device",
     "Llama",
+    "MixtureLM",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -57,6 +59,7 @@ _HOMES = {
     "Decoder": "architectures",
     "Device": "devices",
     "Llama": "architectures",
+    "MixtureLM": "mixture_lm",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",

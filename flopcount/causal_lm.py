@@ -41,6 +41,7 @@ from flopcount.architectures import (
     Vocabulary,
     lettered,
     require_at_most,
+    shortest_period,
 )
 from flopcount.blocks import (
     ACTIVATIONS,
@@ -108,6 +109,25 @@ class LanguageModel(Architecture):
     seq_len: Size | None
     tie_embeddings: bool
     reading: Any
+
+    def __post_init__(self) -> None:
+        """Validate every field, and bring patterns into their shortest form."""
+        super().__post_init__()
+        for name, kind in self.kinds().items():
+            if isinstance(kind, Pattern):
+                object.__setattr__(self, name, self.shortest(getattr(self, name)))
+
+    def shortest(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        """The fewest words that give all layers the same.
+
+        Repeated, a part of the words gives those behind them only if it fits a whole number of
+        times, or if there are no layers behind them.
+        """
+        period = shortest_period(words)
+        last = type(self.num_layers) is int and self.num_layers <= len(words)
+        if period == words or not (last or len(words) % len(period) == 0):
+            return words
+        return self.shortest(period)
 
     @property
     def title(self) -> str:

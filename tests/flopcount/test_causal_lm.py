@@ -218,6 +218,16 @@ def test_a_pattern_is_its_shortest_period():
     )  # fmt: skip
 
 
+@given(st.lists(st.sampled_from(["full", "sliding"]), min_size=1, max_size=8), st.integers(1, 20))
+def test_a_shortened_pattern_gives_every_layer_its_word(words, number):
+    model = small(attention=tuple(words), num_layers=number, window=2)
+    for again in (model, dataclasses.replace(model, seq_len=9)):
+        assert [again.attention[i % len(again.attention)] for i in range(number)] == [
+            words[i % len(words)] for i in range(number)
+        ]
+        assert again.attention == model.attention
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
     from flopcount.devices import Device, Peak
+    from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
     from flopcount.fitting import (
@@ -36,6 +37,8 @@ __all__ = [
     "CausalLM",
     "Decoder",
     "Device",
+    "EncoderDecoderLM",
+    "EncoderLM",
     "Llama",
     "MixtureLM",
     "Peak",
@@ -59,6 +62,8 @@ _HOMES = {
     "Decoder": "architectures",
     "Device": "devices",
     "Llama": "architectures",
+    "EncoderDecoderLM": "encoder_lm",
+    "EncoderLM": "encoder_lm",
     "MixtureLM": "mixture_lm",
     "Peak": "devices",
     "PerceiverAR": "architectures",

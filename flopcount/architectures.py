@@ -117,7 +117,7 @@ class Pattern:
     words: tuple[str, ...]
 
     def require(self, name: str, value: object) -> tuple[str, ...]:
-        """The words of the shortest period."""
+        """The words, if all are known."""
         if not isinstance(value, tuple) or not value:
             raise TypeError(
                 f"{name} = {quoted(value)}: expected a tuple of words, of "
@@ -125,7 +125,7 @@ class Pattern:
             )
         for index, word in enumerate(value):
             require_choice(f"{name}[{index}]", word, self.words)
-        return shortest_period(value)
+        return value
 
 
 def shortest_period(words: Sequence[str]) -> tuple[str, ...]:

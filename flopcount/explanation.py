@@ -185,7 +185,7 @@ def on_symbols(model: str | Architecture) -> tuple[Architecture, str]:
             ),
         ]
     )
-    if "head_dim" not in sizes:
+    if "head_dim" not in sizes and not getattr(model, "latent", False):
         legend += "; c = d/h"
     if isinstance(model, Architecture):
         return dataclasses.replace(model, **symbols), legend  # type: ignore[type-var]

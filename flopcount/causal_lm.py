@@ -38,7 +38,6 @@ from flopcount.architectures import (
     NumLayers,
     Pattern,
     Vocabulary,
-    lettered,
     require_at_most,
 )
 from flopcount.blocks import (
@@ -230,10 +229,10 @@ class CausalLM(Architecture):
 
     def lettered(self) -> dict[str, Dimension]:
         """Positions even where they are not given; L only where layers repeat."""
-        letters = super().lettered()
-        if type(self.num_layers) is int and 1 < self.num_layers <= self.period():
+        letters, number = super().lettered(), self.num_layers
+        if type(number) is int and 1 < number <= self.period():
             del letters["num_layers"]
-        return {"seq_len": lettered(self.kinds())["seq_len"]} | letters
+        return {"seq_len": self.kinds()["seq_len"]} | letters
 
     @property
     def width(self) -> Size:

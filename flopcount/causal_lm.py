@@ -39,7 +39,6 @@ from flopcount.architectures import (
     NumLayers,
     Pattern,
     Vocabulary,
-    lettered,
     require_at_most,
     shortest_period,
 )
@@ -153,7 +152,7 @@ class LanguageModel(Architecture):
         letters, number = super().lettered(), self.num_layers
         if type(number) is int and 1 < number <= self.period():
             del letters["num_layers"]
-        return {"seq_len": lettered(self.kinds())["seq_len"]} | letters
+        return {"seq_len": self.kinds()["seq_len"]} | letters
 
     @abc.abstractmethod
     def aspects(self) -> dict[str, tuple[str, ...]]:

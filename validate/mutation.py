@@ -123,7 +123,6 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_encoders.py",
     "tests/flopcount/test_active.py",
     "tests/flopcount/test_causal_lm.py",
-    "tests/flopcount/test_from_hf.py",
     "tests/flopcount/test_printed.py",
 )
 """Tests whose numbers are published or derived by hand; those with fixtures are left out."""

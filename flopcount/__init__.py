@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
     from flopcount.devices import Device, Peak
+    from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
     from flopcount.fitting import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         read_runs,
     )
     from flopcount.hf import from_hf
+    from flopcount.mixture_lm import MixtureLM
     from flopcount.planning import isoflop_runs, plan
 
 __version__ = "0.1.0"
@@ -35,7 +37,10 @@ __all__ = [
     "CausalLM",
     "Decoder",
     "Device",
+    "EncoderDecoderLM",
+    "EncoderLM",
     "Llama",
+    "MixtureLM",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -57,6 +62,9 @@ _HOMES = {
     "Decoder": "architectures",
     "Device": "devices",
     "Llama": "architectures",
+    "EncoderDecoderLM": "encoder_lm",
+    "EncoderLM": "encoder_lm",
+    "MixtureLM": "mixture_lm",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",

@@ -56,7 +56,7 @@ def decoders(
         given: Fields that are always there.
     """
     groups, size = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    heads, head_dim = groups * size, multiple * draw(st.integers(1, 12 // multiple))
+    heads, head_dim = groups * size, multiple * draw(st.integers(1, max(12 // multiple, 2)))
     layers = draw(st.integers(1, MOST_LAYERS))
     free = head_dims == "given" or (head_dims == "free" and draw(BOOLEANS))
     config = NO_TOKENS | dict(

@@ -92,8 +92,9 @@ def runs(indices: tuple[int, ...]) -> str:
     >>> runs((0, 1, 2, 5, 7, 8))
     '0 to 2, 5, 7 to 8'
     """
-    starts = [index for index in indices if index - 1 not in indices]
-    ends = [index for index in indices if index + 1 not in indices]
+    inside = set(indices)
+    starts = [index for index in indices if index - 1 not in inside]
+    ends = [index for index in indices if index + 1 not in inside]
     pairs = zip(starts, ends, strict=True)
     return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in pairs)
 

@@ -17,6 +17,7 @@ _EXTRAS = {
     "ray": "ray",
     "datasets": "hf",
     "pytest": "dev",
+    "transformers": "dev",
     **dict.fromkeys(
         (
             "torch",

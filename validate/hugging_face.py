@@ -43,6 +43,9 @@ Eager experts are countable too, but need data: it stays where there are no expe
 RECURRENT = ("minimax", "qwen3_next", "jamba")
 """Families with recurrent layers among others, which make both masks even where they need one."""
 
+# It warns of slow paths and of tokens beyond a small vocabulary, neither of which a count sees.
+transformers.logging.set_verbosity_error()
+
 FLAVOURS = {"reentrant": True, "non-reentrant": False}
 """Flavours of activation checkpointing, with ``use_reentrant`` of each."""
 

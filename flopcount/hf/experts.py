@@ -343,7 +343,9 @@ GPT_OSS = Family(
         # Whatever hidden_act says.
         activation="clamped_swiglu",
     ),
-    without_effect=ROUTING | words("hidden_act swiglu_alpha swiglu_limit initial_context_length"),
+    # A window has no effect where no layer slides.
+    without_effect=ROUTING
+    | words("hidden_act swiglu_alpha swiglu_limit initial_context_length sliding_window"),
 )
 
 LLAMA4_LAYERS = size("num_hidden_layers", default=48)

@@ -311,8 +311,8 @@ def test_fields_of_published_files_are_known():
             aux_loss_alpha=0.001, seq_aux=True,
         ),
         "gpt_oss": dict(
-            layer_types=["full_attention"] * 6, sliding_window=3, initial_context_length=4096, swiglu_limit=7.0,
-            quantization_config={},
+            layer_types=["full_attention"] * 6, sliding_window=3, initial_context_length=4096,
+            swiglu_limit=7.0, quantization_config={},
         ),
         "llama4_text": dict(
             layer_types=["full_attention"] * 6, attention_chunk_size=3,

@@ -149,7 +149,7 @@ class Note:
     """A field that describes where the others are from, and changes no count."""
 
 
-def lettered(kinds: Mapping[str, Any]) -> dict[str, Dimension]:
+def with_letters(kinds: Mapping[str, Any]) -> dict[str, Dimension]:
     """The sizes among kinds of fields that have a letter."""
     return {
         name: kind for name, kind in kinds.items() if isinstance(kind, Dimension) and kind.letter
@@ -175,7 +175,7 @@ class Architecture(abc.ABC):
         """The sizes that formulas on symbols have as letters: those given."""
         return {
             name: kind
-            for name, kind in lettered(self.kinds()).items()
+            for name, kind in with_letters(self.kinds()).items()
             if getattr(self, name) is not None
         }
 

@@ -39,7 +39,6 @@ from flopcount.architectures import (
     NumLayers,
     Pattern,
     Vocabulary,
-    lettered,
     require_at_most,
     shortest_period,
 )
@@ -123,8 +122,8 @@ class LanguageModel(Architecture):
         Repeated, a part of the words gives those behind them only if it fits a whole number of
         times, or if there are no layers behind them.
         """
-        period = shortest_period(words)
-        last = type(self.num_layers) is int and self.num_layers <= len(words)
+        period, number = shortest_period(words), self.num_layers
+        last = type(number) is int and number <= len(words)
         if period == words or not (last or len(words) % len(period) == 0):
             return words
         return self.shortest(period)
@@ -150,10 +149,10 @@ class LanguageModel(Architecture):
 
     def lettered(self) -> dict[str, Dimension]:
         """Positions even where they are not given; L only where layers repeat."""
-        letters = super().lettered()
-        if type(self.num_layers) is int and 1 < self.num_layers <= self.period():
+        letters, number = super().lettered(), self.num_layers
+        if type(number) is int and 1 < number <= self.period():
             del letters["num_layers"]
-        return {"seq_len": lettered(self.kinds())["seq_len"]} | letters
+        return {"seq_len": self.kinds()["seq_len"]} | letters
 
     @abc.abstractmethod
     def aspects(self) -> dict[str, tuple[str, ...]]:

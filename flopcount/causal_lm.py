@@ -38,7 +38,6 @@ from flopcount.architectures import (
     NumLayers,
     Pattern,
     Vocabulary,
-    require_at_most,
 )
 from flopcount.blocks import (
     ACTIVATIONS,
@@ -56,9 +55,17 @@ from flopcount.blocks import (
     Rotary,
 )
 from flopcount.conventions import Inputs
-from flopcount.masks import Causal, Chunked, Mask
+from flopcount.masks import Causal, CausalMask, Chunked
 from flopcount.operations import Pass
-from flopcount.sizes import Size, ceil_divide, divide, exact_ratio, is_array, multiply
+from flopcount.sizes import (
+    Size,
+    ceil_divide,
+    divide,
+    exact_ratio,
+    is_array,
+    multiply,
+    require_at_most,
+)
 from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
@@ -272,7 +279,7 @@ class CausalLM(Architecture):
             heads=heads,
         )
 
-    def mask(self, kind: Kind) -> Mask:
+    def mask(self, kind: Kind) -> CausalMask:
         """The mask of a layer's attention."""
         if kind["attention"] == "full":
             return CAUSAL
@@ -387,6 +394,12 @@ class CausalLM(Architecture):
             softcap=self.logit_softcap,
         )
         return ((at, (embedding, *layers, output)), *self.after(at))
+
+    def _longest(self) -> tuple[str, Size] | None:
+        """Those of a table of positions, if there is one."""
+        if self.num_positions is None:
+            return None
+        return "num_positions", self.num_positions - self.spare_positions
 
     def convention_inputs(self, at: Pass) -> Inputs:
         """Conventions of layers as Kaplan et al. have them say nothing of others."""

@@ -44,7 +44,7 @@ def named(rows: Iterator[AnyRow], name: str) -> Iterator[AnyRow]:
         elif isinstance(row, Product) and row.weight is not None:
             weight = row.weight[0], own(row.weight[1])
             yield dataclasses.replace(row, term=own(row.term), weight=weight)
-        else:
+        elif isinstance(row, Product | Work):
             yield dataclasses.replace(row, term=own(row.term))
 
 

@@ -148,6 +148,13 @@ class Note:
     """A field that describes where the others are from, and changes no count."""
 
 
+def lettered(kinds: Mapping[str, Any]) -> dict[str, Dimension]:
+    """The sizes among kinds of fields that have a letter."""
+    return {
+        name: kind for name, kind in kinds.items() if isinstance(kind, Dimension) and kind.letter
+    }
+
+
 Vocabulary = Annotated[Size, Dimension("V", "vocabulary")]
 Channels = Annotated[Size, Dimension("d", "channels")]
 NumLayers = Annotated[Size, Dimension("L", "layers")]
@@ -162,6 +169,14 @@ class Architecture(Inference):
     @abc.abstractmethod
     def length(self) -> Size:
         """n, the positions that predict."""
+
+    def lettered(self) -> dict[str, Dimension]:
+        """The sizes that formulas on symbols have as letters: those given."""
+        return {
+            name: kind
+            for name, kind in lettered(self.kinds()).items()
+            if getattr(self, name) is not None
+        }
 
     @property
     def title(self) -> str:

@@ -201,6 +201,7 @@ class Attention:
         score_bias: Of scores before the softmax, ``"alibi"`` or ``"relative"``: constants, or
             learned by the distance in a table that is another block's.
         softcap: Whether scores pass s·tanh(x/s).
+        clip: Whether queries, keys and values are clipped.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762); Ainslie et al. 2023 (arXiv 2305.13245) for
     grouped heads.
@@ -221,6 +222,7 @@ class Attention:
     sinks: bool = False
     score_bias: str | None = None
     softcap: bool = False
+    clip: bool = False
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Projections, rotary embedding, scale, attention, output projection."""
@@ -230,6 +232,10 @@ class Attention:
         if self.gate:
             yield from linear(at, "gate", self.channels, self.query_channels, bias=self.bias)
         yield from shared_input(at, "projection input gradients", self.channels, 2 + self.gate)
+        if self.clip:
+            channels = self.query_channels + 2 * self.key_channels
+            reason = "forward: a maximum, a minimum; backward: two comparisons"
+            yield from work(at, "clip", channels, 2, 2, reason, "input")
         for of_one in self.norms:
             yield from of_one.rows(at)
         if self.rotary is not None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from flopcount.architectures import (
@@ -38,6 +38,7 @@ from flopcount.architectures import (
     NumLayers,
     Pattern,
     Vocabulary,
+    lettered,
 )
 from flopcount.blocks import (
     ACTIVATIONS,
@@ -63,6 +64,7 @@ from flopcount.sizes import (
     divide,
     exact_ratio,
     is_array,
+    is_symbolic,
     multiply,
     require_at_most,
 )
@@ -70,6 +72,25 @@ from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
 """A layer's word for each aspect, such as ``{"attention": "sliding", "positions": "rotary"}``."""
+
+
+def runs(indices: Sequence[int]) -> list[str]:
+    """Ascending indices, three or more successive ones as a range.
+
+    >>> runs([0, 1, 3, 5, 6, 7])
+    ['0', '1', '3', '5 to 7']
+    """
+    found: list[list[int]] = []
+    for index in indices:
+        if found and index == found[-1][-1] + 1:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return [
+        word
+        for run in found
+        for word in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +135,7 @@ class CausalLM(Architecture):
         spare_positions: Rows of it that no sequence uses.
         query_key_norm: A norm of queries and keys, of each ``"head"`` or of the ``"whole"`` width;
             ``"head, no scale"`` has no parameters.
+        qkv_clip: Whether queries, keys and values are clipped.
         qkv_bias: Whether query, key and value projections have biases.
         out_bias: Whether attention's output projection has one.
         mlp_bias: Whether the MLP's linear layers have biases.
@@ -127,7 +149,8 @@ class CausalLM(Architecture):
         norm_scale: Whether norms have a scale.
         norm_placement: ``"pre"`` (before each block), ``"branch"`` (behind it, before the
             addition), ``"both"`` of these, or ``"post"`` (after the addition).
-        parallel_norms: 1 or 2 norms of attention and MLP side by side; None one after the other.
+        parallel_norms: Attention and MLP side by side, behind ``"one"`` or ``"two"`` norms; one
+            after the other if None.
         final_norm: Whether a norm precedes the output layer.
         embedding_norm: Whether a norm follows the embedding.
         embedding_channels: Width of the token embedding, projected to d and back; d unless given.
@@ -170,6 +193,7 @@ class CausalLM(Architecture):
     num_positions: Annotated[Size | None, Dimension()] = None
     spare_positions: Annotated[Size, Dimension(minimum=0)] = 0
     query_key_norm: Annotated[str | None, Choice(("head", "head, no scale", "whole"))] = None
+    qkv_clip: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -182,7 +206,7 @@ class CausalLM(Architecture):
     norm_bias: bool = False
     norm_scale: bool = True
     norm_placement: Annotated[str, Choice(("pre", "branch", "both", "post"))] = "pre"
-    parallel_norms: Annotated[Size | None, Dimension()] = None
+    parallel_norms: Annotated[str | None, Choice(("one", "two"))] = None
     final_norm: bool = True
     embedding_norm: bool = False
     embedding_channels: Annotated[Size | None, Dimension("e", "channels of the embedding")] = None
@@ -214,10 +238,23 @@ class CausalLM(Architecture):
         """
         if self.seq_len is None:
             raise ValueError(
-                "seq_len = None: expected an integer >= 1, the positions of a sequence, for which "
-                "FLOPs are counted; give it when the model is made: seq_len=8192"
+                "seq_len = None: expected an integer >= 1, the positions of the sequence whose "
+                "FLOPs are counted, such as seq_len=8192 or, on the command line, --seq-len 8192"
             )
         return self.seq_len
+
+    def lettered(self) -> dict[str, Dimension]:
+        """Positions even where they are not given; L only where layers repeat."""
+        letters = lettered(self.kinds())
+        repeats = self.period() == 1 or is_symbolic(self.num_layers)
+        if not repeats and not is_array(self.num_layers):
+            repeats = self.period() < self.num_layers
+        return {
+            name: kind
+            for name, kind in letters.items()
+            if name == "seq_len"
+            or (getattr(self, name) is not None and (repeats or name != "num_layers"))
+        }
 
     @property
     def width(self) -> Size:
@@ -230,6 +267,10 @@ class CausalLM(Architecture):
         """What differs between layers: each aspect's words, which layers take in turn."""
         return {"attention": self.attention, "positions": self.positions}
 
+    def period(self) -> int:
+        """After how many layers they repeat."""
+        return math.lcm(*(len(words) for words in self.aspects().values()))
+
     def groups(self) -> tuple[Group, ...]:
         """Equal layers together, in the order of the first of each kind.
 
@@ -237,7 +278,7 @@ class CausalLM(Architecture):
         kind are what is left of L.
         """
         aspects, number = self.aspects(), self.num_layers
-        period = math.lcm(*(len(words) for words in aspects.values()))
+        period = self.period()
         if type(number) is int:
             period = min(period, number)
         kinds: dict[tuple[str, ...], list[int]] = {}
@@ -325,6 +366,7 @@ class CausalLM(Architecture):
             sinks=self.sinks,
             score_bias="alibi" if kind["positions"] == "alibi" else None,
             softcap=self.attention_softcap,
+            clip=self.qkv_clip,
         )
 
     def feed_forward(self, kind: Kind) -> Block:
@@ -341,8 +383,10 @@ class CausalLM(Architecture):
         """The blocks of a layer: mixer and feed-forward block, with their norms and residuals."""
         mixer, feed_forward = self.mixer(kind), self.feed_forward(kind)
         if self.parallel_norms is not None:
-            norms = self.norm_of("norm"), self.norm_of("mlp norm")
-            return (Parallel(norms[: self.parallel_norms], (mixer, feed_forward), self.dropout),)
+            norms: tuple[Norm, ...] = (self.norm_of("norm"),)
+            if self.parallel_norms == "two":
+                norms += (self.norm_of("mlp norm"),)
+            return (Parallel(norms, (mixer, feed_forward), self.dropout),)
         return (
             self.residual("attention", "", mixer),
             self.residual("mlp", "mlp ", feed_forward),
@@ -411,7 +455,8 @@ class CausalLM(Architecture):
             is_array(differ := self.num_key_value_heads != self.num_heads) or bool(differ)
         )
         wide = self.head_dim is not None and (
-            is_array(differ := self.num_heads * self.head_dim != self.num_channels) or bool(differ)
+            is_array(differ := multiply(self.num_heads, self.head_dim) != self.num_channels)
+            or bool(differ)
         )
         plain = type(self).feed_forward is CausalLM.feed_forward
         if grouped or wide or self.gated or self.attention != ("full",) or not plain:
@@ -446,7 +491,7 @@ class CausalLM(Architecture):
 
     def described_indices(self, group: Group) -> str:
         """Which layers of a period are of a kind, from 0."""
-        listed = ", ".join(map(str, group.indices))
+        listed = ", ".join(runs(group.indices))
         if type(self.num_layers) is int and group.period >= self.num_layers:
             return listed
         return f"{listed} of every {group.period}"

@@ -211,7 +211,9 @@ class MixtureLM(CausalLM):
     def described_mixer(self, kind: Kind) -> str:
         """A layer's attention in plain words."""
         if self.key_value_rank is None:
-            return super().described_mixer(kind)
+            without_norms = self.norms_with_rotary and kind["positions"] != "rotary"
+            model = dataclasses.replace(self, query_key_norm=None) if without_norms else self
+            return super(MixtureLM, model).described_mixer(kind)
         queries = "" if self.query_rank is None else f", queries of one of {shown(self.query_rank)}"
         return (
             f"latent attention, keys and values of a latent of {shown(self.key_value_rank)} "
@@ -236,5 +238,5 @@ class MixtureLM(CausalLM):
         """What the model is, in plain words, a line each."""
         lines = super().described()
         if self.num_predictions is not None:
-            lines.append(f"{shown(self.num_predictions)} modules that each predict one token more")
+            lines.append(f"further predictions: modules counted {shown(self.num_predictions)}")
         return lines

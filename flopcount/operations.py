@@ -244,8 +244,9 @@ def attend(
 
 
 def cache(at: Pass, name: str, positions: Size, channels: Size) -> Iterator[AnyRow]:
-    """What a pass leaves to those behind it: ``channels`` elements of each of ``positions``."""
-    yield Cached(at.part, at.layer, name, (at.times, positions, channels))
+    """What inference leaves to later passes: ``channels`` elements of each of ``positions``."""
+    if at.inference is not None:
+        yield Cached(at.part, at.layer, name, (at.times, positions, channels))
 
 
 def shared_input(at: Pass, term: str, channels: Size, additions: int) -> Iterator[AnyRow]:

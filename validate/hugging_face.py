@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from validate.hf_configs import STAND_INS
 from validate.symbolic_trace import Products
 
 TESTED_TRANSFORMERS = "5.24.0"
@@ -38,8 +39,8 @@ COUNTABLE = {
 Eager experts are countable too, but need data: it stays where there are no experts.
 """
 
-WITNESSED_BY = {"kimi_k2": "deepseek_v3"}
-"""Families without code of their own in transformers, and whose code runs at their sizes."""
+RECURRENT = ("minimax", "qwen3_next", "jamba")
+"""Families with recurrent layers among others, which make both masks even where they need one."""
 
 FLAVOURS = {"reentrant": True, "non-reentrant": False}
 """Flavours of activation checkpointing, with ``use_reentrant`` of each."""
@@ -65,7 +66,7 @@ def read(config: Mapping[str, Any]) -> PreTrainedConfig:
             "are the witness; install that"
         )
     own = config.get("model_type")
-    name = WITNESSED_BY.get(str(own), own)
+    name = STAND_INS.get(str(own), own)
     if name not in transformers.CONFIG_MAPPING:
         raise ValueError(f"model_type = {own!r}: expected one that transformers has")
     # Some config classes change the dict that they are given.
@@ -130,14 +131,13 @@ def inputs(
     if config.is_encoder_decoder:
         given["decoder_input_ids"] = tokens.new_zeros((batch_size, target_len or seq_len))
     elif network.device.type == "meta" and not is_encoder(config):
-        kinds = set(getattr(config, "layer_types", None) or ())
-        if "linear_attention" not in kinds:
-            # All ones: the network looks for no packed sequences, and makes masks of its own.
-            given["attention_mask"] = torch.ones_like(tokens)
-        elif len(kinds) > 1:
+        if config.model_type in RECURRENT:
             # A recurrent layer looks whether its mask is all ones, and so may not be given one.
             mask = torch.zeros((batch_size, 1, seq_len, seq_len), device=network.device)
-            given["attention_mask"] = dict.fromkeys(kinds, mask) | {"linear_attention": None}
+            given["attention_mask"] = {"full_attention": mask, "linear_attention": None}
+        elif "linear_attention" not in (getattr(config, "layer_types", None) or ()):
+            # All ones: the network looks for no packed sequences, and makes masks of its own.
+            given["attention_mask"] = torch.ones_like(tokens)
     return given
 
 

@@ -65,6 +65,7 @@ FORMULAS = (
     Formulas(Target("flopcount.masks"), (ROWS, DOTS, KNOWN_NUMBERS)),
     Formulas(Target("flopcount.operations")),
     Formulas(Target("flopcount.blocks")),
+    Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
     # What the fields are is read once, before anything is changed.
     Formulas(Target("flopcount.architectures", leaving_out=("Architecture.kinds",))),
     Formulas(Target("flopcount.rows")),
@@ -90,6 +91,7 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_utilisation.py",
     "tests/flopcount/test_llama.py",
     "tests/flopcount/test_blocks.py",
+    "tests/flopcount/test_recurrent.py",
     "tests/flopcount/test_printed.py",
 )
 """Tests whose numbers are published or derived by hand; those with fixtures are left out."""

@@ -59,6 +59,12 @@ def attention_types(layers: Take, default: Take) -> Take:
     return listed("layer_types", layers, LAYER_TYPES, default)
 
 
+def where(name: str, word: str) -> Take:
+    """A word if a field is true, else None."""
+    given = flag(name, default=False)
+    return lambda config: word if given(config) else None
+
+
 def only_where(word: str, attention: Take, take: Take) -> Take:
     """A size that acts only where some layer's attention is of a kind; else None."""
     return lambda config: take(config) if word in attention(config) else None
@@ -118,7 +124,7 @@ ATTENTION_BIAS = flag("attention_bias", default=False)
 ALL_BIASES: dict[str, Any] = {"qkv_bias": ATTENTION_BIAS, "out_bias": ATTENTION_BIAS}
 
 BIASES = ("qkv_bias", "out_bias", "mlp_bias")
-GELU_AND_LAYER_NORM = {"gated": False, "norm": "layer", "norm_bias": True}
+GELU_AND_LAYER_NORM: dict[str, Any] = {"gated": False, "norm": "layer", "norm_bias": True}
 """Layers as they were before gates and RMSNorm."""
 
 GPT2_CHANNELS = size("n_embd", "hidden_size", default=768)
@@ -260,6 +266,30 @@ def gemma(*, interval: Take, **own: Any) -> dict[str, Any]:
     )
 
 
+GEMMA = Family(
+    declaration=CausalLM,
+    heads=("GemmaForCausalLM",),
+    fields=llama_like(
+        vocab_size=256000,
+        hidden_size=3072,
+        intermediate_size=24576,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        head_dim=256,
+        tied=True,
+        # The first files say "gelu" and mean its approximation.
+        activation=word(
+            "hidden_act",
+            default="gelu_pytorch_tanh",
+            known=ACTIVATION_NAMES | {"gelu": "gelu_tanh"},
+        ),
+        scaled_embedding=True,
+        **ALL_BIASES,
+    ),
+    without_effect=words("max_position_embeddings hidden_activation"),
+    only={"use_bidirectional_attention": (None, False)},
+)
 GEMMA_WITHOUT_EFFECT = words("max_position_embeddings query_pre_attn_scalar hidden_act")
 GEMMA2 = Family(
     declaration=CausalLM,
@@ -306,6 +336,27 @@ PHI3 = Family(
     without_effect=words("max_position_embeddings embd_pdrop attention_bias"),
 )
 
+PHI_FIELDS = llama_like(
+    vocab_size=51200,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=24,
+    num_attention_heads=32,
+    hidden_act="gelu_new",
+    parallel_norms="one",
+    output_bias=True,
+    dropout=drops("resid_pdrop", default=0.0),
+    query_key_norm=where("qk_layernorm", "head"),
+    **GELU_AND_LAYER_NORM,
+    **dict.fromkeys(BIASES, True),
+)
+PHI = Family(
+    declaration=CausalLM,
+    heads=("PhiForCausalLM",),
+    fields=PHI_FIELDS | {"rotary_dim": rotary_dim(PHI_FIELDS["head_dim"], default=0.5)},
+    without_effect=words("max_position_embeddings embd_pdrop"),
+)
+
 FALCON_CHANNELS = size("hidden_size", "n_embed", default=4544)
 FALCON_HEADS = size("num_attention_heads", "n_head", default=71)
 FALCON_IS_NEW = flag("new_decoder_architecture", default=False)
@@ -322,8 +373,8 @@ def falcon_key_value_heads(config: Config) -> Any:
     return 1 if one else FALCON_HEADS(config)
 
 
-def falcon_norms(config: Config) -> int | None:
-    """Norms of attention and MLP side by side; None where one follows the other.
+def falcon_norms(config: Config) -> str | None:
+    """How many norms attention and MLP have side by side; None where one follows the other.
 
     Raises:
         ValueError: If the fields contradict each other.
@@ -337,7 +388,7 @@ def falcon_norms(config: Config) -> int | None:
             f"parallel_attn = {is_parallel}: expected parallel_attn in the new architecture, and 2 "
             "norms in it alone"
         )
-    return norms if is_parallel else None
+    return ("one", "two")[norms - 1] if is_parallel else None
 
 
 FALCON = Family(
@@ -423,7 +474,7 @@ GPT_NEOX = Family(
         ),
         "activation": activation("hidden_act", default="gelu"),
         "tie_embeddings": flag("tie_word_embeddings", default=False),
-        "parallel_norms": lambda config: 2 if NEOX_IS_PARALLEL(config) else None,
+        "parallel_norms": lambda config: "two" if NEOX_IS_PARALLEL(config) else None,
         "dropout": drops("hidden_dropout", default=0.0),
         "mlp_bias": True,
         "qkv_bias": NEOX_BIAS,
@@ -472,6 +523,7 @@ MPT = Family(
         "activation": "gelu",
         "tie_embeddings": flag("tie_word_embeddings", default=True),
         "dropout": drops("attn_config.attn_pdrop", default=0.0),
+        "qkv_clip": is_given("attn_config.clip_qkv"),
         "gated": False,
         "norm": "layer",
     },
@@ -490,11 +542,26 @@ MPT = Family(
         "attn_config.qk_ln": (False,),
         "attn_config.prefix_lm": (False,),
         "attn_config.attn_type": ("multihead_attention",),
-        "attn_config.clip_qkv": (None,),
         "logit_scale": (None,),
     },
 )
 
+OLMO = Family(
+    declaration=CausalLM,
+    heads=("OlmoForCausalLM",),
+    fields=llama_like(
+        vocab_size=50304,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        norm="layer",
+        norm_scale=False,
+        qkv_clip=is_given("clip_qkv"),
+        **ALL_BIASES,
+    ),
+    without_effect=words("max_position_embeddings"),
+)
 OLMO2 = Family(
     declaration=CausalLM,
     heads=("Olmo2ForCausalLM",),
@@ -586,6 +653,7 @@ GLM4 = Family(
 FAMILIES = {
     "bloom": BLOOM,
     "falcon": FALCON,
+    "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
     "glm": GLM,
@@ -595,8 +663,10 @@ FAMILIES = {
     "llama": LLAMA,
     "mistral": MISTRAL,
     "mpt": MPT,
+    "olmo": OLMO,
     "olmo2": OLMO2,
     "opt": OPT,
+    "phi": PHI,
     "phi3": PHI3,
     "qwen2": QWEN2,
     "qwen3": QWEN3,

@@ -6,6 +6,7 @@ names of one and the same thing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from flopcount.hf.dense import (
@@ -46,17 +47,25 @@ def missing(name: str) -> Take:
     return take
 
 
-def sparse_layers(layers: Take, is_sparse: Any) -> Take:
-    """Which layers have experts, by ``is_sparse(config, index)``."""
-    return lambda config: tuple(
-        "sparse" if is_sparse(config, index) else "dense" for index in range(layers(config))
-    )
+def sparse_layers(layers: Take, rule: Callable[[Config], Callable[[int], bool]]) -> Take:
+    """Which layers have experts, by a rule that a config gives for their indices."""
+
+    def take(config: Config) -> tuple[str, ...]:
+        is_sparse = rule(config)
+        return tuple("sparse" if is_sparse(index) else "dense" for index in range(layers(config)))
+
+    return take
 
 
 def sparse_after(layers: Take, *, default: int) -> Take:
     """All layers but the first ``first_k_dense_replace`` have experts."""
-    dense = size("first_k_dense_replace", default=default, minimum=0)
-    return sparse_layers(layers, lambda config, index: index >= dense(config))
+    first_ones = size("first_k_dense_replace", default=default, minimum=0)
+
+    def rule(config: Config) -> Callable[[int], bool]:
+        dense = first_ones(config)
+        return lambda index: bool(index >= dense)
+
+    return sparse_layers(layers, rule)
 
 
 def product(left: Take, right: Take) -> Take:
@@ -79,23 +88,21 @@ def layer_indices(name: str, default: Take) -> Take:
 
 
 def further_predictions(*names: str, default: int) -> dict[str, Any]:
-    """Modules that predict further tokens, where the caller asks for them."""
+    """Modules that predict further tokens: a family's, which count where the caller says so."""
     declared = size(*names, default=default, minimum=0)
-    return dict(
-        fields={
-            "num_predictions": lambda config: (
-                (declared(config) or None) if config.options["mtp"] else None
-            )
-        },
-        options=frozenset({"mtp"}),
-        remarks=(
-            lambda config: (
-                f"{declared(config)} modules for further tokens are declared, "
-                f"{'and' if config.options['mtp'] else 'not'} counted"
-                + ("" if config.options["mtp"] else " without mtp=True")
-            ),
-        ),
-    )
+
+    def counted(config: Config) -> Any:
+        return (declared(config) or None) if config.options["mtp"] else None
+
+    def remark(config: Config) -> str | None:
+        if config.options["mtp"]:
+            return None
+        return (
+            f"further predictions: modules declared {declared(config)}, not counted without "
+            "mtp=True"
+        )
+
+    return dict(fields={"num_predictions": counted}, options=frozenset({"mtp"}), remarks=(remark,))
 
 
 MIXTRAL_WINDOW = size("sliding_window", default=None, null=None)
@@ -122,13 +129,15 @@ MIXTRAL = Family(
 
 def qwen_experts(layers: int, *, experts: int, per_token: int, expert_size: int) -> dict[str, Any]:
     """Experts in every ``decoder_sparse_step``-th layer but those of ``mlp_only_layers``."""
-    step = size("decoder_sparse_step", default=1)
-    dense = layer_indices("mlp_only_layers", lambda config: ())
+    every = size("decoder_sparse_step", default=1)
+    dense_ones = layer_indices("mlp_only_layers", lambda config: ())
+
+    def rule(config: Config) -> Callable[[int], bool]:
+        step, dense = every(config), dense_ones(config)
+        return lambda index: (index + 1) % step == 0 and index not in dense
+
     return dict(
-        mlp=sparse_layers(
-            size("num_hidden_layers", default=layers),
-            lambda config, index: (index + 1) % step(config) == 0 and index not in dense(config),
-        ),
+        mlp=sparse_layers(size("num_hidden_layers", default=layers), rule),
         num_experts=size("num_experts", "num_local_experts", default=experts),
         experts_per_token=size("num_experts_per_tok", default=per_token),
         expert_size=size("moe_intermediate_size", default=expert_size),
@@ -176,7 +185,8 @@ QWEN2_MOE = Family(
         shared_first=True,
         **qwen_experts(24, experts=60, per_token=4, expert_size=1408),
     ),
-    without_effect=ROUTING,
+    # Of no effect where layer_types is given.
+    without_effect=ROUTING | words("max_window_layers sliding_window use_sliding_window"),
 )
 QWEN3_MOE = Family(
     declaration=MixtureLM,
@@ -372,12 +382,11 @@ def llama4_attention(config: Config) -> tuple[str, ...]:
     )
 
 
-def llama4_sparse(config: Config) -> tuple[str, ...]:
-    """Which layers have experts: ``moe_layers``, or every ``interleave_moe_layer_step``-th."""
+def llama4_sparse(config: Config) -> Callable[[int], bool]:
+    """Layers with experts: those of ``moe_layers``, or every ``interleave_moe_layer_step``-th."""
     step, layers = LLAMA4_STEP(config), LLAMA4_LAYERS(config)
-    every = layer_indices("moe_layers", lambda _: range(step - 1, layers, step))
-    indices = every(config)
-    return tuple("sparse" if index in indices else "dense" for index in range(layers))
+    listed = layer_indices("moe_layers", lambda _: range(step - 1, layers, step))(config)
+    return lambda index: index in listed
 
 
 def truthy(name: str, *, default: bool) -> Take:
@@ -413,7 +422,7 @@ LLAMA4 = Family(
         query_key_norm=lambda config: "head, no scale" if LLAMA4_QK_NORM(config) else None,
         norms_with_rotary=True,
         query_temperature=truthy("attn_temperature_tuning", default=True),
-        mlp=llama4_sparse,
+        mlp=sparse_layers(LLAMA4_LAYERS, llama4_sparse),
         num_experts=size("num_local_experts", default=16),
         experts_per_token=size("num_experts_per_tok", default=1),
         expert_size=LLAMA4_SIZE,

@@ -192,13 +192,13 @@ class MixtureLM(CausalLM):
         return self.key_value_rank is not None
 
     def after(self, at: Pass) -> Network:
-        """The modules that predict further tokens, each with a layer as the pattern's last one.
+        """The modules that predict further tokens: of a layer as the last one, with experts.
 
         Generation, a token at a time, runs none.
         """
         if self.num_predictions is None or at.inference is not None:
             return ()
-        last = {aspect: words[-1] for aspect, words in self.aspects().items()}
+        last = {aspect: words[-1] for aspect, words in self.aspects().items()} | {"mlp": "sparse"}
         modules = MultiTokenPrediction(
             self.num_channels,
             self.vocab_size,

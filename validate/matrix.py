@@ -23,6 +23,7 @@ from validate import (
     configurations,
     elementwise_trace,
     families,
+    further_predictions,
     fused,
     fvcore_trace,
     kernel_tally,
@@ -351,10 +352,20 @@ STANDALONE = (
         )
         for family in families.WITNESSED
     ),
+    Standalone(
+        f"modules that predict further tokens, of {', '.join(further_predictions.FAMILIES)}: "
+        "parameters, dense products",
+        "transformers' MtpModel, under torch FlopCounterMode",
+        further_predictions.cases,
+    ),
 )
 WITHOUT_WITNESS = (
     "per-element costs of element-wise rows, a stated convention",
     *map(families.confirmed, families.UNWITNESSED),
+    *(
+        f"modules that predict further tokens, of {family}"
+        for family in further_predictions.UNWITNESSED
+    ),
 )
 
 

@@ -225,12 +225,14 @@ def test_further_predictions_count_where_asked_for():
     assert "further predictions: modules counted 1" in " ".join(str(counted).split())
     none = fc.from_hf(config | dict(num_nextn_predict_layers=0), 5, mtp=True)
     assert none == without
-    # A module's layer is as the last of the network's, here with experts.
+    # A module's layer is as the last of the network's, with experts whatever that has.
+    dense = config | dict(first_k_dense_replace=6)
+    module = fc.from_hf(dense, 5, mtp=True).params().total - fc.from_hf(dense, 5).params().total
     more = counted.params().total - without.params().total
     layers = {tensor.name: tensor for tensor in without.params().terms if tensor.layer == "sparse"}
     of_one = sum(tensor.count for tensor in layers.values()) // 5
     # 2d → d with d = 12, and three norms.
-    assert more == of_one + 2 * 12 * 12 + 3 * 12
+    assert more == module == of_one + 2 * 12 * 12 + 3 * 12
     difference = counted.flops().forward - without.flops().forward
     sparse = sum(term.forward for term in without.flops().terms if term.layer == "sparse") // 5
     # The head once more: 5 positions, 11 words.

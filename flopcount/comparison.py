@@ -34,8 +34,11 @@ STANDS_FOR: dict[str, tuple[tuple[str, ...], str]] = {
     "logits": (("logits",), "the output layer"),
     "truncation per token": ((), "truncation to an integer per token"),
     "2 N without embeddings": (LINEAR, "parameters of projections and MLP"),
-} | {term: ((term,), term) for term in LINEAR}
-"""For each term of a convention or level: the proven terms in its place, and what else it has."""
+}
+"""For terms of a convention or level: the proven terms in their place, and what else they have.
+
+Any other stands for the proven term of its name.
+"""
 
 PARAMETER_TERMS = ("2 N", "2 N without positions")
 """Terms of 2 FLOPs per parameter: see :func:`differences`."""
@@ -249,7 +252,7 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
                 for name in [name for name in kinds if name in expected]:
                     add(part, kinds[name], -expected.pop(name))
                 continue
-            covered, beyond = STANDS_FOR[term]
+            covered, beyond = STANDS_FOR.get(term, ((term,), term))
             for name in covered:
                 flops = flops - expected.pop(name, 0)
             add(part, beyond, flops)

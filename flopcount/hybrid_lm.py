@@ -18,7 +18,7 @@ from flopcount.architectures import (
     Vocabulary,
 )
 from flopcount.blocks import ACTIVATIONS, Block, Embedding, Layers, Network, Norm, Output, Residual
-from flopcount.causal_lm import CausalLM, Kind
+from flopcount.causal_lm import CausalLM, Group, Kind
 from flopcount.conventions import Inputs
 from flopcount.count import add
 from flopcount.mixture_lm import MixtureLM
@@ -260,7 +260,7 @@ class Mamba2LM(Architecture):
         num_heads: h, heads of a state each.
         head_dim: P, columns of a state.
         state: N, rows of a state.
-        groups: g, groups of heads that share what writes and reads their states.
+        head_groups: g, groups of heads that share what writes and reads their states.
         taps: Positions that the convolution reads.
         chunk: C, positions of a chunk.
         seq_len: n, positions; None where only what needs none is asked for, such as parameters.
@@ -273,7 +273,8 @@ class Mamba2LM(Architecture):
     Source: Dao and Gu 2024 (arXiv 2405.21060).
 
     >>> codestral = Mamba2LM(vocab_size=32768, num_channels=4096, num_layers=64, num_heads=128,
-    ...                      head_dim=64, state=128, groups=8, taps=4, chunk=256)
+    ...                      head_dim=64, state=128, head_groups=8, taps=4,
+    ...                      chunk=256)
     >>> codestral.params().total
     7285403648
 
@@ -285,7 +286,7 @@ class Mamba2LM(Architecture):
     num_heads: Annotated[Size, Dimension("h", "heads")]
     head_dim: Annotated[Size, Dimension("P", "columns of a state")]
     state: Rows
-    groups: Annotated[Size, Dimension("g", "groups of heads")]
+    head_groups: Annotated[Size, Dimension("g", "groups of heads")]
     taps: Taps
     chunk: ScanChunk
     seq_len: Annotated[Size | None, Dimension("n", "positions")] = None
@@ -301,26 +302,34 @@ class Mamba2LM(Architecture):
     _forgets = keeps_its_state
     _placed = in_one_pass
 
-    def network(self, at: Pass) -> Network:
-        """The embedding, L layers of a norm and Mamba-2, a final norm, the output layer."""
-        d = self.num_channels
-        divide("num_heads", self.num_heads, "groups", self.groups)
-        norm, final = (Norm(term, d, bias=False, rms=True) for term in ("norm", "final norm"))
-        block = Mamba2(
-            d,
+    def groups(self) -> tuple[Group, ...]:
+        """All layers are equal."""
+        return (Group("decoder", self.num_layers, {"mixer": "scan"}, (0,), 1),)
+
+    def scan(self) -> Block:
+        """Mamba-2."""
+        divide("num_heads", self.num_heads, "head_groups", self.head_groups)
+        return Mamba2(
+            self.num_channels,
             self.num_heads,
             self.head_dim,
             self.state,
-            self.groups,
+            self.head_groups,
             self.taps,
             self.chunk,
             self.bias,
             self.convolution_bias,
             self.activation,
         )
-        layers = Layers("decoder", self.num_layers, (Residual("scan", norm, block),))
+
+    def network(self, at: Pass) -> Network:
+        """The embedding, L layers of a norm and Mamba-2, a final norm, the output layer."""
+        d = self.num_channels
+        norm, final = (Norm(term, d, bias=False, rms=True) for term in ("norm", "final norm"))
+        scan = Residual("scan", norm, self.scan())
+        layers = tuple(Layers(group.name, group.number, (scan,)) for group in self.groups())
         output = Output(d, self.vocab_size, self.tie_embeddings, norm=final)
-        return ((at, (Embedding(d, self.vocab_size), layers, output)),)
+        return ((at, (Embedding(d, self.vocab_size), *layers, output)),)
 
     def convention_inputs(self, at: Pass) -> Inputs:
         """To conventions, layers are those with attention: there are none."""
@@ -336,8 +345,8 @@ class Mamba2LM(Architecture):
             f"{shown(self.vocab_size)}, output layer "
             f"{'tied to the embedding' if self.tie_embeddings else 'of its own'}",
             f"all layers: Mamba-2, {shown(self.num_heads)} heads of {shown(self.head_dim)} "
-            f"channels with states of {shown(self.state)} rows in {shown(self.groups)} groups, "
-            f"chunks of {shown(self.chunk)}, a convolution of {shown(self.taps)} positions"
+            f"channels with states of {shown(self.state)} rows in {shown(self.head_groups)} "
+            f"groups, chunks of {shown(self.chunk)}, a convolution of {shown(self.taps)} positions"
             + ", with biases"
             * self.bias,
         ]

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.hf import FAMILIES
-from validate import hf_configs, hf_experts
+from validate import hf_configs, hf_experts, hf_scans
 from validate.configurations import draw
+from validate.scan_differences import CONVOLUTION
+from validate.scan_differences import differences as scan_differences
 
 if TYPE_CHECKING:
     from validate.hugging_face import Seen
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
 BATCH_SIZE = 2
 DRAWN = 40
 PUBLISHED_SEQ_LEN = 1000
-STRATEGIES = hf_configs.DRAWN | hf_experts.DRAWN
-PUBLISHED = hf_configs.PUBLISHED | hf_experts.PUBLISHED
+STRATEGIES = hf_configs.DRAWN | hf_experts.DRAWN | hf_scans.DRAWN
+PUBLISHED = hf_configs.PUBLISHED | hf_experts.PUBLISHED | hf_scans.PUBLISHED
 Differences = dict[str, int]
+Beyond = dict[tuple[str, str], tuple[int, int]]
+"""FLOPs of a layer's term, forward and backward."""
+
 Products = dict[tuple[str, str], list[int]]
 """FLOPs of a layer's products of a name; several terms in one product are joined by +."""
 
@@ -101,6 +106,32 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
 }
 """The counter's terms for the products of each module that multiplies, within a layer."""
 
+SCANS: dict[str, tuple[str, ...]] = {
+    # Lightning attention
+    "self_attn.qkv_proj": ("query key value",),
+    "self_attn.output_gate": ("output gate",),
+    "self_attn.out_proj": ("out",),
+    "self_attn": ("chunk scores+chunk values+scan read+scan update",),
+    # The gated delta net
+    "linear_attn.in_proj_qkvz": ("query key value gate",),
+    "linear_attn.in_proj_ba": ("beta decay",),
+    "linear_attn.out_proj": ("out",),
+    "linear_attn": (
+        "chunk keys+chunk scores+chunk value system+chunk key system+chunk values+scan recall+"
+        "scan read+scan update",
+    ),
+    # Mamba-1
+    "mamba.in_proj": ("in",),
+    "mamba.x_proj": ("step state",),
+    "mamba": ("step+scan update+scan read",),
+    "mamba.out_proj": ("out",),
+    # Mamba-2
+    "mixer.in_proj": ("in",),
+    "mixer": ("chunk scores+chunk values+scan update+chunk states+scan read",),
+    "mixer.out_proj": ("out",),
+}
+"""The same of modules of layers with a scan, which execute as many products as there are chunks."""
+
 OUTSIDE = {
     "lm_head": ("output", ("logits",)),
     "embed_out": ("output", ("logits",)),
@@ -122,17 +153,34 @@ def layer_names(model: Any) -> list[str]:
     return names
 
 
-def products_seen(seen: Seen, names: list[str]) -> Products:
+def scan_layers(model: Any) -> set[int]:
+    """The layers that have a scan."""
+    return {
+        index
+        for group in model.groups()
+        if group.kind.get("mixer") == "scan"
+        for first in group.indices
+        for index in range(first, model.num_layers, group.period)
+    }
+
+
+def products_seen(seen: Seen, names: list[str], model: Any) -> Products:
     """The products of the network's forward pass, as the counter calls them.
 
     Raises:
         KeyError: If a module multiplies that is not one of those listed.
     """
     found: Products = collections.defaultdict(list)
+    own = {"self_attn.q_proj": ("query+gate",)} if getattr(model, "attention_gate", False) else {}
+    scans = scan_layers(model)
     for module, flops in seen.modules.items():
         inside = IN_LAYER.search(module)
         if inside:
-            layer, terms = names[int(inside[1])], PRODUCTS[inside[2]]
+            index = int(inside[1])
+            known = PRODUCTS | (SCANS if index in scans else own)
+            layer, terms = names[index], known[inside[2]]
+            if index in scans and len(terms) == 1:
+                flops = (sum(flops),)
         else:
             layer, terms = OUTSIDE[module.rpartition(".")[2]]
         if len(terms) != len(flops):
@@ -142,29 +190,37 @@ def products_seen(seen: Seen, names: list[str]) -> Products:
     return found
 
 
-def executed_beyond(model: Any) -> dict[tuple[str, str], int]:
-    """FLOPs of the forward pass that the network executes beyond its mathematics, by term.
+def executed_beyond(model: Any) -> Beyond:
+    """FLOPs that the network executes beyond its mathematics, or that the counter does not see.
 
     Llama-4's code multiplies every token by all E experts and weights those that it was not routed
-    to by 0: E - k experts more, of 2dx FLOPs in each of three products with x hidden channels.
+    to by 0: E - k experts more, of 2dx FLOPs in each of three products with x hidden channels. For
+    scans see :mod:`validate.scan_differences`.
     """
-    if model.reading.model_type != "llama4_text":
-        return {}
-    others = model.num_experts - model.experts_per_token
-    product = 2 * BATCH_SIZE * model.length * others * model.num_channels * model.expert_size
-    return {
-        (group.name, term): group.number * product
-        for group in model.groups()
-        if group.kind["mlp"] == "sparse"
-        for term in ("expert gate", "expert up", "expert down")
-    }
+    beyond: Beyond = {}
+    for group in model.groups():
+        if group.kind.get("mixer") == "scan":
+            for term, phases in scan_differences(model.scan(), BATCH_SIZE, model.length).items():
+                forward, backward = (group.number * flops for flops in phases)
+                beyond[group.name, term] = forward, backward
+        elif model.reading.model_type == "llama4_text" and group.kind["mlp"] == "sparse":
+            others = model.num_experts - model.experts_per_token
+            product = 2 * BATCH_SIZE * model.length * others * model.num_channels
+            product *= model.expert_size * group.number
+            for term in ("expert gate", "expert up", "expert down"):
+                beyond[group.name, term] = product, 2 * product
+    return beyond
 
 
 def by_module(
-    count: Any, seen: Products, beyond: Mapping[tuple[str, str], int] = MappingProxyType({})
+    count: Any,
+    seen: Products,
+    beyond: Mapping[tuple[str, str], tuple[int, int]] = MappingProxyType({}),
 ) -> Differences:
     """The counter's forward terms minus the modules' products; equal layers have equal shares."""
-    terms: collections.Counter[tuple[str, str]] = collections.Counter(beyond)
+    terms: collections.Counter[tuple[str, str]] = collections.Counter(
+        {term: forward for term, (forward, _) in beyond.items()}
+    )
     for term in count.terms:
         terms[term.layer, term.term] += term.forward
     differences = {}
@@ -205,14 +261,18 @@ def compare(
     count = model.flops("dense", batch_size=BATCH_SIZE)
     names = layer_names(model)
     beyond = executed_beyond(model)
-    more = sum(beyond.values())
+    convolved = [beyond.pop(term) for term in list(beyond) if term[1] == CONVOLUTION]
+    more, more_backward = (sum(phases) for phases in zip((0, 0), *beyond.values(), strict=True))
     differences = {
         "parameters": params.total - seen.parameters,
         "buffers": sum(buffer.count for buffer in params.buffers) - seen.buffers,
         "forward": count.forward + more - seen.forward,
-        "backward": count.backward + 2 * more - seen.backward,
-        **by_module(count, products_seen(seen, names), beyond),
+        "backward": count.backward + more_backward - seen.backward,
+        **by_module(count, products_seen(seen, names, model), beyond),
     }
+    for index, phase in enumerate(("forward", "backward") if convolved else ()):
+        expected = sum(phases[index] for phases in convolved)
+        differences[f"convolutions, {phase}"] = expected - seen.convolutions[index]
     for flavour, recomputed in seen.recompute.items():
         again = model.flops("dense", batch_size=BATCH_SIZE, checkpointing=flavour)
         differences[f"recompute, {flavour}"] = again.recompute + more - recomputed
@@ -263,7 +323,8 @@ class Case:
 
 def drawn(family: str, number: int = DRAWN) -> list[Case]:
     """The same drawn configs of a family each time."""
-    strategy = st.tuples(STRATEGIES[family], hf_configs.seq_lens())
+    seq_lens = hf_scans.SEQ_LENS.get(family, hf_configs.seq_lens())
+    strategy = st.tuples(STRATEGIES[family], seq_lens)
     return [
         Case("", config | {"model_type": family}, seq_len)
         for config, seq_len in draw(strategy, number)
@@ -273,7 +334,7 @@ def drawn(family: str, number: int = DRAWN) -> list[Case]:
 def published(family: str) -> list[Case]:
     """Well-known models of a family, by the model type of the text."""
     return [
-        Case(name, config, PUBLISHED_SEQ_LEN)
+        Case(name, config, hf_scans.PUBLISHED_SEQ_LENS.get(family, PUBLISHED_SEQ_LEN))
         for name, config in PUBLISHED.items()
         if config.get("text_config", config)["model_type"] == family
     ]

@@ -66,6 +66,7 @@ FORMULAS = (
     Formulas(Target("flopcount.operations")),
     Formulas(Target("flopcount.blocks")),
     Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.hybrid_lm"), (KNOWN_NUMBERS,)),
     # What the fields are is read once, before anything is changed.
     Formulas(Target("flopcount.architectures", leaving_out=("Architecture.kinds",))),
     Formulas(Target("flopcount.rows")),
@@ -92,6 +93,7 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_llama.py",
     "tests/flopcount/test_blocks.py",
     "tests/flopcount/test_recurrent.py",
+    "tests/flopcount/test_hybrid_lm.py",
     "tests/flopcount/test_printed.py",
 )
 """Tests whose numbers are published or derived by hand; those with fixtures are left out."""

@@ -12,6 +12,8 @@ from typing import Any
 from flopcount.recurrent import GatedDeltaNet, LightningAttention, Mamba1, Mamba2
 
 Differences = dict[str, tuple[int, int]]
+CONVOLUTION = "convolution"
+"""The term of a convolution, which is work; the others are products."""
 
 
 def convolution(batch: int, length: int, channels: int, taps: int) -> tuple[int, int]:
@@ -25,7 +27,10 @@ def convolution(batch: int, length: int, channels: int, taps: int) -> tuple[int,
 
 
 def differences(block: Any, batch: int, length: int) -> Differences:
-    """What the counter sees otherwise in a layer, by reason.
+    """What the counter sees otherwise in a layer, by term.
+
+    The first chunk reads a state of zeros, which takes no gradient; nothing reads the state after
+    the last chunk, so what updates it takes none either.
 
     Args:
         block: One of the four blocks with a scan.
@@ -38,36 +43,34 @@ def differences(block: Any, batch: int, length: int) -> Differences:
     """
     if isinstance(block, LightningAttention):
         state = 2 * batch * block.num_heads * block.head_dim**2
-        last = (length - 1) % block.chunk + 1
-        return {
-            # The first chunk reads a state of zeros, which takes no gradient; nothing reads the
-            # state after the last, so neither key nor value does.
-            "states at the ends": (0, -state * (min(length, block.chunk) + 2 * last)),
-        }
+        first, last = min(length, block.chunk), (length - 1) % block.chunk + 1
+        return {"scan read": (0, -state * first), "scan update": (0, -2 * state * last)}
     if isinstance(block, GatedDeltaNet):
-        heads = batch * block.num_value_heads
         key, value, chunk = block.key_dim, block.value_dim, block.chunk
-        solved = heads * -(-length // chunk) * chunk * (key + value)
+        heads, chunks = batch * block.num_value_heads, -(-length // chunk)
+        state = 2 * heads * chunk * key * value
+        # Substitution is not counted. Of its two gradients the right-hand side's is another, the
+        # system's a whole product of C² where the strict triangle is needed.
+        solved, squared = (
+            2 * heads * chunks * pairs for pairs in (chunk * (chunk - 1) // 2, chunk**2)
+        )
         channels = 2 * block.num_key_heads * key + block.num_value_heads * value
         return {
-            "convolution": convolution(batch, length, channels, block.taps),
-            # Substitution is not counted. Of its two gradients the right-hand side's is another,
-            # the system's a whole product of C² where half is needed.
-            "triangular systems": (
-                -solved * (chunk - 1),
-                2 * solved * chunk - 2 * solved * (chunk - 1),
-            ),
-            # As above; the first chunk reads its zeros twice.
-            "states at the ends": (0, -heads * 8 * chunk * key * value),
+            CONVOLUTION: convolution(batch, length, channels, block.taps),
+            "chunk value system": (-solved * value, (squared - 2 * solved) * value),
+            "chunk key system": (-solved * key, (squared - 2 * solved) * key),
+            "scan recall": (0, -state),
+            "scan read": (0, -state),
+            "scan update": (0, -2 * state),
         }
     if isinstance(block, Mamba2):
         channels = block.num_heads * block.head_dim + 2 * block.groups * block.state
-        return {"convolution": convolution(batch, length, channels, block.taps)}
+        return {CONVOLUTION: convolution(batch, length, channels, block.taps)}
     if isinstance(block, Mamba1):
+        # One channel's update is executed as two element-wise products.
         update = 2 * batch * length * block.inner * block.state
         return {
-            "convolution": convolution(batch, length, block.inner, block.taps),
-            # One channel's update is executed as two element-wise products.
+            CONVOLUTION: convolution(batch, length, block.inner, block.taps),
             "scan update": (-update, -2 * update),
         }
     raise TypeError(f"block = {block!r}: expected one with a scan")

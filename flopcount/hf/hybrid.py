@@ -207,7 +207,7 @@ MAMBA2 = Family(
         "num_heads": MAMBA2_HEADS,
         "head_dim": mamba2_head_dim,
         "state": size("state_size", default=128),
-        "groups": size("n_groups", default=8),
+        "head_groups": size("n_groups", default=8),
         "taps": size("conv_kernel", default=4),
         "chunk": size("chunk_size", default=256),
         "bias": flag("use_bias", default=False),

@@ -9,7 +9,11 @@ import flopcount as fc
 from flopcount import comparison
 from flopcount.article import EXPERIMENTS
 from flopcount.comparison import differences
+from flopcount.hf import FAMILIES
 from validate.configurations import models
+
+NEEDED = {"deepseek_v2": dict(num_experts_per_tok=6)}
+"""Fields that a family's class takes from the file alone."""
 
 SEED = EXPERIMENTS[0].models()[0]  # d = 512, L = 9, n = 512, m = 1536, k = 768, V = 32,000
 
@@ -39,6 +43,21 @@ def test_differences_add_up_exactly(model):
 @pytest.mark.parametrize("model", [m for e in EXPERIMENTS for m in e.models()], ids=str)
 def test_differences_of_the_articles_models_add_up_exactly(model):
     assert_differences_add_up(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_differences_of_every_family_add_up_exactly(family):
+    assert_differences_add_up(fc.from_hf(dict(model_type=family) | NEEDED.get(family, {}), 100))
+
+
+def test_chunks_of_a_scan_are_named():
+    # C = 256, n = 512: 2·C²·h·(N + P) per chunk within, 9·2·e·N between, of 64 layers.
+    mamba2 = fc.from_hf(dict(model_type="mamba2"), 512)
+    assert of("dense", mamba2) == {
+        ("self", "chunk scores"): 3 * 64 * 2 * 2 * 256**2 * 128 * 128 // 512,
+        ("self", "chunk values"): 3 * 64 * 2 * 2 * 256**2 * 128 * 64 // 512,
+        ("self", "chunk states"): 3 * 64 * 9 * 2 * 8192 * 128 // 512,
+    }
 
 
 def test_a_forgotten_difference_is_found(monkeypatch):

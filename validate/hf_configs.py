@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 Config = dict[str, Any]
 Strategy = st.SearchStrategy[Any]
 
-STAND_INS = {"kimi_k2": "deepseek_v3"}
+STAND_INS = {"kimi_k2": "deepseek_v3", "minimax_text_01": "minimax"}
 """Families that transformers has no code for, and whose code runs at their sizes instead."""
 
 NO_TOKENS: Config = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))

@@ -126,24 +126,58 @@ def mamba2(draw: Any) -> Config:
     )
 
 
-DRAWN: dict[str, Strategy] = {
-    "minimax": mixtures(
-        decoders(
-            options=together(
-                optional(
-                    *TIED,
-                    sliding_window=WINDOWS,
-                    hidden_act=ACTIVATIONS,
-                    linear_attn_alpha_factor=FACTORS,
-                    full_attn_beta_factor=FACTORS,
-                    mlp_alpha_factor=FACTORS,
-                ),
-                per_layer("layer_types", *TYPES),
+MINIMAX = mixtures(
+    decoders(
+        options=together(
+            optional(
+                *TIED,
+                sliding_window=WINDOWS,
+                hidden_act=ACTIVATIONS,
+                linear_attn_alpha_factor=FACTORS,
+                full_attn_beta_factor=FACTORS,
+                mlp_alpha_factor=FACTORS,
             ),
-            block_size=st.integers(1, 6),
+            per_layer("layer_types", *TYPES),
         ),
-        "num_local_experts",
+        block_size=st.integers(1, 6),
     ),
+    "num_local_experts",
+)
+
+OWN_NAMES = {"layer_types": "attn_type_list"} | {
+    f"{kind}_{factor}_factor": f"layernorm_{own}_{factor}"
+    for kind, own in (
+        ("full_attn", "full_attention"),
+        ("linear_attn", "linear_attention"),
+        ("mlp", "mlp"),
+    )
+    for factor in ("alpha", "beta")
+}
+"""What MiniMax-Text-01's own file calls fields of transformers' class."""
+
+
+def in_own_names(config: Config) -> Config:
+    """A config of transformers' class as MiniMax-Text-01's own file would say it."""
+    alternate = [TYPES[index % 2] for index in range(config["num_hidden_layers"])]
+    own = {OWN_NAMES.get(name, name): value for name, value in config.items()}
+    own["attn_type_list"] = [
+        int(kind == "full_attention") for kind in config.get("layer_types", alternate)
+    ]
+    return own | dict(postnorm=True, shared_intermediate_size=0)
+
+
+def in_transformers_names(config: Config) -> Config:
+    """The reverse; any other config as it is."""
+    names = {own: name for name, own in OWN_NAMES.items()}
+    given = {names.get(name, name): value for name, value in config.items()}
+    if "attn_type_list" in config:
+        given["layer_types"] = [TYPES[1 - entry] for entry in config["attn_type_list"]]
+    return given
+
+
+DRAWN: dict[str, Strategy] = {
+    "minimax": MINIMAX,
+    "minimax_text_01": MINIMAX.map(in_own_names),
     "qwen3_next": qwen3_next(),
     "jamba": jamba(),
     "mamba2": mamba2(),
@@ -158,6 +192,16 @@ PUBLISHED: dict[str, Config] = {
         layer_types=(["linear_attention"] * 7 + ["full_attention"]) * 10,
         full_attn_alpha_factor=3.5565588200778455, linear_attn_alpha_factor=3.5565588200778455,
         mlp_alpha_factor=3.5565588200778455,
+    ),
+    "MiniMax-Text-01, its own file": dict(
+        model_type="minimax_text_01", vocab_size=200064, hidden_size=6144,
+        intermediate_size=9216, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=8, head_dim=128, num_local_experts=32, num_experts_per_tok=2,
+        attn_type_list=([0] * 7 + [1]) * 10, rotary_dim=64, postnorm=True,
+        shared_intermediate_size=0, shared_moe_mode="sigmoid", sliding_window=None,
+        layernorm_full_attention_alpha=3.5565588200778455, layernorm_full_attention_beta=1.0,
+        layernorm_linear_attention_alpha=3.5565588200778455, layernorm_linear_attention_beta=1.0,
+        layernorm_mlp_alpha=3.5565588200778455, layernorm_mlp_beta=1.0,
     ),
     "Qwen3-Next-80B-A3B": dict(model_type="qwen3_next"),
     "Jamba-v0.1": dict(model_type="jamba"),

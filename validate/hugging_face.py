@@ -27,6 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from validate.hf_configs import STAND_INS
+from validate.hf_scans import in_transformers_names
 from validate.symbolic_trace import Products
 
 TESTED_TRANSFORMERS = "5.24.0"
@@ -70,7 +71,7 @@ def read(config: Mapping[str, Any]) -> PreTrainedConfig:
     if name not in transformers.CONFIG_MAPPING:
         raise ValueError(f"model_type = {own!r}: expected one that transformers has")
     # Some config classes change the dict that they are given.
-    given = {**config, "model_type": name}
+    given = {**in_transformers_names(dict(config)), "model_type": name}
     text: PreTrainedConfig = transformers.CONFIG_MAPPING[name].from_dict(given).get_text_config()
     return text
 

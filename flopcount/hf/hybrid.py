@@ -1,12 +1,14 @@
 """Families with a scan in place of attention, in some layers or in all.
 
-Each default is that of the family's own class in transformers 5.24.
+Each default is that of the family's own class in transformers 5.24. MiniMax-Text-01's own file, of
+the model type ``minimax_text_01``, comes with a class of its own, which is not executed: where it
+leaves a field out, transformers' class decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from flopcount.hf.dense import ALL_BIASES, activation, llama_like, windowed_everywhere
 from flopcount.hf.experts import ROUTING, product, qwen_experts, sparse_layers
@@ -40,9 +42,15 @@ MINIMAX_WINDOW = size("sliding_window", default=None, null=None)
 
 
 def minimax(
-    *, kinds: str, known: dict[Any, str], default: Take, heads: tuple[str, ...], **others: Any
+    *,
+    kinds: str,
+    known: dict[Any, str],
+    default: Take,
+    heads: tuple[str, ...],
+    only: dict[str, tuple[Any, ...]] | None = None,
+    **others: Any,
 ) -> Family:
-    """MiniMax-Text-01, by the names of transformers' class or of its own."""
+    """MiniMax-Text-01, by the names of transformers' class or of its own file."""
     return Family(
         declaration=LightningLM,
         heads=heads,
@@ -64,10 +72,16 @@ def minimax(
             attention_factors=factors("full_attn", "full_attention"),
             scan_factors=factors("linear_attn", "linear_attention"),
             mlp_factors=factors("mlp", "mlp"),
+            **others,
         ),
-        without_effect=ROUTING | words("max_position_embeddings"),
-        **others,
+        without_effect=ROUTING | words("max_position_embeddings shared_moe_mode"),
+        only=only or {},
     )
+
+
+def attn_types(config: Config) -> NoReturn:
+    """No default of the list of layers is known: the class comes with the file."""
+    raise ValueError("attn_type_list is absent or null: expected a list of 0 (linear) and 1 (full)")
 
 
 MINIMAX = minimax(
@@ -75,6 +89,14 @@ MINIMAX = minimax(
     known=LAYER_TYPES,
     default=mixers(MINIMAX_LAYERS, lambda config, index: index % 2 == 0),
     heads=("MiniMaxForCausalLM",),
+)
+MINIMAX_TEXT_01 = minimax(
+    kinds="attn_type_list",
+    known={0: "scan", 1: "attention"},
+    default=attn_types,
+    heads=("MiniMaxText01ForCausalLM",),
+    rotary_dim=size("rotary_dim", default=None, null=None),
+    only={"postnorm": (True,), "shared_intermediate_size": (0, None)},
 )
 
 QWEN3_NEXT_LAYERS = size("num_hidden_layers", default=48)
@@ -221,5 +243,11 @@ MAMBA2 = Family(
     ),
 )
 
-FAMILIES = {"minimax": MINIMAX, "qwen3_next": QWEN3_NEXT, "jamba": JAMBA, "mamba2": MAMBA2}
+FAMILIES = {
+    "minimax": MINIMAX,
+    "minimax_text_01": MINIMAX_TEXT_01,
+    "qwen3_next": QWEN3_NEXT,
+    "jamba": JAMBA,
+    "mamba2": MAMBA2,
+}
 """By ``model_type``."""

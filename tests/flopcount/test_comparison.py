@@ -12,7 +12,10 @@ from flopcount.comparison import differences
 from flopcount.hf import FAMILIES
 from validate.configurations import models
 
-NEEDED = {"deepseek_v2": dict(num_experts_per_tok=6)}
+NEEDED = {
+    "deepseek_v2": dict(num_experts_per_tok=6),
+    "minimax_text_01": dict(num_hidden_layers=2, attn_type_list=[0, 1]),
+}
 """Fields that a family's class takes from the file alone."""
 
 SEED = EXPERIMENTS[0].models()[0]  # d = 512, L = 9, n = 512, m = 1536, k = 768, V = 32,000

@@ -213,6 +213,25 @@ def test_parameters_without_options_by_hand():
     assert mamba1.params().total == 2 * 11 * 12 + 12 + 5 * layer
 
 
+def test_its_own_file_gives_the_same_minimax():
+    own = TEXT_01 | dict(
+        model_type="minimax_text_01", attn_type_list=([0] * 7 + [1]) * 10, rotary_dim=64,
+        postnorm=True, shared_intermediate_size=0, layernorm_linear_attention_alpha=3.5,
+        layernorm_full_attention_beta=1.0,
+    )  # fmt: skip
+    del own["layer_types"]
+    read = fc.from_hf(own, 100)
+    assert read.reading.not_looked_at == ()
+    expected = fc.from_hf(TEXT_01 | dict(linear_attn_alpha_factor=3.5), 100)
+    assert read == dataclasses.replace(expected, rotary_dim=64)
+    for name, value in (("postnorm", False), ("shared_intermediate_size", 9)):
+        with pytest.raises(ValueError, match=f"{name} = {value} of model_type .* is not modelled"):
+            fc.from_hf(own | {name: value})
+    del own["attn_type_list"]
+    with pytest.raises(ValueError, match="attn_type_list is absent or null: expected a list of 0"):
+        fc.from_hf(own)
+
+
 def test_layers_that_configs_choose():
     def mixers(model_type, **fields):
         read = fc.from_hf(dict(model_type=model_type, **fields))

@@ -8,6 +8,7 @@ decoding at level ``dense`` have to be, and of the cache in the end the elements
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -18,10 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import flopcount as fc
 from flopcount.recurrent import GatedDeltaNet, LightningAttention, Mamba1, Mamba2
 from models.generation import generate
+from validate import families
+from validate.families import BATCH_SIZE
 from validate.networks import build as build_own
-from validate.scan_differences import differences as of_scan
 
 Differences = dict[str, int]
+NEW_TOKENS = 5
+CHUNK = 3
 
 
 @contextlib.contextmanager
@@ -70,7 +74,9 @@ def generating(config: dict[str, Any]) -> Any:
     return network
 
 
-def prompt_of(network: Any, prompt_len: int, batch_size: int) -> dict[str, torch.Tensor]:
+def prompt_of(
+    network: Any, prompt_len: int, batch_size: int = BATCH_SIZE
+) -> dict[str, torch.Tensor]:
     """A drawn prompt, none of it padding."""
     tokens = torch.randint(network.config.vocab_size, (batch_size, prompt_len))
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -81,7 +87,6 @@ def compare(
     prompt_len: int,
     new_tokens: int,
     *,
-    batch_size: int = 2,
     chunk: int | None = None,
 ) -> Differences:
     """Counter minus transformers' generation, of every pass and of the cache in the end.
@@ -90,105 +95,144 @@ def compare(
         config: The fields of a config.json.
         prompt_len: P.
         new_tokens: T; the last is chosen and not read.
-        batch_size: B.
         chunk: Positions of the passes that read the prompt; one pass unless given.
     """
     network = generating(config)
     with counted(network) as seen:
         made = network.generate(
-            **prompt_of(network, prompt_len, batch_size),
+            **prompt_of(network, prompt_len),
             max_new_tokens=new_tokens,
             prefill_chunk_size=chunk,
             return_dict_in_generate=True,
         )
     num_read = len(seen) - (new_tokens - 1)
     assert num_read == (1 if chunk is None else -(-prompt_len // chunk)), "passes over the prompt"
-    model, own = fc.from_hf(config), dict(batch_size=batch_size)
-    read = model.prefill(prompt_len, "dense", chunk=chunk, **own)
-    found = {"prefill": read.total + beyond(model, batch_size, prompt_len) - sum(seen[:num_read])}
-    for index, flops in enumerate(seen[num_read:]):
-        cached = prompt_len + index
-        step = model.decode(1, "dense", cached=cached, **own).total + beyond(model, batch_size)
-        found[f"decode behind {cached}"] = step - flops
-    last = prompt_len + new_tokens - 1
-    found["generate"] = (
-        model.generate(prompt_len, new_tokens, "dense", chunk=chunk, **own).total
-        + beyond(model, batch_size, prompt_len)
-        + (new_tokens - 1) * beyond(model, batch_size)
-        - sum(seen)
-    )
-    found["cache"] = model.cache(last, **own).elements - elements(made.cache)
+    model = fc.from_hf(config)
+    own: dict[str, Any] = dict(level="dense", batch_size=BATCH_SIZE)
+    more, more_a_step = beyond_prompt(model, prompt_len), beyond_step(model)
+    read = model.prefill(prompt_len, chunk=chunk, **own)
+    found = {"prefill": read.total + more - sum(seen[:num_read])}
+    for cached, flops in enumerate(seen[num_read:], start=prompt_len):
+        step = model.decode(1, cached=cached, **own)
+        found[f"decode behind {cached}"] = step.total + more_a_step - flops
+    whole = model.generate(prompt_len, new_tokens, chunk=chunk, **own)
+    found["generate"] = whole.total + more + (new_tokens - 1) * more_a_step - sum(seen)
+    kept = model.cache(prompt_len + new_tokens - 1, batch_size=BATCH_SIZE)
+    found["cache"] = kept.elements - elements(made.cache)
     return found
 
 
-def beyond(model: Any, batch_size: int, length: int | None = None) -> int:
-    """FLOPs that a pass executes, or the counter sees, beyond level ``dense``.
+def tried(family: str, number: int) -> list[tuple[dict[str, Any], int]]:
+    """Drawn configs of a family and prompts' lengths, the same each time, that transformers runs.
 
-    Llama-4 multiplies every token by all E experts, E - k more than it is routed to. Of scans, see
-    :mod:`validate.scan_differences`, and :func:`of_step` where one position follows others.
-
-    Args:
-        model: The model.
-        batch_size: B.
-        length: Positions of a prompt; None of a step.
+    A window of 1 becomes 2: its cache should keep no position, but transformers then slices from
+    -0 and keeps all. MiniMax has no window: its class makes a cache that does not know of one. And
+    models without attention in any layer are left out but Mamba-2: their cache has no length, which
+    generation asks for.
     """
-    total = 0
-    positions = batch_size * (1 if length is None else length)
-    for group in model.groups() if hasattr(model, "groups") else ():
-        if model.title == "llama4_text" and group.kind["mlp"] == "sparse":
-            others = model.num_experts - model.experts_per_token
-            expert = 3 * 2 * model.num_channels * model.expert_size
-            total += group.number * positions * others * expert
-        if group.kind.get("mixer") == "scan":
-            total += group.number * scan_beyond(model.scan(), batch_size, length)
-    if not hasattr(model, "groups"):
-        layers = model.network(fc.operations.Pass(1, 1))[0][1][1]
-        block = layers.blocks[0].block
-        total += model.num_layers * scan_beyond(block, batch_size, length)
+    kept = []
+    for case in families.drawn(family, 6 * number):
+        windows = {name: 2 for name in ("sliding_window", "attention_chunk_size")
+                   if case.config.get(name) == 1}  # fmt: skip
+        if family == "minimax":
+            windows["sliding_window"] = None
+        config = case.config | windows
+        kinds = [group.kind.get("mixer") for group in fc.from_hf(config).groups()]
+        if family == "mamba2" or set(kinds) != {"scan"}:
+            kept.append((config, case.seq_len))
+    return kept[:number]
+
+
+def cases(family: str, quick: bool) -> Iterator[tuple[str, Differences]]:
+    """Differences on a family's configs; the prompt at once, and in chunks where no scan is."""
+    for config, prompt_len in tried(family, 3 if quick else families.DRAWN):
+        yield f"{config}, {prompt_len} + {NEW_TOKENS}", compare(config, prompt_len, NEW_TOKENS)
+        if not hasattr(fc.from_hf(config), "scan"):
+            name = f"{config}, {prompt_len} in {CHUNK}s + {NEW_TOKENS}"
+            yield name, compare(config, prompt_len, NEW_TOKENS, chunk=CHUNK)
+
+
+def confirmed(family: str) -> str:
+    """What is held against the witness."""
+    return f"generation with {family}: dense products of every pass, elements of the cache"
+
+
+def witness(family: str) -> str:
+    """Who confirms it."""
+    return f"transformers' generate of {family}, pass by pass, under torch FlopCounterMode"
+
+
+def beyond_prompt(model: Any, prompt_len: int) -> int:
+    """FLOPs of reading a prompt that are executed, or seen by the counter, beyond level ``dense``.
+
+    :func:`validate.families.executed_beyond` states them; and a convolution of w taps, where there
+    is a cache, works on w positions at least.
+    """
+    read = dataclasses.replace(model, seq_len=prompt_len)
+    total = sum(forward for forward, _ in families.executed_beyond(read).values())
+    for number, block in scans(model):
+        missing = max(0, block.taps - prompt_len) if hasattr(block, "taps") else 0
+        if missing:
+            total += number * 2 * BATCH_SIZE * missing * convolved(block) * block.taps
     return total
 
 
-def scan_beyond(block: Any, batch_size: int, length: int | None) -> int:
-    """What the counter sees otherwise in one layer's forward pass over a prompt, or in a step."""
-    if length is None:
-        return of_step(block, batch_size)
-    return sum(forward for forward, _ in of_scan(block, batch_size, length).values())
-
-
-def of_step(block: Any, batch_size: int) -> int:
-    """The same of a step behind a cache.
+def beyond_step(model: Any) -> int:
+    """The same of one position behind a cache.
 
     A convolution of w taps reads w inputs of the cache and the new one: two outputs, of which one
-    is cut off. The products of a step are executed element by element, but lightning attention's,
-    and where Mamba reads its state.
+    is cut off. The products of a step are executed element by element, but those of lightning
+    attention and where Mamba reads its state.
     """
-    if isinstance(block, LightningAttention):
-        return 0
-    state: int
+    if not scans(model):
+        return beyond_prompt(model, 1)
+    total = 0
+    for number, block in scans(model):
+        if isinstance(block, LightningAttention):
+            continue
+        if isinstance(block, GatedDeltaNet):
+            state = 3 * block.num_value_heads * block.key_dim * block.value_dim
+        elif isinstance(block, Mamba2):
+            state = block.num_heads * block.head_dim * block.state
+        else:
+            state = block.inner * block.state
+        total += number * 2 * BATCH_SIZE * (2 * convolved(block) * block.taps - state)
+    return total
+
+
+def scans(model: Any) -> list[tuple[int, Any]]:
+    """Blocks with a scan, each with the number of layers that have it."""
+    return [
+        (group.number, model.scan())
+        for group in model.groups()
+        if group.kind.get("mixer") == "scan"
+    ]
+
+
+def convolved(block: Any) -> int:
+    """Channels of a scan's convolution."""
     if isinstance(block, GatedDeltaNet):
-        channels = 2 * block.num_key_heads * block.key_dim + block.num_value_heads * block.value_dim
-        state = 3 * block.num_value_heads * block.key_dim * block.value_dim
-    elif isinstance(block, Mamba2):
-        channels = block.num_heads * block.head_dim + 2 * block.groups * block.state
-        state = block.num_heads * block.head_dim * block.state
-    else:
-        assert isinstance(block, Mamba1)
-        channels, state = block.inner, block.inner * block.state
-    return 2 * batch_size * (2 * channels * block.taps - state)
+        channels: int = 2 * block.num_key_heads * block.key_dim
+        return channels + block.num_value_heads * block.value_dim
+    if isinstance(block, Mamba2):
+        return block.num_heads * block.head_dim + 2 * block.groups * block.state
+    assert isinstance(block, Mamba1)
+    inner: int = block.inner
+    return inner
 
 
 def compare_own(
     model: Any, prompt_len: int, new_tokens: int, *, num_latents: int | None = None
 ) -> Differences:
     """Counter minus our own network's generation, of every pass; it has logits of all latents."""
-    batch_size = 2
     network = build_own(model, training=False)
-    prompt = torch.randint(model.vocab_size, (batch_size, prompt_len))
+    prompt = torch.randint(model.vocab_size, (BATCH_SIZE, prompt_len))
     with counted(network) as seen:
         generate(network, prompt, new_tokens, num_latents=num_latents)
-    own: dict[str, Any] = dict(batch_size=batch_size, num_latents=num_latents)
-    found = {"prefill": model.prefill(prompt_len, "dense", logits="all", **own).total - seen[0]}
+    own: dict[str, Any] = dict(level="dense", batch_size=BATCH_SIZE, num_latents=num_latents)
     assert len(seen) == new_tokens
-    rest = model.decode(new_tokens - 1, "dense", cached=prompt_len, **own).total if seen[1:] else 0
-    found["decode"] = rest - sum(seen[1:])
+    found = {"prefill": model.prefill(prompt_len, logits="all", **own).total - seen[0]}
+    if new_tokens > 1:
+        rest = model.decode(new_tokens - 1, cached=prompt_len, **own)
+        found["decode"] = rest.total - sum(seen[1:])
     return found

@@ -26,6 +26,7 @@ from validate import (
     further_predictions,
     fused,
     fvcore_trace,
+    generation,
     kernel_tally,
     mask_enumeration,
     networks,
@@ -349,6 +350,14 @@ STANDALONE = (
             families.confirmed(family),
             families.witness(family),
             functools.partial(families.cases, family),
+        )
+        for family in families.WITNESSED
+    ),
+    *(
+        Standalone(
+            generation.confirmed(family),
+            generation.witness(family),
+            functools.partial(generation.cases, family),
         )
         for family in families.WITNESSED
     ),

@@ -72,7 +72,8 @@ def build(
     """
     options = {"checkpointing": checkpointing, "attention": attention}
     with torch.device(device or cheapest_device(model)):
-        network: nn.Module = NETWORKS[type(model)](**vars(model), **options)
+        arguments = {name: getattr(model, name) for name in model.kinds()}
+        network: nn.Module = NETWORKS[type(model)](**arguments, **options)
     return network.train(training)
 
 

@@ -482,6 +482,9 @@ class Bound:
     def __floordiv__(self, other: Bound | int) -> Bound:
         return self._new(self.value)
 
+    def __rfloordiv__(self, other: int) -> Bound:
+        return self._new(abs(other))
+
     def __lt__(self, other: Bound | int) -> bool:
         return self.value < _magnitude(other)
 

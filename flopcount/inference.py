@@ -285,6 +285,11 @@ class Inference(abc.ABC):
                     f"draft with chunk = {quoted(chunk)} and num_latents = {quoted(num_latents)}: "
                     "expected the draft alone"
                 )
+            if not isinstance(draft, tuple) or len(draft) != 3:
+                raise TypeError(
+                    f"draft = {quoted(draft)}: expected a tuple of a model, the tokens that it "
+                    "proposes in a round, and how many of each round's are accepted"
+                )
             return self._speculate(prompt_len, new_tokens, level, batch_size, mla, *draft)
         length = require_size("new_tokens", new_tokens)
         read = self.prefill(

@@ -5,7 +5,7 @@ A scan multiplies differently at the two levels, and each of its products says b
 - ``causal`` is the recurrence: the products of one step of one head, times the positions, so that
   reading a prompt and then decoding adds up to one pass over both;
 - ``dense`` is what ``transformers`` executes: whole chunks, padding included, within which
-  positions meet as in attention. Behind a cache it takes single steps, as the recurrence does.
+  positions meet as in attention. Behind a cache a single position is a step, as in the recurrence.
 
 Convolutions over positions are depthwise, hence element-wise work, like the decays and the gates;
 the work on a scan is the recurrence's at either level. Our fused kernels run no scan, so level
@@ -71,7 +71,7 @@ class Steps(Scan):
 
     Attributes:
         chunk: C, to whose multiple the implementation pads the positions; None where it does not.
-        fresh: 1 where no positions are cached, else 0: single steps need no padding.
+        fresh: 1 where chunks are multiplied, else 0: single steps need no padding.
 
     >>> Steps().pairs(5, 8), Steps(chunk=4).pairs(5, 8), Steps(chunk=4).rectangle(5, 8)
     (40, 40, 64)

@@ -34,6 +34,7 @@ from flopcount.architectures import ARCHITECTURES, Dimension, Flag
 from flopcount.cli import COMMANDS
 from flopcount.cli import main as command_line
 from flopcount.conventions import CONVENTIONS
+from flopcount.inference import expected_tokens_per_round
 from flopcount.laws import CHINCHILLA_SURFACE, ScalingLaw
 from flopcount.planning import budget_from_gpu_hours
 from flopcount.sizes import is_array, is_symbolic
@@ -371,6 +372,32 @@ class Boundaries:
         count = model.flops(batch_size=self.any_of(1, 2, np.array([1, 2])), **options)
         count.self_part.total, str(count), count.to_dict()
 
+    def generate(self) -> None:
+        """Prompts, decoding, drafts and caches; both together are one pass over all positions."""
+        r = self.random_state
+        model = self.tame_model() if r.random() < 0.8 else self.model()
+        prompt, new = self.any_of(1, 7, 300), self.any_of(1, 5)
+        batch_size = self.any_of(1, 3)
+        own = dict(batch_size=batch_size, mla=self.any_of(None), num_latents=self.any_of(None))
+        level = self.any_of(None, "causal", "dense")
+        read = model.prefill(
+            prompt, level, logits=self.any_of("all"), chunk=self.any_of(None, 2), **own
+        )
+        written = model.decode(new, level, cached=prompt, **own)
+        both = read + written
+        str(both), both.to_dict(), both.elementwise.total
+        kept = model.cache(prompt, **own)
+        str(kept), kept.to_dict(), kept.bytes(self.any_of("bf16", "int4"))
+        accepted = self.any_of([self.any_of(1), 0], [2], [0, 0, 0])
+        draft = self.any_of((self.any_of(model), self.any_of(2), accepted))
+        if r.random() < 0.5:
+            model.generate(prompt, self.any_of(3), draft=draft)
+        expected_tokens_per_round(self.any_of(0.5, 0.0), self.any_of(1, 4))
+        if level == "dense" or isinstance(model, fc.PerceiverAR):
+            return
+        whole = dataclasses.replace(model, seq_len=prompt + new)
+        self.judge(whole, both, "causal", False, batch_size)
+
     def count_executed(self) -> None:
         """Tilings and executed FLOPs, judged by visiting every tile of attention."""
         r = self.random_state
@@ -631,8 +658,10 @@ class Boundaries:
         if arguments[0] == "fit":
             good = str(Path(folder_of_runs().name, "runs.csv"))
             arguments.append(r.choice([good, good, good, "nowhere.csv", __file__, "/", ""]))
-        if arguments[0] in ("count", "compare"):
+        if arguments[0] in ("count", "compare", "generate"):
             arguments += model
+        if arguments[0] == "generate":
+            arguments += ["--prompt-len", r.choice(["3", *words]), "--new-tokens", "4"]
         if arguments[0] in ("count", "explain") and r.random() < 0.3:
             arguments += ["--level", "executed"]
             for name in ("forward", "key-value", "query"):
@@ -644,6 +673,7 @@ class Boundaries:
             "--num-models", "--reach", "--law", "--part", "--corpus-tokens", "--num-prefix",
             "--approach", "--objective", "--num-bootstrap", "--predict", "--loss",
             "--where", "--budgets", "--tiling.head-dim-multiple", "--tiling.key-value-products",
+            "--chunk", "--mla", "--prompt-latents",
         ]  # fmt: skip
         for _ in range(r.randrange(4)):
             arguments.append(r.choice(options))
@@ -664,6 +694,7 @@ class Boundaries:
 BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "count at a level": (Boundaries.count_levels, 0.4),
     "options of a count": (Boundaries.count_options, 0.15),
+    "prompts, decoding and caches": (Boundaries.generate, 0.08),
     "tilings and executed FLOPs": (Boundaries.count_executed, 0.06),
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
     "devices": (Boundaries.describe_devices, 0.05),

@@ -138,10 +138,15 @@ def shortest_period(words: Sequence[str]) -> tuple[str, ...]:
     >>> shortest_period("aab" "aab" "aa")
     ('a', 'a', 'b')
     """
-    listed, period = tuple(words), 1
-    while any(word != listed[index % period] for index, word in enumerate(listed)):
-        period += 1
-    return listed[:period]
+    listed = tuple(words)
+    # Of each beginning, the longest other beginning that it ends in (Knuth, Morris and Pratt).
+    ends = [0]
+    for word in listed[1:]:
+        length = ends[-1]
+        while length and word != listed[length]:
+            length = ends[length - 1]
+        ends.append(length + (word == listed[length]))
+    return listed[: len(listed) - ends[-1]]
 
 
 class Note:
@@ -401,8 +406,12 @@ class Architecture(Inference):
             )
         return counted
 
+    def arguments(self) -> dict[str, Any]:
+        """The fields that describe the model, by name."""
+        return {name: getattr(self, name) for name in self.kinds()}
+
     def _arguments(self, at: Pass) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in self.kinds()}, "batch_size": at.batch}
+        return {**self.arguments(), "batch_size": at.batch}
 
     def _pass(self, training: bool, batch_size: Size, checkpointing: str | None) -> Pass:
         """The pass of a step whose options do not contradict each other."""
@@ -479,7 +488,8 @@ class Architecture(Inference):
 
         not_covered: set[Part] = set()
         all_terms: tuple[Term, ...] = ()
-        if inputs.widening_factor is None and not convention.any_layer:
+        layers = inputs.widening_factor is not None or convention.any_layer
+        if not (layers and inputs.one_stack):
             not_covered.add("self")
         else:
             all_terms += terms("self", convention.self_part)
@@ -611,6 +621,11 @@ class PerceiverAR(Architecture):
     def _forgets(self) -> bool:
         """No: a cache knows how its positions were divided into prefix and latents."""
         return False
+
+    def _after_prompt(self, prompt_len: Size, num_latents: Size | None) -> dict[str, Size | None]:
+        """A prompt's prefix stays as it is."""
+        given = self._num_latents(prompt_len) if num_latents is None else num_latents
+        return {"cached": prompt_len, "num_latents": given}
 
     def _num_latents(self, prompt_len: Size) -> Size:
         """As few as can be: those that no prefix has room for, and one at least."""

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Protocol
 
-from flopcount.masks import Causal, CausalMask, Full
+from flopcount.masks import Causal, Full, SelfMask
 from flopcount.operations import (
     Pass,
     ScoreWork,
@@ -202,6 +202,7 @@ class Attention:
             learned by the distance in a table that is another block's.
         softcap: Whether scores pass s·tanh(x/s).
         clip: Whether queries, keys and values are clipped.
+        scale: Whether queries are multiplied by c^-½.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762); Ainslie et al. 2023 (arXiv 2305.13245) for
     grouped heads.
@@ -213,7 +214,7 @@ class Attention:
     head_dim: Size
     query_channels: Size
     key_channels: Size
-    mask: CausalMask = CAUSAL
+    mask: SelfMask = CAUSAL
     bias: bool = False
     out_bias: bool = False
     rotary: Rotary | None = None
@@ -223,6 +224,7 @@ class Attention:
     score_bias: str | None = None
     softcap: bool = False
     clip: bool = False
+    scale: bool = True
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Projections, rotary embedding, scale, attention, output projection."""
@@ -241,13 +243,15 @@ class Attention:
         if self.rotary is not None:
             yield from self.rotary.rows(at, "rotary query", self.num_heads)
             yield from self.rotary.rows(at, "rotary key", self.num_key_heads)
-        reason = "forward: times c^-½; backward: the same"
-        yield from work(at, "query scale", self.query_channels, 1, 1, reason)
+        if self.scale:
+            reason = "forward: times c^-½; backward: the same"
+            yield from work(at, "query scale", self.query_channels, 1, 1, reason)
         if self.sinks:
             yield Tensor("self", at.layer, "sinks", (at.layers, self.num_heads))
         keys = at.cached + at.length
+        kept = self.mask.kept(keys)
         for name in ("keys", "values"):
-            yield from cache(at, name, self.mask.kept(keys), self.key_channels)
+            yield from cache(at, name, kept, self.key_channels)
         scores = tuple(
             SCORE_WORK[name] for name in (self.softcap and "softcap", self.score_bias) if name
         )

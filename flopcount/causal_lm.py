@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from flopcount.architectures import (
@@ -56,7 +56,7 @@ from flopcount.blocks import (
     Rotary,
 )
 from flopcount.conventions import Inputs
-from flopcount.masks import Causal, CausalMask, Chunked
+from flopcount.masks import Causal, Chunked, SelfMask
 from flopcount.operations import Pass
 from flopcount.sizes import (
     Size,
@@ -72,25 +72,6 @@ from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
 """A layer's word for each aspect, such as ``{"attention": "sliding", "positions": "rotary"}``."""
-
-
-def runs(indices: Sequence[int]) -> list[str]:
-    """Ascending indices, three or more successive ones as a range.
-
-    >>> runs([0, 1, 3, 5, 6, 7])
-    ['0', '1', '3', '5 to 7']
-    """
-    found: list[list[int]] = []
-    for index in indices:
-        if found and index == found[-1][-1] + 1:
-            found[-1].append(index)
-        else:
-            found.append([index])
-    return [
-        word
-        for run in found
-        for word in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
-    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +91,18 @@ class Group:
     kind: Kind
     indices: tuple[int, ...]
     period: int
+
+
+def runs(indices: tuple[int, ...]) -> str:
+    """Indices in words.
+
+    >>> runs((0, 1, 2, 5, 7, 8))
+    '0 to 2, 5, 7 to 8'
+    """
+    starts = [index for index in indices if index - 1 not in indices]
+    ends = [index for index in indices if index + 1 not in indices]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in pairs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,6 +169,8 @@ class CausalLM(Architecture):
     596049920
 
     """
+
+    stack = "decoder"
 
     vocab_size: Vocabulary
     num_channels: Channels
@@ -300,7 +295,7 @@ class CausalLM(Architecture):
         return tuple(
             Group(
                 " ".join(w for w, differs in zip(kind, varies, strict=True) if differs)
-                or "decoder",
+                or self.stack,
                 numbers[kind],
                 dict(zip(aspects, kind, strict=True)),
                 tuple(indices),
@@ -320,7 +315,7 @@ class CausalLM(Architecture):
             heads=heads,
         )
 
-    def mask(self, kind: Kind) -> CausalMask:
+    def mask(self, kind: Kind) -> SelfMask:
         """The mask of a layer's attention."""
         if kind["attention"] == "full":
             return CAUSAL
@@ -466,67 +461,58 @@ class CausalLM(Architecture):
     def described(self) -> list[str]:
         """What the model is, in plain words, a line each."""
         params = self.params()
-        lines = [
-            f"{shown(params.total)} parameters, of which a token uses {shown(params.active)} and "
-            f"is multiplied by {shown(params.matmul_active)}",
+        used = ""
+        if any(tensor.used is not None for tensor in params.terms):
+            used = f", of which a token uses {shown(params.active)}"
+        return [
+            f"{shown(params.total)} parameters{used}; a token is multiplied by "
+            f"{shown(params.matmul_active)}, the N of 2N",
             f"{shown(self.num_layers)} layers of {shown(self.num_channels)} channels; vocabulary "
-            f"{shown(self.vocab_size)}, output layer "
+            f"of {shown(self.vocab_size)}, output layer "
             f"{'tied to the embedding' if self.tie_embeddings else 'of its own'}",
+            *(self.described_group(group) for group in self.groups()),
         ]
-        lines += [self.described_group(group) for group in self.groups()]
-        return lines
 
     def described_group(self, group: Group) -> str:
         """Equal layers in plain words."""
-        which = (
-            f"all {shown(group.number)} layers"
-            if group.name == "decoder"
-            else f"{shown(group.number)} layers ({self.described_indices(group)})"
-        )
-        mixer, feed_forward = (
-            self.described_mixer(group.kind),
-            self.described_feed_forward(group.kind),
-        )
-        return f"{which}: {mixer}; {feed_forward}"
-
-    def described_indices(self, group: Group) -> str:
-        """Which layers of a period are of a kind, from 0."""
-        listed = ", ".join(runs(group.indices))
-        if type(self.num_layers) is int and group.period >= self.num_layers:
-            return listed
-        return f"{listed} of every {group.period}"
+        indices = runs(group.indices)
+        if type(self.num_layers) is not int or group.period < self.num_layers:
+            indices += f" of every {group.period}"
+        which = "all" if group.name == self.stack else f"{group.name} ({indices})"
+        parts = self.described_mixer(group.kind), self.described_feed_forward(group.kind)
+        return f"{shown(group.number)} layers, {which}: {'; '.join(parts)}"
 
     def described_mixer(self, kind: Kind) -> str:
         """A layer's attention in plain words."""
-        heads = self.num_key_value_heads
-        words = {
-            "full": "full causal attention",
-            "sliding": f"attention to the last {shown(self.window)} positions",
-            "chunked": f"attention within chunks of {shown(self.chunk)} positions",
-        }[kind["attention"]]
-        extras = [
-            "" if heads is None else f"{shown(heads)} key-value heads",
-            {"rotary": "rotary positions", "alibi": "ALiBi", "none": "no positions in it"}[
-                kind["positions"]
-            ],
-            ""
-            if self.query_key_norm is None
-            else f"norms of queries and keys ({self.query_key_norm})",
-            "biases in query, key and value" * self.qkv_bias,
-            "a bias in out" * self.out_bias,
-            "a gate" * self.attention_gate,
+        groups = self.num_key_value_heads
+        parts = [
+            {
+                "full": "attention to all earlier positions",
+                "bidirectional": "attention to all positions",
+                "sliding": f"attention to the last {shown(self.window)} positions",
+                "chunked": f"attention within chunks of {shown(self.chunk)} positions",
+            }[kind["attention"]],
+            f"{shown(self.num_heads)} heads of {shown(self.width)} channels",
+            "" if groups is None else f"{shown(groups)} of keys and values",
+            {"rotary": "rotary positions", "alibi": "ALiBi", "none": ""}[kind["positions"]],
+            {
+                None: "",
+                "head": "queries and keys normed per head",
+                "head, no scale": "queries and keys normed per head, without scale",
+                "whole": "queries and keys normed over their width",
+            }[self.query_key_norm],
+            "gated" * self.attention_gate,
             "sinks" * self.sinks,
+            "biases" * (self.qkv_bias and self.out_bias),
+            "biases but for the output" * (self.qkv_bias and not self.out_bias),
         ]
-        return (
-            f"{words}, {shown(self.num_heads)} heads of {shown(self.width)} channels, "
-            + ", ".join(filter(None, extras))
-        )
+        return ", ".join(filter(None, parts))
 
     def described_feed_forward(self, kind: Kind) -> str:
         """A layer's MLP in plain words."""
         return (
             f"{'gated ' * self.gated}MLP of {shown(self.intermediate_size)} channels, "
-            f"{self.activation}{', with biases' * self.mlp_bias}"
+            f"{self.activation}{', biases' * self.mlp_bias}"
         )
 
     def __str__(self) -> str:
@@ -535,4 +521,5 @@ class CausalLM(Architecture):
         if self.reading is not None:
             head = f"{self.title} ({self.reading.head})"
             lines += self.reading.notes()
-        return paragraph(f"{head}: " + "\n".join([lines[0], *(f"  {line}" for line in lines[1:])]))
+        lines = [f"{head}: {lines[0]}", *(f"  {line}" for line in lines[1:])]
+        return paragraph("\n".join(lines), indent="    ")

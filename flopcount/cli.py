@@ -721,12 +721,15 @@ def with_config(words: list[str]) -> list[str]:
     command, following = words[:1], words[1:2]
     if command == ["explain"] and following == [FROM_CONFIG]:
         return [*command, *words[2:]]
-    is_config = any(
-        word.endswith(".json") or (Path(word) / "config.json").is_file() for word in following
-    )
-    if command and command[0] in TAKE_A_MODEL and is_config:
+    if command and command[0] in TAKE_A_MODEL and any(map(_is_config, following)):
         return [*command, FROM_CONFIG, *words[1:]]
     return words
+
+
+def _is_config(word: str) -> bool:
+    from flopcount.hf import file_of
+
+    return word.endswith(".json") or file_of(f"{word}/config.json") is not None
 
 
 def main(arguments: list[str] | None = None) -> int:

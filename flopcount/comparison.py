@@ -139,7 +139,7 @@ class Comparison:
                 table(
                     ["counted as", "self part", "cross part", "total", "self ratio", "total ratio"],
                     cells,
-                    title=f"FLOPs of {type(self.model).__name__} per latent token, with ratios to "
+                    title=f"FLOPs of {self.model.title} per latent token, with ratios to "
                     "the causal count",
                 ),
                 table(["counted as", "leaves out", "adds"], reasons),

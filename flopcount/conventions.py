@@ -33,6 +33,7 @@ class Inputs:
         widening_factor: w; None where the layers are not attention and an MLP of two products.
         num_prefix: m.
         kept_prefix: (1 - p)·m, not rounded; k where ``num_kept`` is given.
+        one_stack: Whether every layer works on the n positions; conventions say nothing of others.
 
     """
 
@@ -47,6 +48,7 @@ class Inputs:
     widening_factor: Any = None
     num_prefix: Size = 0
     kept_prefix: Any = 0
+    one_stack: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

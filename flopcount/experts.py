@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from flopcount.blocks import MLP, TOKENS, Block, Layers
 from flopcount.operations import Pass, cross_entropy, linear, norm, shared_input, work
-from flopcount.rows import AnyRow, Product, Tensor, Work
+from flopcount.rows import AnyRow, Cached, Product, Tensor, Work
 from flopcount.sizes import Size
 
 SHAZEER_2017 = "Shazeer et al. 2017 (arXiv 1701.06538), section 2"
@@ -39,12 +39,12 @@ def named(rows: Iterator[AnyRow], name: str) -> Iterator[AnyRow]:
         return f"{name} {term.removeprefix('mlp ')}"
 
     for row in rows:
-        if isinstance(row, Tensor):
+        if isinstance(row, Tensor | Cached):
             yield dataclasses.replace(row, name=own(row.name))
         elif isinstance(row, Product) and row.weight is not None:
             weight = row.weight[0], own(row.weight[1])
             yield dataclasses.replace(row, term=own(row.term), weight=weight)
-        elif isinstance(row, Product | Work):
+        else:
             yield dataclasses.replace(row, term=own(row.term))
 
 
@@ -143,14 +143,14 @@ class MixtureOfExperts:
         # The k experts and the router read the input, and so do the shared MLP and its gate.
         yield from shared_input(at, "routed input gradients", self.top_k * self.channels, 1)
         if self.shared is not None:
-            readers = 1 + int(self.shared_gate)
+            readers = 1 + self.shared_gate
             yield from shared_input(at, "shared input gradients", self.channels, readers)
 
     def _routed(self, at: Pass) -> Iterator[AnyRow]:
         """K positions in place of each, E tensors in place of each."""
         routed = at.at(length=at.length * self.top_k)
         reason = "forward: times the weight; backward: dy·w, and dy·x and its sum"
-        weights = work(routed, "expert weights", self.channels, 1, 3, reason, "input")
+        weights = tuple(work(routed, "expert weights", self.channels, 1, 3, reason, "input"))
         if self.weighted == "input":
             yield from weights
         for row in named(self.expert.rows(routed), "expert"):

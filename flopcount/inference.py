@@ -143,7 +143,8 @@ class Inference(abc.ABC):
         """FLOPs of reading a prompt, all its positions at once or in chunks.
 
         Args:
-            prompt_len: P, positions of each prompt.
+            prompt_len: P, positions of each prompt; of an encoder-decoder, the encoder reads them,
+                and the decoder one token.
             level: ``"causal"``, the default, or ``"dense"``, as for :meth:`flops`.
             logits: Of which positions logits are computed: ``"last"`` (of every chunk, as
                 transformers does), ``"all"``, or how many of the last.
@@ -208,7 +209,8 @@ class Inference(abc.ABC):
         Args:
             new_tokens: T, passes of one position each.
             level: As for :meth:`prefill`.
-            cached: Positions that are cached before the first of them.
+            cached: Positions that are cached before the first of them; of an encoder-decoder, those
+                of the decoder, behind an encoder of ``seq_len`` positions.
             batch_size: B, sequences.
             mla: As for :meth:`prefill`.
             num_latents: Of Perceiver AR: how many of the cached positions are latents; as few as
@@ -223,7 +225,7 @@ class Inference(abc.ABC):
 
         """
         length = require_size("new_tokens", new_tokens)
-        return self._decode(length, level, cached, batch_size, mla, num_latents)
+        return self._decode(length, level, batch_size, mla, cached, num_latents)
 
     def generate(
         self,
@@ -301,9 +303,8 @@ class Inference(abc.ABC):
             num_latents=num_latents,
         )
         prompt = require_size("prompt_len", prompt_len)
-        if num_latents is None:
-            num_latents = self._num_latents(prompt)
-        written = self._decode(length - 1, level, prompt, batch_size, mla, num_latents)
+        behind = self._after_prompt(prompt, num_latents)
+        written = self._decode(length - 1, level, batch_size, mla, **behind)
         request = f"{shown(length)} tokens after {shown(prompt)}"
         return dataclasses.replace(read + written, request=request)
 
@@ -321,7 +322,8 @@ class Inference(abc.ABC):
         A - 1, whatever chunk they are of, as transformers does.
 
         Args:
-            positions: Positions read so far, of each sequence.
+            positions: Positions read so far, of each sequence; of an encoder-decoder, those of the
+                decoder, behind an encoder of ``seq_len``.
             batch_size: B, sequences.
             mla: As for :meth:`prefill`: what is kept follows the form.
             num_latents: As for :meth:`decode`.
@@ -340,11 +342,11 @@ class Inference(abc.ABC):
         True
 
         """
-        length = require_size("positions", positions)
-        at = self._pass_behind("prefill", length, batch_size, 0, mla, num_latents)
+        read = require_size("positions", positions)
+        at = self._pass_behind("decode", 0, batch_size, read, mla, num_latents, chunk=1)
 
         network = safe_for(self.network(at), lambda bound: add(row.elements for row in kept(bound)))
-        return CacheCount(self, kept(network), at.batch, length)
+        return CacheCount(self, kept(network), at.batch, read)
 
     def _pass_behind(
         self,
@@ -384,9 +386,9 @@ class Inference(abc.ABC):
         """Whether the last positions can be taken out of the cache again."""
         return True
 
-    def _num_latents(self, prompt_len: Size) -> Size | None:
-        """Of Perceiver AR, how many of a prompt's positions are latents unless given."""
-        return None
+    def _after_prompt(self, prompt_len: Size, num_latents: Size | None) -> dict[str, Size | None]:
+        """What :meth:`_decode` is told of a prompt that has been read."""
+        return {"cached": prompt_len, "num_latents": num_latents}
 
     def _longest(self) -> tuple[str, Size] | None:
         """How many positions a sequence may have, with the name of what says so; None for any."""
@@ -420,12 +422,15 @@ class Inference(abc.ABC):
         self,
         length: Size,
         level: str | None,
-        cached: Size,
         batch_size: Size,
         mla: str | None,
-        num_latents: Size | None,
+        cached: Size,
+        num_latents: Size | None = None,
+        memory: Size = 0,
     ) -> Count:
-        at = self._pass_behind("decode", length, batch_size, cached, mla, num_latents, chunk=1)
+        at = self._pass_behind(
+            "decode", length, batch_size, cached, mla, num_latents, chunk=1, memory=memory
+        )
         return self._requested(level, at, f"decoding of {shown(length)}")
 
     def _speculate(

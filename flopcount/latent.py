@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from flopcount.blocks import CAUSAL, Rotary
-from flopcount.masks import CausalMask
+from flopcount.masks import SelfMask
 from flopcount.operations import Pass, attend, cache, linear, norm, shared_input, work
 from flopcount.rows import AnyRow, Product, Tensor
 from flopcount.sizes import Size
@@ -60,7 +60,7 @@ class LatentAttention:
     rotary_dim: Size
     value_dim: Size
     bias: bool = False
-    mask: CausalMask = CAUSAL
+    mask: SelfMask = CAUSAL
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Down, norm and up for queries, then for keys and values; attention; out."""

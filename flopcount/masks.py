@@ -39,8 +39,8 @@ class Mask(Protocol):
         """Tiles of ``block`` = (queries, keys) that the fused kernels visit."""
 
 
-class CausalMask(Mask, Protocol):
-    """A mask that admits no later key, so that a cache serves."""
+class SelfMask(Mask, Protocol):
+    """A mask of queries and keys of the same positions, where a cache may serve."""
 
     def kept(self, positions: Size) -> Size:
         """Positions that a cache keeps of ``positions``, for the queries that follow."""
@@ -74,6 +74,14 @@ class Full:
     def in_passes(self, queries: Size, keys: Size, chunk: Size) -> Size:
         """N · s: no pass has fewer keys."""
         return queries * keys
+
+    def kept(self, positions: Size) -> Size:
+        """None, since no later query follows."""
+        return 0
+
+    def kept_before(self, passes: Size, first: Size, chunk: Size) -> Size:
+        """None."""
+        return 0
 
     def tiles(self, queries: Size, keys: Size, block: tuple[Size, Size], owner: Owner) -> Size:
         """⌈n/M⌉ · ⌈s/J⌉: any pass visits every tile once, whatever its programs own."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from flopcount.architectures import Choice, Dimension, Pattern
-from flopcount.blocks import MLP, Attention, Block, Network
+from flopcount.blocks import MLP, Block, Network
 from flopcount.causal_lm import CausalLM, Kind
 from flopcount.experts import SCORES, MixtureOfExperts, MultiTokenPrediction, Router
 from flopcount.latent import LatentAttention
 from flopcount.operations import Pass, work
 from flopcount.rows import AnyRow
-from flopcount.sizes import Size, multiply, require_at_most
+from flopcount.sizes import Size, multiply, quoted, require_at_most
 from flopcount.tables import shown
 
 LATENT = ("key_value_rank", "plain_dim", "rotary_dim", "value_dim")
-"""Sizes of latent attention: all are given, or none but the channels that turn."""
+"""Sizes of attention with latents; channels may turn without them, too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,24 +112,34 @@ class MixtureLM(CausalLM):
     num_predictions: Annotated[Size | None, Dimension()] = None
 
     def __post_init__(self) -> None:
-        """Validate every field, that k is at most E, and that latents have all their sizes."""
+        """Validate every field, and that k is at most E."""
         super().__post_init__()
         require_at_most(
             "experts_per_token", self.experts_per_token, "num_experts", self.num_experts
         )
-        given = {name: getattr(self, name) is not None for name in LATENT if name != "rotary_dim"}
-        if any(given.values()) and not (all(given.values()) and self.rotary_dim is not None):
-            sizes = ", ".join(f"{name} = {getattr(self, name)}" for name in LATENT)
-            raise ValueError(
-                f"{sizes}: expected all of them, or none for attention without latents"
-            )
+
+    @property
+    def latent(self) -> bool:
+        """Whether keys and values have a latent.
+
+        Raises:
+            ValueError: If some of its sizes are given, and others not.
+        """
+        sizes = {name: getattr(self, name) for name in LATENT}
+        missing = [name for name, size in sizes.items() if size is None]
+        own = {**sizes, "rotary_dim": None, "query_rank": self.query_rank}
+        if missing and any(size is not None for size in own.values()):
+            listed = ", ".join(f"{name} = {quoted(size)}" for name, size in sizes.items())
+            raise ValueError(f"{listed}: expected all of them, or none and no query_rank")
+        return not missing
 
     @property
     def width(self) -> Size:
         """Channels of a head's queries and keys, those that turn and those that do not."""
-        if self.plain_dim is not None:
-            return self.plain_dim + self.rotary_dim
-        return super().width
+        if not self.latent:
+            return super().width
+        plain: Size = self.plain_dim
+        return plain + self.rotary_dim
 
     def aspects(self) -> dict[str, tuple[str, ...]]:
         """Dense and sparse layers beside what other models have."""
@@ -137,7 +147,7 @@ class MixtureLM(CausalLM):
 
     def mixer(self, kind: Kind) -> Block:
         """Attention, with latents or without."""
-        if self.key_value_rank is not None and self.plain_dim is not None:
+        if self.latent:
             return LatentAttention(
                 self.num_channels,
                 self.num_heads,
@@ -149,13 +159,13 @@ class MixtureLM(CausalLM):
                 self.latent_bias,
                 self.mask(kind),
             )
-        attention = super().mixer(kind)
-        if kind["positions"] == "rotary" or not isinstance(attention, Attention):
-            return attention
-        norms: tuple[Block, ...] = () if self.norms_with_rotary else attention.norms
-        if self.query_temperature:
-            norms = (*norms, Temperature(multiply(self.num_heads, self.width)))
-        return dataclasses.replace(attention, norms=norms)
+        attention: Any = super().mixer(kind)
+        if kind["positions"] != "rotary":
+            norms = () if self.norms_with_rotary else attention.norms
+            if self.query_temperature:
+                norms = (*norms, Temperature(multiply(self.num_heads, self.width)))
+            attention = dataclasses.replace(attention, norms=norms)
+        return attention  # type: ignore[no-any-return]
 
     def feed_forward(self, kind: Kind) -> Block:
         """An MLP, or experts."""
@@ -210,7 +220,7 @@ class MixtureLM(CausalLM):
 
     def described_mixer(self, kind: Kind) -> str:
         """A layer's attention in plain words."""
-        if self.key_value_rank is None:
+        if not self.latent:
             without_norms = self.norms_with_rotary and kind["positions"] != "rotary"
             model = dataclasses.replace(self, query_key_norm=None) if without_norms else self
             return super(MixtureLM, model).described_mixer(kind)

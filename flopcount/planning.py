@@ -142,7 +142,7 @@ def _per_step(
         raise TypeError(
             f"models contains {quoted(model)}: expected flopcount.PerceiverAR or flopcount.Decoder"
         )
-    if any(is_array(value) or is_symbolic(value) for value in vars(model).values()):
+    if any(is_array(value) or is_symbolic(value) for value in model.arguments().values()):
         raise TypeError(f"models contains {quoted(model)}: expected ints, no arrays or symbols")
     count = model.flops(level, convention=convention, batch_size=batch_size)
     return count.self_part if part == "self" else count
@@ -207,7 +207,7 @@ class Proposal:
         """The proposal as plain data."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         run = {field.name: getattr(self.run, field.name) for field in dataclasses.fields(self.run)}
-        return plain | {"run": run | {"model": vars(self.run.model)}}
+        return plain | {"run": run | {"model": self.run.model.arguments()}}
 
 
 @dataclasses.dataclass(frozen=True)

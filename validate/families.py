@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 import flopcount as fc
+from flopcount.causal_lm import Group
+from flopcount.encoder_lm import EncoderDecoderLM
 from flopcount.hf import FAMILIES
 from validate import hf_configs, hf_experts, hf_scans
 from validate.configurations import draw
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 2
 DRAWN = 40
-PUBLISHED_SEQ_LEN = 1000
+PUBLISHED_SEQ_LEN = 500
 STRATEGIES = hf_configs.DRAWN | hf_experts.DRAWN | hf_scans.DRAWN
 PUBLISHED = hf_configs.PUBLISHED | hf_experts.PUBLISHED | hf_scans.PUBLISHED
 Differences = dict[str, int]
@@ -40,6 +42,7 @@ Products = dict[tuple[str, str], list[int]]
 """FLOPs of a layer's products of a name; several terms in one product are joined by +."""
 
 SCORES = ("scores", "values")
+CROSS_SCORES = ("cross scores", "cross values")
 QKV = ("query+key+value",)
 GATE_UP = ("mlp gate+mlp up",)
 EXPERTS = ("expert gate+expert up", "expert down")
@@ -95,6 +98,29 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "feed_forward.down_proj": ("mlp down",),
     "feed_forward.router": ("router",),
     "feed_forward.experts": EXPERTS,
+    # BERT
+    "attention.self.query": ("query",),
+    "attention.self.key": ("key",),
+    "attention.self.value": ("value",),
+    "attention.self": SCORES,
+    "attention.output.dense": ("out",),
+    "intermediate.dense": ("mlp up",),
+    "output.dense": ("mlp down",),
+    # T5
+    "SelfAttention.q": ("query",),
+    "SelfAttention.k": ("key",),
+    "SelfAttention.v": ("value",),
+    "SelfAttention.o": ("out",),
+    "SelfAttention": SCORES,
+    "EncDecAttention.q": ("cross query",),
+    "EncDecAttention.k": ("cross key",),
+    "EncDecAttention.v": ("cross value",),
+    "EncDecAttention.o": ("cross out",),
+    "EncDecAttention": CROSS_SCORES,
+    "DenseReluDense.wi": ("mlp up",),
+    "DenseReluDense.wi_0": ("mlp gate",),
+    "DenseReluDense.wi_1": ("mlp up",),
+    "DenseReluDense.wo": ("mlp down",),
 } | {
     f"{block}.{shared}.{name}_proj": (f"shared expert {name}",)
     for block, shared in (
@@ -137,52 +163,65 @@ OUTSIDE = {
     "embed_out": ("output", ("logits",)),
     "project_in": ("embedding", ("project in",)),
     "project_out": ("output", ("project out",)),
+    "transform.dense": ("output", ("transform",)),
+    "predictions.decoder": ("output", ("logits",)),
+    "pooler.dense": ("output", ("pooler",)),
 }
-"""Layer and terms of the products of each module outside the layers, by its last name."""
+"""Layer and terms of the products of each module outside the layers, by the end of its name."""
 
-IN_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
+IN_LAYER = re.compile(
+    r"(?:^|\.)(?:(encoder|decoder)\.)?(?:layers|layer|h|blocks|block)\.(\d+)\.(?:layer\.\d+\.)?(.+)$"
+)
+"""A layer's stack, where there are two, its number, and what is in it."""
 
 
-def layer_names(model: Any) -> list[str]:
-    """What tables call each layer."""
-    names = [""] * model.num_layers
+def group_of(model: Any, index: int) -> Group:
+    """The group of equal layers that a layer belongs to."""
     for group in model.groups():
-        for first in group.indices:
-            for index in range(first, model.num_layers, group.period):
-                names[index] = group.name
-    return names
+        if any(index >= first and (index - first) % group.period == 0 for first in group.indices):
+            found: Group = group
+            return found
+    raise IndexError(f"layer {index} of {model.num_layers}")
 
 
-def scan_layers(model: Any) -> set[int]:
-    """The layers that have a scan."""
-    return {
-        index
-        for group in model.groups()
-        if group.kind.get("mixer") == "scan"
-        for first in group.indices
-        for index in range(first, model.num_layers, group.period)
-    }
+def in_layer(model: Any, stack: str, index: int) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """What tables call a layer, and the terms of its modules."""
+    if isinstance(model, EncoderDecoderLM):
+        return stack, PRODUCTS
+    group = group_of(model, index)
+    if group.kind.get("mixer") == "scan":
+        return group.name, PRODUCTS | SCANS
+    if getattr(model, "attention_gate", False):
+        return group.name, PRODUCTS | {"self_attn.q_proj": ("query+gate",)}
+    return group.name, PRODUCTS
 
 
-def products_seen(seen: Seen, names: list[str], model: Any) -> Products:
+def placed(model: Any, module: str) -> tuple[str, tuple[str, ...]]:
+    """The layer and the terms of a module's products.
+
+    Raises:
+        KeyError: If it is not one of those listed.
+    """
+    inside = IN_LAYER.search(module)
+    if inside:
+        layer, known = in_layer(model, inside[1], int(inside[2]))
+        return layer, known[inside[3]]
+    names = module.split(".")
+    last = ".".join(names[-2:])
+    return OUTSIDE[last if last in OUTSIDE else names[-1]]
+
+
+def products_seen(seen: Seen, model: Any) -> Products:
     """The products of the network's forward pass, as the counter calls them.
 
     Raises:
         KeyError: If a module multiplies that is not one of those listed.
     """
     found: Products = collections.defaultdict(list)
-    own = {"self_attn.q_proj": ("query+gate",)} if getattr(model, "attention_gate", False) else {}
-    scans = scan_layers(model)
     for module, flops in seen.modules.items():
-        inside = IN_LAYER.search(module)
-        if inside:
-            index = int(inside[1])
-            known = PRODUCTS | (SCANS if index in scans else own)
-            layer, terms = names[index], known[inside[2]]
-            if index in scans and len(terms) == 1:
-                flops = (sum(flops),)
-        else:
-            layer, terms = OUTSIDE[module.rpartition(".")[2]]
+        layer, terms = placed(model, module)
+        if len(terms) == 1:
+            flops = (sum(flops),)
         if len(terms) != len(flops):
             raise KeyError(f"{module} executes {len(flops)} products: {terms} are known")
         for term, product in zip(terms, flops, strict=True):
@@ -259,7 +298,6 @@ def compare(
     )
     params = model.params()
     count = model.flops("dense", batch_size=BATCH_SIZE)
-    names = layer_names(model)
     beyond = executed_beyond(model)
     convolved = [beyond.pop(term) for term in list(beyond) if term[1] == CONVOLUTION]
     more, more_backward = (sum(phases) for phases in zip((0, 0), *beyond.values(), strict=True))
@@ -268,7 +306,7 @@ def compare(
         "buffers": sum(buffer.count for buffer in params.buffers) - seen.buffers,
         "forward": count.forward + more - seen.forward,
         "backward": count.backward + more_backward - seen.backward,
-        **by_module(count, products_seen(seen, names, model), beyond),
+        **by_module(count, products_seen(seen, model), beyond),
     }
     for index, phase in enumerate(("forward", "backward") if convolved else ()):
         expected = sum(phases[index] for phases in convolved)
@@ -277,29 +315,26 @@ def compare(
         again = model.flops("dense", batch_size=BATCH_SIZE, checkpointing=flavour)
         differences[f"recompute, {flavour}"] = again.recompute + more - recomputed
     if seen.admitted is not None:
-        differences |= causal_pairs(model, count, seen.admitted, names)
+        differences |= causal_pairs(model, count, seen.admitted)
     return differences
 
 
-def causal_pairs(model: Any, dense: Any, admitted: dict[str, int], names: list[str]) -> Differences:
-    """Causal scores and values minus the share of the dense ones that the masks admit.
-
-    Equal layers of n queries and keys multiply n² pairs each at level ``dense``.
-    """
-    pairs: dict[str, list[int]] = collections.defaultdict(list)
+def causal_pairs(model: Any, dense: Any, admitted: dict[str, tuple[int, int]]) -> Differences:
+    """Causal scores and values minus the share of the dense ones that the masks admit."""
+    pairs: dict[tuple[str, str], list[tuple[int, int]]] = collections.defaultdict(list)
     for module, number in admitted.items():
-        inside = IN_LAYER.search(module)
-        assert inside is not None, module
-        pairs[names[int(inside[1])]].append(number)
+        layer, terms = placed(model, module)
+        for term in terms:
+            pairs[layer, term].append(number)
     causal = model.flops("causal", batch_size=BATCH_SIZE)
     differences = {}
     rectangles = {(term.layer, term.term): term.forward for term in dense.terms}
     for term in causal.terms:
-        if term.term in SCORES:
-            of_layer = pairs[term.layer]
-            whole = len(of_layer) * model.length**2
-            share, rest = divmod(rectangles[term.layer, term.term] * sum(of_layer), whole)
-            differences[f"causal {term.layer} {term.term}"] = term.forward - share or rest
+        if term.term in SCORES + CROSS_SCORES:
+            place = term.layer, term.term
+            seen, whole = (sum(column) for column in zip(*pairs[place], strict=True))
+            share, rest = divmod(rectangles[place] * seen, whole)
+            differences[f"causal {' '.join(place)}"] = term.forward - share or rest
     return differences
 
 
@@ -311,30 +346,51 @@ class Case:
         name: The published model's name; empty of drawn ones.
         config: The fields of a config.json.
         seq_len: Positions of a sequence.
+        target_len: Of the decoder, where there are two stacks.
     """
 
     name: str
     config: dict[str, Any]
     seq_len: int
+    target_len: int | None = None
 
     def __str__(self) -> str:
-        return self.name or f"{self.config}, {self.seq_len} positions"
+        lengths = [length for length in (self.seq_len, self.target_len) if length is not None]
+        return self.name or f"{self.config}, {' and '.join(map(str, lengths))} positions"
+
+    def compare(self) -> Differences:
+        """Counter minus network; published sizes run without data."""
+        return compare(
+            self.config,
+            self.seq_len,
+            target_len=self.target_len,
+            device="meta" if self.name else "cpu",
+        )
+
+
+def has_two_stacks(family: str) -> bool:
+    """Whether a family has a decoder beside an encoder."""
+    return "target_len" in FAMILIES[family].options
 
 
 def drawn(family: str, number: int = DRAWN) -> list[Case]:
     """The same drawn configs of a family each time."""
-    seq_lens = hf_scans.SEQ_LENS.get(family, hf_configs.seq_lens())
-    strategy = st.tuples(STRATEGIES[family], seq_lens)
+    lengths = hf_scans.SEQ_LENS.get(family, hf_configs.seq_lens())
+    targets = lengths if has_two_stacks(family) else st.none()
     return [
-        Case("", config | {"model_type": family}, seq_len)
-        for config, seq_len in draw(strategy, number)
+        Case("", config | {"model_type": family}, seq_len, target_len)
+        for config, seq_len, target_len in draw(
+            st.tuples(STRATEGIES[family], lengths, targets), number
+        )
     ]
 
 
 def published(family: str) -> list[Case]:
     """Well-known models of a family, by the model type of the text."""
+    seq_len = hf_scans.PUBLISHED_SEQ_LENS.get(family, PUBLISHED_SEQ_LEN)
+    target_len = seq_len // 3 if has_two_stacks(family) else None
     return [
-        Case(name, config, hf_scans.PUBLISHED_SEQ_LENS.get(family, PUBLISHED_SEQ_LEN))
+        Case(name, config, seq_len, target_len)
         for name, config in PUBLISHED.items()
         if config.get("text_config", config)["model_type"] == family
     ]
@@ -348,9 +404,9 @@ def cases(family: str, quick: bool) -> Iterable[tuple[str, Differences]]:
         quick: A few drawn configs alone.
     """
     for case in drawn(family, 3 if quick else DRAWN):
-        yield str(case), compare(case.config, case.seq_len)
+        yield str(case), case.compare()
     for case in () if quick else published(family):
-        yield str(case), compare(case.config, case.seq_len, device="meta")
+        yield str(case), case.compare()
 
 
 def confirmed(family: str) -> str:

@@ -24,6 +24,8 @@ from validate.families import BATCH_SIZE
 from validate.networks import build as build_own
 
 Differences = dict[str, int]
+FAMILIES = tuple(family for family in families.WITNESSED if family != "bert")
+"""Families that generate; an encoder does not."""
 NEW_TOKENS = 5
 CHUNK = 3
 
@@ -50,6 +52,8 @@ def counted(network: Any) -> Iterator[list[int]]:
 
 def elements(cache: Any) -> int:
     """Numbers that a cache of transformers holds."""
+    if hasattr(cache, "cross_attention_cache"):
+        return elements(cache.self_attention_cache) + elements(cache.cross_attention_cache)
     tensors: list[Any] = []
     for layer in cache.layers:
         tensors += [getattr(layer, "keys", None), getattr(layer, "values", None)]
@@ -98,26 +102,31 @@ def compare(
         chunk: Positions of the passes that read the prompt; one pass unless given.
     """
     network = generating(config)
-    with counted(network) as seen:
+    two_stacks = network.config.is_encoder_decoder
+    with counted(network) as seen, counted(network.get_encoder()) as encoded:
         made = network.generate(
             **prompt_of(network, prompt_len),
             max_new_tokens=new_tokens,
             prefill_chunk_size=chunk,
             return_dict_in_generate=True,
         )
+    seen = [*encoded, *seen] if two_stacks else seen
     num_read = len(seen) - (new_tokens - 1)
-    assert num_read == (1 if chunk is None else -(-prompt_len // chunk)), "passes over the prompt"
-    model = fc.from_hf(config)
+    expected = 1 + two_stacks if chunk is None else -(-prompt_len // chunk)
+    assert num_read == expected, f"{num_read} passes over the prompt"
+    model = fc.from_hf(config, prompt_len) if two_stacks else fc.from_hf(config)
     own: dict[str, Any] = dict(level="dense", batch_size=BATCH_SIZE)
     more, more_a_step = beyond_prompt(model, prompt_len), beyond_step(model)
     read = model.prefill(prompt_len, chunk=chunk, **own)
     found = {"prefill": read.total + more - sum(seen[:num_read])}
-    for cached, flops in enumerate(seen[num_read:], start=prompt_len):
+    # A decoder of its own begins with one token.
+    own_len = 1 if two_stacks else prompt_len
+    for cached, flops in enumerate(seen[num_read:], start=own_len):
         step = model.decode(1, cached=cached, **own)
         found[f"decode behind {cached}"] = step.total + more_a_step - flops
     whole = model.generate(prompt_len, new_tokens, chunk=chunk, **own)
     found["generate"] = whole.total + more + (new_tokens - 1) * more_a_step - sum(seen)
-    kept = model.cache(prompt_len + new_tokens - 1, batch_size=BATCH_SIZE)
+    kept = model.cache(own_len + new_tokens - 1, batch_size=BATCH_SIZE)
     found["cache"] = kept.elements - elements(made.cache)
     return found
 
@@ -147,7 +156,7 @@ def cases(family: str, quick: bool) -> Iterator[tuple[str, Differences]]:
     """Differences on a family's configs; the prompt at once, and in chunks where no scan is."""
     for config, prompt_len in tried(family, 3 if quick else families.DRAWN):
         yield f"{config}, {prompt_len} + {NEW_TOKENS}", compare(config, prompt_len, NEW_TOKENS)
-        if not hasattr(fc.from_hf(config), "scan"):
+        if family != "t5" and not hasattr(fc.from_hf(config), "scan"):
             name = f"{config}, {prompt_len} in {CHUNK}s + {NEW_TOKENS}"
             yield name, compare(config, prompt_len, NEW_TOKENS, chunk=CHUNK)
 

@@ -269,6 +269,54 @@ def mpt(draw: Any) -> Config:
     )
 
 
+@st.composite
+def bert(draw: Any) -> Config:
+    """Both heads, and token types."""
+    heads = draw(st.integers(1, 4))
+    return NO_TOKENS | draw(
+        st.fixed_dictionaries(
+            dict(
+                vocab_size=SIZES,
+                hidden_size=st.just(heads * draw(SIZES)),
+                intermediate_size=SIZES,
+                num_hidden_layers=st.integers(1, MOST_LAYERS),
+                num_attention_heads=st.just(heads),
+                max_position_embeddings=st.integers(11, 20),
+            ),
+            optional=dict(
+                type_vocab_size=st.integers(1, 3),
+                hidden_act=ACTIVATIONS,
+                hidden_dropout_prob=DROPOUTS,
+                architectures=st.sampled_from([["BertModel"], ["BertForMaskedLM"]]),
+            ),
+        )
+    )
+
+
+@st.composite
+def t5(draw: Any) -> Config:
+    """Heads of any width, a gate or none, a decoder of as many layers or others."""
+    return dict(decoder_start_token_id=0) | draw(
+        st.fixed_dictionaries(
+            dict(
+                vocab_size=SIZES,
+                d_model=st.integers(1, 17),
+                d_kv=SIZES,
+                d_ff=SIZES,
+                num_heads=st.integers(1, 4),
+                num_layers=st.integers(1, MOST_LAYERS),
+            ),
+            optional=dict(
+                num_decoder_layers=st.none() | st.integers(1, MOST_LAYERS),
+                relative_attention_num_buckets=st.integers(4, 20).map(lambda half: 2 * half),
+                feed_forward_proj=st.sampled_from(["relu", "gelu", "gated-gelu", "gated-silu"]),
+                dropout_rate=DROPOUTS,
+                **flags(*TIED),
+            ),
+        )
+    )
+
+
 DRAWN: dict[str, Strategy] = {
     "gpt2": gpt2(),
     "llama": decoders(
@@ -313,6 +361,8 @@ DRAWN: dict[str, Strategy] = {
         intermediate_size=SIZES,
     ),
     "bloom": bloom(),
+    "bert": bert(),
+    "t5": t5(),
     "mpt": mpt(),
     "olmo": decoders(
         "divided",
@@ -405,6 +455,19 @@ PUBLISHED: dict[str, Config] = {
         model_type="glm", vocab_size=151552, hidden_size=4096, intermediate_size=13696,
         num_hidden_layers=40, num_attention_heads=32, num_key_value_heads=2, head_dim=128,
         attention_bias=True, partial_rotary_factor=0.5,
+    ),
+    "BERT-base": dict(model_type="bert", architectures=["BertForMaskedLM"]),
+    "BERT-large": dict(
+        model_type="bert", architectures=["BertModel"], hidden_size=1024, intermediate_size=4096,
+        num_hidden_layers=24, num_attention_heads=16,
+    ),
+    "T5-base": dict(
+        model_type="t5", d_model=768, d_ff=3072, num_heads=12, num_layers=12,
+        num_decoder_layers=12,
+    ),
+    "T5-v1.1-large": dict(
+        model_type="t5", d_model=1024, d_ff=2816, num_heads=16, num_layers=24,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
     ),
 }  # fmt: skip
 """Sizes of well-known models."""

@@ -111,6 +111,10 @@ def build(config: Mapping[str, Any], *, device: str = "meta") -> PreTrainedModel
             text, attn_implementation=COUNTABLE["_attn_implementation"][0]
         )
     network.tie_weights()  # which goes the way of the initialisation that is skipped
+    if config.get("tie_word_embeddings") is False and text.tie_word_embeddings:
+        # T5's class ties whatever the file says, and unties where the file holds both tensors.
+        head = network.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
     network.set_experts_implementation(COUNTABLE["_experts_implementation"][0])
     return network.train()
 
@@ -157,8 +161,8 @@ class Seen:
         recompute: FLOPs that activation checkpointing executes again, by flavour.
         modules: FLOPs of every product of the forward pass, by the module that executes it, in
             order.
-        admitted: Query-key pairs that each head attends to in a sequence, by module; None without
-            data.
+        admitted: Query-key pairs that each head attends to in a sequence, and how many there are,
+            by module; None without data.
     """
 
     parameters: int
@@ -168,7 +172,7 @@ class Seen:
     convolutions: tuple[int, int]
     recompute: dict[str, int]
     modules: dict[str, tuple[int, ...]]
-    admitted: dict[str, int] | None
+    admitted: dict[str, tuple[int, int]] | None
 
 
 def observe(
@@ -319,7 +323,9 @@ def _counted(counter: FlopCounterMode) -> _Counted:
     return _Counted(counter.get_total_flops() - convolutions, convolutions)
 
 
-def _admitted(network: PreTrainedModel, scores: list[tuple[str, torch.Tensor]]) -> dict[str, int]:
+def _admitted(
+    network: PreTrainedModel, scores: list[tuple[str, torch.Tensor]]
+) -> dict[str, tuple[int, int]]:
     """Pairs whose score has not been pushed out of its range; a sink's column is no key."""
     admitted = {}
     for name, of_module in scores:
@@ -328,5 +334,5 @@ def _admitted(network: PreTrainedModel, scores: list[tuple[str, torch.Tensor]]) 
         masks = (of_module > torch.finfo(of_module.dtype).min / 2).flatten(0, 1)
         assert not of_module.isnan().any(), f"{name}: scores are no numbers"
         assert (masks == masks[0]).all(), f"{name}: heads admit different pairs"
-        admitted[name] = int(masks[0].sum())
+        admitted[name] = int(masks[0].sum()), masks[0].numel()
     return admitted

@@ -359,7 +359,7 @@ STANDALONE = (
             generation.witness(family),
             functools.partial(generation.cases, family),
         )
-        for family in families.WITNESSED
+        for family in generation.FAMILIES
     ),
     Standalone(
         f"modules that predict further tokens, of {', '.join(further_predictions.FAMILIES)}: "

@@ -72,8 +72,7 @@ def build(
     """
     options = {"checkpointing": checkpointing, "attention": attention}
     with torch.device(device or cheapest_device(model)):
-        arguments = {name: getattr(model, name) for name in model.kinds()}
-        network: nn.Module = NETWORKS[type(model)](**arguments, **options)
+        network: nn.Module = NETWORKS[type(model)](**model.arguments(), **options)
     return network.train(training)
 
 

@@ -14,11 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flopcount.hf import dense, experts, hybrid
+from flopcount.hf import dense, encoders, experts, hybrid
 from flopcount.hf.reader import ABSENT, Config, Family, Reading, resolved, words
 from flopcount.sizes import Size, quoted, require_choice, require_flag
 
-FAMILIES: dict[str, Family] = {**dense.FAMILIES, **experts.FAMILIES, **hybrid.FAMILIES}
+FAMILIES: dict[str, Family] = {
+    **dense.FAMILIES,
+    **experts.FAMILIES,
+    **hybrid.FAMILIES,
+    **encoders.FAMILIES,
+}
 """By ``model_type``."""
 
 NESTED = {"gemma3": "gemma3_text", "llama4": "llama4_text"}
@@ -159,10 +164,8 @@ def fields_of(config: Any) -> dict[str, Any]:
             f"config = {quoted(config)} is a {type(config).__name__}: expected a dict, an object "
             "with to_dict, or the path of a config.json or of a folder that has one"
         )
-    path = Path(config)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
+    path = file_of(config)
+    if path is None:
         raise ValueError(
             f"config = {quoted(os.fspath(config))}: there is no such file; nothing is downloaded, "
             "so expected the path of a config.json or of a folder that has one"
@@ -174,6 +177,17 @@ def fields_of(config: Any) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a JSON object, not {quoted(fields)}")
     return fields
+
+
+def file_of(path: str | os.PathLike[str]) -> Path | None:
+    """The file that is meant: a file, or a folder's ``config.json``; None if there is none."""
+    try:
+        found = Path(path)
+        if found.is_dir():
+            found = found / "config.json"
+        return found if found.is_file() else None
+    except (OSError, ValueError):  # no system can have a file of this name
+        return None
 
 
 def _flat(fields: dict[str, Any], nested: tuple[str, ...]) -> dict[str, Any]:
@@ -197,7 +211,7 @@ def _head(fields: Mapping[str, Any], family: Family, nested: bool) -> str:
         ValueError: If it is not.
     """
     given = fields.get("architectures")
-    if given is None or given == []:
+    if given is None or (isinstance(given, list | tuple) and not given):
         return family.heads[0]
     head = given[0] if isinstance(given, list | tuple) else given
     if isinstance(head, str) and (

@@ -6,6 +6,7 @@ files go by other names, these stand behind the class's own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from flopcount.causal_lm import CausalLM
@@ -13,6 +14,7 @@ from flopcount.hf.reader import (
     Config,
     Family,
     Take,
+    by_layer,
     drops,
     flag,
     floor_divided,
@@ -195,13 +197,11 @@ def qwen_windows(layers: int, use_window: bool = False) -> dict[str, Any]:
         value = given(config)
         return value if used(config) else None
 
-    def by_rule(config: Config) -> tuple[str, ...]:
+    def rule(config: Config) -> Callable[[int], str]:
         slides, start = window(config) is not None, first(config)
-        return tuple(
-            "sliding" if slides and index >= start else "full" for index in range(number(config))
-        )
+        return lambda index: "sliding" if slides and index >= start else "full"
 
-    attention = attention_types(number, by_rule)
+    attention = attention_types(number, by_layer(number, rule))
     return {"attention": attention, "window": only_where("sliding", attention, window)}
 
 
@@ -242,11 +242,11 @@ def gemma(*, interval: Take, **own: Any) -> dict[str, Any]:
     """
     number = size("num_hidden_layers", default=26)
 
-    def by_rule(config: Config) -> tuple[str, ...]:
+    def rule(config: Config) -> Callable[[int], str]:
         every = interval(config)
-        return tuple("sliding" if i % every else "full" for i in range(1, number(config) + 1))
+        return lambda index: "sliding" if (index + 1) % every else "full"
 
-    attention = attention_types(number, by_rule)
+    attention = attention_types(number, by_layer(number, rule))
     window = size("sliding_window", default=4096, null=None)
     return llama_like(
         hidden_size=2304,
@@ -582,27 +582,28 @@ SMOLLM3_LAYERS = size("num_hidden_layers", default=36)
 SMOLLM3_WINDOW = size("sliding_window", default=None)
 
 
-def smollm3_by_interval(config: Config) -> tuple[str, ...]:
+def smollm3_by_interval(config: Config) -> Callable[[int], str]:
     """Every so many layers one is without positions."""
     every = size("no_rope_layer_interval", default=4)(config)
-    return tuple("rotary" if i % every else "none" for i in range(1, SMOLLM3_LAYERS(config) + 1))
+    return lambda index: "rotary" if (index + 1) % every else "none"
 
 
 SMOLLM3_POSITIONS = listed(
-    "no_rope_layers", SMOLLM3_LAYERS, {1: "rotary", 0: "none"}, smollm3_by_interval
+    "no_rope_layers",
+    SMOLLM3_LAYERS,
+    {1: "rotary", 0: "none"},
+    by_layer(SMOLLM3_LAYERS, smollm3_by_interval),
 )
 
 
-def smollm3_by_positions(config: Config) -> tuple[str, ...]:
+def smollm3_by_positions(config: Config) -> Callable[[int], str]:
     """Windows, if any, are where there are no positions."""
     used = flag("use_sliding_window", default=False)(config)
-    slides = used and SMOLLM3_WINDOW(config) is not None
-    return tuple(
-        "sliding" if slides and word == "none" else "full" for word in SMOLLM3_POSITIONS(config)
-    )
+    slides, words = used and SMOLLM3_WINDOW(config) is not None, SMOLLM3_POSITIONS(config)
+    return lambda index: "sliding" if slides and words[index] == "none" else "full"
 
 
-SMOLLM3_ATTENTION = attention_types(SMOLLM3_LAYERS, smollm3_by_positions)
+SMOLLM3_ATTENTION = attention_types(SMOLLM3_LAYERS, by_layer(SMOLLM3_LAYERS, smollm3_by_positions))
 SMOLLM3 = Family(
     declaration=CausalLM,
     heads=("SmolLM3ForCausalLM",),

@@ -47,25 +47,17 @@ def missing(name: str) -> Take:
     return take
 
 
-def sparse_layers(layers: Take, rule: Callable[[Config], Callable[[int], bool]]) -> Take:
-    """Which layers have experts, by a rule that a config gives for their indices."""
-
-    def take(config: Config) -> tuple[str, ...]:
-        is_sparse = rule(config)
-        return tuple("sparse" if is_sparse(index) else "dense" for index in range(layers(config)))
-
-    return take
+def sparse_layers(layers: Take, is_sparse: Callable[[Config, int], bool]) -> Take:
+    """Which layers have experts, by ``is_sparse(config, index)``."""
+    return lambda config: tuple(
+        "sparse" if is_sparse(config, index) else "dense" for index in range(layers(config))
+    )
 
 
 def sparse_after(layers: Take, *, default: int) -> Take:
     """All layers but the first ``first_k_dense_replace`` have experts."""
-    first_ones = size("first_k_dense_replace", default=default, minimum=0)
-
-    def rule(config: Config) -> Callable[[int], bool]:
-        dense = first_ones(config)
-        return lambda index: bool(index >= dense)
-
-    return sparse_layers(layers, rule)
+    dense = size("first_k_dense_replace", default=default, minimum=0)
+    return sparse_layers(layers, lambda config, index: bool(index >= dense(config)))
 
 
 def product(left: Take, right: Take) -> Take:
@@ -129,15 +121,16 @@ MIXTRAL = Family(
 
 def qwen_experts(layers: int, *, experts: int, per_token: int, expert_size: int) -> dict[str, Any]:
     """Experts in every ``decoder_sparse_step``-th layer but those of ``mlp_only_layers``."""
-    every = size("decoder_sparse_step", default=1)
-    dense_ones = layer_indices("mlp_only_layers", lambda config: ())
+    step = size("decoder_sparse_step", default=1)
+    dense = layer_indices("mlp_only_layers", lambda config: ())
 
-    def rule(config: Config) -> Callable[[int], bool]:
-        step, dense = every(config), dense_ones(config)
-        return lambda index: (index + 1) % step == 0 and index not in dense
+    def is_sparse(config: Config, index: int) -> bool:
+        # Both are read, whichever decides.
+        every, never = step(config), dense(config)
+        return bool((index + 1) % every == 0 and index not in never)
 
     return dict(
-        mlp=sparse_layers(size("num_hidden_layers", default=layers), rule),
+        mlp=sparse_layers(size("num_hidden_layers", default=layers), is_sparse),
         num_experts=size("num_experts", "num_local_experts", default=experts),
         experts_per_token=size("num_experts_per_tok", default=per_token),
         expert_size=size("moe_intermediate_size", default=expert_size),
@@ -382,11 +375,10 @@ def llama4_attention(config: Config) -> tuple[str, ...]:
     )
 
 
-def llama4_sparse(config: Config) -> Callable[[int], bool]:
+def llama4_sparse(config: Config, index: int) -> bool:
     """Layers with experts: those of ``moe_layers``, or every ``interleave_moe_layer_step``-th."""
     step, layers = LLAMA4_STEP(config), LLAMA4_LAYERS(config)
-    listed = layer_indices("moe_layers", lambda _: range(step - 1, layers, step))(config)
-    return lambda index: index in listed
+    return index in layer_indices("moe_layers", lambda _: range(step - 1, layers, step))(config)
 
 
 def truthy(name: str, *, default: bool) -> Take:

@@ -185,7 +185,7 @@ JAMBA = Family(
         ),
         mlp=sparse_layers(
             JAMBA_LAYERS,
-            lambda config: lambda index: JAMBA_SPARSE(config, index) and JAMBA_EXPERTS(config) > 1,
+            lambda config, index: JAMBA_SPARSE(config, index) and JAMBA_EXPERTS(config) > 1,
         ),
         num_experts=JAMBA_EXPERTS,
         experts_per_token=lambda config: (

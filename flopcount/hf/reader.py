@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 from flopcount.sizes import Size, quoted, require_choice, require_flag, require_size
 
 ABSENT = object()
+MOST_LAYERS = 100_000
+"""Of layers that differ, each of which has a word of its own."""
 
 
 class Config:
@@ -154,6 +156,26 @@ def floor_divided(numerator: Take, divisor: Take) -> Take:
     return lambda config: numerator(config) // divisor(config)
 
 
+def by_layer(layers: Take, rule: Callable[[Config], Callable[[int], Any]]) -> Take:
+    """A word for each layer, by a rule that a config gives for their indices.
+
+    Args:
+        layers: How many layers there are.
+        rule: Of a config, what gives the word of the layer of an index, which begins at 0.
+    """
+
+    def take(config: Config) -> tuple[Any, ...]:
+        number, word_of = layers(config), rule(config)
+        if type(number) is not int or number > MOST_LAYERS:
+            raise ValueError(
+                f"layers = {quoted(number)}: expected an int of at most {MOST_LAYERS} where layers "
+                "differ"
+            )
+        return tuple(word_of(index) for index in range(number))
+
+    return take
+
+
 def listed(name: str, length: Take, known: Mapping[Any, str], default: Take) -> Take:
     """A list with an entry for each layer, such as ``layer_types``.
 
@@ -201,6 +223,11 @@ def rotary_dim(head_dim: Take, *names: str, default: float = 1.0) -> Take:
             _, parameters = config.given(nested)
             if isinstance(parameters, Mapping):
                 share = number("partial_rotary_factor", default=share)(Config(parameters, {}))
+        if not 0 <= share <= 1:
+            raise ValueError(
+                f"partial_rotary_factor = {quoted(share)}: expected a number from 0 to 1, the "
+                "share of a head's channels that turn"
+            )
         channels = head_dim(config)
         turns = int(channels * share)
         return None if turns == channels else turns

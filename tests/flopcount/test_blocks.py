@@ -254,10 +254,59 @@ def test_an_embedding_of_its_own_width():
     assert math.prod(named(output.rows(AT), Work)["logit cap"].factors) == 33
 
 
+# Operations that act once per element, forward and backward, counted from the formulas:
+# x·½(1 + erf(x/√2)): x/√2, erf, 1 +, ·½, ·x; back Φ again (4), density (4), x·density, + Φ, ·dy.
+# x·σ(x): exp, 1 +, ÷, ·x; back σ again (3), 1 - σ, ·x, 1 +, ·σ, ·dy.
+# x·½(1 + tanh(√(2/π)(x + a·x³))): x², x³, ·a, + x, ·√(2/π), tanh, 1 +, ·½, ·x;
+#   back ½(1 + t) again (8), t², 1 -, ·3a, 1 +, ·½√(2/π), the product, ·x, + ½(1 + t), ·dy.
+# x·σ(1.702x): ·1.702, σ (3), ·x; back σ again (4), 1 - σ, ·1.702x, 1 +, ·σ, ·dy.
+# max(x, 0): one; back a comparison. max(x, 0)²: two; back a comparison, ·2x, ·dy.
+COSTS = {
+    "gelu": (5, 11), "silu": (4, 8), "gelu_tanh": (9, 17), "gelu_quick": (5, 9), "relu": (1, 1),
+    "relu_squared": (2, 3),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_say_what_they_cost(activation):
     (row,) = (row for row in MLP(8, 16, activation=activation).rows(AT) if row_is(row, activation))
     assert math.prod(row.factors) == 3 * 16
-    assert row.forward_cost >= 1
-    assert "forward: " in row.reason
-    assert "backward: " in row.reason
+    assert (row.forward_cost, row.backward_cost) == COSTS[activation]
+
+
+def costs(block, at=AT):
+    return {
+        row.term: (math.prod(row.factors), row.forward_cost, row.backward_cost)
+        for row in block.rows(at)
+        if isinstance(row, Work)
+    }
+
+
+def test_what_else_attention_does_element_by_element():
+    block = dataclasses.replace(ATTENTION, gate=True, softcap=True, clip=True, score_bias="alibi")
+    done = costs(block, Pass(2, 3))
+    # 2 sequences of 3 positions, 4 query heads and 2 + 2 key and value heads of 5 channels.
+    assert done["clip"] == (2 * 3 * 8 * 5, 2, 2)  # a maximum and a minimum
+    # σ(x) (3) times what the heads give; back σ(1 - σ) (2), and a product for each operand and dy.
+    assert done["attention gate"] == (2 * 3 * 20, 4, 5)
+    # ÷ s, tanh, · s on each score; back t², 1 -, · dy.
+    assert done["score cap"] == (2 * 4 * 9, 3, 3)
+    assert done["score bias"] == (2 * 4 * 9, 1, 0)
+    assert done["projection input gradients"] == (2 * 3 * 8, 0, 3)
+
+
+def test_what_embedding_and_output_do_element_by_element():
+    done = costs(Embedding(8, 11, token_channels=5, scaled=True))
+    assert done == {"embedding": (3 * 5, 0, 1), "embedding scale": (3 * 5, 1, 1)}
+    done = costs(Output(8, 11, tied=False, softcap=True))
+    assert done["logit cap"] == (3 * 11, 3, 3)
+
+
+def test_a_norm_of_heads_or_without_scale():
+    # RMSNorm: x², sum, ·r, and ·γ if any; back x̂, sum of g·x̂ (2), three more, and three with γ.
+    (work,) = norm(AT, "key norm", 5, bias=False, rms=True, scale=False, heads=2)
+    assert (math.prod(work.factors), work.forward_cost, work.backward_cost) == (3 * 10, 3, 6)
+    (work,) = norm(AT, "norm", 8, bias=False, rms=False, scale=False)
+    assert (work.forward_cost, work.backward_cost) == (5, 9)
+    work, tensor = norm(AT, "norm", 8, bias=True, rms=False, scale=False)
+    assert (work.forward_cost, work.backward_cost, tensor.count) == (6, 10, 8)

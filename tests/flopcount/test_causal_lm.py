@@ -122,6 +122,15 @@ def test_numbers_of_layers_on_arrays_and_symbols():
         assert together.params().total[index] == alone.params().total
 
 
+@given(st.lists(st.sampled_from("ab"), min_size=1, max_size=12))
+def test_the_shortest_period_is_what_trying_all_finds(words):
+    def repeats(period):
+        return all(word == words[index % period] for index, word in enumerate(words))
+
+    shortest = next(period for period in range(1, 13) if repeats(period))
+    assert shortest_period(words) == tuple(words[:shortest])
+
+
 def test_a_pattern_is_its_shortest_period():
     assert shortest_period(("a", "b", "a", "b", "a")) == ("a", "b")
     assert shortest_period(("a", "a", "b")) == ("a", "a", "b")

@@ -111,6 +111,17 @@ def test_a_mixture_without_a_shared_expert_or_options():
     assert "shared gate" not in products(shared)
 
 
+def test_a_sum_of_k_experts_takes_k_additions_less_one():
+    for top_k, additions in ((1, 0), (2, 1), (4, 3)):
+        mixture = MixtureOfExperts(8, 5, top_k, MLP(8, 6), Router())
+        assert works(mixture)["expert sum"] == (24 * 8 * additions, 1, 0)
+
+
+def test_everything_is_of_the_self_part():
+    for block in (MIXTURE, LATENT, MTP):
+        assert {row.part for row in block.rows(AT)} == {"self"}
+
+
 def test_scores_may_pass_their_function_after_the_choice():
     chosen = MixtureOfExperts(8, 5, 2, MLP(8, 6), Router(after_choice=True))
     assert works(chosen)["router softmax"] == (24 * 2, 5, 4)
@@ -121,6 +132,10 @@ def test_rows_under_a_name_of_their_own_keep_their_place():
     rows = list(named(EXPERT.rows(AT), "expert"))
     assert [row.layer for row in rows] == ["sparse"] * len(rows)
     assert [getattr(row, "term", None) for row in rows][:2] == ["expert gate", None]
+    # Also of products that multiply by no tensor.
+    scores = [row for row in named(LATENT.rows(AT), "expert") if getattr(row, "mask", None)]
+    assert [row.term for row in scores] == ["expert scores", "expert softmax", "expert values"]
+    assert {getattr(row, "weight", None) for row in scores} == {None}
 
 
 def order(block):
@@ -165,6 +180,7 @@ def test_experts_whose_inputs_are_weighted_spare_their_last_product():
     assert again(weighted)[-1] == "expert gelu"
     terms = [row.term for row in weighted.rows(AT) if isinstance(row, Work)]
     assert terms.index("expert weights") < terms.index("expert gelu")
+    assert terms.count("expert weights") == 1
     assert works(weighted)["expert weights"] == (48 * 8, 1, 3)
 
 
@@ -233,6 +249,13 @@ def test_element_wise_work_of_latent_attention():
         "query scale": (24 * 18, 1, 1),
         "softmax": (24 * 9, 5, 4),
     }
+
+
+def test_a_rotary_key_is_shared_by_all_heads():
+    # Two of three heads' gradients of 6 channels are added to the first's.
+    wide = LatentAttention(8, 3, 7, 5, 4, 6, 6)
+    assert works(wide)["rotary key gradients"] == (24 * 2 * 6, 0, 1)
+    assert works(wide)["rotary key"] == (24 * 6, 3, 3)
 
 
 MTP = MultiTokenPrediction(8, 11, False, 4, (Norm("norm", 8), MLP(8, 6)))

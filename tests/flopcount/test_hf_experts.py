@@ -318,7 +318,8 @@ def test_what_is_understood_in_plain_words():
     said = " ".join(str(fc.from_hf(hf_experts.PUBLISHED["DeepSeek-V3"])).split())
     assert "671,026,404,352 parameters, of which a token uses 37,552,282,624" in said
     assert (
-        "3 layers (0 to 2): latent attention, keys and values of a latent of 512 channels" in said
+        "3 layers, dense (0 to 2): latent attention, keys and values of a latent of 512 channels"
+        in said
     )
     assert "queries of one of 1,536, 128 heads of 128 + 64 rotary channels, values of 128" in said
     assert "8 of 256 experts of 2,048 channels and a shared MLP of 2,048, silu" in said
@@ -327,8 +328,8 @@ def test_what_is_understood_in_plain_words():
     direct = " ".join(str(read("deepseek_v3", q_lora_rank=None, **OWN_KEYS)).split())
     assert "channels, 2 heads" in direct
     llama = " ".join(str(read("llama4_text", num_hidden_layers=4)).split())
-    turning, other = llama.split("no positions in it")
-    assert "norms of queries and keys" in turning
-    assert "norms of queries and keys" not in other
+    turning, other = llama.split("layers, full none")
+    assert "queries and keys normed per head" in turning
+    assert "normed" not in other
     scout = str(fc.from_hf(hf_experts.PUBLISHED["Llama-4-Scout"]))
     assert scout.startswith("llama4_text")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flopcount as fc
+from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
 from flopcount.hybrid_lm import DeltaNetLM, LightningLM, Mamba1LM, Mamba2LM
 from flopcount.inference import BITS, expected_tokens_per_round
 from flopcount.mixture_lm import MixtureLM
@@ -44,6 +45,8 @@ SCANS = [
 ]  # fmt: skip
 ATTENDING = [DECODER, LLAMA, GEMMA, LLAMA_4, DEEPSEEK, OPT]
 MODELS = [*ATTENDING, *SCANS]
+T5 = EncoderDecoderLM(**COMMON, num_decoder_layers=3, seq_len=6)
+BERT = EncoderLM(**COMMON)
 PERCEIVER = fc.PerceiverAR(**SMALL, num_latents=6, num_prefix=5)
 
 
@@ -107,6 +110,32 @@ def test_reading_and_decoding_is_one_pass_over_all(model, prompt, new, batch):
     assert (both.elementwise.total, both.total) == (
         sum(count.elementwise.total for count in passes), sum(count.total for count in passes)
     )  # fmt: skip
+
+
+@settings(max_examples=15, deadline=None)
+@given(prompt=st.integers(1, 12), new=st.integers(1, 12))
+def test_so_it_is_with_an_encoder(prompt, new):
+    # The decoder reads a token of its own, then those that it makes but the last.
+    whole = dataclasses.replace(T5, seq_len=prompt, target_len=new)
+    made = T5.generate(prompt, new)
+    assert by_term(made) == by_term(whole.flops(training=False))
+    assert made.tokens == new
+    given_len = dataclasses.replace(T5, seq_len=prompt)
+    assert by_term(made) == by_term(
+        T5.prefill(prompt), *([given_len.decode(new - 1, cached=1)] if new > 1 else [])
+    )
+
+
+def test_keys_of_an_encoder_are_made_once():
+    # Six positions of the encoder, read by 3 layers: 2·8·8 for keys and values, none behind it.
+    made = {term.term: term.forward for term in T5.prefill(6).terms if term.layer == "decoder"}
+    assert made["cross key"] + made["cross value"] == 2 * 3 * 6 * 2 * 8 * 8
+    later = {term.term for term in T5.decode(4, cached=1).terms if term.forward}
+    assert {"cross query", "cross scores"} <= later
+    assert not {"cross key", "cross value"} & later
+    assert "encoder" not in {term.layer for term in T5.decode(4, cached=1).terms if term.forward}
+    # Of three layers, keys and values of 5 positions and of the encoder's 6.
+    assert T5.cache(5).elements == 3 * 2 * 8 * (5 + 6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -396,6 +425,13 @@ REFUSED = [
     (lambda: SCANS[1].generate(3, 3, draft=(LLAMA, 2, [2])), "draft with a DeltaNetLM: expected"),
     (lambda: PERCEIVER.generate(3, 3, draft=(LLAMA, 2, [2])), "draft with a PerceiverAR: expected"),
     (lambda: LLAMA.generate(3, 3, draft=(LLAMA, 2, [2]), chunk=2), "draft with chunk = 2 and"),
+    (lambda: BERT.prefill(3), "EncoderLM is an encoder: all positions attend to all, so none"),
+    (lambda: BERT.decode(3, cached=3), "EncoderLM is an encoder"),
+    (lambda: BERT.cache(3), "EncoderLM is an encoder"),
+    (lambda: T5.prefill(3, chunk=2), "chunk = 2, cached = 0 of an encoder's prompt: expected"),
+    (lambda: T5.prefill(3, cached=2), "chunk = None, cached = 2 of an encoder's prompt: expected"),
+    (lambda: T5.prefill(3, num_latents=2), "num_latents = 2 of a EncoderDecoderLM: expected None"),
+    (lambda: dataclasses.replace(T5, seq_len=None).decode(3, cached=3), "seq_len = None: expected"),
     (lambda: PERCEIVER.prefill(3, chunk=2), "chunk = 2, cached = 0 of a PerceiverAR's"),
     (lambda: PERCEIVER.prefill(3, cached=2), "chunk = None, cached = 2 of a PerceiverAR's"),
     (lambda: PERCEIVER.decode(1, cached=0), "cached = 0 of a PerceiverAR: expected a prompt"),

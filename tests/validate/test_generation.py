@@ -59,15 +59,15 @@ def test_transformers_generation(name, chunk):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", families.WITNESSED)
+@pytest.mark.parametrize("family", generation.FAMILIES)
 def test_every_family(family):
-    tried = list(itertools.islice(generation.cases(family, quick=True), 4))
-    assert len(tried) >= 3
+    tried = list(itertools.islice(generation.cases(family, quick=True), 3))
+    assert len(tried) == 3
     assert {name: missed(found) for name, found in tried if missed(found)} == {}
 
 
 def test_the_matrix_has_every_family():
-    assert {generation.confirmed(family) for family in families.WITNESSED} <= {
+    assert {generation.confirmed(family) for family in generation.FAMILIES} <= {
         check.formula for check in matrix.STANDALONE
     }
 

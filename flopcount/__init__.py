@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         read_runs,
     )
     from flopcount.hf import from_hf
+    from flopcount.inference import expected_tokens_per_round
     from flopcount.planning import isoflop_runs, plan
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "PerceiverAR",
     "Tiling",
     "compare",
+    "expected_tokens_per_round",
     "explain",
     "fit_isoflop_profiles",
     "fit_optima",
@@ -61,6 +63,7 @@ _HOMES = {
     "PerceiverAR": "architectures",
     "Tiling": "executed",
     "compare": "comparison",
+    "expected_tokens_per_round": "inference",
     "explain": "explanation",
     "fit_isoflop_profiles": "fitting",
     "fit_optima": "fitting",

@@ -628,14 +628,14 @@ class PerceiverAR(Architecture):
         return {"cached": prompt_len, "num_latents": given}
 
     def _num_latents(self, prompt_len: Size) -> Size:
-        """As few as can be: those that no prefix has room for, and one at least."""
+        """As few as can be: those beyond the longest prefix, and one at least."""
         prefix = minimum(prompt_len - 1, self.num_prefix)
         return minimum(prompt_len - prefix, self.num_latents)
 
     def _placed(self, at: Pass, num_latents: Size | None) -> Pass:
         """Of a prompt, the last positions are latents and those before them the prefix.
 
-        What a prefix has no room for is left out. Every new token becomes a latent.
+        Of a longer one the beginning is left out. Every new token becomes a latent.
 
         Raises:
             ValueError: If the window would slide: the caches are then made anew from the tokens

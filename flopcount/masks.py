@@ -175,8 +175,8 @@ class Causal:
         """
         growing = passes
         if self.window is not None:
-            room = self.window - 1 - minimum(first, self.window - 1)
-            growing = minimum(passes, ceil_divide(room, chunk))
+            missing = self.window - 1 - minimum(first, self.window - 1)
+            growing = minimum(passes, ceil_divide(missing, chunk))
         total = growing * first + chunk * halve(growing * growing - growing)
         if self.window is None:
             return total

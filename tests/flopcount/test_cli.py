@@ -155,7 +155,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"flopcount {fc.__version__}\n"
 
 
-LLAMA = [
+ANSWERING = [
     "llama", "--vocab-size", "11", "--seq-len", "1", "--num-channels", "8", "--num-layers", "2",
     "--num-heads", "2", "--intermediate-size", "10",
 ]  # fmt: skip
@@ -163,7 +163,7 @@ ASKED = ["--prompt-len", "6", "--new-tokens", "4", "--batch-size", "2"]
 
 
 def test_generate(capsys):
-    assert main(["generate", *LLAMA, *ASKED, "--level", "dense", "--chunk", "4"]) == 0
+    assert main(["generate", *ANSWERING, *ASKED, "--level", "dense", "--chunk", "4"]) == 0
     out = capsys.readouterr().out
     model = fc.Llama(vocab_size=11, seq_len=1, num_channels=8, num_layers=2, num_heads=2,
                      intermediate_size=10)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import itertools
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -41,6 +42,7 @@ from flopcount.executed import Tiling
 from flopcount.inference import Inference
 from flopcount.masks import Causal
 from flopcount.operations import Pass
+from flopcount.packing import filled, histogram
 from flopcount.rows import CHECKPOINTING, AnyRow, Part, Product, Tensor, Work
 from flopcount.sizes import (
     Size,
@@ -295,6 +297,7 @@ class Architecture(Inference):
         training: bool = True,
         batch_size: Size = 1,
         checkpointing: str | None = None,
+        documents: Any = None,
     ) -> Count:
         """FLOPs of one step, term by term.
 
@@ -308,9 +311,14 @@ class Architecture(Inference):
             batch_size: B, sequences.
             checkpointing: Activation checkpointing of whole layers, ``"reentrant"`` or
                 ``"non-reentrant"``: its recomputation is a column of its own.
+            documents: Lengths of the documents that are packed into the batch's sequences, or a
+                mapping from lengths to how many have them: at level ``causal`` positions attend
+                within their document, each of which counts as if it stood alone. What none fills is
+                padding: it passes through every layer, and attends to nothing.
 
         Returns:
             A :class:`~flopcount.count.Count`; ``.total`` is in FLOPs, a multiply-add being 2.
+            ``.padding`` is the share of positions that no document fills.
 
         Raises:
             TypeError: If an argument has the wrong type.
@@ -331,12 +339,27 @@ class Architecture(Inference):
                     f"convention = {quoted(convention)} with level = {quoted(level)} and "
                     f"checkpointing = {quoted(checkpointing)}: expected a convention alone"
                 )
+            if documents is not None:
+                raise ValueError(
+                    f"convention = {quoted(convention)} with documents = {quoted(documents)}: "
+                    "expected None, since no convention knows of documents"
+                )
             require_choice("convention", convention, CONVENTIONS)
             return self._convention_count(convention, at)
         if level == "executed":
             raise ValueError("level = 'executed' needs the kernels' tiling: call .executed(tiling)")
         level = require_choice("level", "causal" if level is None else level, LEVELS)
-        return self._count(level, at, checkpointing)
+        if documents is None:
+            return self._count(level, at, checkpointing)
+        packed = histogram(documents, at.length, at.batch)
+        sizes = {f"documents[{i}]": size for i, size in enumerate(itertools.chain(*packed))}
+        require_same_kind(self._arguments(at) | sizes)
+        self._require_documents()
+        counted = self._count(level, at.at(documents=packed), checkpointing)
+        return dataclasses.replace(counted, filled=filled(packed))
+
+    def _require_documents(self) -> None:
+        """Raise a ValueError if positions of a document attend to others than its own."""
 
     def executed(
         self,
@@ -617,6 +640,12 @@ class PerceiverAR(Architecture):
                 Output(d, self.vocab_size, tied=True, bias=True),
             )),
         )  # fmt: skip
+
+    def _require_documents(self) -> None:
+        """A prefix is of one document."""
+        raise ValueError(
+            "documents of a PerceiverAR: expected None, since all latents attend to one prefix"
+        )
 
     def _forgets(self) -> bool:
         """No: a cache knows how its positions were divided into prefix and latents."""

@@ -190,6 +190,7 @@ def count(
     training: bool = True,
     batch_size: int = 1,
     checkpointing: Literal["reentrant", "non-reentrant"] | None = None,
+    documents: tuple[int, ...] = (),
     params: bool = False,
     elementwise: bool = False,
     seconds: float | None = None,
@@ -211,6 +212,7 @@ def count(
         training: Forward and backward, or forward alone.
         batch_size: Sequences in a step.
         checkpointing: Activation checkpointing of whole layers.
+        documents: Lengths of documents packed into the batch's sequences.
         params: Also print the parameters.
         elementwise: Also print the element-wise FLOPs.
         seconds: Measured time of a step; with ``--device`` or ``--peak-flops`` gives MFU and HFU.
@@ -233,9 +235,13 @@ def count(
     if level == "executed" and convention is None:
         if tiles is None:
             raise ValueError(f"level = 'executed' without the kernels' tiling: {NEEDED}")
+        if documents:
+            raise ValueError("documents with level = 'executed': expected none, or another level")
         counted = model.build().executed(tiles, tilings=own_tiles, **step)
     else:
-        counted = model.build().flops(level, convention=convention, **step)
+        counted = model.build().flops(
+            level, convention=convention, documents=documents or None, **step
+        )
     rates = {}
     if utilisation:
         if level != "executed":

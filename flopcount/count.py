@@ -17,6 +17,7 @@ from flopcount.executed import SOURCE, Tiling, tiled
 from flopcount.rows import Part, Phase, Product, Row, Tensor, Work
 from flopcount.sizes import (
     Size,
+    as_objects,
     equal,
     exact_ratio,
     is_array,
@@ -361,6 +362,7 @@ class Count(Flops):
         not_covered: Parts that the convention was never defined for.
         part: Of a count that is a part of another: which.
         request: What of inference it counts, in words; empty for a step over whole sequences.
+        filled: Of packed sequences, positions of the documents; None where all are of one.
 
     """
 
@@ -376,6 +378,7 @@ class Count(Flops):
     not_covered: frozenset[Part] = frozenset()
     part: Part | None = None
     request: str = ""
+    filled: Size | None = None
 
     def __add__(self, other: object) -> Count:
         """Both, term by term: counts of one model at one level, of the same sequences.
@@ -415,6 +418,9 @@ class Count(Flops):
             terms=added(term for count in counts for term in count.terms),
             tokens=add(safe_for(tuple(count.tokens for count in counts), add)),
             work=work,
+            filled=None
+            if all(count.filled is None for count in counts)
+            else add(count.tokens if count.filled is None else count.filled for count in counts),
             not_covered=self.not_covered.union(*(other.not_covered for other in others)),
             request=" + ".join(count.request for count in counts if count.request),
         )
@@ -448,6 +454,13 @@ class Count(Flops):
     def per_token(self) -> Any:
         """:attr:`total` per latent token, exactly: an int, or a fraction where need be."""
         return exact_ratio(self.total, self.tokens)
+
+    @property
+    def padding(self) -> Any:
+        """The share of positions that no document fills, exactly."""
+        if self.filled is None:
+            return 0
+        return exact_ratio(as_objects(self.tokens) - self.filled, self.tokens)
 
     @property
     def per_sequence(self) -> Any:
@@ -612,6 +625,7 @@ class Count(Flops):
             "training": self.training,
             "checkpointing": self.checkpointing,
             **({"request": self.request} if self.request else {}),
+            **({} if self.filled is None else {"filled": self.filled, "padding": self.padding}),
             "batch_size": self.batch_size,
             "tokens": self.tokens,
             **{name: totals_or_not_covered(part) for name, part in self._named_parts()},
@@ -637,6 +651,8 @@ class Count(Flops):
             f"per sequence {shown(exact_ratio(whole, self.batch_size))}, "
             f"per latent token {shown(exact_ratio(whole, self.tokens))}"
         ]
+        if self.filled is not None:
+            notes.append(f"documents of {shown(self.filled)} positions, the rest is padding")
         if self.not_covered:
             notes.append("cross part: not covered by this convention")
         phase = "forward and backward" if self.training else self.request or "forward alone"

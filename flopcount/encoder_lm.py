@@ -411,6 +411,13 @@ class EncoderDecoderLM(CausalLM):
         """The encoder's positions, and the token that the decoder begins with."""
         return {"cached": 1, "memory": prompt_len}
 
+    def _require_documents(self) -> None:
+        """A decoder's positions attend to all of the encoder's."""
+        raise ValueError(
+            "documents of an encoder-decoder: expected None, since its two stacks have lengths of "
+            "their own"
+        )
+
     def _placed(self, at: Pass, num_latents: Size | None) -> Pass:
         """The encoder reads a prompt, and the decoder one token, which begins every answer.
 

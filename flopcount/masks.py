@@ -330,3 +330,50 @@ class InPasses:
             f"passes of {quoted(self.chunk)} at level 'executed': expected one, since the kernels "
             "read no cache"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A mask within documents that lie end to end in the sequences of a batch.
+
+    It is asked for the whole batch: no query sees another document's keys, and positions count from
+    each document's first. What no document fills is padding, which admits nothing.
+
+    Attributes:
+        mask: Of a sequence that is one document.
+        documents: Lengths, each with how many documents have it.
+        batch: B, sequences.
+
+    >>> packed = Packed(Causal(), ((3, 2), (1, 1)), batch=1)  # 6 + 6 + 1 pairs, in 8 positions
+    >>> packed.pairs(8, 8), packed.rectangle(8, 8)
+    (13, 64)
+    """
+
+    mask: Mask
+    documents: tuple[tuple[Size, Size], ...]
+    batch: Size
+
+    source = "derived here: the sum over documents of the pairs that each would have alone"
+
+    def pairs(self, queries: Size, keys: Size) -> Size:
+        """Those of every document."""
+        total: Size = 0
+        for length, number in self.documents:
+            total = total + number * self.mask.pairs(length, length)
+        return total
+
+    def rectangle(self, queries: Size, keys: Size) -> Size:
+        """B whole rectangles: other documents' keys are multiplied, and hidden."""
+        return self.batch * self.mask.rectangle(queries, keys)
+
+    def in_passes(self, queries: Size, keys: Size, chunk: Size) -> Size:
+        """B times what sequences of one document multiply."""
+        return self.batch * self.mask.in_passes(queries, keys, chunk)
+
+    def tiles(self, queries: Size, keys: Size, block: tuple[Size, Size], owner: Owner) -> Size:
+        """The kernels know of no documents.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("documents at level 'executed': expected None, since the kernels run none")

@@ -17,7 +17,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from flopcount.masks import InPasses, Mask
+from flopcount.masks import InPasses, Mask, Packed
 from flopcount.rows import AnyRow, Cached, Part, Product, Saved, Tensor, Work
 from flopcount.sizes import Size, ceil_divide
 
@@ -45,6 +45,8 @@ class Pass:
         inference: ``"prefill"`` reads a prompt, ``"decode"`` follows one; None for a pass over
             whole sequences.
         mla: How latent attention uses its latents: a key of :data:`MLA`.
+        documents: Of packed sequences: lengths of the batch's documents, each with how many have
+            it; None where every sequence is one document.
         training: Whether a loss and a backward pass follow.
         part: ``"self"`` or ``"cross"``.
         layer: The layer that rows are named after.
@@ -60,6 +62,7 @@ class Pass:
     chunk: Size | None = None
     inference: str | None = None
     mla: str = "expanded"
+    documents: tuple[tuple[Size, Size], ...] | None = None
     training: bool = True
     part: Part = "self"
     layer: str = ""
@@ -234,8 +237,11 @@ def attend(
     Source: Hoffmann et al. 2022 (arXiv 2203.15556), Appendix F, for both products; the admitted
     pairs are derived with each mask.
     """
-    place: dict[str, Any] = dict(part=at.part, layer=at.layer, mask=at.masked(mask))
-    times = at.times * heads
+    if at.documents is None:
+        mask, times = at.masked(mask), at.times * heads
+    else:
+        mask, times = Packed(mask, at.documents, at.batch), at.layers * heads
+    place: dict[str, Any] = dict(part=at.part, layer=at.layer, mask=mask)
     product: dict[str, Any] = dict(times=times, M=at.length, N=keys, source=mask.source)
     yield Product(term="scores", K=key_dim, **product, **place)
     for each in (*before_softmax, SOFTMAX):

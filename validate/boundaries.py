@@ -435,6 +435,7 @@ class Boundaries:
                 dict(checkpointing=self.any_of("reentrant", "non-reentrant")),
                 dict(convention=self.any_of(*CONVENTIONS), training=self.any_of(True, False)),
                 dict(level="dense", convention="6n", checkpointing=self.any_of("reentrant")),
+                dict(documents=self.any_of([self.any_of(1), 1], {1: self.any_of(1)}, [2])),
             ]
         )
         count = model.flops(batch_size=self.any_of(1, 2, np.array([1, 2])), **options)

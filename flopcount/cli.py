@@ -361,6 +361,53 @@ def generate(
     print(kept)
 
 
+def roofline(
+    model: Model,
+    *,
+    device: str,
+    cached: int = 0,
+    positions: int = 1,
+    batch_size: int = 1,
+    dtype: str = DEFAULT_DTYPE,
+    weights: str = DEFAULT_DTYPE,
+    cache: str = DEFAULT_DTYPE,
+    mla: Literal["expanded", "latent", "absorbed"] | None = None,
+    plot: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Tell what bounds the time of one pass of inference, term by term: at least.
+
+    Args:
+        model: The architecture.
+        device: A name that ``flopcount devices`` lists, whose bandwidth is known.
+        cached: Positions before those that are read.
+        positions: Positions read of each sequence: 1 is a step of decoding, more a prompt.
+        batch_size: Sequences.
+        dtype: Of computing and activations.
+        weights: Of weights, as they are stored.
+        cache: Of the cache.
+        mla: How latent attention uses its latents behind a cache; latent unless given.
+        plot: Also draw it into this file.
+        json: Print JSON.
+    """
+    from flopcount.rooflines import roofline as roofline_of
+
+    found = roofline_of(
+        model.build(),
+        device,
+        cached=cached,
+        positions=positions,
+        batch_size=batch_size,
+        dtype=dtype,
+        weights=weights,
+        cache=cache,
+        mla=mla,
+    )
+    _print(found, json)
+    if plot is not None:
+        found.plot(plot)
+
+
 def compare(model: Model, training: bool = True, json: bool = False) -> None:
     """Count in every known way, side by side.
 
@@ -706,6 +753,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "count": count,
     "params": params,
     "generate": generate,
+    "roofline": roofline,
     "compare": compare,
     "explain": explain,
     "article": article,
@@ -715,7 +763,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-TAKE_A_MODEL = ("count", "params", "generate", "compare")
+TAKE_A_MODEL = ("count", "params", "generate", "roofline", "compare")
 
 
 def with_config(words: list[str]) -> list[str]:

@@ -461,6 +461,12 @@ class Boundaries:
         draft = self.any_of((self.any_of(model), self.any_of(2), accepted))
         if r.random() < 0.5:
             model.generate(prompt, self.any_of(3), draft=draft)
+        bound = fc.roofline(
+            model, self.any_of("h100"), cached=self.any_of(0, 9), positions=self.any_of(1, 3),
+            batch_size=batch_size, weights=self.any_of("bf16", "int4"), mla=self.any_of(None),
+        )  # fmt: skip
+        str(bound), bound.to_dict()
+        fc.expected_experts(self.any_of(8), self.any_of(2), self.any_of(3))
         expected_tokens_per_round(self.any_of(0.5, 0.0), self.any_of(1, 4))
         if level == "dense" or isinstance(model, fc.PerceiverAR):
             return
@@ -757,8 +763,10 @@ class Boundaries:
         if arguments[0] == "fit":
             good = str(Path(folder_of_runs().name, "runs.csv"))
             arguments.append(r.choice([good, good, good, "nowhere.csv", __file__, "/", ""]))
-        if arguments[0] in ("count", "compare", "params", "generate"):
+        if arguments[0] in ("count", "compare", "params", "generate", "roofline"):
             arguments += model
+        if arguments[0] == "roofline":
+            arguments += ["--device", r.choice(["h100", *words])]
         if arguments[0] == "generate":
             arguments += ["--prompt-len", r.choice(["3", *words]), "--new-tokens", "4"]
         if arguments[0] in ("count", "explain") and r.random() < 0.3:

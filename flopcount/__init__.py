@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
     from flopcount.devices import Bandwidth, Device, Memory, Peak
+    from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
     from flopcount.fitting import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
     from flopcount.hf import from_hf
     from flopcount.inference import expected_tokens_per_round
+    from flopcount.mixture_lm import MixtureLM
     from flopcount.planning import isoflop_runs, plan
     from flopcount.rooflines import expected_experts, roofline
 
@@ -38,8 +40,11 @@ __all__ = [
     "CausalLM",
     "Decoder",
     "Device",
+    "EncoderDecoderLM",
+    "EncoderLM",
     "Llama",
     "Memory",
+    "MixtureLM",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -66,6 +71,9 @@ _HOMES = {
     "Device": "devices",
     "Llama": "architectures",
     "Memory": "devices",
+    "EncoderDecoderLM": "encoder_lm",
+    "EncoderLM": "encoder_lm",
+    "MixtureLM": "mixture_lm",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",

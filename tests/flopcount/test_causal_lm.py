@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.architectures import Choice, Dimension, Flag, Pattern, shortest_period
+from flopcount.blocks import Output, rows_of
 from flopcount.conventions import CONVENTIONS
+from flopcount.operations import Pass
+from flopcount.rows import Tensor
 
 SMALL = dict(vocab_size=11, num_channels=8, num_layers=5, num_heads=4, intermediate_size=12,
              num_key_value_heads=2, head_dim=6, seq_len=7)  # fmt: skip
@@ -61,9 +64,63 @@ def test_conventions_of_plain_layers_do_not_cover_others(changes):
     plain = small(gated=False, num_key_value_heads=None, head_dim=None)
     assert plain.flops(convention="kaplan").total == 3 * 7 * (2 * 5 * (4 * 8**2 + 2 * 8 * 12)
                                                               + 2 * 5 * 7 * 8)  # fmt: skip
+    # As many key heads as heads, and their own width, given: the same.
+    given = dataclasses.replace(plain, num_key_value_heads=4, head_dim=2)
+    assert given.flops(convention="kaplan").total == plain.flops(convention="kaplan").total
     other = dataclasses.replace(plain, **changes)
     assert other.flops(convention="kaplan").not_covered == {"self"}
     assert other.flops(convention="6n").total == 3 * 7 * 2 * other.params().total
+
+
+# d = 8, h·c = 24, g·c = 12, f = 12: a layer has 8·(2·24 + 2·12) + 3·8·12 = 864 weights.
+@pytest.mark.parametrize(
+    ("changes", "of_a_layer"),
+    [
+        (dict(), 864 + 2 * 8),
+        (dict(query_key_norm="whole"), 864 + 2 * 8 + 24 + 12),
+        (dict(query_key_norm="head"), 864 + 2 * 8 + 2 * 6),
+        (dict(query_key_norm="head, no scale"), 864 + 2 * 8),
+        (dict(parallel_norms="one"), 864 + 8),
+        (dict(parallel_norms="two"), 864 + 2 * 8),
+        (dict(norm_placement="branch"), 864 + 2 * 8),
+        (dict(norm_placement="post"), 864 + 2 * 8),
+        (dict(norm_placement="both"), 864 + 4 * 8),
+        (dict(norm_bias=True), 864 + 2 * 2 * 8),
+        (dict(norm_scale=False), 864),
+        (dict(sinks=True), 864 + 2 * 8 + 4),
+        (dict(attention_gate=True), 864 + 2 * 8 + 8 * 24),
+        (dict(gated=False), 864 - 8 * 12 + 2 * 8),
+        (dict(qkv_bias=True), 864 + 2 * 8 + 24 + 2 * 12),
+        (dict(out_bias=True, mlp_bias=True), 864 + 2 * 8 + 8 + 2 * 12 + 8),
+    ],
+)
+def test_parameters_by_hand(changes, of_a_layer):
+    final = 8 * (changes.get("norm_scale", True) + changes.get("norm_bias", False))
+    assert small(**changes).params().total == 5 * of_a_layer + final + 2 * 11 * 8
+
+
+def order(**changes):
+    """Norms, the last products of both blocks, and residuals, in the order of execution."""
+    model = small(num_layers=1, **changes)
+    rows = [row for row in rows_of(model.network(Pass(1, 7))) if not isinstance(row, Tensor)]
+    wanted = ("norm", "mlp norm", "branch norm", "mlp branch norm", "out", "mlp down",
+              "residual", "attention residual", "mlp residual")  # fmt: skip
+    return [row.term for row in rows if row.layer == "decoder" and row.term in wanted]
+
+
+def test_where_norms_stand():
+    first, second = ["out", "attention residual"], ["mlp down", "mlp residual"]
+    assert order() == ["norm", *first, "mlp norm", *second]
+    assert order(norm_placement="post") == [*first, "norm", *second, "mlp norm"]
+    assert order(norm_placement="branch") == [
+        "out", "norm", "attention residual", "mlp down", "mlp norm", "mlp residual",
+    ]  # fmt: skip
+    assert order(norm_placement="both") == [
+        "norm", "out", "branch norm", "attention residual",
+        "mlp norm", "mlp down", "mlp branch norm", "mlp residual",
+    ]  # fmt: skip
+    assert order(parallel_norms="one") == ["norm", "out", "mlp down", "residual"]
+    assert order(parallel_norms="two") == ["norm", "mlp norm", "out", "mlp down", "residual"]
 
 
 def test_layers_take_their_masks_in_turn():
@@ -131,6 +188,80 @@ def test_the_shortest_period_is_what_trying_all_finds(words):
     assert shortest_period(words) == tuple(words[:shortest])
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_letter"),
+    [
+        (dict(), True),
+        (dict(num_layers=1), True),
+        (dict(attention=("full", "sliding"), num_layers=3), True),
+        (dict(attention=("full", "sliding"), num_layers=2), False),
+        (dict(attention=("full", "full", "sliding"), num_layers=2), False),
+        (dict(attention=("full", "sliding"), num_layers=sympy.Symbol("L", positive=True)), True),
+    ],
+)
+def test_the_number_of_layers_is_a_letter_where_they_repeat(changes, is_letter):
+    letters = small(**changes, window=2, seq_len=None).lettered()
+    assert ("num_layers" in letters) is is_letter
+    assert letters["seq_len"].letter == "n"
+    assert letters["window"].letter == "W"
+    assert "chunk" not in letters
+
+
+def test_positions_cost_what_their_layers_have():
+    # Of 5 layers 2 turn, 2 have ALiBi, 1 has neither; 7 positions, 4 and 2 heads of 6 channels.
+    model = small(positions=("rotary", "alibi", "none"), query_key_norm="head")
+    work = {(row.layer, row.term): row.elements for row in model.flops("dense").elementwise.terms}
+    assert {key: value for key, value in work.items() if key[1].startswith("rotary")} == {
+        ("rotary", "rotary query"): 2 * 7 * 24, ("rotary", "rotary key"): 2 * 7 * 12,
+    }  # fmt: skip
+    assert {key: value for key, value in work.items() if key[1] == "score bias"} == {
+        ("alibi", "score bias"): 2 * 4 * 49
+    }
+    norms = {key: value for key, value in work.items() if key[1] in ("query norm", "key norm")}
+    assert norms["none", "query norm"] == 7 * 24
+    assert norms["none", "key norm"] == 7 * 12
+    part = small(rotary_dim=4).flops().elementwise.terms
+    assert {row.elements for row in part if row.term == "rotary key"} == {5 * 7 * 2 * 4}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predicting(fc.CausalLM):
+    """With a further head, and with layers of a word of its own."""
+
+    def aspects(self):
+        return {**super().aspects(), "feed forward": ("dense", "none")}
+
+    def feed_forward(self, kind):
+        return super().feed_forward(kind) if kind["feed forward"] == "dense" else Nothing()
+
+    def after(self, at):
+        return ((at, (Output(self.num_channels, self.vocab_size, tied=False),)),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    def rows(self, at):
+        return iter(())
+
+
+def test_other_layers_and_what_follows_the_output_are_a_subclass_away():
+    model = Predicting(**SMALL)
+    assert [(group.name, group.number) for group in model.groups()] == [("dense", 3), ("none", 2)]
+    assert terms(model, "mlp up", "logits") == {
+        ("dense", "mlp up"): 2 * 3 * 7 * 8 * 12,
+        ("output", "logits"): 2 * 7 * 8 * 11,
+    }
+    logits = [term for term in model.flops().terms if term.term == "logits"]
+    assert len(logits) == 2
+    # Layers that are not plain are not what conventions of plain layers speak of.
+    assert model.flops(convention="kaplan").not_covered == {"self"}
+
+
+def test_a_model_is_called_by_its_config():
+    assert small().title == "CausalLM"
+    assert fc.from_hf({"model_type": "llama"}).title == "llama"
+
+
 def test_a_pattern_is_its_shortest_period():
     assert shortest_period(("a", "b", "a", "b", "a")) == ("a", "b")
     assert shortest_period(("a", "a", "b")) == ("a", "a", "b")
@@ -138,6 +269,37 @@ def test_a_pattern_is_its_shortest_period():
     assert small(attention=("full", "full", "sliding") * 2 + ("full",), window=2).attention == (
         "full", "full", "sliding",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "shortest"),
+    [
+        ("fssf", 4, "fss"),
+        ("fssf", 5, "fssf"),  # repeated, f s s would give the last layer an s
+        ("fsfs", 5, "fs"),
+        ("fsfs", 40, "fs"),
+        ("ffs", 2, "ffs"),
+        ("fsff", 1, "fs"),  # f s f, and of that, behind the first layer, f s
+        ("f", 5, "f"),
+    ],
+)
+def test_patterns_that_repeat_and_that_do_not(words, number, shortest):
+    names = {"f": "full", "s": "sliding"}
+    model = small(attention=tuple(names[w] for w in words), num_layers=number, window=2)
+    assert model.attention == tuple(names[w] for w in shortest)
+    symbol = sympy.Symbol("L", integer=True, positive=True)
+    again = small(attention=("full", "sliding", "sliding", "full"), num_layers=symbol, window=2)
+    assert len(again.attention) == 4
+
+
+@given(st.lists(st.sampled_from(["full", "sliding"]), min_size=1, max_size=8), st.integers(1, 20))
+def test_a_shortened_pattern_gives_every_layer_its_word(words, number):
+    model = small(attention=tuple(words), num_layers=number, window=2)
+    for again in (model, dataclasses.replace(model, seq_len=9)):
+        assert [again.attention[i % len(again.attention)] for i in range(number)] == [
+            words[i % len(words)] for i in range(number)
+        ]
+        assert again.attention == model.attention
 
 
 @pytest.mark.parametrize(
@@ -161,6 +323,7 @@ def test_what_it_cannot_be_is_refused(changes, message):
 
 def test_without_positions_what_needs_none_works():
     model = small(seq_len=None)
+    assert small(seq_len=None, num_positions=3).params().total == model.params().total + 3 * 8
     assert model.params().total == small().params().total
     for ask in (model.flops, lambda: model.flops(convention="6n")):
         with pytest.raises(ValueError, match=r"seq_len = None: expected an integer >= 1"):

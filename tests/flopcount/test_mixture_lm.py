@@ -201,11 +201,11 @@ ASKS = (
 VARIED = sorted((SMALL | ALL).keys() - {"attention", "num_key_value_heads", "head_dim"})
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(OPTIONS, st.sampled_from(VARIED))
 def test_arrays_and_symbols_count_as_ints_do(drawn, name):
     drawn |= dict(window=3, chunk=4, num_positions=20)
-    if name in LATENT:
+    if name in LATENT | {"query_rank": 7}:
         drawn |= LATENT
     values = [2, 4] if name == "num_heads" else [4, 6]
     symbol = sympy.Symbol("x", integer=True, positive=True)
@@ -219,7 +219,7 @@ def test_arrays_and_symbols_count_as_ints_do(drawn, name):
             assert sympy.sympify(expression).subs(symbol, value) == expected
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(OPTIONS, st.integers(2**20, 2**61))
 def test_nothing_overflows_whatever_the_options(drawn, large):
     sizes = dict(

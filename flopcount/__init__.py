@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flopcount.architectures import Decoder, Llama, PerceiverAR
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
-    from flopcount.devices import Device, Peak
+    from flopcount.devices import Bandwidth, Device, Memory, Peak
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
@@ -28,23 +28,29 @@ if TYPE_CHECKING:
         read_runs,
     )
     from flopcount.hf import from_hf
+    from flopcount.inference import expected_tokens_per_round
     from flopcount.mixture_lm import MixtureLM
     from flopcount.planning import isoflop_runs, plan
+    from flopcount.rooflines import expected_experts, roofline
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bandwidth",
     "CausalLM",
     "Decoder",
     "Device",
     "EncoderDecoderLM",
     "EncoderLM",
     "Llama",
+    "Memory",
     "MixtureLM",
     "Peak",
     "PerceiverAR",
     "Tiling",
     "compare",
+    "expected_experts",
+    "expected_tokens_per_round",
     "explain",
     "fit_isoflop_profiles",
     "fit_optima",
@@ -55,13 +61,16 @@ __all__ = [
     "plan",
     "read_curves",
     "read_runs",
+    "roofline",
 ]
 
 _HOMES = {
+    "Bandwidth": "devices",
     "CausalLM": "causal_lm",
     "Decoder": "architectures",
     "Device": "devices",
     "Llama": "architectures",
+    "Memory": "devices",
     "EncoderDecoderLM": "encoder_lm",
     "EncoderLM": "encoder_lm",
     "MixtureLM": "mixture_lm",
@@ -69,6 +78,8 @@ _HOMES = {
     "PerceiverAR": "architectures",
     "Tiling": "executed",
     "compare": "comparison",
+    "expected_experts": "rooflines",
+    "expected_tokens_per_round": "inference",
     "explain": "explanation",
     "fit_isoflop_profiles": "fitting",
     "fit_optima": "fitting",
@@ -79,6 +90,7 @@ _HOMES = {
     "plan": "planning",
     "read_curves": "fitting",
     "read_runs": "fitting",
+    "roofline": "rooflines",
 }
 
 

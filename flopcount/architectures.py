@@ -5,8 +5,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import itertools
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -28,27 +29,34 @@ from flopcount.blocks import (
 )
 from flopcount.conventions import CONVENTIONS, Inputs, Terms
 from flopcount.count import (
+    LEVELS,
     Count,
     ParameterCount,
     Term,
     WorkCount,
+    in_order,
     product_term,
     work_term,
 )
 from flopcount.executed import Tiling
+from flopcount.inference import Inference
 from flopcount.masks import Causal
 from flopcount.operations import Pass
+from flopcount.packing import filled, histogram
 from flopcount.rows import CHECKPOINTING, AnyRow, Part, Product, Tensor, Work
 from flopcount.sizes import (
     Size,
     as_objects,
     divide,
+    equal,
     is_array,
     is_symbolic,
     kept_positions,
     map_sizes,
+    minimum,
     multiply,
     quoted,
+    require_at_most,
     require_choice,
     require_flag,
     require_fraction,
@@ -56,8 +64,6 @@ from flopcount.sizes import (
     require_size,
     safe_for,
 )
-
-LEVELS = ("causal", "dense")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +169,7 @@ NumHeads = Annotated[Size, Dimension("h", "heads")]
 Widening = Annotated[Size, Dimension("w", "widening factor")]
 
 
-class Architecture(abc.ABC):
+class Architecture(Inference):
     """What all models share: sizes go in, counts come out."""
 
     @property
@@ -183,10 +189,6 @@ class Architecture(abc.ABC):
     def title(self) -> str:
         """What tables call the model."""
         return type(self).__name__
-
-    @abc.abstractmethod
-    def network(self, at: Pass) -> Network:
-        """The blocks of the network, and the pass that each works in; ``at`` is the first."""
 
     @abc.abstractmethod
     def convention_inputs(self, at: Pass) -> Inputs:
@@ -295,6 +297,7 @@ class Architecture(abc.ABC):
         training: bool = True,
         batch_size: Size = 1,
         checkpointing: str | None = None,
+        documents: Any = None,
     ) -> Count:
         """FLOPs of one step, term by term.
 
@@ -308,9 +311,14 @@ class Architecture(abc.ABC):
             batch_size: B, sequences.
             checkpointing: Activation checkpointing of whole layers, ``"reentrant"`` or
                 ``"non-reentrant"``: its recomputation is a column of its own.
+            documents: Lengths of the documents that are packed into the batch's sequences, or a
+                mapping from lengths to how many have them: at level ``causal`` positions attend
+                within their document, each of which counts as if it stood alone. What none fills is
+                padding: it passes through every layer, and attends to nothing.
 
         Returns:
             A :class:`~flopcount.count.Count`; ``.total`` is in FLOPs, a multiply-add being 2.
+            ``.padding`` is the share of positions that no document fills.
 
         Raises:
             TypeError: If an argument has the wrong type.
@@ -331,12 +339,27 @@ class Architecture(abc.ABC):
                     f"convention = {quoted(convention)} with level = {quoted(level)} and "
                     f"checkpointing = {quoted(checkpointing)}: expected a convention alone"
                 )
+            if documents is not None:
+                raise ValueError(
+                    f"convention = {quoted(convention)} with documents = {quoted(documents)}: "
+                    "expected None, since no convention knows of documents"
+                )
             require_choice("convention", convention, CONVENTIONS)
             return self._convention_count(convention, at)
         if level == "executed":
             raise ValueError("level = 'executed' needs the kernels' tiling: call .executed(tiling)")
         level = require_choice("level", "causal" if level is None else level, LEVELS)
-        return self._count(level, at, checkpointing)
+        if documents is None:
+            return self._count(level, at, checkpointing)
+        packed = histogram(documents, at.length, at.batch)
+        sizes = {f"documents[{i}]": size for i, size in enumerate(itertools.chain(*packed))}
+        require_same_kind(self._arguments(at) | sizes)
+        self._require_documents()
+        counted = self._count(level, at.at(documents=packed), checkpointing)
+        return dataclasses.replace(counted, filled=filled(packed))
+
+    def _require_documents(self) -> None:
+        """Raise a ValueError if positions of a document attend to others than its own."""
 
     def executed(
         self,
@@ -434,6 +457,7 @@ class Architecture(abc.ABC):
         at: Pass,
         checkpointing: str | None,
         tilings: Callable[[str], Tiling] | None = None,
+        request: str = "",
     ) -> Count:
         def work() -> WorkCount:
             counted: WorkCount = self._rows(
@@ -460,6 +484,7 @@ class Architecture(abc.ABC):
                 batch_size=inside.batch,
                 tokens=inside.batch * inside.length,
                 work=None if level == "executed" else work,
+                request=request,
             )
 
         counted: Count = self._rows(Product, count, at)
@@ -507,13 +532,6 @@ class Architecture(abc.ABC):
             tokens=batch * n,
             not_covered=frozenset(not_covered),
         )
-
-
-def in_order(terms: Iterable[Any]) -> tuple[Any, ...]:
-    """Terms layer by layer, of each the self part first."""
-    listed = list(terms)
-    layers = {name: index for index, name in enumerate(dict.fromkeys(t.layer for t in listed))}
-    return tuple(sorted(listed, key=lambda term: (layers[term.layer], term.part != "self")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -604,12 +622,14 @@ class PerceiverAR(Architecture):
         hybrid = Attention(d, h, h, c, d, d, out_bias=True, rotary=rotary)
         later = Attention(d, h, h, c, d, d, rotary=dataclasses.replace(rotary, once=True))
         mlp = Residual("mlp", Norm("mlp norm", d), MLP(d, multiply(self.widening_factor, d)))
-        prefix = PrefixAttention(hybrid, self.kept(at.training), Norm("prefix norm", d))
+        kept = self.kept(at.training) if at.inference is None else at.memory
+        prefix = PrefixAttention(hybrid, kept, Norm("prefix norm", d))
 
         def layer(attention: Block) -> tuple[Block, ...]:
             return Residual("attention", Norm("norm", d), attention), mlp
 
-        before = at.at(part="cross", length=self.num_prefix)
+        embedded = {None: self.num_prefix, "prefill": at.memory, "decode": 0}[at.inference]
+        before = at.at(part="cross", length=embedded)
         return (
             (at, (Embedding(d, self.vocab_size, self.num_latents, "latent positions"),)),
             (before, (Embedding(d, None, self.num_prefix, "prefix positions"),)),
@@ -620,6 +640,58 @@ class PerceiverAR(Architecture):
                 Output(d, self.vocab_size, tied=True, bias=True),
             )),
         )  # fmt: skip
+
+    def _require_documents(self) -> None:
+        """A prefix is of one document."""
+        raise ValueError(
+            "documents of a PerceiverAR: expected None, since all latents attend to one prefix"
+        )
+
+    def _forgets(self) -> bool:
+        """No: a cache knows how its positions were divided into prefix and latents."""
+        return False
+
+    def _after_prompt(self, prompt_len: Size, num_latents: Size | None) -> dict[str, Size | None]:
+        """A prompt's prefix stays as it is."""
+        given = self._num_latents(prompt_len) if num_latents is None else num_latents
+        return {"cached": prompt_len, "num_latents": given}
+
+    def _num_latents(self, prompt_len: Size) -> Size:
+        """As few as can be: those beyond the longest prefix, and one at least."""
+        prefix = minimum(prompt_len - 1, self.num_prefix)
+        return minimum(prompt_len - prefix, self.num_latents)
+
+    def _placed(self, at: Pass, num_latents: Size | None) -> Pass:
+        """Of a prompt, the last positions are latents and those before them the prefix.
+
+        Of a longer one the beginning is left out. Every new token becomes a latent.
+
+        Raises:
+            ValueError: If the window would slide: the caches are then made anew from the tokens
+                (``models.generation``), which no count here describes.
+        """
+        decodes = at.inference == "decode"
+        given = at.cached if decodes else at.length
+        if not decodes and (at.chunk is not None or not equal(at.cached, 0)):
+            raise ValueError(
+                f"chunk = {quoted(at.chunk)}, cached = {quoted(at.cached)} of a PerceiverAR's "
+                "prompt: expected neither, since its prefix is read at once"
+            )
+        if num_latents is None:
+            if decodes and equal(given, 0):
+                raise ValueError("cached = 0 of a PerceiverAR: expected a prompt that is cached")
+            num_latents = self._num_latents(given)
+        else:
+            num_latents = require_size("num_latents", num_latents)
+            require_at_most("num_latents", num_latents, "the positions given", given)
+        slides = "since beyond it the window slides, and the cache is made anew from the tokens"
+        total = as_objects(num_latents) + as_objects(at.length) if decodes else num_latents
+        name = "num_latents + new_tokens" if decodes else "num_latents"
+        require_at_most(name, total, "the model's num_latents", self.num_latents, slides)
+        memory = minimum(given - num_latents, self.num_prefix)
+        if decodes:
+            return at.at(cached=num_latents, memory=memory)
+        return at.at(length=num_latents, memory=memory)
 
     def convention_inputs(self, at: Pass) -> Inputs:
         """(1 - p)·m is not rounded; k stands in its place where it is given, m in evaluation."""
@@ -704,6 +776,12 @@ class Decoder(Architecture):
                 Output(d, self.vocab_size, self.tie_embeddings, norm=norm),
             )),
         )  # fmt: skip
+
+    def _longest(self) -> tuple[str, Size]:
+        """Those of the table of positions."""
+        if self.num_positions is None:
+            return "seq_len", self.seq_len
+        return "num_positions", self.num_positions
 
     def convention_inputs(self, at: Pass) -> Inputs:
         """A decoder-only model has no prefix."""
@@ -796,19 +874,6 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     "llama": Llama,
 }
 """What can be described, by its name on the command line."""
-
-
-def require_at_most(name: str, value: Size, limit_name: str, limit: Size) -> None:
-    """Raise unless ``value`` is at most ``limit``, element by element; of symbols, if it may be."""
-    excess = value - limit
-    if is_symbolic(excess):
-        too_large = bool(excess.is_positive)
-    else:
-        too_large = bool((excess > 0).any()) if is_array(excess) else excess > 0
-    if too_large:
-        raise ValueError(
-            f"{name} = {quoted(value)}: expected at most {limit_name} = {quoted(limit)}"
-        )
 
 
 def _exact_complement(fraction: Any) -> Any:

@@ -11,18 +11,19 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Protocol
 
-from flopcount.masks import Causal, Full, Mask
+from flopcount.masks import Causal, Full, SelfMask
 from flopcount.operations import (
     Pass,
     ScoreWork,
     attend,
+    cache,
     cross_entropy,
     linear,
     norm,
     shared_input,
     work,
 )
-from flopcount.rows import CHECKPOINTING, AnyRow, Saved, Tensor, Work
+from flopcount.rows import CHECKPOINTING, AnyRow, Cached, Saved, Tensor, Work
 from flopcount.sizes import Size, minimum
 
 CAUSAL = Causal()
@@ -213,7 +214,7 @@ class Attention:
     head_dim: Size
     query_channels: Size
     key_channels: Size
-    mask: Mask = CAUSAL
+    mask: SelfMask = CAUSAL
     bias: bool = False
     out_bias: bool = False
     rotary: Rotary | None = None
@@ -248,6 +249,9 @@ class Attention:
         if self.sinks:
             yield Tensor("self", at.layer, "sinks", (at.layers, self.num_heads))
         keys = at.cached + at.length
+        kept = self.mask.kept(keys)
+        for name in ("keys", "values"):
+            yield from cache(at, name, kept, self.key_channels)
         scores = tuple(
             SCORE_WORK[name] for name in (self.softcap and "softcap", self.score_bias) if name
         )
@@ -278,24 +282,34 @@ class PrefixAttention:
     norm: Norm
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
-        """What the prefix adds, which shares the weights of keys and values, and the attention."""
+        """What the prefix adds, which shares the weights of keys and values, and the attention.
+
+        Decoding finds the prefix's keys and values in the cache.
+        """
         inner = self.attention
         prefix = at.at(part="cross", length=self.num_kept)
-        source = "derived here: keys and values are projected from the k kept prefix positions only"
-        yield from self.norm.rows(prefix)
-        for term in ("key", "value"):
-            yield from linear(
-                prefix, term, inner.channels, inner.key_channels,
-                weight=(at.layer, term), source=source,
-            )  # fmt: skip
-        yield from shared_input(prefix, "projection input gradients", inner.channels, 1)
-        if inner.rotary is not None:
-            yield from inner.rotary.rows(prefix, "rotary key", inner.num_key_heads)
+        for name in ("keys", "values"):
+            yield from cache(prefix, name, self.num_kept, inner.key_channels)
+        if at.inference != "decode":
+            yield from self._project(prefix)
         queries = at.at(part="cross")
         yield from attend(
             queries, inner.num_heads, self.num_kept, inner.head_dim, inner.head_dim, Full()
         )
         yield from inner.rows(at)
+
+    def _project(self, prefix: Pass) -> Iterator[AnyRow]:
+        inner = self.attention
+        source = "derived here: keys and values are projected from the k kept prefix positions only"
+        yield from self.norm.rows(prefix)
+        for term in ("key", "value"):
+            yield from linear(
+                prefix, term, inner.channels, inner.key_channels,
+                weight=(prefix.layer, term), source=source,
+            )  # fmt: skip
+        yield from shared_input(prefix, "projection input gradients", inner.channels, 1)
+        if inner.rotary is not None:
+            yield from inner.rotary.rows(prefix, "rotary key", inner.num_key_heads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -485,7 +499,7 @@ class Layers:
         saved = [(index, getattr(row, "saved", None)) for index, row in enumerate(rows)]
         needed = max((index + (what == "output") for index, what in saved if what), default=0)
         for index, row in enumerate(rows):
-            if isinstance(row, Tensor):
+            if isinstance(row, Tensor | Cached):
                 yield row
             else:
                 flavours = CHECKPOINTING if index < needed else CHECKPOINTING[:1]
@@ -525,6 +539,8 @@ class Output:
         if self.token_channels is not None:
             width = self.token_channels
             yield from linear(at, "project out", self.channels, width)
+        if at.logits is not None:
+            at = at.at(length=at.logits)
         weight = TOKENS if self.tied else None
         yield from linear(at, "logits", width, self.vocab_size, bias=self.bias, weight=weight)
         if self.softcap:

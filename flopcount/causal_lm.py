@@ -39,7 +39,6 @@ from flopcount.architectures import (
     NumLayers,
     Pattern,
     Vocabulary,
-    require_at_most,
     shortest_period,
 )
 from flopcount.blocks import (
@@ -58,9 +57,17 @@ from flopcount.blocks import (
     Rotary,
 )
 from flopcount.conventions import Inputs
-from flopcount.masks import Causal, Chunked, Mask
+from flopcount.masks import Causal, Chunked, SelfMask
 from flopcount.operations import Pass
-from flopcount.sizes import Size, ceil_divide, divide, exact_ratio, is_array, multiply
+from flopcount.sizes import (
+    Size,
+    ceil_divide,
+    divide,
+    exact_ratio,
+    is_array,
+    multiply,
+    require_at_most,
+)
 from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
@@ -376,7 +383,7 @@ class CausalLM(LanguageModel):
             heads=heads,
         )
 
-    def mask(self, kind: Kind) -> Mask:
+    def mask(self, kind: Kind) -> SelfMask:
         """The mask of a layer's attention."""
         if kind["attention"] == "full":
             return CAUSAL
@@ -494,6 +501,12 @@ class CausalLM(LanguageModel):
             softcap=self.logit_softcap,
         )
         return ((at, (embedding, *layers, output)), *self.after(at))
+
+    def _longest(self) -> tuple[str, Size] | None:
+        """Those of a table of positions, if there is one."""
+        if self.num_positions is None:
+            return None
+        return "num_positions", self.num_positions - self.spare_positions
 
     def convention_inputs(self, at: Pass) -> Inputs:
         """Conventions of layers as Kaplan et al. have them say nothing of others."""

@@ -22,13 +22,20 @@ import docstring_parser
 import tyro
 
 from flopcount import __version__
-from flopcount.architectures import ARCHITECTURES, Architecture, Dimension, Flag, Probability
+from flopcount.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Dimension,
+    Flag,
+    PerceiverAR,
+    Probability,
+)
 from flopcount.count import described
 from flopcount.devices import DEFAULT_DTYPE, given_device
 from flopcount.executed import Tiling
 from flopcount.extras import advice
 from flopcount.planning import HEAD_DIMS
-from flopcount.tables import paragraph, table
+from flopcount.tables import paragraph, shown, table
 from flopcount.terminal import any_encoding, whole_numbers, wrong_command
 
 if TYPE_CHECKING:
@@ -183,6 +190,7 @@ def count(
     training: bool = True,
     batch_size: int = 1,
     checkpointing: Literal["reentrant", "non-reentrant"] | None = None,
+    documents: tuple[int, ...] = (),
     params: bool = False,
     elementwise: bool = False,
     seconds: float | None = None,
@@ -204,6 +212,7 @@ def count(
         training: Forward and backward, or forward alone.
         batch_size: Sequences in a step.
         checkpointing: Activation checkpointing of whole layers.
+        documents: Lengths of documents packed into the batch's sequences.
         params: Also print the parameters.
         elementwise: Also print the element-wise FLOPs.
         seconds: Measured time of a step; with ``--device`` or ``--peak-flops`` gives MFU and HFU.
@@ -226,9 +235,13 @@ def count(
     if level == "executed" and convention is None:
         if tiles is None:
             raise ValueError(f"level = 'executed' without the kernels' tiling: {NEEDED}")
+        if documents:
+            raise ValueError("documents with level = 'executed': expected none, or another level")
         counted = model.build().executed(tiles, tilings=own_tiles, **step)
     else:
-        counted = model.build().flops(level, convention=convention, **step)
+        counted = model.build().flops(
+            level, convention=convention, documents=documents or None, **step
+        )
     rates = {}
     if utilisation:
         if level != "executed":
@@ -300,6 +313,99 @@ def params(model: Model, json: bool = False) -> None:
     if isinstance(model, ConfigOptions):
         print(f"{built}\n")
     print(built.params())
+
+
+def generate(
+    model: Model,
+    *,
+    prompt_len: int,
+    new_tokens: int,
+    level: Literal["causal", "dense"] | None = None,
+    batch_size: int = 1,
+    chunk: int | None = None,
+    mla: Literal["expanded", "latent", "absorbed"] | None = None,
+    prompt_latents: int | None = None,
+    json: bool = False,
+) -> None:
+    """Count what it costs to answer a prompt, and what is cached then.
+
+    Args:
+        model: The architecture.
+        prompt_len: Positions of each prompt.
+        new_tokens: Tokens that answer it.
+        level: What attention counts; causal unless given.
+        batch_size: Prompts.
+        chunk: Positions of the passes that read the prompt; all unless given.
+        mla: How latent attention uses its latents behind a cache; latent unless given.
+        prompt_latents: Of Perceiver AR: how many of the prompt's last positions are latents.
+        json: Print JSON.
+    """
+    built = model.build()
+    own: dict[str, Any] = dict(batch_size=batch_size, mla=mla, num_latents=prompt_latents)
+    whole = built.generate(prompt_len, new_tokens, level, chunk=chunk, **own)
+    own["mla"] = "latent" if mla == "absorbed" else mla
+    read = built.prefill(prompt_len, level, chunk=chunk, **own)
+    # Every position read is cached; Perceiver AR counts its latents alone.
+    latents = whole.tokens // batch_size if isinstance(built, PerceiverAR) else None
+    own |= dict(mla=mla, num_latents=latents)
+    kept = built.cache(prompt_len + new_tokens - 1, **own)
+    if json:
+        counts = {"generate": whole, "prefill": read, "cache": kept}
+        print(to_json({name: count.to_dict() for name, count in counts.items()}))
+        return
+    if isinstance(model, ConfigOptions):
+        print(f"{built}\n")
+    rest = whole.total - read.total
+    print(whole)
+    print(f"the prompt {shown(read.total)}, the tokens behind it {shown(rest)}\n")
+    print(kept)
+
+
+def roofline(
+    model: Model,
+    *,
+    device: str,
+    cached: int = 0,
+    positions: int = 1,
+    batch_size: int = 1,
+    dtype: str = DEFAULT_DTYPE,
+    weights: str = DEFAULT_DTYPE,
+    cache: str = DEFAULT_DTYPE,
+    mla: Literal["expanded", "latent", "absorbed"] | None = None,
+    plot: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Tell what bounds the time of one pass of inference, term by term: at least.
+
+    Args:
+        model: The architecture.
+        device: A name that ``flopcount devices`` lists, whose bandwidth is known.
+        cached: Positions before those that are read.
+        positions: Positions read of each sequence: 1 is a step of decoding, more a prompt.
+        batch_size: Sequences.
+        dtype: Of computing and activations.
+        weights: Of weights, as they are stored.
+        cache: Of the cache.
+        mla: How latent attention uses its latents behind a cache; latent unless given.
+        plot: Also draw it into this file.
+        json: Print JSON.
+    """
+    from flopcount.rooflines import roofline as roofline_of
+
+    found = roofline_of(
+        model.build(),
+        device,
+        cached=cached,
+        positions=positions,
+        batch_size=batch_size,
+        dtype=dtype,
+        weights=weights,
+        cache=cache,
+        mla=mla,
+    )
+    _print(found, json)
+    if plot is not None:
+        found.plot(plot)
 
 
 def compare(model: Model, training: bool = True, json: bool = False) -> None:
@@ -646,6 +752,8 @@ def _teraflops(peak: Peak | None) -> str:
 COMMANDS: dict[str, Callable[..., None]] = {
     "count": count,
     "params": params,
+    "generate": generate,
+    "roofline": roofline,
     "compare": compare,
     "explain": explain,
     "article": article,
@@ -655,7 +763,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-TAKE_A_MODEL = ("count", "params", "compare")
+TAKE_A_MODEL = ("count", "params", "generate", "roofline", "compare")
 
 
 def with_config(words: list[str]) -> list[str]:

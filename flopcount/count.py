@@ -17,6 +17,8 @@ from flopcount.executed import SOURCE, Tiling, tiled
 from flopcount.rows import Part, Phase, Product, Row, Tensor, Work
 from flopcount.sizes import (
     Size,
+    as_objects,
+    equal,
     exact_ratio,
     is_array,
     is_symbolic,
@@ -24,12 +26,14 @@ from flopcount.sizes import (
     quoted,
     require_positive_number,
     require_size,
+    safe_for,
 )
 from flopcount.tables import shown, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+LEVELS = ("causal", "dense")
 CHINCHILLA_APPENDIX_F = "Hoffmann et al. 2022 (arXiv 2203.15556), Appendix F"
 
 
@@ -43,6 +47,25 @@ def add(values: Iterable[Size]) -> Size:
     for value in values:
         total = total + value
     return total
+
+
+def in_order(terms: Iterable[Any]) -> tuple[Any, ...]:
+    """Terms layer by layer, of each the self part first."""
+    listed = list(terms)
+    layers = {name: index for index, name in enumerate(dict.fromkeys(t.layer for t in listed))}
+    return tuple(sorted(listed, key=lambda term: (layers[term.layer], term.part != "self")))
+
+
+def added(terms: Iterable[Any]) -> tuple[Any, ...]:
+    """Terms of several tallies, those of one name added up, in a form that cannot overflow."""
+    sums: dict[tuple[str, str, str], Any] = {}
+    for term in safe_for(
+        tuple(terms),
+        lambda bounds: add(term.forward + term.backward + term.recompute for term in bounds),
+    ):
+        name = term.part, term.layer, term.term
+        sums[name] = sums[name].plus(term) if name in sums else term
+    return in_order(sums.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +97,15 @@ class Term:
     def recompute(self) -> Size:
         """FLOPs executed again under activation checkpointing."""
         return int(self.recomputed) * self.forward
+
+    def plus(self, other: Term) -> Term:
+        """The same term of two counts, added up."""
+        return dataclasses.replace(
+            self,
+            forward=self.forward + other.forward,
+            backward=self.backward + other.backward,
+            rows=self.rows + other.rows,
+        )
 
     def products(self) -> dict[Phase, int]:
         """How many products are executed in each phase that has some."""
@@ -119,6 +151,10 @@ class WorkTerm:
     training: bool
     recomputed: bool
     reason: str
+
+    def plus(self, other: WorkTerm) -> WorkTerm:
+        """The same work of two counts, added up."""
+        return dataclasses.replace(self, elements=self.elements + other.elements)
 
     @property
     def forward(self) -> Size:
@@ -289,6 +325,11 @@ class WorkCount(Flops):
     terms: tuple[WorkTerm, ...]
     checkpointing: str | None
 
+    def plus(self, *others: WorkCount) -> WorkCount:
+        """This and others, added up term by term."""
+        terms = added(term for tally in (self, *others) for term in tally.terms)
+        return dataclasses.replace(self, terms=terms)
+
     def __str__(self) -> str:
         columns = ["part", "layer", "term", "elements", "forward", "backward"]
         columns += ["recompute"] if self.checkpointing else []
@@ -320,6 +361,8 @@ class Count(Flops):
             and at level ``executed``, which counts products.
         not_covered: Parts that the convention was never defined for.
         part: Of a count that is a part of another: which.
+        request: What of inference it counts, in words; empty for a step over whole sequences.
+        filled: Of packed sequences, positions of the documents; None where all are of one.
 
     """
 
@@ -334,6 +377,53 @@ class Count(Flops):
     work: Callable[[], WorkCount] | None = None
     not_covered: frozenset[Part] = frozenset()
     part: Part | None = None
+    request: str = ""
+    filled: Size | None = None
+
+    def __add__(self, other: object) -> Count:
+        """Both, term by term: counts of one model at one level, of the same sequences.
+
+        Raises:
+            ValueError: If they are of different models, levels, batches or other options.
+
+        >>> import flopcount as fc
+        >>> model = fc.Llama(vocab_size=99, seq_len=8, num_channels=16, num_layers=2, num_heads=2,
+        ...                  intermediate_size=32)
+        >>> asked = model.prefill(5, logits="all") + model.decode(3, cached=5)
+        >>> asked.total == model.flops(training=False).total
+        True
+        """
+        return self.plus(other) if isinstance(other, Count) else NotImplemented
+
+    def plus(self, *others: Count) -> Count:
+        """This count and others, as :meth:`__add__` has it."""
+        for other in others:
+            for name in ("model", "level", "convention", "training", "checkpointing", "part"):
+                mine, its = getattr(self, name), getattr(other, name)
+                if mine is not its and (name == "model" or mine != its):
+                    raise ValueError(
+                        f"counts of {name} = {quoted(mine)} and {name} = {quoted(its)}: expected "
+                        "one and the same, to add them term by term"
+                    )
+            if not equal(self.batch_size, other.batch_size):
+                raise ValueError(
+                    f"counts of batch_size = {quoted(self.batch_size)} and "
+                    f"{quoted(other.batch_size)}: expected one and the same, to add them term by "
+                    "term"
+                )
+        counts = (self, *others)
+        work = self.work and (lambda: _work_of(counts))
+        return dataclasses.replace(
+            self,
+            terms=added(term for count in counts for term in count.terms),
+            tokens=add(safe_for(tuple(count.tokens for count in counts), add)),
+            work=work,
+            filled=None
+            if all(count.filled is None for count in counts)
+            else add(count.tokens if count.filled is None else count.filled for count in counts),
+            not_covered=self.not_covered.union(*(other.not_covered for other in others)),
+            request=" + ".join(count.request for count in counts if count.request),
+        )
 
     @property
     def label(self) -> str:
@@ -364,6 +454,13 @@ class Count(Flops):
     def per_token(self) -> Any:
         """:attr:`total` per latent token, exactly: an int, or a fraction where need be."""
         return exact_ratio(self.total, self.tokens)
+
+    @property
+    def padding(self) -> Any:
+        """The share of positions that no document fills, exactly."""
+        if self.filled is None:
+            return 0
+        return exact_ratio(as_objects(self.tokens) - self.filled, self.tokens)
 
     @property
     def per_sequence(self) -> Any:
@@ -527,6 +624,8 @@ class Count(Flops):
             "convention": self.convention,
             "training": self.training,
             "checkpointing": self.checkpointing,
+            **({"request": self.request} if self.request else {}),
+            **({} if self.filled is None else {"filled": self.filled, "padding": self.padding}),
             "batch_size": self.batch_size,
             "tokens": self.tokens,
             **{name: totals_or_not_covered(part) for name, part in self._named_parts()},
@@ -552,9 +651,11 @@ class Count(Flops):
             f"per sequence {shown(exact_ratio(whole, self.batch_size))}, "
             f"per latent token {shown(exact_ratio(whole, self.tokens))}"
         ]
+        if self.filled is not None:
+            notes.append(f"documents of {shown(self.filled)} positions, the rest is padding")
         if self.not_covered:
             notes.append("cross part: not covered by this convention")
-        phase = "forward and backward" if self.training else "forward alone"
+        phase = "forward and backward" if self.training else self.request or "forward alone"
         sequences = f"batch of {shown(self.batch_size)}"
         return table(
             columns,
@@ -564,6 +665,11 @@ class Count(Flops):
             note="\n".join(notes),
             keys=3,
         )
+
+
+def _work_of(counts: tuple[Count, ...]) -> WorkCount:
+    first, *others = (count.work() for count in counts if count.work is not None)
+    return first.plus(*others)
 
 
 def is_position(row: Tensor) -> bool:

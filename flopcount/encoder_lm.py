@@ -21,10 +21,10 @@ from flopcount.causal_lm import CausalLM, Kind
 from flopcount.conventions import Inputs
 from flopcount.count import ParameterCount
 from flopcount.experts import named
-from flopcount.masks import Full, Mask
-from flopcount.operations import Pass, attend, linear, shared_input, work
+from flopcount.masks import Full, SelfMask
+from flopcount.operations import Pass, attend, cache, linear, shared_input, work
 from flopcount.rows import AnyRow, Tensor
-from flopcount.sizes import Size
+from flopcount.sizes import Size, equal, quoted
 from flopcount.tables import shown
 
 DEVLIN_2018 = "Devlin et al. 2018 (arXiv 1810.04805)"
@@ -144,7 +144,7 @@ class CrossAttention:
     """Attention of n positions to all s positions of another stack.
 
     Per sequence 2n·2dhc FLOPs for queries and output, 2s·2dgc for keys and values, and 2h·ns·c
-    each for scores and values.
+    each for scores and values. Keys and values are made once, and decoding finds them in the cache.
 
     Attributes:
         attention: What attention of the positions to themselves would be.
@@ -170,10 +170,13 @@ class CrossAttention:
     def _rows(self, at: Pass) -> Iterator[AnyRow]:
         inner, source = self.attention, at.at(length=self.source_length)
         d, c = inner.channels, inner.head_dim
+        for name in ("keys", "values"):
+            yield from cache(at, name, self.source_length, inner.key_channels)
         yield from linear(at, "query", d, inner.query_channels, bias=inner.bias)
-        yield from linear(source, "key", d, inner.key_channels, bias=inner.bias)
-        yield from linear(source, "value", d, inner.key_channels, bias=inner.bias)
-        yield from shared_input(source, "projection input gradients", d, 1)
+        if at.inference != "decode":
+            yield from linear(source, "key", d, inner.key_channels, bias=inner.bias)
+            yield from linear(source, "value", d, inner.key_channels, bias=inner.bias)
+            yield from shared_input(source, "projection input gradients", d, 1)
         if inner.scale:
             reason = "forward: times c^-½; backward: the same"
             yield from work(at, "query scale", inner.query_channels, 1, 1, reason)
@@ -261,7 +264,7 @@ class EncoderLM(CausalLM):
     token_types: Annotated[Size | None, Dimension()] = None
     head: Annotated[str, Choice(("masked", "pooler"))] = "masked"
 
-    def mask(self, kind: Kind) -> Mask:
+    def mask(self, kind: Kind) -> SelfMask:
         """Every pair."""
         return Full()
 
@@ -276,6 +279,17 @@ class EncoderLM(CausalLM):
         norm = self.norm_of("transform norm")
         transform = Transform(self.num_channels, self.activation, norm)
         return ((at, (*before, InLayer("output", (transform,)), output)),)
+
+    def _placed(self, at: Pass, num_latents: Size | None) -> Pass:
+        """No pass generates.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is an encoder: all positions attend to all, so none is read "
+            "behind a cache; expected flops(training=False), a pass over a whole sequence"
+        )
 
     def described(self) -> list[str]:
         """What the model is, in plain words, a line each."""
@@ -351,7 +365,7 @@ class EncoderDecoderLM(CausalLM):
         kind = self.kinds()["target_len"]
         return super().lettered() | {"target_len": kind}
 
-    def mask(self, kind: Kind) -> Mask:
+    def mask(self, kind: Kind) -> SelfMask:
         """Every pair in the encoder; causal in the decoder."""
         return Full() if kind["attention"] == "bidirectional" else super().mask(kind)
 
@@ -365,6 +379,9 @@ class EncoderDecoderLM(CausalLM):
         """The encoder in a pass of its own, then the decoder; the tables of tokens are one."""
         d = self.num_channels
         source_length = 1 if self.seq_len is None else self.seq_len
+        if at.inference is not None:
+            source_length = at.memory
+        read = 0 if at.inference == "decode" else source_length
         encoded = {"attention": "bidirectional", "positions": "none"}
         decoded = encoded | {"attention": "full"}
         attention = self.mixer(decoded)
@@ -388,7 +405,45 @@ class EncoderDecoderLM(CausalLM):
             Output(d, self.vocab_size, self.tie_embeddings),
         )
         # The first pass is the one whose tokens count.
-        return ((at, ()), (at.at(length=source_length), encoder), (at, decoder))
+        source = at.at(length=read, cached=0, chunk=None, inference=None, logits=None)
+        return ((at, ()), (source, encoder), (at, decoder))
+
+    def _after_prompt(self, prompt_len: Size, num_latents: Size | None) -> dict[str, Size | None]:
+        """The encoder's positions, and the token that the decoder begins with."""
+        return {"cached": 1, "memory": prompt_len}
+
+    def _require_documents(self) -> None:
+        """A decoder's positions attend to all of the encoder's."""
+        raise ValueError(
+            "documents of an encoder-decoder: expected None, since its two stacks have lengths of "
+            "their own"
+        )
+
+    def _placed(self, at: Pass, num_latents: Size | None) -> Pass:
+        """The encoder reads a prompt, and the decoder one token, which begins every answer.
+
+        Behind a cache, the encoder's positions are those of the prompt, or ``seq_len``.
+
+        Raises:
+            ValueError: If a prompt is to be read in chunks or behind a cache, or its length is not
+                known.
+        """
+        if num_latents is not None:
+            return super()._placed(at, num_latents)
+        if at.inference == "prefill":
+            if at.chunk is not None or not equal(at.cached, 0):
+                raise ValueError(
+                    f"chunk = {quoted(at.chunk)}, cached = {quoted(at.cached)} of an encoder's "
+                    "prompt: expected neither, since its positions attend to all"
+                )
+            return at.at(length=1, memory=at.length)
+        memory = self.seq_len if equal(at.memory, 0) else at.memory
+        if memory is None:
+            raise ValueError(
+                "seq_len = None: expected the positions of the encoder, to which those of the "
+                "decoder attend; give it when the model is made: seq_len=512"
+            )
+        return at.at(memory=memory)
 
     def params(self) -> ParameterCount:
         """Parameters, tensor by tensor; a token is one of the encoder and one of the decoder."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from flopcount.blocks import MLP, TOKENS, Block, Layers
 from flopcount.operations import Pass, cross_entropy, linear, norm, shared_input, work
-from flopcount.rows import AnyRow, Product, Tensor, Work
+from flopcount.rows import AnyRow, Cached, Product, Tensor, Work
 from flopcount.sizes import Size
 
 SHAZEER_2017 = "Shazeer et al. 2017 (arXiv 1701.06538), section 2"
@@ -39,7 +39,7 @@ def named(rows: Iterator[AnyRow], name: str) -> Iterator[AnyRow]:
         return f"{name} {term.removeprefix('mlp ')}"
 
     for row in rows:
-        if isinstance(row, Tensor):
+        if isinstance(row, Tensor | Cached):
             yield dataclasses.replace(row, name=own(row.name))
         elif isinstance(row, Product) and row.weight is not None:
             weight = row.weight[0], own(row.weight[1])

@@ -24,12 +24,31 @@ from flopcount.mixture_lm import MixtureLM
 from flopcount.operations import Pass, work
 from flopcount.recurrent import GatedDeltaNet, LightningAttention, Mamba1, Mamba2
 from flopcount.rows import AnyRow
-from flopcount.sizes import Size, divide
+from flopcount.sizes import Size, divide, quoted
 from flopcount.tables import shown
 
 Taps = Annotated[Size, Dimension("t", "positions that the convolution reads")]
 ScanChunk = Annotated[Size, Dimension("C", "positions of a scan's chunk")]
 Rows = Annotated[Size, Dimension("N", "rows of a state")]
+
+
+def keeps_its_state(model: LanguageModel) -> bool:
+    """False: a state cannot be put back to what it was before the last positions."""
+    return False
+
+
+def in_one_pass(model: LanguageModel, at: Pass, num_latents: Size | None) -> Pass:
+    """The pass, but in chunks: how a scan is executed behind a state is not counted.
+
+    Raises:
+        ValueError: If it is in chunks.
+    """
+    if at.inference == "prefill" and at.chunk is not None:
+        raise ValueError(
+            f"chunk = {quoted(at.chunk)} of a {type(model).__name__}: expected None, since the "
+            "chunks of a scan are its own"
+        )
+    return LanguageModel._placed(model, at, num_latents)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +60,9 @@ class HybridLM(MixtureLM):
     """
 
     mixers: Annotated[tuple[str, ...], Pattern(("attention", "scan"))]
+
+    _forgets = keeps_its_state
+    _placed = in_one_pass
 
     @abc.abstractmethod
     def scan(self) -> Block:
@@ -272,6 +294,9 @@ class Mamba2LM(LanguageModel):
     activation: Annotated[str, Choice(tuple(ACTIVATIONS))] = "silu"
     tie_embeddings: bool = False
     reading: Annotated[Any, Note()] = dataclasses.field(default=None, compare=False, repr=False)
+
+    _forgets = keeps_its_state
+    _placed = in_one_pass
 
     def aspects(self) -> dict[str, tuple[str, ...]]:
         """All layers are equal."""

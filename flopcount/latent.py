@@ -9,17 +9,18 @@ import dataclasses
 from collections.abc import Iterator
 
 from flopcount.blocks import CAUSAL, Rotary
-from flopcount.masks import Mask
-from flopcount.operations import Pass, attend, linear, norm, shared_input, work
-from flopcount.rows import AnyRow
+from flopcount.masks import SelfMask
+from flopcount.operations import Pass, attend, cache, linear, norm, shared_input, work
+from flopcount.rows import AnyRow, Product, Tensor
 from flopcount.sizes import Size
 
 DEEPSEEK_V2 = "DeepSeek-AI 2024 (arXiv 2405.04434), section 2.1"
+UP = "key-value up"
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentAttention:
-    """Attention whose keys and values are expanded from a latent, as in training and prefill.
+    """Attention whose keys and values are expanded from a latent.
 
     With r and ρ the sizes of the latents of keys and values and of queries, and heads of a channels
     that do not turn, b that do and v of values, per sequence 2n FLOPs times
@@ -29,6 +30,13 @@ class LatentAttention:
     - hvd for the output projection;
 
     and 2h·pairs·(a + b) for scores, 2h·pairs·v for values.
+
+    Behind a cache there are three forms (:data:`flopcount.operations.MLA`). ``"expanded"`` is the
+    above, with h(a + b + v) elements of a position cached. ``"latent"`` caches r + b and expands
+    2·rh(a + v) FLOPs for each of the cached positions too, in every pass. ``"absorbed"`` caches as
+    much and expands nothing: since (q·U)·c = q·(U·c), a head's a channels of a query are projected
+    to the latent's r, scores have r + b channels and values r, and what the heads give is projected
+    from r to v, with the same tensor: 2n·rh(a + v) and 2h·pairs·(2r + b).
 
     Attributes:
         channels: d.
@@ -41,7 +49,7 @@ class LatentAttention:
         bias: Whether the projections from d and to d have biases, but for direct queries.
         mask: Which pairs count.
 
-    Source: DeepSeek-AI 2024 (arXiv 2405.04434), section 2.1.
+    Source: DeepSeek-AI 2024 (arXiv 2405.04434), section 2.1 and, for absorption, its end.
     """
 
     channels: Size
@@ -52,7 +60,7 @@ class LatentAttention:
     rotary_dim: Size
     value_dim: Size
     bias: bool = False
-    mask: Mask = CAUSAL
+    mask: SelfMask = CAUSAL
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Down, norm and up for queries, then for keys and values; attention; out."""
@@ -70,7 +78,7 @@ class LatentAttention:
         rank = self.key_value_rank
         yield from linear(at, "key-value down", d, rank + b, bias=self.bias, source=source)
         yield from norm(at, "key-value norm", rank, bias=False, rms=True)
-        yield from linear(at, "key-value up", rank, h * (a + v), source=source)
+        yield from self._expand(at)
         yield from shared_input(at, "projection input gradients", d, 1)
         rotary = Rotary(b)
         yield from rotary.rows(at, "rotary query", h)
@@ -79,5 +87,42 @@ class LatentAttention:
         yield from work(at, "rotary key gradients", (h - 1) * b, 0, 1, reason)
         reason = "forward: times (a + b)^-½; backward: the same"
         yield from work(at, "query scale", queries, 1, 1, reason)
-        yield from attend(at, h, at.cached + at.length, a + b, v, self.mask)
+        key_dim, value_dim = (rank + b, rank) if at.mla == "absorbed" else (a + b, v)
+        yield from attend(at, h, at.cached + at.length, key_dim, value_dim, self.mask)
+        if at.mla == "absorbed":
+            yield from self._of_each_head(at, "value up", v, rank)
         yield from linear(at, "out", h * v, d, bias=self.bias, source=source)
+
+    def _expand(self, at: Pass) -> Iterator[AnyRow]:
+        """What is cached, and the products with the tensor that expands latents."""
+        h, a, b, v = self.num_heads, self.plain_dim, self.rotary_dim, self.value_dim
+        rank = self.key_value_rank
+        kept = self.mask.kept(at.cached + at.length)
+        if at.mla == "expanded":
+            yield from cache(at, "keys", kept, h * (a + b))
+            yield from cache(at, "values", kept, h * v)
+        else:
+            yield from cache(at, "latents", kept, rank)
+            yield from cache(at, "rotary keys", kept, b)
+        if at.mla == "absorbed":
+            yield Tensor("self", at.layer, UP, (at.layers, rank, h * (a + v)))
+            yield from self._of_each_head(at, "query absorbed", rank, a)
+            return
+        expanded = at.length
+        if at.mla == "latent":
+            chunk = at.length if at.chunk is None else at.chunk
+            expanded = expanded + self.mask.kept_before(at.passes, at.cached, chunk)
+        yield from linear(at.at(length=expanded), UP, rank, h * (a + v), source=DEEPSEEK_V2)
+
+    def _of_each_head(self, at: Pass, term: str, outputs: Size, inputs: Size) -> Iterator[AnyRow]:
+        yield Product(
+            part=at.part,
+            layer=at.layer,
+            term=term,
+            times=at.times * self.num_heads,
+            M=at.length,
+            N=outputs,
+            K=inputs,
+            source=DEEPSEEK_V2,
+            weight=(at.layer, UP),
+        )

@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from flopcount.architectures import Choice, Dimension, Pattern, require_at_most
+from flopcount.architectures import Choice, Dimension, Pattern
 from flopcount.blocks import MLP, Block, Network
 from flopcount.causal_lm import CausalLM, Kind
 from flopcount.experts import SCORES, MixtureOfExperts, MultiTokenPrediction, Router
 from flopcount.latent import LatentAttention
 from flopcount.operations import Pass, work
 from flopcount.rows import AnyRow
-from flopcount.sizes import Size, multiply, quoted
+from flopcount.sizes import Size, multiply, quoted, require_at_most
 from flopcount.tables import shown
 
 LATENT = ("key_value_rank", "plain_dim", "rotary_dim", "value_dim")
@@ -198,9 +198,16 @@ class MixtureLM(CausalLM):
             self.weighted,
         )
 
+    def _has_latents(self) -> bool:
+        """Whether the sizes of latents are given."""
+        return self.key_value_rank is not None
+
     def after(self, at: Pass) -> Network:
-        """The modules that predict further tokens: of a layer as the last one, with experts."""
-        if self.num_predictions is None:
+        """The modules that predict further tokens: of a layer as the last one, with experts.
+
+        Generation, a token at a time, runs none.
+        """
+        if self.num_predictions is None or at.inference is not None:
             return ()
         last = {aspect: words[-1] for aspect, words in self.aspects().items()} | {"mlp": "sparse"}
         modules = MultiTokenPrediction(

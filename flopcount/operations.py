@@ -17,9 +17,16 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from flopcount.masks import Mask
-from flopcount.rows import AnyRow, Part, Product, Saved, Tensor, Work
-from flopcount.sizes import Size
+from flopcount.masks import InPasses, Mask, Packed
+from flopcount.rows import AnyRow, Cached, Part, Product, Saved, Tensor, Work
+from flopcount.sizes import Size, ceil_divide
+
+MLA = {
+    "expanded": "keys and values are cached, expanded from the latents once",
+    "latent": "latents are cached, and expanded for all cached positions in every pass",
+    "absorbed": "latents are cached, and the expansion is multiplied to queries and outputs",
+}
+"""Forms of latent attention behind a cache."""
 
 KAPLAN_TABLE_1 = "Kaplan et al. 2020 (arXiv 2001.08361), Table 1"
 
@@ -32,6 +39,14 @@ class Pass:
         batch: B, sequences.
         length: n, positions of each.
         cached: Earlier positions, whose keys and values are there already.
+        memory: Positions attended to beside these: those of a prefix.
+        logits: Last positions of which logits are computed; None for all.
+        chunk: Positions of each of the passes that n are read in; None for one pass.
+        inference: ``"prefill"`` reads a prompt, ``"decode"`` follows one; None for a pass over
+            whole sequences.
+        mla: How latent attention uses its latents: a key of :data:`MLA`.
+        documents: Of packed sequences: lengths of the batch's documents, each with how many have
+            it; None where every sequence is one document.
         training: Whether a loss and a backward pass follow.
         part: ``"self"`` or ``"cross"``.
         layer: The layer that rows are named after.
@@ -42,6 +57,12 @@ class Pass:
     batch: Size
     length: Size
     cached: Size = 0
+    memory: Size = 0
+    logits: Size | None = None
+    chunk: Size | None = None
+    inference: str | None = None
+    mla: str = "expanded"
+    documents: tuple[tuple[Size, Size], ...] | None = None
     training: bool = True
     part: Part = "self"
     layer: str = ""
@@ -55,6 +76,15 @@ class Pass:
     def at(self, **changes: Any) -> Pass:
         """This pass at another layer, part or length."""
         return dataclasses.replace(self, **changes)
+
+    @property
+    def passes(self) -> Size:
+        """⌈n/A⌉ passes of a chunk of A positions; one without."""
+        return 1 if self.chunk is None else ceil_divide(self.length, self.chunk)
+
+    def masked(self, mask: Mask) -> Mask:
+        """A mask as this pass asks it."""
+        return mask if self.chunk is None else InPasses(mask, self.chunk)
 
 
 def work(
@@ -206,13 +236,22 @@ def attend(
     Source: Hoffmann et al. 2022 (arXiv 2203.15556), Appendix F, for both products; the admitted
     pairs are derived with each mask.
     """
+    if at.documents is None:
+        mask, times = at.masked(mask), at.times * heads
+    else:
+        mask, times = Packed(mask, at.documents, at.batch), at.layers * heads
     place: dict[str, Any] = dict(part=at.part, layer=at.layer, mask=mask)
-    times = at.times * heads
     product: dict[str, Any] = dict(times=times, M=at.length, N=keys, source=mask.source)
     yield Product(term="scores", K=key_dim, **product, **place)
     for each in (*before_softmax, SOFTMAX):
         yield Work(factors=(times, at.length, keys), **vars(each), **place)
     yield Product(term="values", K=value_dim, **product, **place)
+
+
+def cache(at: Pass, name: str, positions: Size, channels: Size) -> Iterator[AnyRow]:
+    """What inference leaves to later passes: ``channels`` elements of each of ``positions``."""
+    if at.inference is not None:
+        yield Cached(at.part, at.layer, name, (at.times, positions, channels))
 
 
 def shared_input(at: Pass, term: str, channels: Size, additions: int) -> Iterator[AnyRow]:

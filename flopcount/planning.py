@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from flopcount.architectures import LEVELS, Architecture, PerceiverAR
+from flopcount.architectures import Architecture, PerceiverAR
 from flopcount.conventions import CONVENTIONS
-from flopcount.count import Count, ParameterCount
+from flopcount.count import LEVELS, Count, ParameterCount
 from flopcount.devices import Device, find_device, require_utilisation
 from flopcount.laws import (
     CHINCHILLA_SURFACE,

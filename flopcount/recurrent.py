@@ -5,7 +5,7 @@ A scan multiplies differently at the two levels, and each of its products says b
 - ``causal`` is the recurrence: the products of one step of one head, times the positions, so that
   reading a prompt and then decoding adds up to one pass over both;
 - ``dense`` is what ``transformers`` executes: whole chunks, padding included, within which
-  positions meet as in attention. Behind a cache it takes single steps, as the recurrence does.
+  positions meet as in attention. Behind a cache a single position is a step, as in the recurrence.
 
 Convolutions over positions are depthwise, hence element-wise work, like the decays and the gates;
 the work on a scan is the recurrence's at either level. Our fused kernels run no scan, so level
@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from flopcount.blocks import ACTIVATIONS, Activation
 from flopcount.masks import Mask, Owner
-from flopcount.operations import Pass, linear, norm, shared_input, work
+from flopcount.operations import Pass, cache, linear, norm, shared_input, work
 from flopcount.rows import AnyRow, Product, Saved, Tensor, Work
 from flopcount.sizes import Size, ceil_divide, halve, minimum
 
@@ -34,6 +35,22 @@ SIGMOID = Activation(
 
 class Scan:
     """What the products of a scan have in common, which are asked what masks are."""
+
+    if TYPE_CHECKING:
+
+        def pairs(self, positions: Size, columns: Size) -> Size:
+            """As of :class:`flopcount.masks.Mask`."""
+
+        def rectangle(self, positions: Size, columns: Size) -> Size:
+            """As of :class:`flopcount.masks.Mask`."""
+
+    def in_passes(self, positions: Size, columns: Size, chunk: Size) -> Size:
+        """A pass for each position: the first may be one of a chunk, the others are single steps.
+
+        >>> Steps(chunk=4).in_passes(3, 8, 1), Steps(chunk=4, fresh=0).in_passes(3, 8, 1)
+        (48, 24)
+        """
+        return self.rectangle(1, columns) + self.pairs(positions - 1, columns)
 
     def tiles(self, queries: Size, keys: Size, block: tuple[Size, Size], owner: Owner) -> Size:
         """Refused: the kernels run no scan.
@@ -54,7 +71,7 @@ class Steps(Scan):
 
     Attributes:
         chunk: C, to whose multiple the implementation pads the positions; None where it does not.
-        fresh: 1 where no positions are cached, else 0: single steps need no padding.
+        fresh: 1 where chunks are multiplied, else 0: single steps need no padding.
 
     >>> Steps().pairs(5, 8), Steps(chunk=4).pairs(5, 8), Steps(chunk=4).rectangle(5, 8)
     (40, 40, 64)
@@ -141,8 +158,15 @@ class BetweenChunks(WithinChunks):
         return self.fresh * states * states * columns
 
 
-def _fresh(at: Pass) -> Size:
-    return 1 - minimum(at.cached, 1)
+def _fresh(at: Pass, *, steps: bool = False) -> Size:
+    """1 where chunks are multiplied, 0 where the state of a cache is stepped on.
+
+    Behind a cache a single position is a step; where ``steps``, as many as there are.
+    """
+    cached = minimum(at.cached, 1)
+    if steps or at.inference == "decode":
+        return 1 - cached
+    return 1 - cached * (1 - minimum(at.length - 1, 1))
 
 
 def _product(
@@ -158,7 +182,7 @@ def _product(
         N=columns,
         K=depth,
         source=mask.source,
-        mask=mask,
+        mask=at.masked(mask),
     )
 
 
@@ -213,6 +237,7 @@ def convolution(
         "forward: a product and an addition per tap; backward: as many for the input's gradient "
         "and for the weight's"
     )
+    yield from cache(at, "convolution", taps, channels)
     yield from _per_head(at, "convolution", (channels, taps), 2, 4, reason)
     yield from _parameters(at, "convolution", taps + 1 if bias else taps, channels)
     if bias:
@@ -248,8 +273,9 @@ class LightningAttention:
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Projection, scan, norm, gate, output projection."""
         d, h, c = self.channels, self.num_heads, self.head_dim
-        inner, fresh = h * c, _fresh(at)
+        inner, fresh = h * c, _fresh(at, steps=True)
         chunk = WithinChunks(self.chunk, fresh, padded=False)
+        yield from cache(at, "state", h, c * c)
         yield from linear(at, "query key value", d, 3 * inner)
         yield from _activate(at, "query key value activation", 3 * inner,
                              ACTIVATIONS[self.activation])  # fmt: skip
@@ -310,6 +336,7 @@ class GatedDeltaNet:
         keys, values, fresh = self.num_key_heads * a, h * b, _fresh(at)
         chunk, solve = WithinChunks(self.chunk, fresh), Substitution(self.chunk, fresh)
         steps = Steps(self.chunk, fresh)
+        yield from cache(at, "state", h, a * b)
         yield from linear(at, "query key value gate", d, 2 * keys + 2 * values)
         yield from linear(at, "beta decay", d, 2 * h)
         yield from shared_input(at, "projection input gradients", d, 1)
@@ -401,6 +428,7 @@ class Mamba2:
         inner, fresh = h * p, _fresh(at)
         chunk, steps = WithinChunks(self.chunk, fresh), Steps(self.chunk, fresh)
         mixed = inner + 2 * self.groups * state
+        yield from cache(at, "state", inner, state)
         yield from linear(at, "in", d, inner + mixed + h, bias=self.bias)
         yield from convolution(
             at, mixed, self.taps, bias=self.convolution_bias, activation=self.activation
@@ -458,6 +486,7 @@ class Mamba1:
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Projections, convolution, norms, scan, gate, output projection."""
         d, e, state, rank = self.channels, self.inner, self.state, self.rank
+        yield from cache(at, "state", e, state)
         yield from linear(at, "in", d, 2 * e, bias=self.bias)
         yield from convolution(
             at, e, self.taps, bias=self.convolution_bias, activation=self.activation

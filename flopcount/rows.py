@@ -1,8 +1,8 @@
 """Rows: what operations consist of, and what every witness reports.
 
-A :class:`Product`, a :class:`Work` or a :class:`Tensor` says what a network does or holds, once,
-and knows no level: how many of a product's query-key pairs count is asked of its mask. A
-:class:`Row` is one matrix product as it is executed at a level, and what witnesses report.
+A :class:`Product`, a :class:`Work`, a :class:`Tensor` or a :class:`Cached` says what a network does
+or holds, once, and knows no level: how many of a product's query-key pairs count is asked of its
+mask. A :class:`Row` is one matrix product as it is executed at a level, and what witnesses report.
 """
 
 from __future__ import annotations
@@ -170,4 +170,36 @@ class Tensor:
         }
 
 
-AnyRow = Product | Work | Tensor
+@dataclasses.dataclass(frozen=True)
+class Cached:
+    """What is kept for later passes: keys, values, latents, a state.
+
+    Attributes:
+        part: As in :class:`Row`.
+        layer: As in :class:`Row`.
+        name: What it is.
+        factors: Their product is the number of elements, of all sequences and equal layers.
+
+    """
+
+    part: Part
+    layer: str
+    name: str
+    factors: tuple[Size, ...]
+
+    @functools.cached_property
+    def elements(self) -> Size:
+        """Elements, all sequences and layers together."""
+        return math.prod(self.factors)
+
+    def record(self) -> dict[str, Any]:
+        """It as plain data."""
+        return {
+            "part": self.part,
+            "layer": self.layer,
+            "name": self.name,
+            "elements": self.elements,
+        }
+
+
+AnyRow = Product | Work | Tensor | Cached

@@ -214,6 +214,20 @@ def require_positive_number(name: str, value: object) -> float:
     return number
 
 
+def require_at_most(name: str, value: Size, limit_name: str, limit: Size, reason: str = "") -> None:
+    """Raise unless ``value`` is at most ``limit``, element by element; of symbols, if it may be."""
+    excess = value - limit
+    if is_symbolic(excess):
+        too_large = bool(excess.is_positive)
+    else:
+        too_large = bool((excess > 0).any()) if is_array(excess) else excess > 0
+    if too_large:
+        raise ValueError(
+            f"{name} = {quoted(value)}: expected at most {limit_name} = {quoted(limit)}"
+            f"{reason and ', '}{reason}"
+        )
+
+
 def require_same_kind(arguments: dict[str, Any]) -> dict[str, Any]:
     """Check that arrays among ``arguments`` broadcast, and that none meets a symbol.
 
@@ -275,6 +289,12 @@ def minimum(left: Size, right: Size) -> Size:
 
         return np.minimum(left, right)
     return min(left, right)
+
+
+def equal(left: Size, right: Size) -> bool:
+    """Whether two sizes are the same, in every element."""
+    differ = left != right
+    return not (differ.any() if is_array(differ) else differ)
 
 
 def divide(name: str, numerator: Size, divisor_name: str, divisor: Size) -> Size:
@@ -461,6 +481,9 @@ class Bound:
 
     def __floordiv__(self, other: Bound | int) -> Bound:
         return self._new(self.value)
+
+    def __rfloordiv__(self, other: int) -> Bound:
+        return self._new(abs(other))
 
     def __lt__(self, other: Bound | int) -> bool:
         return self.value < _magnitude(other)

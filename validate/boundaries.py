@@ -35,6 +35,7 @@ from flopcount.cli import COMMANDS
 from flopcount.cli import main as command_line
 from flopcount.conventions import CONVENTIONS
 from flopcount.hf import FAMILIES
+from flopcount.inference import expected_tokens_per_round
 from flopcount.laws import CHINCHILLA_SURFACE, ScalingLaw
 from flopcount.planning import budget_from_gpu_hours
 from flopcount.sizes import is_array, is_symbolic
@@ -434,10 +435,43 @@ class Boundaries:
                 dict(checkpointing=self.any_of("reentrant", "non-reentrant")),
                 dict(convention=self.any_of(*CONVENTIONS), training=self.any_of(True, False)),
                 dict(level="dense", convention="6n", checkpointing=self.any_of("reentrant")),
+                dict(documents=self.any_of([self.any_of(1), 1], {1: self.any_of(1)}, [2])),
             ]
         )
         count = model.flops(batch_size=self.any_of(1, 2, np.array([1, 2])), **options)
         count.self_part.total, str(count), count.to_dict()
+
+    def generate(self) -> None:
+        """Prompts, decoding, drafts and caches; both together are one pass over all positions."""
+        r = self.random_state
+        model = self.tame_model() if r.random() < 0.8 else self.model()
+        prompt, new = self.any_of(1, 7, 300), self.any_of(1, 5)
+        batch_size = self.any_of(1, 3)
+        own = dict(batch_size=batch_size, mla=self.any_of(None), num_latents=self.any_of(None))
+        level = self.any_of(None, "causal", "dense")
+        read = model.prefill(
+            prompt, level, logits=self.any_of("all"), chunk=self.any_of(None, 2), **own
+        )
+        written = model.decode(new, level, cached=prompt, **own)
+        both = read + written
+        str(both), both.to_dict(), both.elementwise.total
+        kept = model.cache(prompt, **own)
+        str(kept), kept.to_dict(), kept.bytes(self.any_of("bf16", "int4"))
+        accepted = self.any_of([self.any_of(1), 0], [2], [0, 0, 0])
+        draft = self.any_of((self.any_of(model), self.any_of(2), accepted))
+        if r.random() < 0.5:
+            model.generate(prompt, self.any_of(3), draft=draft)
+        bound = fc.roofline(
+            model, self.any_of("h100"), cached=self.any_of(0, 9), positions=self.any_of(1, 3),
+            batch_size=batch_size, weights=self.any_of("bf16", "int4"), mla=self.any_of(None),
+        )  # fmt: skip
+        str(bound), bound.to_dict()
+        fc.expected_experts(self.any_of(8), self.any_of(2), self.any_of(3))
+        expected_tokens_per_round(self.any_of(0.5, 0.0), self.any_of(1, 4))
+        if level == "dense" or isinstance(model, fc.PerceiverAR):
+            return
+        whole = dataclasses.replace(model, seq_len=prompt + new)
+        self.judge(whole, both, "causal", False, batch_size)
 
     def count_executed(self) -> None:
         """Tilings and executed FLOPs, judged by visiting every tile of attention."""
@@ -729,8 +763,12 @@ class Boundaries:
         if arguments[0] == "fit":
             good = str(Path(folder_of_runs().name, "runs.csv"))
             arguments.append(r.choice([good, good, good, "nowhere.csv", __file__, "/", ""]))
-        if arguments[0] in ("count", "compare", "params"):
+        if arguments[0] in ("count", "compare", "params", "generate", "roofline"):
             arguments += model
+        if arguments[0] == "roofline":
+            arguments += ["--device", r.choice(["h100", *words])]
+        if arguments[0] == "generate":
+            arguments += ["--prompt-len", r.choice(["3", *words]), "--new-tokens", "4"]
         if arguments[0] in ("count", "explain") and r.random() < 0.3:
             arguments += ["--level", "executed"]
             for name in ("forward", "key-value", "query"):
@@ -742,6 +780,7 @@ class Boundaries:
             "--num-models", "--reach", "--law", "--part", "--corpus-tokens", "--num-prefix",
             "--approach", "--objective", "--num-bootstrap", "--predict", "--loss",
             "--where", "--budgets", "--tiling.head-dim-multiple", "--tiling.key-value-products",
+            "--chunk", "--mla", "--prompt-latents",
             "--seq-len", "--target-len", "--mtp",
         ]  # fmt: skip
         for _ in range(r.randrange(4)):
@@ -764,6 +803,7 @@ BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "count at a level": (Boundaries.count_levels, 0.4),
     "options of a count": (Boundaries.count_options, 0.12),
     "configs": (Boundaries.read_configs, 0.06),
+    "prompts, decoding and caches": (Boundaries.generate, 0.08),
     "tilings and executed FLOPs": (Boundaries.count_executed, 0.06),
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
     "devices": (Boundaries.describe_devices, 0.05),

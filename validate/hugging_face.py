@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -231,6 +231,22 @@ def observe(
         modules=modules,
         admitted=None if device == "meta" else _admitted(network, recorder.scores),
     )
+
+
+def packed_pairs(config: Mapping[str, Any], documents: Sequence[int]) -> dict[str, int]:
+    """Pairs that each head attends to where documents lie end to end in one sequence, by module.
+
+    The network finds the documents by their positions, which begin anew.
+
+    Args:
+        config: The fields of a config.json.
+        documents: Lengths.
+    """
+    network, recorder = build(config, device="cpu"), _Recorder()
+    positions = torch.cat([torch.arange(length) for length in documents])[None]
+    with recorder.naming(network), recorder:
+        network(input_ids=torch.zeros_like(positions), position_ids=positions)
+    return {name: pairs for name, (pairs, _) in _admitted(network, recorder.scores).items()}
 
 
 def num_parameters(network: PreTrainedModel) -> int:

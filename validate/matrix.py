@@ -26,6 +26,7 @@ from validate import (
     further_predictions,
     fused,
     fvcore_trace,
+    generation,
     kernel_tally,
     mask_enumeration,
     networks,
@@ -354,6 +355,14 @@ STANDALONE = (
             tuple(case.name for case in families.published(family)),
         )
         for family in families.WITNESSED
+    ),
+    *(
+        Standalone(
+            generation.confirmed(family),
+            generation.witness(family),
+            functools.partial(generation.cases, family),
+        )
+        for family in generation.FAMILIES
     ),
     Standalone(
         f"modules that predict further tokens, of {', '.join(further_predictions.FAMILIES)}: "

@@ -155,6 +155,34 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"flopcount {fc.__version__}\n"
 
 
+ANSWERING = [
+    "llama", "--vocab-size", "11", "--seq-len", "1", "--num-channels", "8", "--num-layers", "2",
+    "--num-heads", "2", "--intermediate-size", "10",
+]  # fmt: skip
+ASKED = ["--prompt-len", "6", "--new-tokens", "4", "--batch-size", "2"]
+
+
+def test_generate(capsys):
+    assert main(["generate", *ANSWERING, *ASKED, "--level", "dense", "--chunk", "4"]) == 0
+    out = capsys.readouterr().out
+    model = fc.Llama(vocab_size=11, seq_len=1, num_channels=8, num_layers=2, num_heads=2,
+                     intermediate_size=10)  # fmt: skip
+    read = model.prefill(6, "dense", batch_size=2, chunk=4)
+    written = model.decode(3, "dense", cached=6, batch_size=2)
+    assert f"the prompt {read.total:,}, the tokens behind it {written.total:,}" in out
+    assert str(model.generate(6, 4, "dense", batch_size=2, chunk=4)) in out
+    assert str(model.cache(9, batch_size=2)) in out
+
+
+def test_generate_as_json(capsys):
+    assert main(["generate", *PERCEIVER, *ASKED, "--prompt-latents", "1", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["generate"]["whole"]["total"] == MODEL.generate(6, 4, batch_size=2).total
+    assert printed["prefill"]["request"] == "prefill of 6"
+    # Five positions of prefix, then a latent of the prompt and three tokens.
+    assert printed["cache"]["elements"] == MODEL.cache(9, batch_size=2, num_latents=4).elements
+
+
 @pytest.mark.parametrize("command", ["count", "compare"])
 def test_json_says_what_was_counted(capsys, command):
     assert main([command, *PERCEIVER, "--json"]) == 0

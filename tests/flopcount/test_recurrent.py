@@ -319,9 +319,25 @@ def test_reading_and_then_decoding_is_one_pass(block):
     for passes in ([Pass(3, 11)], [Pass(3, 7), Pass(3, 3, cached=7), Pass(3, 1, cached=10)]):
         total = sum(sum(forward(block, "causal", at).values()) for at in passes)
         assert total == sum(forward(block, "causal", Pass(3, 11)).values())
-    # Behind a cache an implementation steps as well.
+    # One by one behind a cache an implementation steps as well.
+    for behind in (Pass(3, 4, cached=7, chunk=1, inference="decode"), Pass(3, 1, cached=7)):
+        assert forward(block, "dense", behind) == forward(block, "causal", behind)
+
+
+def test_several_positions_behind_a_cache_are_chunks():
+    # But with lightning attention, which steps from the first cached position on.
+    for block in (DELTA, MAMBA2):
+        assert forward(block, "dense", Pass(3, 4, cached=7)) == forward(block, "dense", Pass(3, 4))
     behind = Pass(3, 4, cached=7)
-    assert forward(block, "dense", behind) == forward(block, "causal", behind)
+    assert forward(LIGHTNING, "dense", behind) == forward(LIGHTNING, "causal", behind)
+
+
+def test_of_passes_of_one_position_the_first_may_be_a_chunk():
+    first, *steps = (Pass(3, 1, cached=cached) for cached in range(4))
+    decoded = forward(DELTA, "dense", Pass(3, 4, chunk=1, inference="decode"))
+    totals = [sum(forward(DELTA, "dense", at).values()) for at in (first, *steps)]
+    assert sum(decoded.values()) == sum(totals)
+    assert totals[0] > totals[1] == totals[2]
 
 
 def network_total(network, level):
@@ -379,9 +395,10 @@ def test_arrays_never_wrap(block, level):
 
 
 def test_a_cache_in_an_array_is_told_from_none():
-    at = dataclasses.replace(AT, cached=np.array([0, 1, 5]))
+    single = dataclasses.replace(AT, length=1)
+    at = dataclasses.replace(single, cached=np.array([0, 1, 5]))
     expected = [
-        network_total(((dataclasses.replace(AT, cached=cached), (DELTA,)),), "dense")
+        network_total(((dataclasses.replace(single, cached=cached), (DELTA,)),), "dense")
         for cached in (0, 1, 5)
     ]
     assert list(network_total(((at, (DELTA,)),), "dense")) == expected

@@ -1,0 +1,370 @@
+"""Rooflines: the bytes that one pass moves at least, and what bounds its time.
+
+A pass reads every weight once, reads what is cached and writes what it adds, and reads and writes
+the operands of its products once. That is a lower bound: no kernel does with less, and most do with
+more, such as element-wise work that is not fused. So the seconds are a lower bound, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from flopcount import extras
+from flopcount.architectures import Architecture
+from flopcount.blocks import rows_of
+from flopcount.count import product_term
+from flopcount.devices import DEFAULT_DTYPE, Device, find_device
+from flopcount.inference import bits
+from flopcount.rows import Cached, Product, Tensor
+from flopcount.sizes import quoted, require_at_most, require_size
+from flopcount.tables import shown, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LARGEST_BATCH = 2**20
+KEPT = ("keys", "latents", "rotary keys")
+"""What attention caches, beside values."""
+
+
+def expected_experts(num_experts: int, experts_per_token: int, num_tokens: int) -> Fraction:
+    """Experts that a layer reads for some tokens, each routed uniformly and independently.
+
+    E·(1 - (1 - k/E)^t): a token leaves an expert out with probability 1 - k/E. Whatever the
+    routing, they are at least k and at most min(E, k·t).
+
+    Args:
+        num_experts: E.
+        experts_per_token: k, at most E.
+        num_tokens: t.
+
+    Raises:
+        TypeError: If an argument is no integer.
+        ValueError: If one is out of range.
+
+    Source: derived here.
+
+    >>> expected_experts(4, 2, 2)  # 4·(1 - 1/4)
+    Fraction(3, 1)
+    """
+    experts = require_size("num_experts", num_experts)
+    chosen = require_size("experts_per_token", experts_per_token)
+    require_at_most("experts_per_token", chosen, "num_experts", experts)
+    tokens = require_size("num_tokens", num_tokens)
+    missed: Fraction = (1 - Fraction(chosen, experts)) ** tokens
+    expected: Fraction = experts * (1 - missed)
+    return expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """What one term needs at least.
+
+    Attributes:
+        layer: The layer, all equal ones together.
+        term: The product; ``"attention"`` or ``"scan"`` for all that have no weight.
+        flops: FLOPs at level ``causal``.
+        weights: Bytes of weights.
+        cache: Bytes of the cache, read and written.
+        activations: Bytes of inputs and outputs.
+        peak: FLOP/s.
+        bandwidth: Bytes/s.
+    """
+
+    layer: str
+    term: str
+    flops: int
+    weights: float
+    cache: float
+    activations: float
+    peak: float
+    bandwidth: float
+
+    @property
+    def bytes(self) -> float:
+        """All of them."""
+        return self.weights + self.cache + self.activations
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The longer of computing and of moving bytes."""
+        return max(self.flops / self.peak, self.bytes / self.bandwidth)
+
+    @property
+    def bound_by(self) -> str:
+        """``"compute"`` or ``"bandwidth"``."""
+        compute = self.flops / self.peak >= self.bytes / self.bandwidth
+        return "compute" if compute else "bandwidth"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Roofline:
+    """What bounds the time of one pass on a device; all bytes and seconds are lower bounds.
+
+    Attributes:
+        model: The model.
+        device: The device.
+        options: What :func:`roofline` was given.
+        terms: What each needs.
+        weight_bytes: Of all weights, as they are stored.
+        cache_bytes: Of the cache behind the pass.
+    """
+
+    model: Any
+    device: Device
+    options: dict[str, Any]
+    terms: tuple[Bound, ...]
+    weight_bytes: float
+    cache_bytes: float
+
+    @functools.cached_property
+    def total(self) -> Bound:
+        """All terms together, as if computing and moving bytes overlapped across them."""
+        first = self.terms[0]
+        sums = {
+            name: sum(getattr(term, name) for term in self.terms)
+            for name in ("flops", "weights", "cache", "activations")
+        }
+        return Bound("", "total", **sums, peak=first.peak, bandwidth=first.bandwidth)
+
+    @property
+    def seconds(self) -> float:
+        """Of the terms one after the other."""
+        return sum(term.seconds for term in self.terms)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Positions of all sequences over :attr:`seconds`: an upper bound."""
+        tokens: int = self.options["batch_size"] * self.options["positions"]
+        return tokens / self.seconds
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether weights and cache fit the device's memory; None where that is not known."""
+        if self.device.memory is None:
+            return None
+        return self.weight_bytes + self.cache_bytes <= self.device.memory.size_bytes
+
+    @functools.cached_property
+    def turns_at(self) -> int | None:
+        """The least batch at which computing takes longer than moving bytes, all terms together.
+
+        None if none up to 2^20 does: every sequence brings a cache of its own to read.
+        """
+
+        def computes(batch: int) -> bool:
+            at = roofline(self.model, self.device, **self.options | {"batch_size": batch})
+            return at.total.bound_by == "compute"
+
+        # FLOPs grow as the batch, bytes no faster, so it turns once.
+        if not computes(LARGEST_BATCH):
+            return None
+        low, high = 0, LARGEST_BATCH
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if computes(middle) else (middle, high)
+        return high
+
+    def to_dict(self) -> dict[str, Any]:
+        """The roofline as plain data."""
+        return {
+            "device": self.device.name,
+            **self.options,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "turns_at": self.turns_at,
+            "weight_bytes": self.weight_bytes,
+            "cache_bytes": self.cache_bytes,
+            "fits": self.fits,
+            "terms": [
+                dataclasses.asdict(term)
+                | {"intensity": term.intensity, "seconds": term.seconds, "bound": term.bound_by}
+                for term in self.terms
+            ],
+        }
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the roofline with the terms on it (extra ``plot``).
+
+        Args:
+            path: The file; its suffix says the format.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        figure = extras.load("matplotlib.figure", "plot").Figure(layout="constrained")
+        axes = figure.subplots()
+        peak, bandwidth = self.total.peak, self.total.bandwidth
+        ridge = peak / bandwidth
+        terms = [term for term in (*self.terms, self.total) if term.flops]
+        intensities = [term.intensity for term in terms] + [ridge]
+        low, high = min(intensities) / 3, max(intensities) * 3
+        axes.plot([low, ridge, high], [low * bandwidth, peak, peak], color="black")
+        for term in terms:
+            rate = min(peak, term.intensity * bandwidth)
+            axes.plot(term.intensity, rate, "o", label=f"{term.layer} {term.term}".strip())
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="FLOPs per byte, at most",
+            ylabel="FLOP/s, at most",
+            title=f"{self.model.title} on {self.device.name}",
+        )
+        axes.legend(fontsize="small")
+        figure.savefig(path)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                term.layer, term.term, term.flops, round(term.bytes), round(term.intensity, 2),
+                term.bound_by, f"{1e6 * term.seconds:.4g}",
+            ]
+            for term in self.terms
+        ]  # fmt: skip
+        asked = ", ".join(f"{name} = {value}" for name, value in self.options.items() if value)
+        turns = "at no batch" if self.turns_at is None else f"at a batch of {shown(self.turns_at)}"
+        stored = f"{shown(round(self.weight_bytes))} bytes of weights"
+        notes = [
+            f"one pass: at most {self.tokens_per_second:,.4g} tokens per second; computing binds "
+            f"all terms together {turns}",
+            f"{stored}, {shown(round(self.cache_bytes))} of cache"
+            + {None: "", True: ": they fit the memory", False: ": MORE than the memory"}[self.fits],
+        ]
+        total = self.total
+        return table(
+            ["layer", "term", "FLOPs", "bytes, at least", "FLOPs per byte", "bound by", "µs"],
+            rows,
+            title=f"Roofline of {self.model.title} on {self.device.name}: {asked}",
+            footer=[
+                "total", None, total.flops, round(total.bytes), round(total.intensity, 2),
+                total.bound_by, f"{1e6 * self.seconds:.4g}",
+            ],
+            note="\n".join(notes),
+            keys=2,
+        )  # fmt: skip
+
+
+def roofline(
+    model: Any,
+    device: str | Device,
+    *,
+    cached: int = 0,
+    positions: int = 1,
+    batch_size: int = 1,
+    dtype: str = DEFAULT_DTYPE,
+    weights: str = DEFAULT_DTYPE,
+    cache: str = DEFAULT_DTYPE,
+    mla: str | None = None,
+) -> Roofline:
+    """What bounds the time of one pass of inference, term by term.
+
+    Args:
+        model: What is counted, of ints.
+        device: A name that ``flopcount devices`` lists, or a :class:`~flopcount.Device` with its
+            bandwidth.
+        cached: Positions before those that are read.
+        positions: Positions read of each sequence: 1 is a step of decoding, more a prompt.
+        batch_size: B, sequences.
+        dtype: Of computing and of activations.
+        weights: Of weights as they are stored: a key of :data:`flopcount.inference.BITS`.
+        cache: Of the cache, likewise.
+        mla: As for :meth:`prefill`.
+
+    Returns:
+        A :class:`Roofline`. Of experts, as many are read as uniform routing leads one to expect:
+        :func:`expected_experts`.
+
+    Raises:
+        TypeError: If an argument has the wrong type, or is an array or a symbol.
+        ValueError: If the device or its bandwidth is not known, or as of :meth:`prefill`.
+
+    Source: Williams et al. 2009, Roofline: an insightful visual performance model.
+
+    >>> import flopcount as fc
+    >>> llama = fc.Llama(vocab_size=128256, seq_len=8192, num_channels=4096, num_layers=32,
+    ...                  num_heads=32, num_key_value_heads=8, intermediate_size=14336)
+    >>> step = fc.roofline(llama, "h100", cached=1000, batch_size=16)
+    >>> step.total.bound_by, step.turns_at, round(step.tokens_per_second)
+    ('bandwidth', None, 3115)
+    >>> fc.roofline(llama, "h100", cached=100).turns_at
+    474
+
+    """
+    if not isinstance(model, Architecture):
+        raise TypeError(f"model = {quoted(model)}: expected a model that flopcount counts")
+    found = find_device(device)
+    peak = found.peak(dtype).flops_per_second
+    if found.bandwidth is None:
+        raise ValueError(
+            f"device = {found.name!r} without bandwidth: expected a flopcount.Device with one, "
+            "such as dataclasses.replace(device, bandwidth=flopcount.Bandwidth(…, 'measured'))"
+        )
+    given = dict(cached=cached, positions=positions, batch_size=batch_size)
+    for name, value in given.items():
+        if type(require_size(name, value, minimum=int(name != "cached"))) is not int:
+            raise TypeError(f"{name} = {quoted(value)}: expected one integer")
+    widths = {name: bits(name, value) / 8 for name, value in
+              dict(dtype=dtype, weights=weights, cache=cache).items()}  # fmt: skip
+    inference = "decode" if positions == 1 and cached else "prefill"
+    at = model._pass_behind(inference, positions, batch_size, cached, mla, None)
+    rows = list(rows_of(model.network(at.at(logits=1))))
+    tensors = {(row.layer, row.name): row for row in rows if isinstance(row, Tensor)}
+    terms: dict[tuple[str, str], dict[str, float]] = {}
+
+    def add(layer: str, term: str, **more: float) -> None:
+        sums = terms.setdefault(
+            (layer, term), dict.fromkeys(("flops", "weights", "cache", "activations"), 0)
+        )
+        for name, value in more.items():
+            sums[name] += value
+
+    def mixing(name: str) -> str:
+        """The term of what has no weight: attention, that to another stack, or a scan."""
+        if name.startswith("cross "):
+            return "cross attention"
+        return "attention" if name in ("scores", "values", *KEPT) else "scan"
+
+    for row in rows:
+        if isinstance(row, Cached):
+            # What was there is read, what is new is written: together what there is then.
+            add(row.layer, mixing(row.name), cache=row.elements * widths["cache"])
+        elif isinstance(row, Product) and row.times and row.M:
+            flops = product_term(row, "causal", None, False, None).forward
+            if row.weight is None:
+                # Queries in and what the heads give out; keys and values are the cache's.
+                side = row.times * row.M * row.K if row.term.endswith(("scores", "values")) else 0
+                add(row.layer, mixing(row.term), flops=flops,
+                    activations=side * widths["dtype"])  # fmt: skip
+                continue
+            tensor = tensors[row.weight]
+            read = float(row.times // batch_size * row.N * row.K)
+            if tensor.used is not None:
+                experts, chosen = tensor.factors[0], tensor.used[0]
+                read *= experts * (1 - (1 - chosen / experts) ** (batch_size * positions))
+            moved = row.times * row.M * (row.K + row.N)
+            add(row.layer, row.term, flops=flops, weights=read * widths["weights"],
+                activations=moved * widths["dtype"])  # fmt: skip
+    bounds = tuple(
+        Bound(layer, term, **sums, peak=peak, bandwidth=found.bandwidth.bytes_per_second)  # type: ignore[arg-type]
+        for (layer, term), sums in terms.items()
+    )
+    kept = model.cache(cached + positions, batch_size=batch_size, mla=mla).elements
+    return Roofline(
+        model,
+        found,
+        given | dict(dtype=dtype, weights=weights, cache=cache, mla=mla),
+        bounds,
+        model.params().total * widths["weights"],
+        kept * widths["cache"],
+    )

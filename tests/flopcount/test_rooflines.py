@@ -1,0 +1,180 @@
+"""Rooflines by hand: bytes of every term, what binds, where it turns, and expected experts."""
+
+import dataclasses
+import itertools
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+import flopcount as fc
+from flopcount.cli import main
+from flopcount.mixture_lm import MixtureLM
+
+DEVICE = fc.Device(
+    "mine",
+    {"bf16": fc.Peak(1000.0, "stated here"), "fp8": fc.Peak(2000.0, "stated here")},
+    fc.Bandwidth(100.0, "stated here"),
+    fc.Memory(5000, "stated here"),
+)
+LLAMA = fc.Llama(
+    vocab_size=11, seq_len=1, num_channels=8, num_layers=2, num_heads=2, num_key_value_heads=1,
+    head_dim=6, intermediate_size=10,
+)  # fmt: skip
+EXPERTS = MixtureLM(vocab_size=11, num_channels=8, num_layers=2, num_heads=2, intermediate_size=10,
+                    num_experts=4, experts_per_token=2, expert_size=3)  # fmt: skip
+
+
+def terms(found):
+    return {term.term: term for term in found.terms}
+
+
+def test_bytes_by_hand():
+    found = fc.roofline(
+        LLAMA, DEVICE, cached=4, batch_size=3, weights="int8", cache="fp32", dtype="bf16"
+    )
+    of = terms(found)
+    # Two layers of 8·12 weights, a byte each; three positions of 8 channels in and 12 out.
+    assert of["query"].weights == 2 * 8 * 12
+    assert of["query"].activations == 2 * 2 * 3 * (8 + 12)
+    assert of["query"].flops == 2 * 2 * 3 * 8 * 12
+    # Keys and values of six channels of five positions, four read and one written, four bytes
+    # each; queries and what two heads of six channels give.
+    assert of["attention"].cache == 4 * 2 * 3 * 2 * 5 * 6
+    assert of["attention"].activations == 2 * 2 * 3 * 2 * 12
+    assert of["attention"].flops == 2 * 2 * 3 * 2 * 2 * 6 * 5
+    assert of["attention"].weights == of["query"].cache == 0
+    assert of["logits"].weights == 8 * 11
+    assert set(of) == {
+        "query", "key", "value", "attention", "out", "mlp gate", "mlp up", "mlp down", "logits"
+    }  # fmt: skip
+    assert found.total.flops == LLAMA.decode(1, cached=4, batch_size=3).total
+    assert found.total.bytes == sum(term.bytes for term in found.terms)
+    assert found.weight_bytes == LLAMA.params().total
+    assert found.cache_bytes == LLAMA.cache(5, batch_size=3).bytes("fp32")
+
+
+def test_what_binds_and_how_long():
+    query = terms(fc.roofline(LLAMA, DEVICE, cached=4, batch_size=3))["query"]
+    moved = 2 * (2 * 8 * 12) + 2 * 2 * 3 * (8 + 12)
+    assert query.bytes == moved
+    assert query.intensity == 1152 / moved
+    # 1.152 s of computing, 6.24 s of moving bytes.
+    assert (query.bound_by, query.seconds) == ("bandwidth", moved / 100)
+    quick = dataclasses.replace(query, bandwidth=1e9)
+    assert (quick.bound_by, quick.seconds) == ("compute", 1152 / 1000)
+    found = fc.roofline(LLAMA, DEVICE, cached=4, batch_size=3)
+    assert found.seconds == pytest.approx(sum(term.seconds for term in found.terms))
+    assert found.tokens_per_second == pytest.approx(3 / found.seconds)
+    assert fc.roofline(LLAMA, DEVICE, dtype="fp8").total.peak == 2000
+
+
+def test_a_prompt_has_logits_of_its_last_position_alone():
+    found = fc.roofline(LLAMA, DEVICE, positions=7, batch_size=2)
+    assert found.total.flops == LLAMA.prefill(7, batch_size=2).total
+    assert terms(found)["attention"].cache == 2 * 2 * 2 * 2 * 7 * 6
+    assert found.tokens_per_second == pytest.approx(2 * 7 / found.seconds)
+
+
+def test_where_it_turns():
+    slow = dataclasses.replace(DEVICE, bandwidth=fc.Bandwidth(400.0, "stated here"))
+    turns = fc.roofline(LLAMA, slow).turns_at
+    bound = {n: fc.roofline(LLAMA, slow, batch_size=n).total.bound_by for n in (turns - 1, turns)}
+    assert bound == {turns - 1: "bandwidth", turns: "compute"}
+    # At ten FLOPs per byte a cache of keys shared by two heads never computes longer.
+    long = fc.roofline(LLAMA, DEVICE, cached=10**6)
+    assert long.turns_at is None
+    assert "at no batch" in str(long)
+
+
+def test_experts_that_are_read():
+    # Every way in which three tokens choose two of four experts.
+    choices = list(itertools.combinations(range(4), 2))
+    touched = [len(set().union(*chosen)) for chosen in itertools.product(choices, repeat=3)]
+    assert fc.expected_experts(4, 2, 3) == Fraction(sum(touched), len(touched))
+    assert (min(touched), max(touched)) == (2, 4)
+    of = terms(fc.roofline(EXPERTS, DEVICE, cached=4, batch_size=3))
+    read = 2 * float(fc.expected_experts(4, 2, 3)) * 8 * 3
+    assert of["expert gate"].weights == pytest.approx(2 * read)
+    # Two of each token's: three times two positions of 8 channels in and 3 out, in two layers.
+    assert of["expert gate"].activations == 2 * 2 * 6 * (8 + 3)
+    assert of["router"].weights == 2 * 2 * 8 * 4
+
+
+@pytest.mark.parametrize("mla", ["latent", "absorbed"])
+def test_latents_are_read_once(mla):
+    model = fc.from_hf({"model_type": "deepseek_v3"})
+    found = fc.roofline(model, "h200", cached=99, mla=mla)
+    kept = sum(term.cache for term in found.terms if term.term == "attention")
+    assert kept == 2 * 61 * 100 * (512 + 64)
+    up = sum(
+        term.weights for term in found.terms
+        if term.term in ("key-value up", "query absorbed", "value up")
+    )  # fmt: skip
+    assert up == 2 * 61 * 512 * 128 * (128 + 128)
+    assert found.total.flops == model.decode(1, cached=99, mla=mla).total
+
+
+def test_memory():
+    # 2·900 bytes of weights or so, and a cache that grows.
+    assert fc.roofline(LLAMA, DEVICE).fits
+    big = fc.roofline(LLAMA, DEVICE, cached=99)
+    assert not big.fits
+    assert "MORE than the memory" in str(big)
+    unknown = dataclasses.replace(DEVICE, memory=None)
+    assert fc.roofline(LLAMA, unknown).fits is None
+
+
+def test_states_of_scans_and_other_stacks_have_terms():
+    mamba = fc.from_hf(dict(model_type="mamba2", hidden_size=8, num_heads=4, head_dim=4,
+                            state_size=3, n_groups=1, num_hidden_layers=2,
+                            vocab_size=9))  # fmt: skip
+    of = terms(fc.roofline(mamba, DEVICE, cached=5))
+    assert of["scan"].cache == 2 * mamba.cache(6).elements
+    t5 = fc.from_hf(dict(model_type="t5", vocab_size=9, d_model=8, num_layers=2, num_heads=2,
+                         d_kv=4, d_ff=6), 7)  # fmt: skip
+    of = terms(fc.roofline(t5, DEVICE, cached=5))
+    assert of["cross attention"].cache == 2 * 2 * 7 * 2 * 8
+    assert of["attention"].cache == 2 * 2 * 6 * 2 * 8
+
+
+def test_printed_and_plotted(capsys, tmp_path):
+    words = ["roofline", "llama", "--vocab-size", "11", "--seq-len", "1", "--num-channels", "8",
+             "--num-layers", "2", "--num-heads", "2", "--intermediate-size", "10"]  # fmt: skip
+    asked = ["--device", "h100", "--cached", "9", "--batch-size", "4"]
+    assert main([*words, *asked, "--plot", str(tmp_path / "roofline.svg")]) == 0
+    out = capsys.readouterr().out
+    assert "Roofline of Llama on h100: cached = 9, positions = 1, batch_size = 4" in out
+    drawn = (tmp_path / "roofline.svg").read_text(encoding="utf-8")
+    assert drawn.count("<use") >= 10
+    assert main([*words, *asked, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["batch_size"] == 4
+    assert math.isclose(printed["tokens_per_second"] * printed["seconds"], 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fc.roofline(LLAMA, "rtx-4090"), "device = 'rtx-4090' without bandwidth"),
+        (lambda: fc.roofline(LLAMA, "h100", weights="int3"), "weights = 'int3': expected one of"),
+        (lambda: fc.roofline(LLAMA, "h100", cached=-1), "cached = -1: expected an integer >= 0"),
+        (lambda: fc.roofline(LLAMA, "h100", positions=0), "positions = 0: expected an integer"),
+        (lambda: fc.roofline(LLAMA, "h100", mla="latent"), "mla = 'latent' of a Llama"),
+        (lambda: fc.expected_experts(4, 5, 1), "experts_per_token = 5: expected at most"),
+        (lambda: fc.expected_experts(4, 2, 0), "num_tokens = 0: expected an integer >= 1"),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("wrong", [np.array([1, 2]), 2.0, None])
+def test_what_has_the_wrong_type(wrong):
+    with pytest.raises(TypeError, match="batch_size = "):
+        fc.roofline(LLAMA, "h100", batch_size=wrong)
+    with pytest.raises(TypeError, match="model = "):
+        fc.roofline(wrong, "h100")

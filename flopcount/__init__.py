@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bandwidth",
     "Decoder",
     "Device",
     "Llama",
+    "Memory",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -49,9 +51,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Bandwidth": "devices",
     "Decoder": "architectures",
     "Device": "devices",
     "Llama": "architectures",
+    "Memory": "devices",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",

@@ -559,7 +559,7 @@ def _conditions(where: tuple[str, ...]) -> dict[str, str]:
 
 
 def devices(json: bool = False) -> None:
-    """List the known devices: peak dense FLOP/s by dtype, with the source.
+    """List the known devices: peak dense FLOP/s by dtype, memory and its bandwidth, with sources.
 
     Args:
         json: Print JSON.
@@ -570,17 +570,27 @@ def devices(json: bool = False) -> None:
         print(to_json({name: dataclasses.asdict(device) for name, device in DEVICES.items()}))
         return
     rows = [
-        [name, *(_teraflops(device.peaks.get(dtype)) for dtype in DTYPES)]
+        [
+            name,
+            *(_teraflops(device.peaks.get(dtype)) for dtype in DTYPES),
+            "" if device.bandwidth is None else f"{device.bandwidth.bytes_per_second / 1e12:g}",
+            "" if device.memory is None else f"{device.memory.size_bytes / 1e9:.4g}",
+        ]
         for name, device in DEVICES.items()
     ]
     sources = [
         f"{name}: {reference}"
         for name, device in DEVICES.items()
-        for reference in dict.fromkeys(peak.reference for peak in device.peaks.values())
+        for stated in [(*device.peaks.values(), device.bandwidth, device.memory)]
+        for reference in dict.fromkeys(entry.reference for entry in stated if entry is not None)
     ]
-    note = "\n".join([*sources, f"for another, in Python: {ADDING}"])
-    title = "Peak TFLOP/s of one device, without sparsity"
-    print(table(["device", *DTYPES], rows, title=title, note=note))
+    unread = "empty: no document that states it was read, or the device comes in several sizes"
+    note = "\n".join([unread, *sources, f"for another, in Python: {ADDING}"])
+    title = (
+        "Peak TFLOP/s of one device, without sparsity; TB/s to its memory, and its memory in GB "
+        "(10^9 bytes)"
+    )
+    print(table(["device", *DTYPES, "TB/s", "GB"], rows, title=title, note=note))
 
 
 def _teraflops(peak: Peak | None) -> str:

@@ -1,4 +1,4 @@
-"""Peak rates of accelerators, each with the document that states it."""
+"""Peak rates and memories of accelerators, each with the document that states it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flopcount.sizes import is_array, quoted, require_positive_number
+from flopcount.sizes import is_array, quoted, require_positive_number, require_size
 
 DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
 DEFAULT_DTYPE = "bf16"
+GB, GIB = 10**9, 2**30
 ROUNDING = 1e-12
 """A share of a peak above 1 by less is 1: the time that it was computed from was rounded."""
 
@@ -37,26 +38,90 @@ class Peak:
     def __post_init__(self) -> None:
         rate = require_positive_number("flops_per_second", self.flops_per_second)
         object.__setattr__(self, "flops_per_second", rate)
-        if not isinstance(self.reference, str) or not self.reference.strip():
-            raise ValueError("reference is empty: expected the document that states the peak")
+        _require_reference(self.reference, "peak")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bandwidth:
+    """The rate between a device and its own memory: none without the document that states it.
+
+    Attributes:
+        bytes_per_second: Bytes/s, a byte being 8 bits.
+        reference: The vendor's document.
+
+    Raises:
+        TypeError: If the rate is not a number.
+        ValueError: If the rate is not positive or the reference is empty.
+
+    >>> Bandwidth(3.35e12, "NVIDIA AIConfigurator").bytes_per_second
+    3350000000000.0
+
+    """
+
+    bytes_per_second: float
+    reference: str
+
+    def __post_init__(self) -> None:
+        rate = require_positive_number("bytes_per_second", self.bytes_per_second)
+        object.__setattr__(self, "bytes_per_second", rate)
+        _require_reference(self.reference, "bandwidth")
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The size of a device's own memory: none without the document that states it.
+
+    Attributes:
+        size_bytes: Bytes; a document's GB are 10^9 and its GiB 2^30.
+        reference: The vendor's document.
+
+    Raises:
+        TypeError: If the size is not an integer.
+        ValueError: If the size is not positive or the reference is empty.
+
+    >>> Memory(192 * 2**30, "AMD ROCm documentation, GPU hardware specifications").size_bytes
+    206158430208
+
+    """
+
+    size_bytes: int
+    reference: str
+
+    def __post_init__(self) -> None:
+        size = require_size("size_bytes", self.size_bytes)
+        if type(size) is not int:
+            raise TypeError(f"size_bytes = {quoted(self.size_bytes)}: expected one integer")
+        object.__setattr__(self, "size_bytes", size)
+        _require_reference(self.reference, "size")
+
+
+def _require_reference(reference: object, what: str) -> None:
+    if not isinstance(reference, str) or not reference.strip():
+        raise ValueError(f"reference is empty: expected the document that states the {what}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """An accelerator and its peak rates.
+    """An accelerator, its peak rates and its memory.
 
     Attributes:
         name: As users write it, lower case.
         peaks: Peak rate by dtype, one of :data:`DTYPES`.
+        bandwidth: Of its own memory; None where no document was read that states it.
+        memory: Its size; None where no document was read that states it, or it comes in several.
 
     >>> mine = Device("mine", {"bf16": Peak(1e14, "measured, 8192³ matmul")})
     >>> mine.peak("bf16").flops_per_second
     100000000000000.0
+    >>> mine.bandwidth is None
+    True
 
     """
 
     name: str
     peaks: Mapping[str, Peak]
+    bandwidth: Bandwidth | None = None
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -68,6 +133,12 @@ class Device:
                 f"peaks = {quoted(self.peaks)}: expected a mapping from dtypes "
                 f"({', '.join(DTYPES)}) to Peak"
             )
+        for name, kind in (("bandwidth", Bandwidth), ("memory", Memory)):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, kind):
+                raise TypeError(
+                    f"{name} = {quoted(given)}: expected a flopcount.{kind.__name__}, or None"
+                )
 
     def peak(self, dtype: str) -> Peak:
         """The peak for ``dtype``.
@@ -83,19 +154,48 @@ class Device:
         return self.peaks[dtype]
 
 
-def _device(name: str, reference: str, **tflops: float) -> Device:
+def _device(
+    name: str,
+    reference: str,
+    bandwidth: Bandwidth | None = None,
+    memory: Memory | None = None,
+    **tflops: float,
+) -> Device:
     peaks = {dtype: Peak(rate * 1e12, reference) for dtype, rate in tflops.items()}
-    return Device(name, peaks)
+    return Device(name, peaks, bandwidth, memory)
 
 
-_H100_SXM = dict(fp64=66.9, fp32=66.9, tf32=494.7, bf16=989.4, fp16=989.4, fp8=1978.9)
-_HOPPER_NVL = dict(fp64=60.0, fp32=60.0, tf32=417.5, bf16=835.5, fp16=835.5, fp8=1670.5)
+_H100_SXM: dict[str, Any] = dict(
+    fp64=66.9, fp32=66.9, tf32=494.7, bf16=989.4, fp16=989.4, fp8=1978.9
+)
+_HOPPER_NVL: dict[str, Any] = dict(
+    fp64=60.0, fp32=60.0, tf32=417.5, bf16=835.5, fp16=835.5, fp8=1670.5
+)
 _UNITS = "dense; fp64 on tensor cores, fp32 beside them"
 _HALVED = f"halved where it states sparsity; {_UNITS}"
 _HOPPER = "NVIDIA H100 Tensor Core GPU Architecture whitepaper V1.04, Table 2"
 _BLACKWELL = "NVIDIA Blackwell datasheet, individual Blackwell GPU specifications, {}, " + _HALVED
 _GEFORCE = "{}; dense, fp32 accumulation; fp32 beside tensor cores"
 _GOOGLE = "Google Cloud TPU documentation, system architecture of {}: peak compute per chip, dense"
+_TPU_TABLE = "Google Cloud documentation, TPU architecture specifications: HBM {} per chip"
+_TPU_V4 = (
+    "Google Cloud TPU documentation, system architecture of TPU v4: HBM2 capacity and bandwidth"
+)
+_TPU_V5E = (
+    "Google Cloud TPU documentation, system architecture of TPU v5e: HBM2 capacity and bandwidth "
+    "per chip, 16 GB, 819 GBps (later versions of the page print 800 GiBps)"
+)
+_SYSTEMS = "NVIDIA AIConfigurator, src/aiconfigurator/systems/{} in {}"
+_B200, _H100 = (
+    _SYSTEMS.format(f"{name}.yaml", "tianhaox/aiconfigurator at fb73bd5")
+    for name in ("b200_sxm", "h100_sxm")
+)
+_L40S = _SYSTEMS.format("l40s.yaml", "ai-dynamo/aiconfigurator at ee962fc")
+_NIM = "NVIDIA NIM for large language models 1.6.0, supported models: GPUs and their memory"
+_H200_LAUNCH = (
+    "NVIDIA TensorRT-LLM documentation, blogs/H200launch.md at 1555478: latest HBM memory"
+)
+_MI300_MEMORY = "AMD ROCm documentation, GPU hardware specifications: VRAM of the {}"
 
 DEVICES: dict[str, Device] = {
     device.name: device
@@ -121,6 +221,8 @@ DEVICES: dict[str, Device] = {
         _device(
             "b200",
             _BLACKWELL.format("HGX B200 (1000 W)"),
+            Bandwidth(8e12, _B200),
+            Memory(180 * GIB, _B200),
             fp64=37.0,
             fp32=75.0,
             tf32=1100.0,
@@ -128,7 +230,13 @@ DEVICES: dict[str, Device] = {
             fp16=2250.0,
             fp8=4500.0,
         ),
-        _device("h100", f"{_HOPPER}, SXM5; {_UNITS}", **_H100_SXM),
+        _device(
+            "h100",
+            f"{_HOPPER}, SXM5; {_UNITS}",
+            Bandwidth(3.35e12, _H100),
+            Memory(80 * GIB, _H100),
+            **_H100_SXM,
+        ),
         _device("h100-nvl", f"NVIDIA H100 datasheet, H100 NVL, {_HALVED}", **_HOPPER_NVL),
         _device(
             "h100-pcie",
@@ -144,9 +252,16 @@ DEVICES: dict[str, Device] = {
             "h200",
             "NVIDIA H200 datasheet, SXM: the compute rates of H100 SXM; digits from "
             f"{_HOPPER}; {_UNITS}",
+            Bandwidth(4.8e12, _H200_LAUNCH),
+            Memory(141 * GB, _H200_LAUNCH),
             **_H100_SXM,
         ),
-        _device("h200-nvl", f"NVIDIA H200 datasheet, H200 NVL, {_HALVED}", **_HOPPER_NVL),
+        _device(
+            "h200-nvl",
+            f"NVIDIA H200 datasheet, H200 NVL, {_HALVED}",
+            memory=Memory(141 * GB, _NIM),
+            **_HOPPER_NVL,
+        ),
         _device(
             "a100",
             f"NVIDIA A100 Tensor Core GPU Architecture whitepaper V1.0, Table 1; {_UNITS}",
@@ -183,6 +298,8 @@ DEVICES: dict[str, Device] = {
         _device(
             "l40s",
             "NVIDIA L40S datasheet, the figures without sparsity; fp32 beside tensor cores",
+            Bandwidth(864e9, _L40S),
+            Memory(48 * GB, _NIM),
             fp32=91.6,
             tf32=183.0,
             bf16=362.05,
@@ -192,6 +309,7 @@ DEVICES: dict[str, Device] = {
         _device(
             "rtx-4090",
             _GEFORCE.format("NVIDIA Ada GPU Architecture whitepaper V2.02, Appendix A"),
+            memory=Memory(24 * GB, _NIM),
             fp32=82.6,
             tf32=82.6,
             bf16=165.2,
@@ -201,6 +319,7 @@ DEVICES: dict[str, Device] = {
         _device(
             "rtx-5090",
             _GEFORCE.format("NVIDIA RTX Blackwell GPU Architecture whitepaper V1.1, Table 3"),
+            memory=Memory(32 * GB, _NIM),
             bf16=209.5,
             fp8=419.0,
         ),
@@ -208,6 +327,12 @@ DEVICES: dict[str, Device] = {
             "mi300x",
             "AMD ROCm documentation, AMD Instinct MI300 series microarchitecture: peak-performance "
             "capabilities of the MI300X; dense; fp64 and fp32 on matrix cores",
+            Bandwidth(
+                5.3e12,
+                "AMD ROCm documentation, AMD Instinct MI300 series microarchitecture: theoretical "
+                "aggregated peak memory bandwidth",
+            ),
+            Memory(192 * GIB, _MI300_MEMORY.format("MI300X")),
             fp64=163.4,
             fp32=163.4,
             tf32=653.7,
@@ -218,15 +343,47 @@ DEVICES: dict[str, Device] = {
         _device(
             "mi325x",
             "AMD Instinct MI325X product page, footnote MI325-002: peak theoretical rates, dense",
+            memory=Memory(256 * GIB, _MI300_MEMORY.format("MI325X")),
             bf16=1307.4,
             fp16=1307.4,
             fp8=2614.9,
         ),
-        _device("tpu-v4", _GOOGLE.format("TPU v4"), bf16=275.0),
-        _device("tpu-v5e", _GOOGLE.format("TPU v5e"), bf16=197.0),
-        _device("tpu-v5p", _GOOGLE.format("TPU v5p"), bf16=459.0),
-        _device("tpu-v6e", _GOOGLE.format("TPU v6e"), bf16=918.0),
-        _device("tpu-v7", _GOOGLE.format("TPU7x (Ironwood)"), bf16=2307.0, fp8=4614.0),
+        _device(
+            "tpu-v4",
+            _GOOGLE.format("TPU v4"),
+            Bandwidth(1200e9, _TPU_V4),
+            Memory(32 * GIB, _TPU_V4),
+            bf16=275.0,
+        ),
+        _device(
+            "tpu-v5e",
+            _GOOGLE.format("TPU v5e"),
+            Bandwidth(819e9, _TPU_V5E),
+            Memory(16 * GB, _TPU_V5E),
+            bf16=197.0,
+        ),
+        _device(
+            "tpu-v5p",
+            _GOOGLE.format("TPU v5p"),
+            Bandwidth(2765e9, _TPU_TABLE.format("bandwidth")),
+            Memory(95 * GIB, _TPU_TABLE.format("capacity")),
+            bf16=459.0,
+        ),
+        _device(
+            "tpu-v6e",
+            _GOOGLE.format("TPU v6e"),
+            Bandwidth(1638e9, _TPU_TABLE.format("bandwidth")),
+            Memory(32 * GIB, _TPU_TABLE.format("capacity")),
+            bf16=918.0,
+        ),
+        _device(
+            "tpu-v7",
+            _GOOGLE.format("TPU7x (Ironwood)"),
+            Bandwidth(7380e9, _TPU_TABLE.format("bandwidth")),
+            Memory(192 * GIB, _TPU_TABLE.format("capacity")),
+            bf16=2307.0,
+            fp8=4614.0,
+        ),
     )
 }
 """Peak dense FLOP/s; a multiply-add is 2, and no peak assumes structured sparsity."""

@@ -428,7 +428,14 @@ class Boundaries:
     def describe_devices(self) -> None:
         """Devices and peaks of one's own."""
         peak = fc.Peak(self.any_of(1e12, 5), self.any_of("a datasheet"))
-        fc.Device(self.any_of("own"), self.any_of({"bf16": peak}, {"int3": peak}, {}))
+        bandwidth = fc.Bandwidth(self.any_of(3e12, 5), self.any_of("a datasheet"))
+        memory = fc.Memory(self.any_of(80 * 10**9, 1), self.any_of("a datasheet"))
+        fc.Device(
+            self.any_of("own"),
+            self.any_of({"bf16": peak}, {"int3": peak}, {}),
+            bandwidth=self.any_of(None, bandwidth),
+            memory=self.any_of(None, memory),
+        )
 
     def compare_and_explain(self) -> None:
         """Comparisons and explanations."""

@@ -309,8 +309,16 @@ def test_devices(capsys):
     out = capsys.readouterr().out
     assert "989.4" in out
     assert "Device(name" in out
+    assert "3.35" in out
+    assert "85.9" in out  # 80·2^30 bytes
+    assert "empty: no document" in out
     assert main(["devices", "--json"]) == 0
-    peaks = json.loads(capsys.readouterr().out)["h200"]["peaks"]
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["h200"]["bandwidth"]["bytes_per_second"] == 4.8e12
+    assert listed["h200"]["memory"]["size_bytes"] == 141 * 10**9
+    assert "TensorRT-LLM" in listed["h200"]["memory"]["reference"]
+    assert listed["a100"]["bandwidth"] is None  # 40 and 80 GB, each with a rate of its own
+    peaks = listed["h200"]["peaks"]
     assert peaks["bf16"]["flops_per_second"] == 989.4e12
     assert "datasheet" in peaks["bf16"]["reference"]
 

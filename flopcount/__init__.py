@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from flopcount.architectures import Decoder, Llama, PerceiverAR
+    from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
     from flopcount.devices import Device, Peak
     from flopcount.executed import Tiling
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
         read_curves,
         read_runs,
     )
+    from flopcount.hf import from_hf
     from flopcount.planning import isoflop_runs, plan
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Bandwidth",
+    "CausalLM",
     "Decoder",
     "Device",
     "Llama",
@@ -44,6 +47,7 @@ __all__ = [
     "fit_optima",
     "fit_surface",
     "fit_training_curves",
+    "from_hf",
     "isoflop_runs",
     "plan",
     "read_curves",
@@ -52,6 +56,7 @@ __all__ = [
 
 _HOMES = {
     "Bandwidth": "devices",
+    "CausalLM": "causal_lm",
     "Decoder": "architectures",
     "Device": "devices",
     "Llama": "architectures",
@@ -65,6 +70,7 @@ _HOMES = {
     "fit_optima": "fitting",
     "fit_surface": "fitting",
     "fit_training_curves": "fitting",
+    "from_hf": "hf",
     "isoflop_runs": "planning",
     "plan": "planning",
     "read_curves": "fitting",

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -91,6 +91,59 @@ class Flag:
     require = staticmethod(require_flag)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A field that is one of some words.
+
+    Attributes:
+        words: Which.
+    """
+
+    words: tuple[str, ...]
+
+    def require(self, name: str, value: object) -> str:
+        """The value, if it is one of the words."""
+        return require_choice(name, value, self.words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """A field that gives each layer a word: layer i has word i modulo their number.
+
+    Attributes:
+        words: Which there are.
+    """
+
+    words: tuple[str, ...]
+
+    def require(self, name: str, value: object) -> tuple[str, ...]:
+        """The words of the shortest period."""
+        if not isinstance(value, tuple) or not value:
+            raise TypeError(
+                f"{name} = {quoted(value)}: expected a tuple of words, of "
+                f"{', '.join(map(repr, self.words))}, which layers take in turn"
+            )
+        for index, word in enumerate(value):
+            require_choice(f"{name}[{index}]", word, self.words)
+        return shortest_period(value)
+
+
+def shortest_period(words: Sequence[str]) -> tuple[str, ...]:
+    """The fewest words that, repeated, begin with these.
+
+    >>> shortest_period("aab" "aab" "aa")
+    ('a', 'a', 'b')
+    """
+    listed, period = tuple(words), 1
+    while any(word != listed[index % period] for index, word in enumerate(listed)):
+        period += 1
+    return listed[:period]
+
+
+class Note:
+    """A field that describes where the others are from, and changes no count."""
+
+
 Vocabulary = Annotated[Size, Dimension("V", "vocabulary")]
 Channels = Annotated[Size, Dimension("d", "channels")]
 NumLayers = Annotated[Size, Dimension("L", "layers")]
@@ -106,6 +159,11 @@ class Architecture(abc.ABC):
     def length(self) -> Size:
         """n, the positions that predict."""
 
+    @property
+    def title(self) -> str:
+        """What tables call the model."""
+        return type(self).__name__
+
     @abc.abstractmethod
     def network(self, at: Pass) -> Network:
         """The blocks of the network, and the pass that each works in; ``at`` is the first."""
@@ -117,7 +175,7 @@ class Architecture(abc.ABC):
     @classmethod
     @functools.cache
     def kinds(cls) -> Mapping[str, Any]:
-        """What each field is: a :class:`Dimension`, a :class:`Probability` or a :class:`Flag`."""
+        """What each field is: a :class:`Dimension`, a :class:`Probability` or another kind."""
         hints = typing.get_type_hints(cls, include_extras=True)
         fields: Any = dataclasses.fields(cls)  # type: ignore[arg-type]
         kinds = {}
@@ -126,9 +184,11 @@ class Architecture(abc.ABC):
             if described is None and hints[field.name] is not bool:
                 raise TypeError(
                     f"{cls.__name__}.{field.name} is annotated with {hints[field.name]}: expected "
-                    "bool, or Annotated with a Dimension or a Probability"
+                    "bool, or Annotated with a kind such as a Dimension"
                 )
-            kinds[field.name] = described[0] if described else Flag()
+            kind = described[0] if described else Flag()
+            if not isinstance(kind, Note):
+                kinds[field.name] = kind
         return kinds
 
     def __post_init__(self) -> None:
@@ -140,7 +200,7 @@ class Architecture(abc.ABC):
         }
         for name, value in require_same_kind(arguments).items():
             object.__setattr__(self, name, value)
-        self.network(Pass(1, self.length))
+        self.network(Pass(1, 1))
 
     def _inputs(self, **more: Any) -> Inputs:
         """What conventions are computed from, with the sizes that fields of these names hold."""
@@ -168,20 +228,20 @@ class Architecture(abc.ABC):
         kind: type[AnyRow],
         formula: Callable[[Pass, list[Any]], Any],
         at: Pass,
-        total: str = "with_recompute",
     ) -> Any:
         """``formula`` of a pass and its rows of a kind, on sizes that do not overflow its total."""
 
         def evaluate(network: Network) -> Any:
             return formula(network[0][0], [row for row in rows_of(network) if type(row) is kind])
 
-        return evaluate(safe_for(self.network(at), lambda bound: getattr(evaluate(bound), total)))
+        return evaluate(safe_for(self.network(at), lambda bound: evaluate(bound).with_recompute))
 
     def params(self) -> ParameterCount:
         """Parameters, tensor by tensor; tied ones once.
 
         Returns:
-            A :class:`~flopcount.count.ParameterCount`; ``.total`` is N.
+            A :class:`~flopcount.count.ParameterCount`; ``.total`` is N, ``.active`` leaves out the
+            experts that a token does not use, ``.matmul_active`` is what 2N needs.
 
         >>> import flopcount as fc
         >>> gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12,
@@ -190,13 +250,22 @@ class Architecture(abc.ABC):
         124439808
 
         """
-        counted: ParameterCount = self._rows(
-            Tensor,
-            lambda _, tensors: ParameterCount(self, tuple(tensors)),
-            Pass(1, self.length),
-            "total",
-        )
-        return counted
+
+        def count(network: Network) -> ParameterCount:
+            rows = list(rows_of(network))
+            tensors = [row for row in rows if isinstance(row, Tensor)]
+            return ParameterCount(
+                self,
+                tuple(tensor for tensor in tensors if not tensor.is_buffer),
+                tuple(tensor for tensor in tensors if tensor.is_buffer),
+                tuple(row for row in rows if isinstance(row, Product)),
+            )
+
+        def totals(network: Network) -> tuple[Size, ...]:
+            counted = count(network)
+            return counted.total, counted.active, counted.matmul_active
+
+        return count(safe_for(self.network(Pass(1, 1)), totals))
 
     def flops(
         self,

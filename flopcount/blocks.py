@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from flopcount.masks import Causal, Full, Mask
-from flopcount.operations import Pass, attend, linear, norm, shared_input, work
+from flopcount.operations import Pass, ScoreWork, attend, linear, norm, shared_input, work
 from flopcount.rows import CHECKPOINTING, AnyRow, Tensor, Work
 from flopcount.sizes import Size, minimum
 
@@ -48,25 +48,39 @@ class Embedding:
         vocab_size: V; None where the token embedding is another block's.
         num_positions: Rows of the table of positions; None without one.
         positions: The table's name.
+        token_channels: Width of the token embedding, if another than d: a projection follows.
+        scaled: Whether tokens are multiplied by a constant, such as √d.
+        norm: What follows the embedding.
     """
 
     channels: Size
     vocab_size: Size | None = None
     num_positions: Size | None = None
     positions: str = "positions"
+    token_channels: Size | None = None
+    scaled: bool = False
+    norm: Norm | None = None
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """One addition per element where there are positions; backward, one into each table."""
         at = at.at(layer="embedding")
+        width = self.channels if self.token_channels is None else self.token_channels
         if self.vocab_size is not None:
-            yield Tensor("self", *TOKENS, (self.vocab_size, self.channels))
+            yield Tensor("self", *TOKENS, (self.vocab_size, width))
         if self.num_positions is None:
             reason = "forward: a look-up, no arithmetic; backward: one addition into the table"
-            yield from work(at, "embedding", self.channels, 0, 1, reason)
-            return
-        yield Tensor(at.part, "embedding", self.positions, (self.num_positions, self.channels))
-        reason = "forward: token + position; backward: one addition into each of the two tables"
-        yield from work(at, "embedding", self.channels, 1, 2, reason)
+            yield from work(at, "embedding", width, 0, 1, reason)
+        else:
+            yield Tensor(at.part, "embedding", self.positions, (self.num_positions, self.channels))
+            reason = "forward: token + position; backward: one addition into each of the two tables"
+            yield from work(at, "embedding", self.channels, 1, 2, reason)
+        if self.scaled:
+            reason = "forward: times a constant; backward: the same"
+            yield from work(at, "embedding scale", width, 1, 1, reason)
+        if self.token_channels is not None:
+            yield from linear(at, "project in", width, self.channels)
+        if self.norm is not None:
+            yield from self.norm.rows(at)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +104,21 @@ class Norm:
         channels: d.
         bias: Whether it has a shift.
         rms: RMSNorm.
+        scale: Whether it has a scale.
+        heads: Of each of how many heads it is, all of which share the scale; d is then c.
     """
 
     term: str
     channels: Size
     bias: bool = True
     rms: bool = False
+    scale: bool = True
+    heads: Size = 1
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """See :func:`flopcount.operations.norm`."""
-        yield from norm(at, self.term, self.channels, bias=self.bias, rms=self.rms)
+        options = dict(bias=self.bias, rms=self.rms, scale=self.scale, heads=self.heads)
+        yield from norm(at, self.term, self.channels, **options)
 
 
 def rotated_channels(head_dim: Size) -> Size:
@@ -135,6 +154,18 @@ class Rotary:
         yield from work(at, term, heads * self.channels, 3, 3, reason)
 
 
+SCORE_WORK = {
+    "softcap": ScoreWork(
+        "score cap", 3, 3, "forward: divide, tanh, times s; backward: t², 1 -, times dy", "output"
+    ),
+    "alibi": ScoreWork("score bias", 1, 0, "forward: one addition of a constant"),
+    "relative": ScoreWork(
+        "score bias", 1, 1, "forward: one addition; backward: the sum over what shares an entry"
+    ),
+}
+"""What scores pass before the softmax."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Attention:
     """Self-attention: projections around scores and values.
@@ -153,6 +184,13 @@ class Attention:
         bias: Whether query, key and value projections have a bias.
         out_bias: Whether the output projection has one.
         rotary: Rotary embedding of queries and keys.
+        norms: Of queries and of keys, before the rotary embedding.
+        gate: Whether a fourth projection of the input, through a sigmoid, multiplies what the
+            heads give, before the output projection.
+        sinks: Whether each head has a learned score beside its keys, which no query-key pair is.
+        score_bias: Of scores before the softmax, ``"alibi"`` or ``"relative"``: constants, or
+            learned by the distance in a table that is another block's.
+        softcap: Whether scores pass s·tanh(x/s).
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762); Ainslie et al. 2023 (arXiv 2305.13245) for
     grouped heads.
@@ -168,20 +206,37 @@ class Attention:
     bias: bool = False
     out_bias: bool = False
     rotary: Rotary | None = None
+    norms: tuple[Norm, ...] = ()
+    gate: bool = False
+    sinks: bool = False
+    score_bias: str | None = None
+    softcap: bool = False
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Projections, rotary embedding, scale, attention, output projection."""
         yield from linear(at, "query", self.channels, self.query_channels, bias=self.bias)
         yield from linear(at, "key", self.channels, self.key_channels, bias=self.bias)
         yield from linear(at, "value", self.channels, self.key_channels, bias=self.bias)
-        yield from shared_input(at, "projection input gradients", self.channels, 2)
+        if self.gate:
+            yield from linear(at, "gate", self.channels, self.query_channels, bias=self.bias)
+        yield from shared_input(at, "projection input gradients", self.channels, 2 + self.gate)
+        for of_one in self.norms:
+            yield from of_one.rows(at)
         if self.rotary is not None:
             yield from self.rotary.rows(at, "rotary query", self.num_heads)
             yield from self.rotary.rows(at, "rotary key", self.num_key_heads)
         reason = "forward: times c^-½; backward: the same"
         yield from work(at, "query scale", self.query_channels, 1, 1, reason)
+        if self.sinks:
+            yield Tensor("self", at.layer, "sinks", (at.layers, self.num_heads))
         keys = at.cached + at.length
-        yield from attend(at, self.num_heads, keys, self.head_dim, self.head_dim, self.mask)
+        scores = tuple(
+            SCORE_WORK[name] for name in (self.softcap and "softcap", self.score_bias) if name
+        )
+        yield from attend(at, self.num_heads, keys, self.head_dim, self.head_dim, self.mask, scores)
+        if self.gate:
+            reason = "forward: σ(x) (3), times the gate; backward: σ' (2), one product per operand"
+            yield from work(at, "attention gate", self.query_channels, 4, 5, reason, "input")
         yield from linear(at, "out", self.query_channels, self.channels, bias=self.out_bias)
 
 
@@ -253,8 +308,24 @@ ACTIVATIONS = {
         "forward: exponential, 1 +, divide, times x; backward: σ(x) again (3), 1 - σ, times x, "
         "1 +, times σ, times dy",
     ),
+    "gelu_tanh": Activation(
+        9,
+        17,
+        "forward: x², times x, times a, + x, times √(2/π), tanh, 1 +, times ½, times x; backward: "
+        "½(1 + t) again (8), t², 1 -, 3a·x² (1), 1 +, times ½√(2/π), product, times x, plus "
+        "½(1 + t), times dy",
+    ),
+    "gelu_quick": Activation(
+        5,
+        9,
+        "forward: times 1.702, σ (3), times x; backward: σ again (4), 1 - σ, times 1.702x, 1 +, "
+        "times σ, times dy",
+    ),
+    "relu": Activation(1, 1, "forward: a maximum; backward: a comparison"),
+    "relu_squared": Activation(2, 3, "forward: a maximum, a square; backward: 2x, times dy (2)"),
 }
-"""x·Φ(x) = x·½(1 + erf(x/√2)), exactly; x·σ(x) = x/(1 + exp(-x)). A sign costs nothing."""
+"""x·Φ(x) = x·½(1 + erf(x/√2)), exactly, or by its approximation with tanh (a = 0.044715) or with
+x·σ(1.702x); x·σ(x) = x/(1 + exp(-x)). A sign costs nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,24 +366,64 @@ class MLP:
 
 @dataclasses.dataclass(frozen=True)
 class Residual:
-    """x + block(norm(x)).
+    """x + block(norm(x)); or x + norm(block(x)), norm(x + block(x)) or more than one of these.
 
     Attributes:
         name: What the residual's row is named after.
         norm: Before the block.
         block: The branch.
+        branch_norm: After the block, before the addition.
+        sum_norm: After the addition.
     """
 
     name: str
-    norm: Norm
+    norm: Norm | None
     block: Block
+    branch_norm: Norm | None = None
+    sum_norm: Norm | None = None
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
-        """The norm, the block, and the addition."""
-        yield from self.norm.rows(at)
+        """The norms, the block, and the addition."""
+        norms = self.norm, self.branch_norm, self.sum_norm
+        before, behind, last = (list(norm.rows(at)) if norm else [] for norm in norms)
+        yield from before
         yield from self.block.rows(at)
+        yield from behind
+        channels = next(norm.channels for norm in norms if norm is not None)
         reason = "forward: branch + input; backward: the gradients of the two paths are added"
-        yield from work(at, f"{self.name} residual", self.norm.channels, 1, 1, reason)
+        yield from work(at, f"{self.name} residual", channels, 1, 1, reason)
+        yield from last
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """x + a(norm(x)) + b(norm'(x)), where the norms may be one.
+
+    Attributes:
+        norms: One of each branch, or one that all branches read.
+        blocks: The branches.
+
+    Source: Wang and Komatsuzaki 2021, GPT-J-6B.
+    """
+
+    norms: tuple[Norm, ...]
+    blocks: tuple[Block, ...]
+
+    def rows(self, at: Pass) -> Iterator[AnyRow]:
+        """The norms, the branches, and the additions."""
+        channels, others = self.norms[0].channels, len(self.blocks) - 1
+        for before in self.norms:
+            yield from before.rows(at)
+        if len(self.norms) == 1:
+            yield from shared_input(at, "branch input gradients", channels, others)
+        for block in self.blocks:
+            yield from block.rows(at)
+        added = len(self.norms)
+        reason = (
+            "forward: the branches and the input are added; backward: the gradients of the norms "
+            "and of the input are added"
+        )
+        yield from work(at, "residual", channels, 1 + others, added, reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,6 +469,8 @@ class Output:
         tied: Whether the weight is the token embedding.
         bias: Whether the logits have a bias.
         norm: Before the logits.
+        token_channels: Width of the token embedding, if another than d: projected to it.
+        softcap: Whether logits pass s·tanh(x/s).
 
     Source: Kaplan et al. 2020 (arXiv 2001.08361), Table 1 ("de-embed").
     """
@@ -367,16 +480,24 @@ class Output:
     tied: bool
     bias: bool = False
     norm: Norm | None = None
+    token_channels: Size | None = None
+    softcap: bool = False
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Norm, logits, cross-entropy, and the sum of a tied embedding's two gradients."""
         at = at.at(layer="output")
         if self.norm is not None:
             yield from self.norm.rows(at)
+        width = self.channels
+        if self.token_channels is not None:
+            width = self.token_channels
+            yield from linear(at, "project out", self.channels, width)
         weight = TOKENS if self.tied else None
-        yield from linear(
-            at, "logits", self.channels, self.vocab_size, bias=self.bias, weight=weight
-        )
+        yield from linear(at, "logits", width, self.vocab_size, bias=self.bias, weight=weight)
+        if self.softcap:
+            cap = SCORE_WORK["softcap"]
+            costs = cap.forward_cost, cap.backward_cost
+            yield from work(at, "logit cap", self.vocab_size, *costs, cap.reason)
         if not at.training:
             return
         reason = (
@@ -389,7 +510,7 @@ class Output:
                 part="self",
                 layer="output",
                 term="tied embedding gradient",
-                factors=(self.vocab_size, self.channels),
+                factors=(self.vocab_size, width),
                 forward_cost=0,
                 backward_cost=1,
                 reason="backward: embedding gradient + output gradient, once a step whatever "

@@ -559,7 +559,7 @@ class Count(Flops):
         return table(
             columns,
             cells,
-            title=f"FLOPs of {type(self.model).__name__}, {self.label}, {phase}, {sequences}",
+            title=f"FLOPs of {self.model.title}, {self.label}, {phase}, {sequences}",
             footer=[kept, None, None, *sums, _share(whole, whole)],
             note="\n".join(notes),
             keys=3,
@@ -568,12 +568,12 @@ class Count(Flops):
 
 def is_position(row: Tensor) -> bool:
     """Whether a tensor is an embedding of positions."""
-    return row.layer == "embedding" and row.name != "token"
+    return row.layer == "embedding" and row.name.endswith("positions")
 
 
 def described(model: Any) -> dict[str, Any]:
     """A model as plain data: its architecture and the sizes that it was given."""
-    sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    sizes = {name: getattr(model, name) for name in type(model).kinds()}
     return {"architecture": type(model).__name__} | sizes
 
 
@@ -615,16 +615,44 @@ class ParameterCount(Tally):
     Attributes:
         model: The model counted.
         terms: One per parameter tensor (of all equal layers).
+        buffers: What is stored with them but is no parameter, and in no total.
+        products: What one token multiplies by the tensors.
 
     """
 
     model: Any
     terms: tuple[Tensor, ...]
+    buffers: tuple[Tensor, ...] = ()
+    products: tuple[Product, ...] = ()
+
+    def where(self, condition: Callable[[Any], bool]) -> Self:
+        """The tensors that meet a condition, as a count of its own."""
+        kept = super().where(condition)
+        return dataclasses.replace(kept, buffers=tuple(filter(condition, self.buffers)))
 
     @functools.cached_property
     def total(self) -> Size:
         """All parameters; tied ones once."""
         return add(tensor.count for tensor in self.terms)
+
+    @functools.cached_property
+    def active(self) -> Size:
+        """Parameters without the experts that a token does not use."""
+        return add(tensor.active for tensor in self.terms)
+
+    @functools.cached_property
+    def matmul_active(self) -> Size:
+        """N of the rule 2N: multiply-adds of one token with the tensors, forward.
+
+        No look-up, no norm and no bias multiplies a matrix; a tied embedding does, in the output
+        layer. A prefix's positions are not the token's.
+        """
+        tensors = {(tensor.layer, tensor.name) for tensor in self.terms}
+        return add(
+            product.times * product.M * product.N * product.K
+            for product in self.products
+            if product.part == "self" and product.weight in tensors
+        )
 
     @property
     def position_embedding(self) -> ParameterCount:
@@ -635,16 +663,32 @@ class ParameterCount(Tally):
         """The parameters as plain data."""
         return {
             "total": self.total,
+            "active": self.active,
+            "matmul_active": self.matmul_active,
             "self_part": self.self_part.total,
             "cross_part": self.cross_part.total,
             "tensors": self.records(),
+            "buffers": [tensor.record() for tensor in self.buffers],
         }
 
     def __str__(self) -> str:
+        columns = ["part", "layer", "name", "parameters", "share", "active"]
+        footer = ["total", None, None, self.total, _share(self.total, self.total), self.active]
+        cells = [
+            [row.part, row.layer, row.name, row.count, _share(row.count, self.total), row.active]
+            for row in self.terms
+        ]
+        if all(row.used is None for row in self.terms):
+            columns, footer, cells = columns[:-1], footer[:-1], [cell[:-1] for cell in cells]
+        notes = [
+            f"{tensor.layer} {tensor.name}: a buffer of {shown(tensor.count)}, no parameters"
+            for tensor in self.buffers
+        ]
         return table(
-            ["part", "layer", "name", "parameters", "share"],
-            [[*record.values(), _share(record["count"], self.total)] for record in self.records()],
-            title=f"Parameters of {type(self.model).__name__}",
-            footer=["total", None, None, self.total, _share(self.total, self.total)],
+            columns,
+            cells,
+            title=f"Parameters of {self.model.title}",
+            footer=footer,
+            note="\n".join(notes),
             keys=3,
         )

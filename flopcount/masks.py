@@ -138,3 +138,53 @@ class Causal:
         blocks = ceil_divide(queries, block_keys)
         skipped = (block_keys // block_queries) * halve(blocks * (blocks - 1))
         return blocks * ceil_divide(queries, block_queries) - skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunked:
+    """A query admits its own key and the earlier ones of its chunk; chunks lie end to end.
+
+    Attributes:
+        size: A, positions of a chunk.
+
+    >>> Chunked(2).pairs(3, 3), Chunked(2).pairs(2, 5), Chunked(8).pairs(3, 3)
+    (4, 3, 6)
+    """
+
+    size: Size
+
+    source = "derived here: query i admits the keys of its own chunk, ((i - 1) mod A) + 1 of them"
+
+    def pairs(self, queries: Size, keys: Size) -> Size:
+        """S(s) - S(s - n), see :meth:`admitted_up_to`."""
+        return self.admitted_up_to(keys) - self.admitted_up_to(keys - queries)
+
+    def admitted_up_to(self, positions: Size) -> Size:
+        """S(x) = q·A(A + 1)/2 + r(r + 1)/2 with q = ⌊x/A⌋ whole chunks and r = x - q·A.
+
+        >>> Chunked(3).admitted_up_to(5)  # 1 + 2 + 3 + 1 + 2
+        9
+        """
+        size = self.size
+        chunks = positions // size
+        rest = positions - chunks * size
+        return chunks * halve(size * (size + 1)) + halve(rest * (rest + 1))
+
+    def rectangle(self, queries: Size, keys: Size) -> Size:
+        """N · (min(s - n, A - 1) + n): a cache keeps A - 1 keys, whatever the chunk they are of.
+
+        >>> Chunked(3).rectangle(2, 9)
+        8
+        """
+        return Causal(self.size).rectangle(queries, keys)
+
+    def tiles(self, queries: Size, keys: Size, block: tuple[Size, Size], owner: Owner) -> Size:
+        """No kernel here runs chunks.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"chunks of {quoted(self.size)} at level 'executed': expected none, since the kernels "
+            "run no chunks"
+        )

@@ -123,39 +123,86 @@ def linear(
         yield from work(at, f"{term} bias", outputs, 1, 1, reason)
 
 
-def norm(at: Pass, term: str, channels: Size, *, bias: bool, rms: bool) -> Iterator[AnyRow]:
+def norm(
+    at: Pass,
+    term: str,
+    channels: Size,
+    *,
+    bias: bool,
+    rms: bool,
+    scale: bool = True,
+    heads: Size = 1,
+) -> Iterator[AnyRow]:
     """A norm over channels, with a scale γ and, with ``bias``, a shift β per channel.
 
     LayerNorm y = (x - μ)·r·γ + β with r = 1/√(σ² + ε), or RMSNorm y = x·r·γ + β with
-    r = 1/√(mean(x²) + ε).
+    r = 1/√(mean(x²) + ε); of each of ``heads`` heads, which share γ and β.
 
     Source: Ba et al. 2016 (arXiv 1607.06450); Zhang and Sennrich 2019 (arXiv 1910.07467).
     """
-    shift = 1 if bias else 0
+    scales, shifts = int(scale), int(bias)
     if rms:
-        costs = 4, 9
+        costs = 3, 6
         reason = (
-            "forward: square, sum, times r, times γ; backward: x̂ again, dγ (2), g = dy·γ, "
-            "sum of g·x̂ (2), r·(g - x̂·mean) (3)"
+            "forward: square, sum, times r, times γ if any; backward: x̂ again, dγ (2) and "
+            "g = dy·γ if any, sum of g·x̂ (2), r·(g - x̂·mean) (3)"
         )
     else:
-        costs = 6, 12
+        costs = 5, 9
         reason = (
-            "forward: sum for μ, subtract, square, sum for σ², times r, times γ, plus β if any; "
-            "backward: x̂ again (2), dγ (2), dβ if any (1), g = dy·γ (1), sums of g and g·x̂ (3), "
-            "r·(g - mean - x̂·mean) (4)"
+            "forward: sum for μ, subtract, square, sum for σ², times r, times γ if any, plus β if "
+            "any; backward: x̂ again (2), dγ (2) and g = dy·γ (1) if any, dβ if any (1), sums of g "
+            "and g·x̂ (3), r·(g - mean - x̂·mean) (4)"
         )
     forward, backward = costs
-    yield from work(at, term, channels, forward + shift, backward + shift, reason, "output")
-    yield Tensor("self", at.layer, term, (at.layers, 1 + shift, channels))
+    forward, backward = forward + scales + shifts, backward + 3 * scales + shifts
+    yield from work(at, term, heads * channels, forward, backward, reason, "output")
+    if scale or bias:
+        yield Tensor("self", at.layer, term, (at.layers, scales + shifts, channels))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreWork:
+    """Element-wise work on every score, between the two products of attention.
+
+    Attributes:
+        term: Its name within the layer.
+        forward_cost: FLOPs per score, forward.
+        backward_cost: FLOPs per score, backward.
+        reason: The operations that make up the costs.
+        saved: As in :class:`flopcount.rows.Step`.
+    """
+
+    term: str
+    forward_cost: int
+    backward_cost: int
+    reason: str
+    saved: Saved | None = None
+
+
+SOFTMAX = ScoreWork(
+    "softmax",
+    5,
+    4,
+    "forward: maximum, subtract, exponential, sum, divide; "
+    "backward: P·dP, its sum, subtract, times P",
+    "output",
+)
 
 
 def attend(
-    at: Pass, heads: Size, keys: Size, key_dim: Size, value_dim: Size, mask: Mask
+    at: Pass,
+    heads: Size,
+    keys: Size,
+    key_dim: Size,
+    value_dim: Size,
+    mask: Mask,
+    before_softmax: tuple[ScoreWork, ...] = (),
 ) -> Iterator[AnyRow]:
     """Let n queries attend to ``keys`` keys: 2·B·h·pairs FLOPs per channel of a key and a value.
 
-    The pairs are those that the mask admits, at level ``causal``; the softmax works on as many.
+    The pairs are those that the mask admits, at level ``causal``; the softmax, and what scores pass
+    before it, works on as many.
 
     Source: Hoffmann et al. 2022 (arXiv 2203.15556), Appendix F, for both products; the admitted
     pairs are derived with each mask.
@@ -164,18 +211,8 @@ def attend(
     times = at.times * heads
     product: dict[str, Any] = dict(times=times, M=at.length, N=keys, source=mask.source)
     yield Product(term="scores", K=key_dim, **product, **place)
-    yield Work(
-        term="softmax",
-        factors=(times, at.length, keys),
-        forward_cost=5,
-        backward_cost=4,
-        reason=(
-            "forward: maximum, subtract, exponential, sum, divide; "
-            "backward: P·dP, its sum, subtract, times P"
-        ),
-        saved="output",
-        **place,
-    )
+    for each in (*before_softmax, SOFTMAX):
+        yield Work(factors=(times, at.length, keys), **vars(each), **place)
     yield Product(term="values", K=value_dim, **product, **place)
 
 

@@ -137,6 +137,8 @@ class Tensor:
         layer: As in :class:`Row`.
         name: The tensor's name within the layer.
         factors: Their product is the number of scalars.
+        used: The same of the scalars that one token uses, where it does not use all: experts.
+        is_buffer: Whether it is no parameter: nothing trains it by gradients.
 
     """
 
@@ -144,15 +146,28 @@ class Tensor:
     layer: str
     name: str
     factors: tuple[Size, ...]
+    used: tuple[Size, ...] | None = None
+    is_buffer: bool = False
 
     @functools.cached_property
     def count(self) -> Size:
         """Scalars, all layers together."""
         return math.prod(self.factors)
 
+    @functools.cached_property
+    def active(self) -> Size:
+        """Scalars that one token uses, all layers together."""
+        return self.count if self.used is None else math.prod(self.used)
+
     def record(self) -> dict[str, Any]:
         """The tensor as plain data."""
-        return {"part": self.part, "layer": self.layer, "name": self.name, "count": self.count}
+        return {
+            "part": self.part,
+            "layer": self.layer,
+            "name": self.name,
+            "count": self.count,
+            "active": self.active,
+        }
 
 
 AnyRow = Product | Work | Tensor

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flopcount.architectures import Decoder, Llama, PerceiverAR
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
-    from flopcount.devices import Device, Peak
+    from flopcount.devices import Bandwidth, Device, Memory, Peak
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
     from flopcount.fitting import (

@@ -55,10 +55,9 @@ from flopcount.blocks import (
     Residual,
     Rotary,
 )
-from flopcount.conventions import Inputs
 from flopcount.masks import Causal, Chunked, Mask
 from flopcount.operations import Pass
-from flopcount.sizes import Size, ceil_divide, divide, exact_ratio, is_array, multiply
+from flopcount.sizes import Size, ceil_divide, divide, multiply
 from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
@@ -383,23 +382,6 @@ class CausalLM(Architecture):
             softcap=self.logit_softcap,
         )
         return ((at, (embedding, *layers, output)), *self.after(at))
-
-    def convention_inputs(self, at: Pass) -> Inputs:
-        """Conventions of layers as Kaplan et al. have them say nothing of others."""
-        return self._inputs(head_dim=self.width, widening_factor=self._widening_factor())
-
-    def _widening_factor(self) -> Any:
-        """The MLP's w, where layers are full attention of d channels and an MLP of two products."""
-        grouped = self.num_key_value_heads is not None and (
-            is_array(differ := self.num_key_value_heads != self.num_heads) or bool(differ)
-        )
-        wide = self.head_dim is not None and (
-            is_array(differ := self.num_heads * self.head_dim != self.num_channels) or bool(differ)
-        )
-        plain = type(self).feed_forward is CausalLM.feed_forward
-        if grouped or wide or self.gated or self.attention != ("full",) or not plain:
-            return None
-        return exact_ratio(self.intermediate_size, self.num_channels)
 
     def described(self) -> list[str]:
         """What the model is, in plain words, a line each."""

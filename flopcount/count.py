@@ -319,6 +319,8 @@ class Count(Flops):
         work: What counts the element-wise FLOPs when they are asked for; None for a convention,
             and at level ``executed``, which counts products.
         not_covered: Parts that the convention was never defined for.
+        lacks: What the model has that the convention has no formula for, where the self part is
+            among them.
         part: Of a count that is a part of another: which.
 
     """
@@ -333,6 +335,7 @@ class Count(Flops):
     tokens: Size
     work: Callable[[], WorkCount] | None = None
     not_covered: frozenset[Part] = frozenset()
+    lacks: tuple[str, ...] = ()
     part: Part | None = None
 
     @property
@@ -552,8 +555,9 @@ class Count(Flops):
             f"per sequence {shown(exact_ratio(whole, self.batch_size))}, "
             f"per latent token {shown(exact_ratio(whole, self.tokens))}"
         ]
-        if self.not_covered:
-            notes.append("cross part: not covered by this convention")
+        notes += [
+            f"{part} part: not covered by this convention" for part in sorted(self.not_covered)
+        ]
         phase = "forward and backward" if self.training else "forward alone"
         sequences = f"batch of {shown(self.batch_size)}"
         return table(

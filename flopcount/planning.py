@@ -187,8 +187,8 @@ class Proposal:
         epochs: Effective epochs: latent tokens over the corpus's tokens; None without a corpus.
         passes: Passes over the corpus cut into windows of m + n tokens, (m + n)/n of which make an
             effective epoch; None without a corpus.
-        flops_by_count: FLOPs of the run at each level and convention: self part, and cross part or
-            ``"not covered"``.
+        flops_by_count: FLOPs of the run at each level and convention: self part and cross part,
+            each ``"not covered"`` where it is not.
         seconds: Predicted wall-clock time; None without a throughput.
         cost: Predicted cost; None without a price.
     """
@@ -338,6 +338,8 @@ class Plan:
 
 
 def _run_flops(parts: dict[str, int | str]) -> str:
+    if parts["self"] == "not covered":
+        return "not covered"
     total = sum(part for part in parts.values() if isinstance(part, int))
     return f"{total:.4e}".replace("e+", "e") + ("*" if "not covered" in parts.values() else "")
 
@@ -757,8 +759,8 @@ def _proposal(
         passes=passes,
         flops_by_count={
             count.level or count.convention: {
-                "self": run.steps * count.self_part.total,
-                "cross": "not covered" if count.not_covered else run.steps * count.cross_part.total,
+                name: "not covered" if part.not_covered else run.steps * part.total
+                for name, part in (("self", count.self_part), ("cross", count.cross_part))
             }
             for count in counts
         },

@@ -418,8 +418,10 @@ def _explained(entry: Difference) -> str:
 def signed(share: float) -> str:
     """A share in per cent, with as many digits as tell it from 0.
 
-    >>> signed(-0.25), signed(0.0502), signed(0.000022)
-    ('-25.0%', '+5.02%', '+0.0022%')
+    >>> signed(-0.25), signed(0.0502), signed(0.000022), signed(4.2e-7)
+    ('-25.0%', '+5.02%', '+0.0022%', '+4.2e-05%')
     """
+    if share and abs(share) < 5e-7:
+        return f"{share * 100:+.1e}%"
     digits = 2 if abs(share) < 0.1 else 1
     return f"{share:+.{digits}%}" if abs(share) >= 5e-5 or not share else f"{share:+.4%}"

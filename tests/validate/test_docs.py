@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 
+import flopcount as fc
 from flopcount.conventions import CONVENTIONS
 from validate import matrix, mutation, proof, verification, who_counts_what
 from validate.source_code import code_of
@@ -27,6 +28,17 @@ def test_it_leads_with_the_two_findings():
     start = text[: text.index("## Experiment 1")]
     assert "misses one of its two products**: -25.0%" in start  # k·n·2d of k(4d² + 4dn), n = d
     assert "drops an output layer that is really computed**: -34.8%" in start
+
+
+def test_what_is_said_of_todays_codes():
+    gpt2 = fc.compare(who_counts_what.TODAY["GPT-2 small, n = 1,024"])
+    off = {row.name: abs(row.ratio - 1) for row in gpt2.rows if row.ratio is not None}
+    assert max(off, key=off.get) == "hf-trainer"
+    assert off["olmo-core"] < 1e-3 > off["megatron-lm"]
+    start = who_counts_what.page().split("## Experiment 1")[0]
+    # -0.25·6dV of 797,870,592, and what hides it: 6·12·768·1023.
+    assert "-7.26% of GPT-2 small, hidden by" in start
+    assert "attention (+7.09%), so that it comes out at -0.17%" in start
 
 
 def test_the_commands_write_what_they_print(tmp_path, monkeypatch, capsys):

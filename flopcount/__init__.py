@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         read_runs,
     )
     from flopcount.hf import from_hf
+    from flopcount.optima import compare_optima
     from flopcount.planning import isoflop_runs, plan
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "PerceiverAR",
     "Tiling",
     "compare",
+    "compare_optima",
     "explain",
     "fit_isoflop_profiles",
     "fit_optima",
@@ -65,6 +67,7 @@ _HOMES = {
     "PerceiverAR": "architectures",
     "Tiling": "executed",
     "compare": "comparison",
+    "compare_optima": "optima",
     "explain": "explanation",
     "fit_isoflop_profiles": "fitting",
     "fit_optima": "fitting",

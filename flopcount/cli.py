@@ -251,17 +251,41 @@ def _utilisation(
     }
 
 
-def compare(model: Model, training: bool = True, json: bool = False) -> None:
-    """Count in every known way, side by side.
+def compare(
+    model: Model,
+    training: bool = True,
+    optimum: float | None = None,
+    law: str = "chinchilla-3",
+    part: Literal["total", "self"] = "total",
+    json: bool = False,
+) -> None:
+    """Count in every known way, side by side; or tell how each moves the optimum of a budget.
 
     Args:
         model: The architecture.
         training: Forward and backward, or forward alone.
+        optimum: Training FLOPs: where this budget has its optimum by each way, for models shaped
+            as this one.
+        law: For ``--optimum``: chinchilla-3, or a file that ``flopcount fit --approach surface
+            --json`` wrote.
+        part: For ``--optimum``: what the budget pays for.
         json: Print JSON.
     """
-    from flopcount.comparison import compare as compare_model
+    if optimum is None:
+        if (law, part) != ("chinchilla-3", "total"):
+            raise ValueError("--law or --part without --optimum: it would do nothing")
+        from flopcount.comparison import compare as compare_model
 
-    _print(compare_model(model.build(), training=training), json)
+        _print(compare_model(model.build(), training=training), json)
+        return
+    if not training:
+        raise ValueError("--no-training with --optimum: expected one of the two")
+    from flopcount.laws import read_law
+    from flopcount.optima import compare_optima
+    from flopcount.planning import LAWS
+
+    surface: Any = LAWS[law]() if law in LAWS else read_law(law)
+    _print(compare_optima(model.build(), optimum, law=surface, part=part), json)
 
 
 def explain(

@@ -138,14 +138,22 @@ def isoflop_runs(
 def _per_step(
     model: Architecture, batch_size: int, level: str | None, convention: str | None, part: str
 ) -> Count:
-    if not isinstance(model, Architecture):
-        raise TypeError(
-            f"models contains {quoted(model)}: expected flopcount.PerceiverAR or flopcount.Decoder"
-        )
-    if any(is_array(value) or is_symbolic(value) for value in vars(model).values()):
-        raise TypeError(f"models contains {quoted(model)}: expected ints, no arrays or symbols")
+    require_concrete(model, "models contains")
     count = model.flops(level, convention=convention, batch_size=batch_size)
     return count.self_part if part == "self" else count
+
+
+def require_concrete(model: Any, named: str) -> None:
+    """Raise unless ``model`` is an architecture of ints.
+
+    Raises:
+        TypeError: If it is none, or has arrays or symbols.
+    """
+    named = named if named.endswith("contains") else f"{named} ="
+    if not isinstance(model, Architecture):
+        raise TypeError(f"{named} {quoted(model)}: expected a flopcount architecture")
+    if any(is_array(value) or is_symbolic(value) for value in vars(model).values()):
+        raise TypeError(f"{named} {quoted(model)}: expected ints, no arrays or symbols")
 
 
 def _exact_budget(budget: Any) -> Fraction:

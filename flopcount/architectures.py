@@ -135,14 +135,26 @@ def shortest_period(words: Sequence[str]) -> tuple[str, ...]:
     >>> shortest_period("aab" "aab" "aa")
     ('a', 'a', 'b')
     """
-    listed, period = tuple(words), 1
-    while any(word != listed[index % period] for index, word in enumerate(listed)):
-        period += 1
-    return listed[:period]
+    listed = tuple(words)
+    # Of each beginning, the longest other beginning that it ends in (Knuth, Morris and Pratt).
+    ends = [0]
+    for word in listed[1:]:
+        length = ends[-1]
+        while length and word != listed[length]:
+            length = ends[length - 1]
+        ends.append(length + (word == listed[length]))
+    return listed[: len(listed) - ends[-1]]
 
 
 class Note:
     """A field that describes where the others are from, and changes no count."""
+
+
+def lettered(kinds: Mapping[str, Any]) -> dict[str, Dimension]:
+    """The sizes among kinds of fields that have a letter."""
+    return {
+        name: kind for name, kind in kinds.items() if isinstance(kind, Dimension) and kind.letter
+    }
 
 
 Vocabulary = Annotated[Size, Dimension("V", "vocabulary")]
@@ -159,6 +171,14 @@ class Architecture(abc.ABC):
     @abc.abstractmethod
     def length(self) -> Size:
         """n, the positions that predict."""
+
+    def lettered(self) -> dict[str, Dimension]:
+        """The sizes that formulas on symbols have as letters: those given."""
+        return {
+            name: kind
+            for name, kind in lettered(self.kinds()).items()
+            if getattr(self, name) is not None
+        }
 
     @property
     def title(self) -> str:

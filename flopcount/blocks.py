@@ -13,7 +13,7 @@ from typing import Protocol
 
 from flopcount.masks import Causal, Full, Mask
 from flopcount.operations import Pass, ScoreWork, attend, linear, norm, shared_input, work
-from flopcount.rows import CHECKPOINTING, AnyRow, Tensor, Work
+from flopcount.rows import CHECKPOINTING, AnyRow, Saved, Tensor, Work
 from flopcount.sizes import Size, minimum
 
 CAUSAL = Causal()
@@ -191,6 +191,7 @@ class Attention:
         score_bias: Of scores before the softmax, ``"alibi"`` or ``"relative"``: constants, or
             learned by the distance in a table that is another block's.
         softcap: Whether scores pass s·tanh(x/s).
+        clip: Whether queries, keys and values are clipped.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762); Ainslie et al. 2023 (arXiv 2305.13245) for
     grouped heads.
@@ -211,6 +212,7 @@ class Attention:
     sinks: bool = False
     score_bias: str | None = None
     softcap: bool = False
+    clip: bool = False
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Projections, rotary embedding, scale, attention, output projection."""
@@ -220,6 +222,10 @@ class Attention:
         if self.gate:
             yield from linear(at, "gate", self.channels, self.query_channels, bias=self.bias)
         yield from shared_input(at, "projection input gradients", self.channels, 2 + self.gate)
+        if self.clip:
+            channels = self.query_channels + 2 * self.key_channels
+            reason = "forward: a maximum, a minimum; backward: two comparisons"
+            yield from work(at, "clip", channels, 2, 2, reason, "input")
         for of_one in self.norms:
             yield from of_one.rows(at)
         if self.rotary is not None:
@@ -374,6 +380,8 @@ class Residual:
         block: The branch.
         branch_norm: After the block, before the addition.
         sum_norm: After the addition.
+        dropout: Whether the branch passes a dropout in training, whose mask the backward pass
+            needs; dropping is no arithmetic.
     """
 
     name: str
@@ -381,6 +389,7 @@ class Residual:
     block: Block
     branch_norm: Norm | None = None
     sum_norm: Norm | None = None
+    dropout: bool = False
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """The norms, the block, and the addition."""
@@ -391,7 +400,8 @@ class Residual:
         yield from behind
         channels = next(norm.channels for norm in norms if norm is not None)
         reason = "forward: branch + input; backward: the gradients of the two paths are added"
-        yield from work(at, f"{self.name} residual", channels, 1, 1, reason)
+        saved: Saved | None = "input" if self.dropout else None
+        yield from work(at, f"{self.name} residual", channels, 1, 1, reason, saved)
         yield from last
 
 
@@ -402,12 +412,14 @@ class Parallel:
     Attributes:
         norms: One of each branch, or one that all branches read.
         blocks: The branches.
+        dropout: As in :class:`Residual`.
 
     Source: Wang and Komatsuzaki 2021, GPT-J-6B.
     """
 
     norms: tuple[Norm, ...]
     blocks: tuple[Block, ...]
+    dropout: bool = False
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """The norms, the branches, and the additions."""
@@ -423,7 +435,8 @@ class Parallel:
             "forward: the branches and the input are added; backward: the gradients of the norms "
             "and of the input are added"
         )
-        yield from work(at, "residual", channels, 1 + others, added, reason)
+        saved: Saved | None = "input" if self.dropout else None
+        yield from work(at, "residual", channels, 1 + others, added, reason, saved)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ from flopcount.architectures import (
     NumLayers,
     Pattern,
     Vocabulary,
+    lettered,
     require_at_most,
 )
 from flopcount.blocks import (
@@ -57,7 +58,7 @@ from flopcount.blocks import (
 )
 from flopcount.masks import Causal, Chunked, Mask
 from flopcount.operations import Pass
-from flopcount.sizes import Size, ceil_divide, divide, multiply
+from flopcount.sizes import Size, ceil_divide, divide, is_array, is_symbolic, multiply
 from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
@@ -83,6 +84,18 @@ class Group:
     period: int
 
 
+def runs(indices: tuple[int, ...]) -> str:
+    """Indices in words.
+
+    >>> runs((0, 1, 2, 5, 7, 8))
+    '0 to 2, 5, 7 to 8'
+    """
+    starts = [index for index in indices if index - 1 not in indices]
+    ends = [index for index in indices if index + 1 not in indices]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in pairs)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CausalLM(Architecture):
     """A decoder-only language model; without options, in Llama's shape.
@@ -106,6 +119,7 @@ class CausalLM(Architecture):
         spare_positions: Rows of it that no sequence uses.
         query_key_norm: A norm of queries and keys, of each ``"head"`` or of the ``"whole"`` width;
             ``"head, no scale"`` has no parameters.
+        qkv_clip: Whether queries, keys and values are clipped.
         qkv_bias: Whether query, key and value projections have biases.
         out_bias: Whether attention's output projection has one.
         mlp_bias: Whether the MLP's linear layers have biases.
@@ -119,7 +133,8 @@ class CausalLM(Architecture):
         norm_scale: Whether norms have a scale.
         norm_placement: ``"pre"`` (before each block), ``"branch"`` (behind it, before the
             addition), ``"both"`` of these, or ``"post"`` (after the addition).
-        parallel_norms: 1 or 2 norms of attention and MLP side by side; None one after the other.
+        parallel_norms: Attention and MLP side by side, behind ``"one"`` or ``"two"`` norms; one
+            after the other if None.
         final_norm: Whether a norm precedes the output layer.
         embedding_norm: Whether a norm follows the embedding.
         embedding_channels: Width of the token embedding, projected to d and back; d unless given.
@@ -127,6 +142,8 @@ class CausalLM(Architecture):
         tie_embeddings: Whether the output layer's weight is the token embedding.
         output_bias: Whether logits have a bias.
         logit_softcap: Whether logits are capped by a tanh.
+        dropout: Whether branches pass a dropout in training: it costs nothing, but activation
+            checkpointing executes again what its mask is of.
         reading: Of a model read from a config: what was read, and what was not.
 
     Raises:
@@ -160,6 +177,7 @@ class CausalLM(Architecture):
     num_positions: Annotated[Size | None, Dimension()] = None
     spare_positions: Annotated[Size, Dimension(minimum=0)] = 0
     query_key_norm: Annotated[str | None, Choice(("head", "head, no scale", "whole"))] = None
+    qkv_clip: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -172,7 +190,7 @@ class CausalLM(Architecture):
     norm_bias: bool = False
     norm_scale: bool = True
     norm_placement: Annotated[str, Choice(("pre", "branch", "both", "post"))] = "pre"
-    parallel_norms: Annotated[Size | None, Dimension()] = None
+    parallel_norms: Annotated[str | None, Choice(("one", "two"))] = None
     final_norm: bool = True
     embedding_norm: bool = False
     embedding_channels: Annotated[Size | None, Dimension("e", "channels of the embedding")] = None
@@ -180,6 +198,7 @@ class CausalLM(Architecture):
     tie_embeddings: bool = False
     output_bias: bool = False
     logit_softcap: bool = False
+    dropout: bool = False
     reading: Annotated[Any, Note()] = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -203,10 +222,23 @@ class CausalLM(Architecture):
         """
         if self.seq_len is None:
             raise ValueError(
-                "seq_len = None: expected an integer >= 1, the positions of a sequence, for which "
-                "FLOPs are counted; give it when the model is made: seq_len=8192"
+                "seq_len = None: expected an integer >= 1, the positions of the sequence whose "
+                "FLOPs are counted, such as seq_len=8192 or, on the command line, --seq-len 8192"
             )
         return self.seq_len
+
+    def lettered(self) -> dict[str, Dimension]:
+        """Positions even where they are not given; L only where layers repeat."""
+        letters = lettered(self.kinds())
+        repeats = self.period() == 1 or is_symbolic(self.num_layers)
+        if not repeats and not is_array(self.num_layers):
+            repeats = self.period() < self.num_layers
+        return {
+            name: kind
+            for name, kind in letters.items()
+            if name == "seq_len"
+            or (getattr(self, name) is not None and (repeats or name != "num_layers"))
+        }
 
     @property
     def width(self) -> Size:
@@ -219,6 +251,10 @@ class CausalLM(Architecture):
         """What differs between layers: each aspect's words, which layers take in turn."""
         return {"attention": self.attention, "positions": self.positions}
 
+    def period(self) -> int:
+        """After how many layers they repeat."""
+        return math.lcm(*(len(words) for words in self.aspects().values()))
+
     def groups(self) -> tuple[Group, ...]:
         """Equal layers together, in the order of the first of each kind.
 
@@ -226,7 +262,7 @@ class CausalLM(Architecture):
         kind are what is left of L.
         """
         aspects, number = self.aspects(), self.num_layers
-        period = math.lcm(*(len(words) for words in aspects.values()))
+        period = self.period()
         if type(number) is int:
             period = min(period, number)
         kinds: dict[tuple[str, ...], list[int]] = {}
@@ -314,6 +350,7 @@ class CausalLM(Architecture):
             sinks=self.sinks,
             score_bias="alibi" if kind["positions"] == "alibi" else None,
             softcap=self.attention_softcap,
+            clip=self.qkv_clip,
         )
 
     def feed_forward(self, kind: Kind) -> Block:
@@ -330,8 +367,10 @@ class CausalLM(Architecture):
         """The blocks of a layer: mixer and feed-forward block, with their norms and residuals."""
         mixer, feed_forward = self.mixer(kind), self.feed_forward(kind)
         if self.parallel_norms is not None:
-            norms = self.norm_of("norm"), self.norm_of("mlp norm")
-            return (Parallel(norms[: self.parallel_norms], (mixer, feed_forward)),)
+            norms: tuple[Norm, ...] = (self.norm_of("norm"),)
+            if self.parallel_norms == "two":
+                norms += (self.norm_of("mlp norm"),)
+            return (Parallel(norms, (mixer, feed_forward), self.dropout),)
         return (
             self.residual("attention", "", mixer),
             self.residual("mlp", "mlp ", feed_forward),
@@ -352,6 +391,7 @@ class CausalLM(Architecture):
                 else None
             ),
             sum_norm=own if placement == "post" else None,
+            dropout=self.dropout,
         )
 
     def after(self, at: Pass) -> Network:
@@ -386,67 +426,57 @@ class CausalLM(Architecture):
     def described(self) -> list[str]:
         """What the model is, in plain words, a line each."""
         params = self.params()
-        lines = [
-            f"{shown(params.total)} parameters, of which a token uses {shown(params.active)} and "
-            f"is multiplied by {shown(params.matmul_active)}",
+        used = ""
+        if any(tensor.used is not None for tensor in params.terms):
+            used = f", of which a token uses {shown(params.active)}"
+        return [
+            f"{shown(params.total)} parameters{used}; a token is multiplied by "
+            f"{shown(params.matmul_active)}, the N of 2N",
             f"{shown(self.num_layers)} layers of {shown(self.num_channels)} channels; vocabulary "
-            f"{shown(self.vocab_size)}, output layer "
+            f"of {shown(self.vocab_size)}, output layer "
             f"{'tied to the embedding' if self.tie_embeddings else 'of its own'}",
+            *(self.described_group(group) for group in self.groups()),
         ]
-        lines += [self.described_group(group) for group in self.groups()]
-        return lines
 
     def described_group(self, group: Group) -> str:
         """Equal layers in plain words."""
-        which = (
-            f"all {shown(group.number)} layers"
-            if group.name == "decoder"
-            else f"{shown(group.number)} layers ({self.described_indices(group)})"
-        )
-        mixer, feed_forward = (
-            self.described_mixer(group.kind),
-            self.described_feed_forward(group.kind),
-        )
-        return f"{which}: {mixer}; {feed_forward}"
-
-    def described_indices(self, group: Group) -> str:
-        """Which layers of a period are of a kind, from 0."""
-        listed = ", ".join(map(str, group.indices))
-        if type(self.num_layers) is int and group.period >= self.num_layers:
-            return listed
-        return f"{listed} of every {group.period}"
+        indices = runs(group.indices)
+        if type(self.num_layers) is not int or group.period < self.num_layers:
+            indices += f" of every {group.period}"
+        which = "all" if group.name == "decoder" else f"{group.name} ({indices})"
+        parts = self.described_mixer(group.kind), self.described_feed_forward(group.kind)
+        return f"{shown(group.number)} layers, {which}: {'; '.join(parts)}"
 
     def described_mixer(self, kind: Kind) -> str:
         """A layer's attention in plain words."""
-        heads = self.num_key_value_heads
-        words = {
-            "full": "full causal attention",
-            "sliding": f"attention to the last {shown(self.window)} positions",
-            "chunked": f"attention within chunks of {shown(self.chunk)} positions",
-        }[kind["attention"]]
-        extras = [
-            "" if heads is None else f"{shown(heads)} key-value heads",
-            {"rotary": "rotary positions", "alibi": "ALiBi", "none": "no positions in it"}[
-                kind["positions"]
-            ],
-            ""
-            if self.query_key_norm is None
-            else f"norms of queries and keys ({self.query_key_norm})",
-            "biases in query, key and value" * self.qkv_bias,
-            "a bias in out" * self.out_bias,
-            "a gate" * self.attention_gate,
+        groups = self.num_key_value_heads
+        parts = [
+            {
+                "full": "attention to all earlier positions",
+                "sliding": f"attention to the last {shown(self.window)} positions",
+                "chunked": f"attention within chunks of {shown(self.chunk)} positions",
+            }[kind["attention"]],
+            f"{shown(self.num_heads)} heads of {shown(self.width)} channels",
+            "" if groups is None else f"{shown(groups)} of keys and values",
+            {"rotary": "rotary positions", "alibi": "ALiBi", "none": ""}[kind["positions"]],
+            {
+                None: "",
+                "head": "queries and keys normed per head",
+                "head, no scale": "queries and keys normed per head, without scale",
+                "whole": "queries and keys normed over their width",
+            }[self.query_key_norm],
+            "gated" * self.attention_gate,
             "sinks" * self.sinks,
+            "biases" * (self.qkv_bias and self.out_bias),
+            "biases but for the output" * (self.qkv_bias and not self.out_bias),
         ]
-        return (
-            f"{words}, {shown(self.num_heads)} heads of {shown(self.width)} channels, "
-            + ", ".join(filter(None, extras))
-        )
+        return ", ".join(filter(None, parts))
 
     def described_feed_forward(self, kind: Kind) -> str:
         """A layer's MLP in plain words."""
         return (
             f"{'gated ' * self.gated}MLP of {shown(self.intermediate_size)} channels, "
-            f"{self.activation}{', with biases' * self.mlp_bias}"
+            f"{self.activation}{', biases' * self.mlp_bias}"
         )
 
     def __str__(self) -> str:
@@ -455,4 +485,5 @@ class CausalLM(Architecture):
         if self.reading is not None:
             head = f"{self.title} ({self.reading.head})"
             lines += self.reading.notes()
-        return paragraph(f"{head}: " + "\n".join([lines[0], *(f"  {line}" for line in lines[1:])]))
+        lines = [f"{head}: {lines[0]}", *(f"  {line}" for line in lines[1:])]
+        return paragraph("\n".join(lines), indent="    ")

@@ -23,6 +23,7 @@ import tyro
 
 from flopcount import __version__
 from flopcount.architectures import ARCHITECTURES, Architecture, Dimension, Flag, Probability
+from flopcount.count import described
 from flopcount.devices import DEFAULT_DTYPE, given_device
 from flopcount.executed import Tiling
 from flopcount.extras import advice
@@ -77,12 +78,44 @@ def model_options(name: str, architecture: type[Architecture]) -> Any:
     return Annotated[made, tyro.conf.subcommand(name)]
 
 
+@dataclasses.dataclass
+class ConfigOptions:
+    """Read the model from a Hugging Face config."""
+
+    config: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(help="A config.json, or its folder.")
+    ]
+    seq_len: Annotated[int | None, tyro.conf.arg(help="n, positions of a sequence.")] = None
+    target_len: Annotated[
+        int | None, tyro.conf.arg(help="Of an encoder-decoder, positions of the decoder.")
+    ] = None
+    mtp: Annotated[
+        bool, tyro.conf.arg(help="Count the modules that predict further tokens, too.")
+    ] = False
+
+    def build(self) -> Architecture:
+        """The model to count."""
+        from flopcount.hf import from_hf
+
+        built: Architecture = from_hf(
+            self.config, self.seq_len, target_len=self.target_len, mtp=self.mtp
+        )
+        return built
+
+
+FROM_CONFIG = "hf"
+"""The subcommand that reads a config."""
+
 if TYPE_CHECKING:
     Model = Any
     ArchitectureName = str
     TilingOptions: Any = Any
 else:
-    Model = functools.reduce(operator.or_, itertools.starmap(model_options, ARCHITECTURES.items()))
+    Model = functools.reduce(
+        operator.or_,
+        itertools.starmap(model_options, ARCHITECTURES.items()),
+        Annotated[ConfigOptions, tyro.conf.subcommand(FROM_CONFIG)],
+    )
     ArchitectureName = Literal[tuple(ARCHITECTURES)]
     block = tuple[int, int] | None
     TilingOptions = options(
@@ -205,6 +238,8 @@ def count(
     if json:
         print(to_json(counted.to_dict() | rates | {"params": parameters.to_dict()}))
         return
+    if isinstance(model, ConfigOptions):
+        print(f"{counted.model}\n")
     print(counted)
     for name, rate in rates.items():
         of = f"{dtype or DEFAULT_DTYPE} peak of {device}" if device else f"peak of {peak_flops:g}"
@@ -251,6 +286,22 @@ def _utilisation(
     }
 
 
+def params(model: Model, json: bool = False) -> None:
+    """Count parameters, tensor by tensor.
+
+    Args:
+        model: The architecture.
+        json: Print JSON.
+    """
+    built = model.build()
+    if json:
+        print(to_json({"model": described(built)} | built.params().to_dict()))
+        return
+    if isinstance(model, ConfigOptions):
+        print(f"{built}\n")
+    print(built.params())
+
+
 def compare(
     model: Model,
     training: bool = True,
@@ -289,6 +340,7 @@ def compare(
 
 
 def explain(
+    config: tyro.conf.Positional[str | None] = None,
     architecture: ArchitectureName = "perceiver-ar",
     level: Literal["causal", "dense", "executed"] | None = None,
     convention: str | None = None,
@@ -299,7 +351,8 @@ def explain(
     """Print the formula and the source of every term.
 
     Args:
-        architecture: The architecture.
+        config: A config.json, or its folder: the formulas of its family, with its sizes beside.
+        architecture: Instead, an architecture.
         level: What attention counts; causal unless a convention is given.
         convention: A published way to count instead.
         tiling: How fused attention kernels cut their work, for level executed.
@@ -310,7 +363,10 @@ def explain(
 
     if latex and json:
         raise ValueError("--latex with --json: expected --json alone, which holds LaTeX, too")
-    explanation = explain_terms(architecture, level, convention, tilings_of(tiling, (), level)[0])
+    explained: Any = architecture
+    if config is not None:
+        explained = ConfigOptions(config).build()
+    explanation = explain_terms(explained, level, convention, tilings_of(tiling, (), level)[0])
     if latex:
         print(explanation.to_latex())
     else:
@@ -623,6 +679,7 @@ def _teraflops(peak: Peak | None) -> str:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "count": count,
+    "params": params,
     "compare": compare,
     "explain": explain,
     "article": article,
@@ -630,6 +687,29 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
     "devices": devices,
 }
+
+
+TAKE_A_MODEL = ("count", "params", "compare")
+
+
+def with_config(words: list[str]) -> list[str]:
+    """The words of a command line, with ``hf`` where a config stands without it.
+
+    >>> with_config(["count", "config.json", "--seq-len", "8"])
+    ['count', 'hf', 'config.json', '--seq-len', '8']
+    """
+    command, following = words[:1], words[1:2]
+    if command == ["explain"] and following == [FROM_CONFIG]:
+        return [*command, *words[2:]]
+    if command and command[0] in TAKE_A_MODEL and any(map(_is_config, following)):
+        return [*command, FROM_CONFIG, *words[1:]]
+    return words
+
+
+def _is_config(word: str) -> bool:
+    from flopcount.hf import file_of
+
+    return word.endswith(".json") or file_of(f"{word}/config.json") is not None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -642,11 +722,13 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0, or 2 with one line on standard error where the input is wrong.
     """
     any_encoding()
-    words = sys.argv[1:] if arguments is None else arguments
+    words = with_config(sys.argv[1:] if arguments is None else arguments)
     if words == ["--version"]:
         print(f"flopcount {__version__}")
         return 0
-    takes = {name: list(ARCHITECTURES) if name in ("count", "compare") else () for name in COMMANDS}
+    takes = {
+        name: [FROM_CONFIG, *ARCHITECTURES] if name in TAKE_A_MODEL else () for name in COMMANDS
+    }
     if wrong := wrong_command(words, takes):
         print(f"flopcount: {wrong}", file=sys.stderr)
         return 2
@@ -655,7 +737,7 @@ def main(arguments: list[str] | None = None) -> int:
             COMMANDS,
             prog="flopcount",
             description="Exact FLOP counts of transformers.",
-            args=arguments,
+            args=words,
             registry=whole_numbers(),
             config=(
                 tyro.conf.CascadeSubcommandArgs,

@@ -178,7 +178,7 @@ class Comparison:
                 table(
                     ["counted as", "self part", "cross part", "total", "self ratio", "total ratio"],
                     cells,
-                    title=f"FLOPs of {type(self.model).__name__} per latent token, with ratios to "
+                    title=f"FLOPs of {self.model.title} per latent token, with ratios to "
                     "the causal count",
                 ),
                 table(["counted as", "leaves out", "adds"], reasons),
@@ -308,7 +308,7 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
                 for name in [name for name in kinds if name in expected]:
                     add(part, kinds[name], -expected.pop(name))
                 continue
-            covered, beyond = STANDS_FOR[term]
+            covered, beyond = STANDS_FOR.get(term, ((term,), term))
             if "attention product" in beyond and windowed and part == "self":
                 beyond = beyond.replace("the masked half", "the masked pairs")
                 beyond = beyond.replace("half of the diagonal", "the masked pairs")

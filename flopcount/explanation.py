@@ -6,12 +6,12 @@ import dataclasses
 from typing import Any
 
 from flopcount import extras
-from flopcount.architectures import ARCHITECTURES, Architecture, Dimension
+from flopcount.architectures import ARCHITECTURES, Architecture, lettered
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count
 from flopcount.executed import Tiling
 from flopcount.sizes import quoted, require_choice
-from flopcount.tables import table
+from flopcount.tables import shown, table
 
 TILING_LEGEND = (
     "tiles of queries × keys: a_f·J_f × J_f in the forward pass; in the backward pass "
@@ -152,29 +152,44 @@ class Explanation:
         return "\n\n".join(blocks)
 
 
-def on_symbols(architecture: str) -> tuple[Architecture, str]:
-    """The architecture with a symbol for every size that has a letter, and what the letters mean.
+def on_symbols(model: str | Architecture) -> tuple[Architecture, str]:
+    """A model with a symbol for every size that has a letter, and what the letters mean.
 
     Args:
-        architecture: A name that :data:`~flopcount.architectures.ARCHITECTURES` has.
+        model: A name that :data:`~flopcount.architectures.ARCHITECTURES` has, or a model, whose
+            options stay and whose sizes stand in the legend.
 
     Raises:
         ImportError: If SymPy is not installed (extra ``symbolic``).
+        TypeError: If it is neither.
         ValueError: If the architecture is unknown.
 
     """
-    described = ARCHITECTURES[require_choice("architecture", architecture, ARCHITECTURES)]
     sympy = extras.load("sympy", "symbolic")
-    sizes = {
-        name: kind
-        for name, kind in described.kinds().items()
-        if isinstance(kind, Dimension) and kind.letter
-    }
+    if isinstance(model, Architecture):
+        sizes = model.lettered()
+        values = {name: getattr(model, name) for name in sizes}
+    else:
+        described = ARCHITECTURES[require_choice("architecture", model, ARCHITECTURES)]
+        sizes = lettered(described.kinds())
+        values = dict.fromkeys(sizes)
     symbols = {
         name: sympy.Symbol(kind.letter, integer=True, positive=True) for name, kind in sizes.items()
     }
-    legend = ", ".join(["B sequences", *(f"{kind.letter} {kind.noun}" for kind in sizes.values())])
-    return described(**symbols), legend if "head_dim" in sizes else f"{legend}; c = d/h"
+    legend = ", ".join(
+        [
+            "B sequences",
+            *(
+                f"{kind.letter} {kind.noun}" + ("" if value is None else f" = {shown(value)}")
+                for kind, value in zip(sizes.values(), values.values(), strict=True)
+            ),
+        ]
+    )
+    if "head_dim" not in sizes:
+        legend += "; c = d/h"
+    if isinstance(model, Architecture):
+        return dataclasses.replace(model, **symbols), legend  # type: ignore[type-var]
+    return described(**symbols), legend
 
 
 def symbolic_tiling() -> Tiling:
@@ -194,7 +209,7 @@ def symbolic_tiling() -> Tiling:
 
 
 def explain(
-    architecture: str = "perceiver-ar",
+    architecture: str | Architecture = "perceiver-ar",
     level: str | None = None,
     convention: str | None = None,
     tiling: Tiling | None = None,
@@ -204,7 +219,8 @@ def explain(
     The counter's own formulas are evaluated on symbols; there is no second copy of them.
 
     Args:
-        architecture: A name that :data:`~flopcount.architectures.ARCHITECTURES` has.
+        architecture: A name that :data:`~flopcount.architectures.ARCHITECTURES` has, or a model,
+            such as one that :func:`flopcount.from_hf` read, whose sizes stand in the legend.
         level: ``"causal"`` (the default), ``"dense"`` or ``"executed"``.
         convention: Instead of a level, a published convention.
         tiling: At level ``executed``, the kernels' tiling; without it, tile sizes are symbols.
@@ -232,7 +248,8 @@ def explain(
         )
     else:
         count = model.flops(level, convention=convention, batch_size=batch_size)
-    title = f"Formulas of {architecture}, {count.label}; the backward pass is twice the forward"
+    name = architecture if isinstance(architecture, str) else architecture.title
+    title = f"Formulas of {name}, {count.label}; the backward pass is twice the forward"
     backward = _backward(count)
     if backward:
         title += ", but for attention"

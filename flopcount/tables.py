@@ -89,8 +89,13 @@ def text_width() -> int:
     return shutil.get_terminal_size((TEXT_WIDTH, 0)).columns
 
 
-def paragraph(text: str, width: int | None = None) -> str:
+def paragraph(text: str, width: int | None = None, indent: str = "") -> str:
     """Every line of ``text``, wrapped at words where it is longer than the terminal is wide.
+
+    Args:
+        text: The lines.
+        width: Of the terminal; its own unless given.
+        indent: What further lines of a wrapped one begin with.
 
     >>> print(paragraph("a line that is long", width=10))
     a line
@@ -98,7 +103,9 @@ def paragraph(text: str, width: int | None = None) -> str:
     long
     """
     return "\n".join(
-        "\n".join(textwrap.wrap(printable(line), width or text_width(), break_on_hyphens=False))
+        textwrap.fill(
+            printable(line), width or text_width(), break_on_hyphens=False, subsequent_indent=indent
+        )
         for line in text.splitlines()
     )
 

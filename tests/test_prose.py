@@ -77,14 +77,14 @@ def test_a_witness_is_defined_where_it_is_first_named():
     assert re.search(r"A witness finds the same number without\s+the formula", opening)
 
 
-def test_the_first_screen_counts_a_gpt_2_then_perceiver_ar():
-    screen = (ROOT / "README.md").read_text().splitlines()[:30]
-    decoder, perceiver = (
+def test_the_first_screen_counts_a_config_then_a_gpt_2_then_perceiver_ar():
+    screen = (ROOT / "README.md").read_text().splitlines()[:42]
+    config, decoder, perceiver = (
         next(number for number, line in enumerate(screen) if f"fc.{name}(" in line)
-        for name in ("Decoder", "PerceiverAR")
+        for name in ("from_hf", "Decoder", "PerceiverAR")
     )
     limits = next(number for number, line in enumerate(screen) if "does not count" in line)
-    assert limits < decoder < perceiver
+    assert limits < config < decoder < perceiver
 
 
 def test_the_article_has_title_and_link_where_it_is_first_named():

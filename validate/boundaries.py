@@ -30,10 +30,11 @@ import sympy
 import tyro
 
 import flopcount as fc
-from flopcount.architectures import ARCHITECTURES, Dimension, Flag
+from flopcount.architectures import ARCHITECTURES, Choice, Dimension, Flag, Pattern
 from flopcount.cli import COMMANDS
 from flopcount.cli import main as command_line
 from flopcount.conventions import CONVENTIONS
+from flopcount.hf import FAMILIES
 from flopcount.laws import CHINCHILLA_SURFACE, ScalingLaw
 from flopcount.planning import budget_from_gpu_hours
 from flopcount.sizes import is_array, is_symbolic
@@ -173,14 +174,40 @@ def good_size(r: random.Random, kind: str) -> Any:
     )
 
 
+def pairs_of(word: str, n: int, window: int | None, chunk: int | None) -> int:
+    """Query-key pairs that a causal attention admits, by sums of arithmetic series."""
+    if word == "chunked" and chunk is not None:
+        whole, rest = divmod(n, chunk)
+        return (whole * (chunk * chunk + chunk) + rest * rest + rest) // 2
+    reach = min(window or n, n) if word == "sliding" else n
+    return n * reach - (reach * reach - reach) // 2
+
+
+def expected_of_layers(model: fc.CausalLM, level: str) -> int:
+    """Multiply-adds of one forward pass, layers of a period one by one."""
+    n, d, h = model.length, model.num_channels, model.num_heads
+    c, g = model.head_dim or d // h, model.num_key_value_heads or h
+    queries = h * c * (2 + model.attention_gate)
+    layer = n * d * (queries + 2 * g * c + (2 + model.gated) * model.intermediate_size)
+    periods, rest = divmod(model.num_layers, len(model.attention))
+    products = model.num_layers * layer
+    for index, word in enumerate(model.attention):
+        square = n * n
+        if level == "causal":
+            square = pairs_of(word, n, model.window, model.chunk)
+        products += (periods + (index < rest)) * 2 * square * h * c
+    width = model.embedding_channels or d
+    around = 0 if model.embedding_channels is None else 2 * d * width
+    return products + n * (around + width * model.vocab_size)
+
+
 def expected_total(model: Any, level: str, training: bool, batch_size: int) -> int:
     """Matmul FLOPs of a model of plain ints, by arithmetic that shares nothing with the counter."""
     n, d, h = model.length, model.num_channels, model.num_heads
-    if level == "dense":
-        square = n * n
-    else:
-        window = min(getattr(model, "window", None) or n, n)
-        square = n * window - (window * window - window) // 2
+    if isinstance(model, fc.CausalLM):
+        return batch_size * (6 if training else 2) * expected_of_layers(model, level)
+    window = getattr(model, "window", None)
+    square = n * n if level == "dense" else pairs_of("sliding", n, window, None)
     prefix_work = 0
     if isinstance(model, fc.Llama):
         c = model.head_dim or d // h
@@ -230,11 +257,42 @@ def good_runs() -> Iterator[tuple[float, float, float, float]]:
 
 @functools.cache
 def folder_of_runs() -> tempfile.TemporaryDirectory[str]:
-    """A folder with the good runs as runs.csv; it goes when the program ends."""
+    """A folder with the good runs as runs.csv, and a config.json; it goes when the program ends."""
     folder = tempfile.TemporaryDirectory()
     with Path(folder.name, "runs.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEADINGS, *good_runs()])
+    Path(folder.name, "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     return folder
+
+
+CONFIG = dict(
+    vocab_size=range(1, 99), hidden_size=range(8, 99, 8), intermediate_size=range(1, 99),
+    num_hidden_layers=range(1, 9), num_attention_heads=(4, 8), num_key_value_heads=(1, 2, 4),
+    head_dim=range(2, 20, 2), sliding_window=range(1, 20),
+)  # fmt: skip
+"""Legal values of the fields that most configs have."""
+
+
+def expected_of_config(config: dict[str, Any], seq_len: int, causal: bool) -> tuple[int, int]:
+    """Parameters and FLOPs of a Llama or Mistral, layer by layer and position by position."""
+    V, d, f, L, h, g, c, window = (config[name] for name in CONFIG)
+    window = window if config["model_type"] == "mistral" else seq_len
+    weights = d * (2 * h * c + 2 * g * c) + 3 * d * f
+    tied = config["tie_word_embeddings"]
+    params = L * (weights + 2 * d) + d + V * d * (1 if tied else 2)
+    pairs = sum(min(i, window) for i in range(1, seq_len + 1)) if causal else seq_len**2
+    return params, 6 * (seq_len * (L * weights + V * d) + 2 * L * h * c * pairs)
+
+
+def good_options(r: random.Random, kind: Any) -> tuple[Any, ...]:
+    """Legal values of a field that is no size."""
+    if isinstance(kind, Flag):
+        return True, False
+    if isinstance(kind, Choice):
+        return kind.words
+    if isinstance(kind, Pattern):
+        return (tuple(r.choices(kind.words, k=r.randrange(1, 5))),)
+    return 0.0, 0.5, r.random()
 
 
 @dataclasses.dataclass
@@ -268,17 +326,17 @@ class Boundaries:
     def model(self) -> Any:
         """A model from drawn arguments for every field; construction is itself a boundary."""
         r = self.random_state
-        architecture = r.choice(list(ARCHITECTURES.values()))
+        architecture = r.choice([*ARCHITECTURES.values(), fc.CausalLM])
         arguments: dict[str, Any] = {}
         sizes = {}
         for name, kind in architecture.kinds().items():
             optional = getattr(architecture, name, "required") is None
-            if optional and r.random() < 0.7:
+            left_out = 0.2 if name in ("seq_len", "window", "chunk") else 0.7
+            if optional and r.random() < left_out:
                 continue
             if not isinstance(kind, Dimension):
                 if r.random() < 0.4:
-                    good = (True, False) if isinstance(kind, Flag) else (0.0, 0.5, r.random())
-                    arguments[name] = self.any_of(*good)
+                    arguments[name] = self.any_of(*good_options(r, kind))
             elif name in ("num_heads", "num_key_value_heads", "num_kept"):
                 arguments[name] = self.any_of(1, 1, 1, 2)
             elif name == "head_dim":
@@ -298,6 +356,16 @@ class Boundaries:
             num_heads=heads,
             widening_factor=r.randrange(1, 6),
         )
+        if r.random() < 0.15:
+            del shared["widening_factor"]
+            return fc.CausalLM(
+                seq_len=r.randrange(1, 999),
+                intermediate_size=r.randrange(1, 999),
+                attention=tuple(r.choices(["full", "sliding", "chunked"], k=r.randrange(1, 5))),
+                window=r.randrange(1, 999),
+                chunk=r.randrange(1, 999),
+                **shared,
+            )
         if r.random() < 0.3:
             return fc.Decoder(seq_len=r.randrange(1, 999), **shared)
         if r.random() < 0.3:
@@ -395,7 +463,8 @@ class Boundaries:
             checkpointing=checkpointing,
         )
         str(count), count.to_dict()
-        sizes = [getattr(model, field.name) for field in dataclasses.fields(model)]
+        kinds = type(model).kinds().items()
+        sizes = [getattr(model, name) for name, kind in kinds if isinstance(kind, Dimension)]
         sizes += tiling.sizes().values()
         if any(is_array(size) or is_symbolic(size) or size > 5000 for size in sizes if size):
             return
@@ -403,6 +472,33 @@ class Boundaries:
         expected = batch_size * expected_tiles(model, tiling, training)
         if np.any(attention != expected):
             raise AssertionError(f"attention forward {attention}, expected {expected}")
+
+    def read_configs(self) -> None:
+        """Configs of every family, good ones judged by :func:`expected_of_config`."""
+        r = self.random_state
+        family = r.choice(["llama", "mistral", *FAMILIES])
+        config = {name: r.choice(values) for name, values in CONFIG.items()}
+        config |= dict(model_type=family, tie_word_embeddings=r.random() < 0.5)
+        seq_len: Any = r.randrange(1, 50)
+        if r.random() < 0.7:
+            others = (
+                "architectures layer_types hidden_act text_config n_inner rope_parameters "
+                "is_encoder_decoder num_kv_heads attn_config"
+            )
+            names = [*config, *others.split()]
+            config |= {r.choice(names): r.choice(bad_values(r)) for _ in range(r.randrange(1, 3))}
+            model = fc.from_hf(self.any_of(config), self.any_of(seq_len, None))
+            str(model), model.params().total, model.flops().to_dict()
+            return
+        if family not in ("llama", "mistral"):
+            config = {"model_type": family}
+        model, causal = fc.from_hf(config, seq_len), r.random() < 0.5
+        counted = (
+            model.params().total,
+            model.flops("causal" if causal else "dense").total,
+        )
+        if len(config) > 1 and counted != expected_of_config(config, seq_len, causal):
+            raise AssertionError(f"{counted} of {config} and {seq_len} positions")
 
     def ask_a_count(self) -> None:
         """What a count can be asked: runs, utilisation, devices."""
@@ -641,6 +737,8 @@ class Boundaries:
                  "--num-channels", "16", "--num-layers", "2"],
                 ["decoder", "--vocab-size", "9", "--seq-len", "8", "--num-channels", "16",
                  "--num-layers", "2", "--num-heads", "2"],
+                ["hf", str(Path(folder_of_runs().name, "config.json")), "--seq-len", "8"],
+                [folder_of_runs().name, "--seq-len", "8"],
             ]
         )  # fmt: skip
         arguments = [r.choice([*COMMANDS, "nonsense"])]
@@ -652,7 +750,7 @@ class Boundaries:
         if arguments[0] == "fit":
             good = str(Path(folder_of_runs().name, "runs.csv"))
             arguments.append(r.choice([good, good, good, "nowhere.csv", __file__, "/", ""]))
-        if arguments[0] in ("count", "compare"):
+        if arguments[0] in ("count", "compare", "params"):
             arguments += model
         if arguments[0] in ("count", "explain") and r.random() < 0.3:
             arguments += ["--level", "executed"]
@@ -665,6 +763,7 @@ class Boundaries:
             "--num-models", "--reach", "--law", "--part", "--corpus-tokens", "--num-prefix",
             "--approach", "--objective", "--num-bootstrap", "--predict", "--loss",
             "--where", "--budgets", "--tiling.head-dim-multiple", "--tiling.key-value-products",
+            "--seq-len", "--target-len", "--mtp",
         ]  # fmt: skip
         for _ in range(r.randrange(4)):
             arguments.append(r.choice(options))
@@ -684,7 +783,8 @@ class Boundaries:
 
 BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "count at a level": (Boundaries.count_levels, 0.4),
-    "options of a count": (Boundaries.count_options, 0.15),
+    "options of a count": (Boundaries.count_options, 0.12),
+    "configs": (Boundaries.read_configs, 0.06),
     "tilings and executed FLOPs": (Boundaries.count_executed, 0.06),
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
     "devices": (Boundaries.describe_devices, 0.05),

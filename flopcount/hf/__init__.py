@@ -28,6 +28,7 @@ WITHOUT_EFFECT = (
     # What a file is, and how it was written.
     words(
         "model_type architectures _name_or_path name_or_path transformers_version _commit_hash "
+        "cache_implementation unk_token_id "
         "torch_dtype dtype _attn_implementation attn_implementation _experts_implementation"
     )
     # What a call returns, and whether it keeps keys and values.
@@ -122,7 +123,7 @@ def from_hf(
             raise ValueError(
                 f"{name} = {quoted(value)} with model_type = {model_type!r}: it has none"
             )
-    read = Config(fields, options)
+    read = Config(_flat(fields, family.nested), options)
     head = _head(whole, family, nested=whole is not fields)
     for name, allowed in (ONLY | dict(family.only)).items():
         _, value = read.given(name)
@@ -133,8 +134,12 @@ def from_hf(
             )
     values = {name: resolved(take, read) for name, take in family.fields.items()}
     remarks = tuple(said for remark in family.remarks if (said := remark(read)))
-    known = read.read | WITHOUT_EFFECT | family.without_effect
-    reading = Reading(model_type, head, left_out, tuple(sorted(set(fields) - known)), remarks)
+    unknown = sorted(
+        name
+        for name in set(read.fields) - read.read - family.without_effect
+        if name.rpartition(".")[-1] not in WITHOUT_EFFECT
+    )
+    reading = Reading(model_type, head, left_out, tuple(unknown), remarks)
     return family.declaration(**values, seq_len=seq_len, reading=reading)
 
 
@@ -154,10 +159,8 @@ def fields_of(config: Any) -> dict[str, Any]:
             f"config = {quoted(config)} is a {type(config).__name__}: expected a dict, an object "
             "with to_dict, or the path of a config.json or of a folder that has one"
         )
-    path = Path(config)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
+    path = file_of(config)
+    if path is None:
         raise ValueError(
             f"config = {quoted(os.fspath(config))}: there is no such file; nothing is downloaded, "
             "so expected the path of a config.json or of a folder that has one"
@@ -171,6 +174,27 @@ def fields_of(config: Any) -> dict[str, Any]:
     return fields
 
 
+def file_of(path: str | os.PathLike[str]) -> Path | None:
+    """The file that is meant: a file, or a folder's ``config.json``; None if there is none."""
+    try:
+        found = Path(path)
+        if found.is_dir():
+            found = found / "config.json"
+        return found if found.is_file() else None
+    except (OSError, ValueError):  # no system can have a file of this name
+        return None
+
+
+def _flat(fields: dict[str, Any], nested: tuple[str, ...]) -> dict[str, Any]:
+    """Fields, with those of nested objects beside them under dotted names."""
+    flat = dict(fields)
+    for outer in nested:
+        if isinstance(inner := flat.get(outer), Mapping):
+            del flat[outer]
+            flat |= {f"{outer}.{name}": value for name, value in inner.items()}
+    return flat
+
+
 def _is_other_part(name: str, value: Any) -> bool:
     return name.endswith("_config") and name != "text_config" and bool(value)
 
@@ -182,7 +206,7 @@ def _head(fields: Mapping[str, Any], family: Family, nested: bool) -> str:
         ValueError: If it is not.
     """
     given = fields.get("architectures")
-    if given is None or given == []:
+    if given is None or (isinstance(given, list | tuple) and not given):
         return family.heads[0]
     head = given[0] if isinstance(given, list | tuple) else given
     if isinstance(head, str) and (

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 from flopcount.sizes import Size, quoted, require_choice, require_flag, require_size
 
 ABSENT = object()
+MOST_LAYERS = 100_000
+"""Of layers that differ, each of which has a word of its own."""
 
 
 class Config:
@@ -128,6 +130,12 @@ def is_given(*names: str, default: Any = None) -> Take:
     return take
 
 
+def drops(*names: str, default: float) -> Take:
+    """Whether a dropout drops anything."""
+    probability = number(*names, default=default)
+    return lambda config: probability(config) > 0
+
+
 def words(text: str) -> frozenset[str]:
     """The words of a text."""
     return frozenset(text.split())
@@ -146,6 +154,26 @@ def times(factor: int, take: Take) -> Take:
 def floor_divided(numerator: Take, divisor: Take) -> Take:
     """The whole part of a quotient of two fields, as the class computes it."""
     return lambda config: numerator(config) // divisor(config)
+
+
+def by_layer(layers: Take, rule: Callable[[Config], Callable[[int], Any]]) -> Take:
+    """A word for each layer, by a rule that a config gives for their indices.
+
+    Args:
+        layers: How many layers there are.
+        rule: Of a config, what gives the word of the layer of an index, which begins at 0.
+    """
+
+    def take(config: Config) -> tuple[Any, ...]:
+        number, word_of = layers(config), rule(config)
+        if type(number) is not int or number > MOST_LAYERS:
+            raise ValueError(
+                f"layers = {quoted(number)}: expected an int of at most {MOST_LAYERS} where layers "
+                "differ"
+            )
+        return tuple(word_of(index) for index in range(number))
+
+    return take
 
 
 def listed(name: str, length: Take, known: Mapping[Any, str], default: Take) -> Take:
@@ -195,6 +223,11 @@ def rotary_dim(head_dim: Take, *names: str, default: float = 1.0) -> Take:
             _, parameters = config.given(nested)
             if isinstance(parameters, Mapping):
                 share = number("partial_rotary_factor", default=share)(Config(parameters, {}))
+        if not 0 <= share <= 1:
+            raise ValueError(
+                f"partial_rotary_factor = {quoted(share)}: expected a number from 0 to 1, the "
+                "share of a head's channels that turn"
+            )
         channels = head_dim(config)
         turns = int(channels * share)
         return None if turns == channels else turns
@@ -240,6 +273,7 @@ class Family:
         fields: Of each field of the declaration, what reads it, or a constant.
         without_effect: Fields that change neither parameters nor FLOPs.
         only: Fields of which a few values are modelled alone; any other is refused.
+        nested: Fields that are objects; theirs are read as ``"attn_config.alibi"``.
         options: What :func:`flopcount.from_hf` takes for it beside ``seq_len``.
         remarks: Functions of the config that say in words what the reader should know, or nothing.
     """
@@ -249,5 +283,6 @@ class Family:
     fields: Mapping[str, Any]
     without_effect: frozenset[str] = frozenset()
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    nested: tuple[str, ...] = ()
     options: frozenset[str] = frozenset()
     remarks: tuple[Callable[[Config], str | None], ...] = ()

@@ -100,6 +100,56 @@ def test_utilisation_by_the_name_that_torch_reports(capsys):
     assert json.loads(capsys.readouterr().out)["mfu"] == expected
 
 
+LLAMA = {
+    "model_type": "llama", "vocab_size": 199, "hidden_size": 24, "intermediate_size": 40,
+    "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "zebra": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("spelling", [["hf", "config.json"], ["config.json"], ["hf", ""], [""]])
+def test_a_config_is_counted(capsys, config, spelling):
+    *hf, name = spelling
+    path, model = str(config / name), fc.from_hf(LLAMA, 16)
+    assert main(["count", *hf, path, "--seq-len", "16", "--level", "dense"]) == 0
+    assert capsys.readouterr().out == f"{model}\n\n{model.flops('dense')}\n"
+    assert main(["count", *hf, path, "--seq-len", "16", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["whole"]["total"] == model.flops().total
+    assert printed["model"]["config"]["not_looked_at"] == ["zebra"]
+    assert main(["params", *hf, path]) == 0
+    model = fc.from_hf(LLAMA)
+    assert capsys.readouterr().out == f"{model}\n\n{model.params()}\n"
+    assert main(["compare", *hf, path, "--seq-len", "16"]) == 0
+    assert capsys.readouterr().out.strip() == str(fc.compare(fc.from_hf(LLAMA, 16))).strip()
+    assert main(["explain", *hf, path, "--level", "dense"]) == 0
+    explained = capsys.readouterr().out
+    assert explained.strip() == str(fc.explain(fc.from_hf(LLAMA), "dense")).strip()
+    assert "d channels = 24" in explained
+
+
+def test_a_config_without_positions_is_refused_in_a_line(capsys, config):
+    assert main(["count", str(config)]) == 2
+    assert "--seq-len 8192" in capsys.readouterr().err
+    assert main(["count", str(config), "--seq-len", "8", "--mtp"]) == 2
+    assert "mtp = True with model_type = 'llama'" in capsys.readouterr().err
+
+
+def test_params(capsys):
+    assert main(["params", *DECODER]) == 0
+    model = fc.Decoder(vocab_size=262, seq_len=64, num_channels=16, num_layers=2, num_heads=2)
+    assert capsys.readouterr().out == f"{model.params()}\n"
+    assert main(["params", *DECODER, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["total"] == model.params().total
+    assert printed["model"]["architecture"] == "Decoder"
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"flopcount {fc.__version__}\n"
@@ -361,6 +411,9 @@ def test_devices(capsys):
     ("arguments", "message"),
     [
         (["count", *PERCEIVER, "--num-heads", "7"], "num_channels = 512 is not divisible"),
+        (["count", "hf", "meta-llama/Llama-3.1-8B"], "nothing is downloaded, so expected the path"),
+        (["params", "nowhere.json"], "config = 'nowhere.json': there is no such file"),
+        (["explain", "nowhere.json"], "config = 'nowhere.json': there is no such file"),
         (["count", *PERCEIVER, "--convention", "gpt"], "convention = 'gpt'"),
         (["count", *PERCEIVER, "--seconds", "1"], "--seconds: expected one of --seconds and --tok"),
         (["count", *PERCEIVER, "--device", "h100"], "--device: expected one of --seconds and"),

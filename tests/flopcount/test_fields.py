@@ -11,29 +11,30 @@ from hypothesis import strategies as st
 from flopcount.architectures import (
     ARCHITECTURES,
     Architecture,
+    Choice,
     Dimension,
     Flag,
+    Pattern,
     Probability,
 )
+from flopcount.causal_lm import CausalLM
+
+DESCRIBED = ARCHITECTURES | {"causal-lm": CausalLM}
 
 GOOD = {
     Dimension: dict(num_channels=64, num_heads=4, num_key_value_heads=2, head_dim=16, num_kept=1),
-    Probability: {},
-    Flag: {},
 }
 FIELDS = [
-    (architecture, name)
-    for architecture in ARCHITECTURES
-    for name in ARCHITECTURES[architecture].kinds()
+    (architecture, name) for architecture in DESCRIBED for name in DESCRIBED[architecture].kinds()
 ]
 
 
 def arguments(architecture, **changes):
-    """Legal arguments for every required field."""
+    """Legal arguments for every field that a count needs."""
     required = {
         field.name: GOOD[Dimension].get(field.name, 8)
-        for field in dataclasses.fields(ARCHITECTURES[architecture])
-        if field.default is dataclasses.MISSING
+        for field in dataclasses.fields(DESCRIBED[architecture])
+        if field.default is dataclasses.MISSING or field.name == "seq_len"
     }
     return required | changes
 
@@ -55,18 +56,25 @@ NO_SIZES = st.one_of(
 
 @pytest.mark.parametrize(("architecture", "name"), FIELDS)
 def test_what_a_field_cannot_be_is_refused_by_its_name(architecture, name):
-    kind = ARCHITECTURES[architecture].kinds()[name]
+    kind = DESCRIBED[architecture].kinds()[name]
     wrong = {
         Dimension: NO_SIZES,
         Probability: st.text() | st.lists(st.floats()) | st.floats(1) | st.floats(max_value=-0.01),
         Flag: st.integers() | st.text() | st.floats() | st.none(),
+        Choice: st.integers() | st.floats() | st.just("word") | st.lists(st.text()),
+        Pattern: st.integers()
+        | st.text()
+        | st.none()
+        | st.just(())
+        | st.lists(st.just("full"))
+        | st.tuples(st.just("full") | st.integers(), st.just("word") | st.none()),
     }[type(kind)]
 
     @settings(deadline=None)
     @given(wrong)
     def refused(value):
         with pytest.raises((TypeError, ValueError), match=rf"^{name}\b") as caught:
-            ARCHITECTURES[architecture](**arguments(architecture, **{name: value}))
+            DESCRIBED[architecture](**arguments(architecture, **{name: value}))
         assert "expected" in str(caught.value)
 
     refused()
@@ -77,19 +85,19 @@ def test_what_a_field_cannot_be_is_refused_by_its_name(architecture, name):
     [
         (architecture, name)
         for architecture, name in FIELDS
-        if isinstance(ARCHITECTURES[architecture].kinds()[name], Dimension)
+        if isinstance(DESCRIBED[architecture].kinds()[name], Dimension)
     ],
 )
 def test_a_size_below_its_minimum_is_refused(architecture, name):
-    minimum = ARCHITECTURES[architecture].kinds()[name].minimum
+    minimum = DESCRIBED[architecture].kinds()[name].minimum
     for below in (minimum - 1, np.int8(minimum - 1), np.array([8, minimum - 1], dtype=np.int64)):
         with pytest.raises(
             ValueError, match=rf"^{name} .*expected (an integer|integers) >= {minimum}"
         ):
-            ARCHITECTURES[architecture](**arguments(architecture, **{name: below}))
+            DESCRIBED[architecture](**arguments(architecture, **{name: below}))
     negative = sympy.Symbol("x", integer=True, negative=True)
     with pytest.raises(ValueError, match=rf"^{name} "):
-        ARCHITECTURES[architecture](**arguments(architecture, **{name: negative}))
+        DESCRIBED[architecture](**arguments(architecture, **{name: negative}))
 
 
 DTYPES = (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, object)
@@ -98,9 +106,9 @@ DTYPES = (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("architecture", "name"), FIELDS)
 def test_arrays_of_any_integers_count_as_their_elements_do(architecture, name, dtype):
-    if not isinstance(ARCHITECTURES[architecture].kinds()[name], Dimension):
+    if not isinstance(DESCRIBED[architecture].kinds()[name], Dimension):
         return
-    described = ARCHITECTURES[architecture]
+    described = DESCRIBED[architecture]
     values = [4, 2, 8] if name in ("num_heads", "head_dim") else [8, 64, 120]
     if name in ("num_key_value_heads", "num_kept"):
         values = [1, 2, 1]
@@ -121,9 +129,9 @@ def test_arrays_of_any_integers_count_as_their_elements_do(architecture, name, d
 
 @settings(deadline=None)
 @given(st.data())
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DESCRIBED)
 def test_nothing_overflows(architecture, data):
-    described = ARCHITECTURES[architecture]
+    described = DESCRIBED[architecture]
     sizes = {
         name: data.draw(st.integers(1, 2**61), label=name)
         for name, kind in described.kinds().items()

@@ -133,9 +133,9 @@ class Inputs:
             experts = layer.num_experts is not None
             has = {
                 GATED if layer.gated else PLAIN: not {"no MLP"} & layer.others,
-                GROUPED: not latent and _differ(layer.num_key_heads, layer.num_heads),
-                HEAD_DIM: not latent and _differ(channels, d),
-                WIDTH: experts or _differ(layer.hidden_channels, 4 * d),
+                GROUPED: not latent and differ(layer.num_key_heads, layer.num_heads),
+                HEAD_DIM: not latent and differ(channels, d),
+                WIDTH: experts or differ(layer.hidden_channels, 4 * d),
                 WINDOWS: layer.window is not None,
                 GATE: layer.gate,
                 EXPERTS: experts,
@@ -149,7 +149,7 @@ class Inputs:
         return frozenset(found)
 
 
-def _differ(left: Any, right: Any) -> bool:
+def differ(left: Any, right: Any) -> bool:
     """Whether two sizes differ, anywhere; False of symbols that may be equal."""
     if is_symbolic(difference := left - right):
         return bool(difference.expand().is_nonzero)

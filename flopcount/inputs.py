@@ -22,7 +22,7 @@ from flopcount.blocks import (
     PrefixAttention,
     Residual,
 )
-from flopcount.conventions import Inputs, LayerInputs
+from flopcount.conventions import Inputs, LayerInputs, differ
 from flopcount.count import ParameterCount, is_position
 from flopcount.masks import Causal
 from flopcount.rows import Tensor
@@ -80,6 +80,7 @@ def inputs_of(network: Network, params: ParameterCount, **prefix: Any) -> Inputs
     groups: list[LayerInputs] = []
     tied: Size = 0
     predictions: Size = 0
+    narrow = False
     for at, blocks in network:
         for block in blocks:
             if isinstance(block, Layers):
@@ -90,10 +91,14 @@ def inputs_of(network: Network, params: ParameterCount, **prefix: Any) -> Inputs
             elif isinstance(block, Output):
                 channels = block.token_channels
                 width = block.channels if channels is None else channels
+                narrow = differ(width, block.channels)
                 tied = block.vocab_size * width if block.tied else 0
             elif isinstance(block, Predictions):
                 predictions = predictions + block.number
                 groups.append(layer_inputs(block.number, block.layer))
+    if narrow:
+        also = frozenset({"an embedding of another width than d"})
+        groups = [dataclasses.replace(group, others=group.others | also) for group in groups]
     output = next(block for _, blocks in network for block in blocks if isinstance(block, Output))
     return Inputs(
         num_latents=first.length,
@@ -131,8 +136,8 @@ def is_block_norm(row: Tensor) -> bool:
 def layer_inputs(number: Size, blocks: Iterable[Any]) -> LayerInputs:
     """What the blocks of equal layers are.
 
-    >>> layer_inputs(2, (MLP(4, 16), 3)).others
-    frozenset({'a block int', 'no attention'})
+    >>> sorted(layer_inputs(2, (MLP(4, 16), 3)).others)
+    ['a block int', 'no attention']
     """
     found: dict[str, Any] = {}
     others: set[str] = set()
@@ -164,8 +169,10 @@ def layer_inputs(number: Size, blocks: Iterable[Any]) -> LayerInputs:
             found |= {} if mask.window is None else dict(window=mask.window)
         else:
             others.add(f"a mask {type(mask).__name__}")
-    others |= {"no attention"} - {"no attention" for _ in [0] if "head_dim" in found}
-    others |= set() if "hidden_channels" in found else {"no MLP"}
+    if "head_dim" not in found:
+        others.add("no attention")
+    if "hidden_channels" not in found:
+        others.add("no MLP")
     return LayerInputs(number=number, others=frozenset(others), **found)
 
 

@@ -315,3 +315,14 @@ def test_arrays_and_symbols_of_codes():
             assert list(counted.per_token) == alone
             expression = symbolic.flops(convention=name).per_token
             assert [expression.subs({n: a, d: b}) for a, b in ((7, 8), (9, 16))] == alone
+
+
+def test_an_embedding_of_another_width_is_in_no_codes_head():
+    # As OPT-350m: fewer channels in the embedding than d, and a projection on each side of the layers.
+    narrow = {"model_type": "opt", "hidden_size": 768, "word_embed_proj_dim": 512}
+    model = fc.from_hf(narrow, 2048)
+    count = model.flops(convention="megatron-lm")
+    assert count.lacks == ("an embedding of another width than d",)
+    assert model.flops(convention="6n").per_token == 6 * model.params().total
+    wide = fc.from_hf(narrow | {"word_embed_proj_dim": 768}, 2048)
+    assert not wide.flops(convention="megatron-lm").not_covered

@@ -238,7 +238,7 @@ def one_step(
 ) -> tuple[PerceiverAR, Callable[[], None]]:
     """A network, and a call that runs a forward and a backward pass of it."""
     torch.manual_seed(0)
-    network = PerceiverAR(**vars(model), attention=attention).to(device())
+    network = PerceiverAR(**model.arguments(), attention=attention).to(device())
     length = model.num_prefix + model.num_latents
     tokens = torch.randint(model.vocab_size, (batch_size, length), device=device())
 

@@ -75,7 +75,7 @@ def our_step(model: fc.PerceiverAR, batch_size: int, attention: str, compile_mod
     """A step of our network and ``models.step.TrainStep`` on one random batch."""
     name = with_attention(attention, shapes_of_model(model, batch_size))
     torch.manual_seed(0)
-    network = PerceiverAR(**vars(model), attention=name).to(device())
+    network = PerceiverAR(**model.arguments(), attention=name).to(device())
     mode = compile_mode if torch.cuda.is_available() else "off"
     step = TrainStep(network, Execution(attention=name, compile=mode), gradient_clip=0.5)
     inputs, targets = _batch(model, batch_size)

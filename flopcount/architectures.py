@@ -393,8 +393,12 @@ class Architecture(abc.ABC):
             )
         return counted
 
+    def arguments(self) -> dict[str, Any]:
+        """The fields that describe the model, by name."""
+        return {name: getattr(self, name) for name in self.kinds()}
+
     def _arguments(self, at: Pass) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in self.kinds()}, "batch_size": at.batch}
+        return {**self.arguments(), "batch_size": at.batch}
 
     def _pass(self, training: bool, batch_size: Size, checkpointing: str | None) -> Pass:
         """The pass of a step whose options do not contradict each other."""

@@ -58,7 +58,7 @@ from flopcount.blocks import (
 )
 from flopcount.masks import Causal, Chunked, Mask
 from flopcount.operations import Pass
-from flopcount.sizes import Size, ceil_divide, divide, is_array, is_symbolic, multiply
+from flopcount.sizes import Size, ceil_divide, divide, multiply
 from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
@@ -229,16 +229,10 @@ class CausalLM(Architecture):
 
     def lettered(self) -> dict[str, Dimension]:
         """Positions even where they are not given; L only where layers repeat."""
-        letters = lettered(self.kinds())
-        repeats = self.period() == 1 or is_symbolic(self.num_layers)
-        if not repeats and not is_array(self.num_layers):
-            repeats = self.period() < self.num_layers
-        return {
-            name: kind
-            for name, kind in letters.items()
-            if name == "seq_len"
-            or (getattr(self, name) is not None and (repeats or name != "num_layers"))
-        }
+        letters = super().lettered()
+        if type(self.num_layers) is int and 1 < self.num_layers <= self.period():
+            del letters["num_layers"]
+        return {"seq_len": lettered(self.kinds())["seq_len"]} | letters
 
     @property
     def width(self) -> Size:
@@ -265,12 +259,12 @@ class CausalLM(Architecture):
         period = self.period()
         if type(number) is int:
             period = min(period, number)
-        kinds: dict[tuple[str, ...], list[int]] = {}
+        kinds: dict[tuple[tuple[str, str], ...], list[int]] = {}
         for index in range(period):
-            kind = tuple(words[index % len(words)] for words in aspects.values())
+            kind = tuple((name, words[index % len(words)]) for name, words in aspects.items())
             kinds.setdefault(kind, []).append(index)
         most = max(kinds, key=lambda kind: len(kinds[kind]))
-        numbers: dict[tuple[str, ...], Size] = {}
+        numbers: dict[tuple[tuple[str, str], ...], Size] = {}
         rest: Size = number
         for kind, indices in kinds.items():
             if kind != most:
@@ -280,13 +274,12 @@ class CausalLM(Architecture):
                 )
                 rest = rest - numbers[kind]
         numbers[most] = rest
-        varies = [len(set(column)) > 1 for column in zip(*kinds, strict=True)]
+        common = set.intersection(*map(set, kinds))
         return tuple(
             Group(
-                " ".join(w for w, differs in zip(kind, varies, strict=True) if differs)
-                or "decoder",
+                " ".join(pair[1] for pair in kind if pair not in common) or "decoder",
                 numbers[kind],
-                dict(zip(aspects, kind, strict=True)),
+                dict(kind),
                 tuple(indices),
                 period,
             )

@@ -577,7 +577,7 @@ def is_position(row: Tensor) -> bool:
 
 def described(model: Any) -> dict[str, Any]:
     """A model as plain data: its architecture and the sizes that it was given."""
-    sizes = {name: getattr(model, name) for name in type(model).kinds()}
+    sizes: dict[str, Any] = model.arguments()
     reading = getattr(model, "reading", None)
     config = {} if reading is None else {"config": dataclasses.asdict(reading)}
     return {"architecture": type(model).__name__} | sizes | config

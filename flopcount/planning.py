@@ -152,7 +152,7 @@ def require_concrete(model: Any, named: str) -> None:
     named = named if named.endswith("contains") else f"{named} ="
     if not isinstance(model, Architecture):
         raise TypeError(f"{named} {quoted(model)}: expected a flopcount architecture")
-    if any(is_array(value) or is_symbolic(value) for value in vars(model).values()):
+    if any(is_array(value) or is_symbolic(value) for value in model.arguments().values()):
         raise TypeError(f"{named} {quoted(model)}: expected ints, no arrays or symbols")
 
 
@@ -215,7 +215,7 @@ class Proposal:
         """The proposal as plain data."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         run = {field.name: getattr(self.run, field.name) for field in dataclasses.fields(self.run)}
-        return plain | {"run": run | {"model": vars(self.run.model)}}
+        return plain | {"run": run | {"model": self.run.model.arguments()}}
 
 
 @dataclasses.dataclass(frozen=True)

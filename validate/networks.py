@@ -72,7 +72,7 @@ def build(
     """
     options = {"checkpointing": checkpointing, "attention": attention}
     with torch.device(device or cheapest_device(model)):
-        network: nn.Module = NETWORKS[type(model)](**vars(model), **options)
+        network: nn.Module = NETWORKS[type(model)](**model.arguments(), **options)
     return network.train(training)
 
 

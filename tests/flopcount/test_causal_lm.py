@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.architectures import Choice, Dimension, Flag, Pattern, shortest_period
+from flopcount.blocks import Output
 from flopcount.conventions import CONVENTIONS
 
 SMALL = dict(vocab_size=11, num_channels=8, num_layers=5, num_heads=4, intermediate_size=12,
@@ -63,6 +64,9 @@ def test_conventions_of_plain_layers_do_not_cover_others(changes):
     plain = small(gated=False, num_key_value_heads=None, head_dim=None)
     assert plain.flops(convention="kaplan").total == 3 * 7 * (2 * 5 * (4 * 8**2 + 2 * 8 * 12)
                                                               + 2 * 5 * 7 * 8)  # fmt: skip
+    # As many key heads as heads, and their own width, given: the same.
+    given = dataclasses.replace(plain, num_key_value_heads=4, head_dim=2)
+    assert given.flops(convention="kaplan").total == plain.flops(convention="kaplan").total
     other = dataclasses.replace(plain, **changes)
     assert other.flops(convention="kaplan").not_covered == {"self"}
     assert other.flops(convention="6n").total == 3 * 7 * 2 * other.params().total
@@ -131,6 +135,80 @@ def test_the_shortest_period_is_what_trying_all_finds(words):
 
     shortest = next(period for period in range(1, 13) if repeats(period))
     assert shortest_period(words) == tuple(words[:shortest])
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_letter"),
+    [
+        (dict(), True),
+        (dict(num_layers=1), True),
+        (dict(attention=("full", "sliding"), num_layers=3), True),
+        (dict(attention=("full", "sliding"), num_layers=2), False),
+        (dict(attention=("full", "full", "sliding"), num_layers=2), False),
+        (dict(attention=("full", "sliding"), num_layers=sympy.Symbol("L", positive=True)), True),
+    ],
+)
+def test_the_number_of_layers_is_a_letter_where_they_repeat(changes, is_letter):
+    letters = small(**changes, window=2, seq_len=None).lettered()
+    assert ("num_layers" in letters) is is_letter
+    assert letters["seq_len"].letter == "n"
+    assert letters["window"].letter == "W"
+    assert "chunk" not in letters
+
+
+def test_positions_cost_what_their_layers_have():
+    # Of 5 layers 2 turn, 2 have ALiBi, 1 has neither; 7 positions, 4 and 2 heads of 6 channels.
+    model = small(positions=("rotary", "alibi", "none"), query_key_norm="head")
+    work = {(row.layer, row.term): row.elements for row in model.flops("dense").elementwise.terms}
+    assert {key: value for key, value in work.items() if key[1].startswith("rotary")} == {
+        ("rotary", "rotary query"): 2 * 7 * 24, ("rotary", "rotary key"): 2 * 7 * 12,
+    }  # fmt: skip
+    assert {key: value for key, value in work.items() if key[1] == "score bias"} == {
+        ("alibi", "score bias"): 2 * 4 * 49
+    }
+    norms = {key: value for key, value in work.items() if key[1] in ("query norm", "key norm")}
+    assert norms["none", "query norm"] == 7 * 24
+    assert norms["none", "key norm"] == 7 * 12
+    part = small(rotary_dim=4).flops().elementwise.terms
+    assert {row.elements for row in part if row.term == "rotary key"} == {5 * 7 * 2 * 4}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predicting(fc.CausalLM):
+    """With a further head, and with layers of a word of its own."""
+
+    def aspects(self):
+        return {**super().aspects(), "feed forward": ("dense", "none")}
+
+    def feed_forward(self, kind):
+        return super().feed_forward(kind) if kind["feed forward"] == "dense" else Nothing()
+
+    def after(self, at):
+        return ((at, (Output(self.num_channels, self.vocab_size, tied=False),)),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    def rows(self, at):
+        return iter(())
+
+
+def test_other_layers_and_what_follows_the_output_are_a_subclass_away():
+    model = Predicting(**SMALL)
+    assert [(group.name, group.number) for group in model.groups()] == [("dense", 3), ("none", 2)]
+    assert terms(model, "mlp up", "logits") == {
+        ("dense", "mlp up"): 2 * 3 * 7 * 8 * 12,
+        ("output", "logits"): 2 * 7 * 8 * 11,
+    }
+    logits = [term for term in model.flops().terms if term.term == "logits"]
+    assert len(logits) == 2
+    # Layers that are not plain are not what conventions of plain layers speak of.
+    assert model.flops(convention="kaplan").not_covered == {"self"}
+
+
+def test_a_model_is_called_by_its_config():
+    assert small().title == "CausalLM"
+    assert fc.from_hf({"model_type": "llama"}).title == "llama"
 
 
 def test_a_pattern_is_its_shortest_period():

@@ -318,7 +318,7 @@ def test_arrays_and_symbols_of_codes():
 
 
 def test_an_embedding_of_another_width_is_in_no_codes_head():
-    # As OPT-350m: fewer channels in the embedding than d, and a projection on each side of the layers.
+    # As OPT-350m: fewer channels in the embedding than d, and projections around the layers.
     narrow = {"model_type": "opt", "hidden_size": 768, "word_embed_proj_dim": 512}
     model = fc.from_hf(narrow, 2048)
     count = model.flops(convention="megatron-lm")

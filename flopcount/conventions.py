@@ -76,6 +76,7 @@ WINDOWS, EXPERTS, GATE = "windows", "experts", "an attention gate"
 SOME_EXPERTS = "experts in some layers alone"
 LATENTS, PREDICTIONS = "latent attention", "multi-token prediction"
 WIDTH = "an MLP of another width than 4d"
+EMBEDDING = "an embedding of another width than d"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -630,7 +631,7 @@ CONVENTIONS: dict[str, Convention] = {
             "palm",
             "Chowdhery et al. 2022 (arXiv 2204.02311), Appendix B",
             palm_self,
-            knows=_SOFTMAX_ATTENTION | {GATE, LATENTS},
+            knows=_SOFTMAX_ATTENTION | {GATE, LATENTS, EMBEDDING},
         ),
         Convention(
             "megatron",
@@ -655,7 +656,7 @@ CONVENTIONS: dict[str, Convention] = {
             "pytorch/torchtitan, torchtitan/models/utils.py at 01c01c8, "
             "get_nparams_and_active_nparams and quadratic_attention_flops_per_token",
             torchtitan_self,
-            knows=_SOFTMAX_ATTENTION | {GATE, LATENTS},
+            knows=_SOFTMAX_ATTENTION | {GATE, LATENTS, EMBEDDING},
         ),
         Convention(
             "nanogpt",

@@ -22,7 +22,7 @@ from flopcount.blocks import (
     PrefixAttention,
     Residual,
 )
-from flopcount.conventions import Inputs, LayerInputs, differ
+from flopcount.conventions import EMBEDDING, Inputs, LayerInputs, differ
 from flopcount.count import ParameterCount, is_position
 from flopcount.masks import Causal
 from flopcount.rows import Tensor
@@ -97,7 +97,7 @@ def inputs_of(network: Network, params: ParameterCount, **prefix: Any) -> Inputs
                 predictions = predictions + block.number
                 groups.append(layer_inputs(block.number, block.layer))
     if narrow:
-        also = frozenset({"an embedding of another width than d"})
+        also = frozenset({EMBEDDING})
         groups = [dataclasses.replace(group, others=group.others | also) for group in groups]
     output = next(block for _, blocks in network for block in blocks if isinstance(block, Output))
     return Inputs(

@@ -324,5 +324,10 @@ def test_an_embedding_of_another_width_is_in_no_codes_head():
     count = model.flops(convention="megatron-lm")
     assert count.lacks == ("an embedding of another width than d",)
     assert model.flops(convention="6n").per_token == 6 * model.params().total
+    # Those that ask the network for its parameters take what they get: all but 2050·768 of
+    # positions, 6 times, and 12·12·768·2048 for the square.
+    parameters = 6 * (model.params().total - 2050 * 768)
+    for name in ("palm", "torchtitan"):
+        assert model.flops(convention=name).per_token == parameters + 12 * 12 * 768 * 2048
     wide = fc.from_hf(narrow | {"word_embed_proj_dim": 768}, 2048)
     assert not wide.flops(convention="megatron-lm").not_covered

@@ -77,6 +77,8 @@ SOME_EXPERTS = "experts in some layers alone"
 LATENTS, PREDICTIONS = "latent attention", "multi-token prediction"
 WIDTH = "an MLP of another width than 4d"
 EMBEDDING = "an embedding of another width than d"
+STACKS = "a second stack of layers"
+"""Layers that work on other positions than the first: even N times tokens has no meaning."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,7 @@ class Convention:
         self_part: Forward FLOPs per sequence: (layer, term, FLOPs) of the self part.
         cross_part: The same for the cross part; None where the convention says nothing of a prefix.
         knows: The features (:attr:`Inputs.features`) that it has a formula for; None: it speaks of
-            parameters alone, whatever a layer consists of.
+            parameters alone, whatever the layers of one stack consist of.
 
     """
 
@@ -179,7 +181,8 @@ class Convention:
 
     def lacks(self, inputs: Inputs) -> tuple[str, ...]:
         """Features of a model that the convention has no formula for, in a fixed order."""
-        return () if self.knows is None else tuple(sorted(inputs.features - self.knows))
+        features = inputs.features
+        return tuple(sorted(features & {STACKS} if self.knows is None else features - self.knows))
 
 
 def _linear(inputs: Inputs) -> Size:

@@ -15,6 +15,7 @@ from flopcount.blocks import (
     MLP,
     TOKENS,
     Attention,
+    Embedding,
     Layers,
     Network,
     Output,
@@ -22,7 +23,7 @@ from flopcount.blocks import (
     PrefixAttention,
     Residual,
 )
-from flopcount.conventions import EMBEDDING, Inputs, LayerInputs, differ
+from flopcount.conventions import EMBEDDING, STACKS, Inputs, LayerInputs, differ
 from flopcount.count import ParameterCount, is_position
 from flopcount.masks import Causal
 from flopcount.rows import Tensor
@@ -76,34 +77,34 @@ def inputs_of(network: Network, params: ParameterCount, **prefix: Any) -> Inputs
     >>> layers.number, layers.num_key_heads, layers.head_dim, layers.gated, layers.window
     (3, 2, 2, True, 5)
     """
-    first = network[0][0]
+    blocks = [block for _, of_pass in network for block in of_pass]
     groups: list[LayerInputs] = []
-    tied: Size = 0
     predictions: Size = 0
-    narrow = False
-    for at, blocks in network:
-        for block in blocks:
-            if isinstance(block, Layers):
-                group = layer_inputs(block.number, block.blocks)
-                if at is not first and at != first:
-                    group = dataclasses.replace(group, others=group.others | {"a second network"})
-                groups.append(group)
-            elif isinstance(block, Output):
-                channels = block.token_channels
-                width = block.channels if channels is None else channels
-                narrow = differ(width, block.channels)
-                tied = block.vocab_size * width if block.tied else 0
-            elif isinstance(block, Predictions):
-                predictions = predictions + block.number
-                groups.append(layer_inputs(block.number, block.layer))
-    if narrow:
-        also = frozenset({EMBEDDING})
-        groups = [dataclasses.replace(group, others=group.others | also) for group in groups]
-    output = next(block for _, blocks in network for block in blocks if isinstance(block, Output))
+    for block in blocks:
+        if isinstance(block, Layers):
+            groups.append(layer_inputs(block.number, block.blocks))
+        elif isinstance(block, Predictions):
+            predictions = predictions + block.number
+            groups.append(layer_inputs(block.number, block.layer))
+    also: set[str] = set()
+    if sum(any(isinstance(block, Layers) for block in of_pass) for _, of_pass in network) > 1:
+        also.add(STACKS)
+    outputs = [block for block in blocks if isinstance(block, Output)]
+    tables = [
+        block for block in blocks if isinstance(block, Embedding) and block.vocab_size is not None
+    ]
+    if not outputs:
+        also.add("no output layer")
+    ends: Any = (outputs or tables)[0]
+    width = ends.channels if ends.token_channels is None else ends.token_channels
+    if differ(width, ends.channels):
+        also.add(EMBEDDING)
+    tied: Size = ends.vocab_size * width if isinstance(ends, Output) and ends.tied else 0
+    groups = [dataclasses.replace(group, others=group.others | also) for group in groups]
     return Inputs(
-        num_latents=first.length,
-        num_channels=output.channels,
-        vocab_size=output.vocab_size,
+        num_latents=network[0][0].length,
+        num_channels=ends.channels,
+        vocab_size=ends.vocab_size,
         layers=tuple(together(groups)),
         num_params=params.total,
         num_active_params=params.active,

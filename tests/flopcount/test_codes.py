@@ -11,6 +11,8 @@ import sympy
 
 import flopcount as fc
 from flopcount.conventions import CONVENTIONS, Inputs, LayerInputs
+from flopcount.inputs import inputs_of
+from flopcount.operations import Pass
 
 # GPT-2 small: N = 124,439,808, of which the token embedding, tied, has 50,257·768 = 38,597,376 and
 # positions 1,024·768 = 786,432.
@@ -331,3 +333,19 @@ def test_an_embedding_of_another_width_is_in_no_codes_head():
         assert model.flops(convention=name).per_token == parameters + 12 * 12 * 768 * 2048
     wide = fc.from_hf(narrow | {"word_embed_proj_dim": 768}, 2048)
     assert not wide.flops(convention="megatron-lm").not_covered
+
+
+def test_what_is_read_of_a_network_with_no_output_layer_or_two_stacks():
+    network = GPT2.network(Pass(1, 1024))
+    ((at, blocks),) = network
+    headless = inputs_of(((at, blocks[:-1]),), GPT2.params())
+    assert (headless.num_channels, headless.vocab_size) == (768, 50257)
+    assert headless.features == {"no output layer", "an MLP of two products"}
+    assert [CONVENTIONS[name].lacks(headless) for name in ("6n", "palm")] == [
+        (), ("no output layer",)
+    ]  # fmt: skip
+    # 6N for each token has no meaning where another stack works on other tokens.
+    two = inputs_of(((at, ()), (at.at(length=9), blocks), (at, blocks)), GPT2.params())
+    assert two.num_latents == 1024
+    assert {name for name in CONVENTIONS if not CONVENTIONS[name].lacks(two)} == set()
+    assert CONVENTIONS["6n"].lacks(two) == ("a second stack of layers",)

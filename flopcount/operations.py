@@ -140,7 +140,6 @@ def norm(
 
     Source: Ba et al. 2016 (arXiv 1607.06450); Zhang and Sennrich 2019 (arXiv 1910.07467).
     """
-    scales, shifts = int(scale), int(bias)
     if rms:
         costs = 3, 6
         reason = (
@@ -155,10 +154,10 @@ def norm(
             "and g·x̂ (3), r·(g - mean - x̂·mean) (4)"
         )
     forward, backward = costs
-    forward, backward = forward + scales + shifts, backward + 3 * scales + shifts
+    forward, backward = forward + scale + bias, backward + 3 * scale + bias
     yield from work(at, term, heads * channels, forward, backward, reason, "output")
     if scale or bias:
-        yield Tensor("self", at.layer, term, (at.layers, scales + shifts, channels))
+        yield Tensor("self", at.layer, term, (at.layers, scale + bias, channels))
 
 
 @dataclasses.dataclass(frozen=True)

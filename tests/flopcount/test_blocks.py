@@ -114,7 +114,7 @@ def test_an_embedding_without_positions_adds_nothing_forward():
 )
 def test_norms(options, costs, scalars):
     work, tensor = norm(AT, "norm", 8, **options)
-    assert (work.forward_cost, work.backward_cost) == costs
+    assert (math.prod(work.factors), work.forward_cost, work.backward_cost) == (3 * 8, *costs)
     assert tensor.count == scalars
 
 
@@ -189,6 +189,7 @@ def test_attention_with_all_that_it_may_have():
     (shared,) = (row for row in block.rows(AT) if row_is(row, "projection input gradients"))
     assert shared.backward_cost == 3  # query, key, value and gate: three additions
     assert named(block.rows(AT), Product)["gate"].N == 20
+    assert {row.part for row in block.rows(AT)} == {"self"}
     assert tensors(block) == {
         "query": 8 * 20, "key": 8 * 10, "value": 8 * 10, "gate": 8 * 20, "out": 20 * 8,
         "query norm": 5, "key norm": 5, "sinks": 4,
@@ -233,7 +234,10 @@ def test_branches_side_by_side():
     # x + a + b: two additions; backward the gradient of the norm and of x are added, and those of
     # the norm's output before it.
     assert (shared.forward_cost, shared.backward_cost) == (2, 1)
-    assert "branch input gradients" in terms(Parallel((norm,), branches))
+    assert costs(Parallel((norm,), branches))["branch input gradients"] == (3 * 8, 0, 1)
+    three = costs(Parallel((norm,), (*branches, MLP(8, 4))))
+    assert three["branch input gradients"] == (3 * 8, 0, 2)
+    assert three["residual"] == (3 * 8, 3, 1)
     two = Parallel((norm, other), branches)
     (added,) = (row for row in two.rows(AT) if row_is(row, "residual"))
     assert (added.forward_cost, added.backward_cost) == (2, 2)

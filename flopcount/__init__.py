@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         read_runs,
     )
     from flopcount.hf import from_hf
+    from flopcount.mixture_lm import MixtureLM
     from flopcount.optima import compare_optima
     from flopcount.planning import isoflop_runs, plan
 
@@ -39,6 +40,7 @@ __all__ = [
     "Device",
     "Llama",
     "Memory",
+    "MixtureLM",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -63,6 +65,7 @@ _HOMES = {
     "Device": "devices",
     "Llama": "architectures",
     "Memory": "devices",
+    "MixtureLM": "mixture_lm",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",

@@ -12,7 +12,16 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from flopcount.masks import Causal, Full, Mask
-from flopcount.operations import Pass, ScoreWork, attend, linear, norm, shared_input, work
+from flopcount.operations import (
+    Pass,
+    ScoreWork,
+    attend,
+    cross_entropy,
+    linear,
+    norm,
+    shared_input,
+    work,
+)
 from flopcount.rows import CHECKPOINTING, AnyRow, Saved, Tensor, Work
 from flopcount.sizes import Size, minimum
 
@@ -192,6 +201,7 @@ class Attention:
             learned by the distance in a table that is another block's.
         softcap: Whether scores pass s·tanh(x/s).
         clip: Whether queries, keys and values are clipped.
+        scale: Whether queries are multiplied by c^-½.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762); Ainslie et al. 2023 (arXiv 2305.13245) for
     grouped heads.
@@ -207,12 +217,13 @@ class Attention:
     bias: bool = False
     out_bias: bool = False
     rotary: Rotary | None = None
-    norms: tuple[Norm, ...] = ()
+    norms: tuple[Block, ...] = ()
     gate: bool = False
     sinks: bool = False
     score_bias: str | None = None
     softcap: bool = False
     clip: bool = False
+    scale: bool = True
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Projections, rotary embedding, scale, attention, output projection."""
@@ -231,8 +242,9 @@ class Attention:
         if self.rotary is not None:
             yield from self.rotary.rows(at, "rotary query", self.num_heads)
             yield from self.rotary.rows(at, "rotary key", self.num_key_heads)
-        reason = "forward: times c^-½; backward: the same"
-        yield from work(at, "query scale", self.query_channels, 1, 1, reason)
+        if self.scale:
+            reason = "forward: times c^-½; backward: the same"
+            yield from work(at, "query scale", self.query_channels, 1, 1, reason)
         if self.sinks:
             yield Tensor("self", at.layer, "sinks", (at.layers, self.num_heads))
         keys = at.cached + at.length
@@ -326,6 +338,13 @@ ACTIVATIONS = {
         9,
         "forward: times 1.702, σ (3), times x; backward: σ again (4), 1 - σ, times 1.702x, 1 +, "
         "times σ, times dy",
+    ),
+    "clamped_swiglu": Activation(
+        9,
+        12,
+        "forward: of the gate a minimum, times α, σ (3), times the gate, of the other two bounds "
+        "and 1 +; backward: σ again (4), 1 - σ, times α·gate, 1 +, times σ, times dy, and a "
+        "comparison for each bound",
     ),
     "relu": Activation(1, 1, "forward: a maximum; backward: a comparison"),
     "relu_squared": Activation(2, 3, "forward: a maximum, a square; backward: 2x, times dy (2)"),
@@ -513,11 +532,7 @@ class Output:
             yield from work(at, "logit cap", self.vocab_size, *costs, cap.reason)
         if not at.training:
             return
-        reason = (
-            "forward: maximum, subtract, exponential, sum, subtract the logarithm; "
-            "backward: sum of the gradient, exponential, multiply, subtract"
-        )
-        yield from work(at.at(layer="loss"), "cross-entropy", self.vocab_size, 5, 4, reason)
+        yield from cross_entropy(at.at(layer="loss"), self.vocab_size)
         if self.tied:
             yield Work(
                 part="self",

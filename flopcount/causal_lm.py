@@ -161,6 +161,8 @@ class CausalLM(Architecture):
 
     """
 
+    stack = "decoder"
+
     vocab_size: Vocabulary
     num_channels: Channels
     num_layers: NumLayers
@@ -277,7 +279,7 @@ class CausalLM(Architecture):
         common = set.intersection(*map(set, kinds))
         return tuple(
             Group(
-                " ".join(pair[1] for pair in kind if pair not in common) or "decoder",
+                " ".join(pair[1] for pair in kind if pair not in common) or self.stack,
                 numbers[kind],
                 dict(kind),
                 tuple(indices),
@@ -436,7 +438,7 @@ class CausalLM(Architecture):
         indices = runs(group.indices)
         if type(self.num_layers) is not int or group.period < self.num_layers:
             indices += f" of every {group.period}"
-        which = "all" if group.name == "decoder" else f"{group.name} ({indices})"
+        which = "all" if group.name == self.stack else f"{group.name} ({indices})"
         parts = self.described_mixer(group.kind), self.described_feed_forward(group.kind)
         return f"{shown(group.number)} layers, {which}: {'; '.join(parts)}"
 
@@ -446,6 +448,7 @@ class CausalLM(Architecture):
         parts = [
             {
                 "full": "attention to all earlier positions",
+                "bidirectional": "attention to all positions",
                 "sliding": f"attention to the last {shown(self.window)} positions",
                 "chunked": f"attention within chunks of {shown(self.chunk)} positions",
             }[kind["attention"]],

@@ -62,7 +62,10 @@ STANDS_FOR: dict[str, tuple[tuple[str, ...], str]] = {
     "truncation per token and layer": ((), "truncation to an integer per token and layer"),
     "2 N without embeddings": (LINEAR, "parameters of projections and MLP"),
 } | {term: ((term,), term) for term in (*ATTENTION, *MLP, *EXPERT, *SHARED)}
-"""For each term of a convention or level: the proven terms in its place, and what else it has."""
+"""For terms of a convention or level: the proven terms in their place, and what else they have.
+
+Any other stands for the proven term of its name.
+"""
 
 COUNTED: dict[str, Callable[[Tensor, bool], Size]] = {
     "2 N": lambda row, tied: row.count,

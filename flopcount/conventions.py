@@ -77,6 +77,7 @@ SOME_EXPERTS = "experts in some layers alone"
 LATENTS, PREDICTIONS = "latent attention", "multi-token prediction"
 WIDTH = "an MLP of another width than 4d"
 EMBEDDING = "an embedding of another width than d"
+ALL_POSITIONS = "attention to all positions"
 STACKS = "a second stack of layers"
 """Layers that work on other positions than the first: even N times tokens has no meaning."""
 
@@ -634,7 +635,7 @@ CONVENTIONS: dict[str, Convention] = {
             "palm",
             "Chowdhery et al. 2022 (arXiv 2204.02311), Appendix B",
             palm_self,
-            knows=_SOFTMAX_ATTENTION | {GATE, LATENTS, EMBEDDING},
+            knows=_SOFTMAX_ATTENTION | {GATE, LATENTS, EMBEDDING, ALL_POSITIONS},
         ),
         Convention(
             "megatron",

@@ -23,9 +23,9 @@ from flopcount.blocks import (
     PrefixAttention,
     Residual,
 )
-from flopcount.conventions import EMBEDDING, STACKS, Inputs, LayerInputs, differ
+from flopcount.conventions import ALL_POSITIONS, EMBEDDING, STACKS, Inputs, LayerInputs, differ
 from flopcount.count import ParameterCount, is_position
-from flopcount.masks import Causal
+from flopcount.masks import Causal, Full
 from flopcount.rows import Tensor
 from flopcount.sizes import Size, is_array
 
@@ -168,6 +168,8 @@ def layer_inputs(number: Size, blocks: Iterable[Any]) -> LayerInputs:
         mask = getattr(leaf, "mask", Causal())
         if isinstance(mask, Causal):
             found |= {} if mask.window is None else dict(window=mask.window)
+        elif isinstance(mask, Full):
+            others.add(ALL_POSITIONS)
         else:
             others.add(f"a mask {type(mask).__name__}")
     if "head_dim" not in found:
@@ -186,6 +188,8 @@ def leaves(blocks: Iterable[Any]) -> Iterator[Any]:
             yield from leaves(block.blocks)
         elif isinstance(block, PrefixAttention):
             yield block.attention
+        elif isinstance(inner := getattr(block, "residual", None), Residual):
+            yield from leaves((inner,))
         else:
             yield block
 

@@ -219,3 +219,12 @@ def shared_input(at: Pass, term: str, channels: Size, additions: int) -> Iterato
     """Gradients of an input that ``additions`` + 1 projections read are added."""
     reason = "backward: one addition for each projection beyond the first that reads the input"
     yield from work(at, term, channels, 0, additions, reason)
+
+
+def cross_entropy(at: Pass, vocab_size: Size) -> Iterator[AnyRow]:
+    """The loss of one prediction per position: the logarithm of a softmax over V logits."""
+    reason = (
+        "forward: maximum, subtract, exponential, sum, subtract the logarithm; "
+        "backward: sum of the gradient, exponential, multiply, subtract"
+    )
+    yield from work(at, "cross-entropy", vocab_size, 5, 4, reason)

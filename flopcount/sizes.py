@@ -453,6 +453,9 @@ class Bound:
     def __sub__(self, other: Bound | int) -> Bound:
         return self._new(max(self.value, _magnitude(other)))
 
+    def __rsub__(self, other: int) -> Bound:
+        return self._new(max(self.value, abs(other)))
+
     def __mul__(self, other: Bound | int) -> Bound:
         return self._new(self.value * _magnitude(other))
 

@@ -1,7 +1,8 @@
 """The matrix formula × witness: every formula of the counter, and who confirms it.
 
-The counter's numbers are read here and nowhere else in the witnesses; each comparison joins them
-with what a witness saw, by term, and a disagreement names its term and its configuration.
+The counter's numbers are read here, and in :mod:`validate.families`, and nowhere else in the
+witnesses; each comparison joins them with what a witness saw, by term, and a disagreement names its
+term and its configuration.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from validate import (
     compiled_code,
     configurations,
     elementwise_trace,
+    families,
+    further_predictions,
     fused,
     fvcore_trace,
     kernel_tally,
@@ -341,8 +344,29 @@ STANDALONE = (
         "instructions of the code compiled for sm_90, in loops as the interpreter runs them",
         compiled_attention,
     ),
+    *(
+        Standalone(
+            families.confirmed(family),
+            families.witness(family),
+            functools.partial(families.cases, family),
+        )
+        for family in families.WITNESSED
+    ),
+    Standalone(
+        f"modules that predict further tokens, of {', '.join(further_predictions.FAMILIES)}: "
+        "parameters, dense products",
+        "transformers' MtpModel, under torch FlopCounterMode",
+        further_predictions.cases,
+    ),
 )
-WITHOUT_WITNESS = ("per-element costs of element-wise rows, a stated convention",)
+WITHOUT_WITNESS = (
+    "per-element costs of element-wise rows, a stated convention",
+    *map(families.confirmed, families.UNWITNESSED),
+    *(
+        f"modules that predict further tokens, of {family}"
+        for family in further_predictions.UNWITNESSED
+    ),
+)
 
 
 class DisagreementError(AssertionError):

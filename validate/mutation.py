@@ -65,6 +65,20 @@ FORMULAS = (
     Formulas(Target("flopcount.masks"), (ROWS, DOTS, KNOWN_NUMBERS)),
     Formulas(Target("flopcount.operations")),
     Formulas(Target("flopcount.blocks")),
+    Formulas(Target("flopcount.experts"), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.latent"), (KNOWN_NUMBERS,)),
+    Formulas(
+        Target("flopcount.mixture_lm", leaving_out=("MixtureLM.described",)), (KNOWN_NUMBERS,)
+    ),
+    Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.hybrid_lm"), (KNOWN_NUMBERS,)),
+    Formulas(
+        Target(
+            "flopcount.encoder_lm",
+            leaving_out=("EncoderLM.described", "EncoderDecoderLM.described"),
+        ),
+        (KNOWN_NUMBERS,),
+    ),
     # What the fields are is read once, before anything is changed.
     Formulas(Target("flopcount.architectures", leaving_out=("Architecture.kinds",))),
     Formulas(
@@ -98,6 +112,11 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_utilisation.py",
     "tests/flopcount/test_llama.py",
     "tests/flopcount/test_blocks.py",
+    "tests/flopcount/test_experts.py",
+    "tests/flopcount/test_mixture_lm.py",
+    "tests/flopcount/test_recurrent.py",
+    "tests/flopcount/test_hybrid_lm.py",
+    "tests/flopcount/test_encoders.py",
     "tests/flopcount/test_active.py",
     "tests/flopcount/test_causal_lm.py",
     "tests/flopcount/test_from_hf.py",

@@ -101,7 +101,13 @@ DESCRIBED = {
 SIZES = {name: sympy.Symbol(name, integer=True, positive=True) for name in HINTS | LLAMA_HINTS}
 """The symbols that a trace's expressions are in."""
 
-PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default)
+PRODUCTS = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.baddbmm.default,
+)
+"""Each takes its two factors last."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +154,7 @@ class NotAProofError(AssertionError):
     """A trace holds for less than every size."""
 
 
-class _Products(TorchDispatchMode):
+class Products(TorchDispatchMode):
     """Records products and attributes them to modules."""
 
     def __init__(self) -> None:
@@ -264,7 +270,7 @@ def trace(
         )
         sizes[name] = environment.create_symintnode(symbol, hint=hint, source=source)
         symbols[name] = symbol
-    products = _Products()
+    products = Products()
     with (
         FakeTensorMode(shape_env=environment),
         mock.patch.object(nn.Linear, "reset_parameters"),

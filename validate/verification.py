@@ -25,7 +25,15 @@ import torch
 from flopcount.conventions import CONVENTIONS
 from kernels.attention.tilings import TUNED
 from models.processes import fresh_processes
-from validate import configurations, elementwise_trace, matrix, mutation, proof
+from validate import (
+    configurations,
+    elementwise_trace,
+    families,
+    hf_configs,
+    matrix,
+    mutation,
+    proof,
+)
 from validate.mutants import mutants_of
 from validate.networks import head_dim, num_prefix
 from validate.source_code import code_of
@@ -269,6 +277,13 @@ FLOP is a disagreement, and the command exits with 1.
 
 {matrix}
 
+A family read from its config is tried on {configs} drawn configs, the same ones every time, and on
+published sizes: {published}. Products of the forward pass are compared module by module. Published
+sizes run without data, for their parameters and the products of both passes; drawn ones on real
+tensors, which shows recomputation in both flavours and the pairs that the network's own masks admit
+as well. The network's attention is not fused and its experts' products are not grouped, since these
+count as 0.
+
 ## Not verified
 
 {unverified}
@@ -334,6 +349,8 @@ def page(recorded: dict[str, Any]) -> str:
         python=recorded["versions"]["python"],
         torch=recorded["versions"]["torch"],
         matrix=_matrix(recorded),
+        configs=families.DRAWN,
+        published=", ".join(hf_configs.PUBLISHED),
         unverified="\n".join(unverified),
         assumptions=_assumptions(),
         drawn=DRAWN,

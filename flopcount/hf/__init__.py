@@ -14,11 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flopcount.hf import dense
+from flopcount.hf import dense, encoders, experts, hybrid
 from flopcount.hf.reader import ABSENT, Config, Family, Reading, resolved, words
 from flopcount.sizes import Size, quoted, require_choice, require_flag
 
-FAMILIES: dict[str, Family] = {**dense.FAMILIES}
+FAMILIES: dict[str, Family] = {
+    **dense.FAMILIES,
+    **experts.FAMILIES,
+    **hybrid.FAMILIES,
+    **encoders.FAMILIES,
+}
 """By ``model_type``."""
 
 NESTED = {"gemma3": "gemma3_text", "llama4": "llama4_text"}

@@ -5,16 +5,23 @@ import dataclasses
 import numpy as np
 import pytest
 import sympy
-from hypothesis import given
+from hypothesis import given, settings
 
 import flopcount as fc
 from flopcount import comparison
 from flopcount.article import EXPERIMENTS
 from flopcount.blocks import MLP, Norm
 from flopcount.comparison import differences
+from flopcount.hf import FAMILIES
 from flopcount.operations import linear
 from flopcount.rows import Product, Tensor
 from validate.configurations import models
+
+NEEDED = {
+    "deepseek_v2": dict(num_experts_per_tok=6),
+    "minimax_text_01": dict(num_hidden_layers=2, attn_type_list=[0, 1]),
+}
+"""Fields that a family's class takes from the file alone."""
 
 SEED = EXPERIMENTS[0].models()[0]  # d = 512, L = 9, n = 512, m = 1536, k = 768, V = 32,000
 
@@ -36,6 +43,7 @@ def assert_differences_add_up(model):
             assert 0 not in found
 
 
+@settings(deadline=None)
 @given(models())
 def test_differences_add_up_exactly(model):
     assert_differences_add_up(model)
@@ -44,6 +52,23 @@ def test_differences_add_up_exactly(model):
 @pytest.mark.parametrize("model", [m for e in EXPERIMENTS for m in e.models()], ids=str)
 def test_differences_of_the_articles_models_add_up_exactly(model):
     assert_differences_add_up(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_differences_of_every_family_add_up_exactly(family):
+    lengths = dict(target_len=9) if "target_len" in FAMILIES[family].options else {}
+    config = dict(model_type=family) | NEEDED.get(family, {})
+    assert_differences_add_up(fc.from_hf(config, 100, **lengths))
+
+
+def test_chunks_of_a_scan_are_named():
+    # C = 256, n = 512: 2·C²·h·(N + P) per chunk within, 9·2·e·N between, of 64 layers.
+    mamba2 = fc.from_hf(dict(model_type="mamba2"), 512)
+    assert of("dense", mamba2) == {
+        ("self", "chunk scores"): 3 * 64 * 2 * 2 * 256**2 * 128 * 128 // 512,
+        ("self", "chunk values"): 3 * 64 * 2 * 2 * 256**2 * 128 * 64 // 512,
+        ("self", "chunk states"): 3 * 64 * 9 * 2 * 8192 * 128 // 512,
+    }
 
 
 def test_a_forgotten_difference_is_found(monkeypatch):

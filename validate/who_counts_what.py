@@ -1,6 +1,6 @@
 """``docs/who-counts-what.md``: ``python -m validate.who_counts_what --write``.
 
-The article's ten models and three of today's shapes, and for every published way to count what it
+The article's ten models and five of today's shapes, and for every published way to count what it
 misses or adds against the proven count. Every number comes from :func:`flopcount.compare`; nothing
 is measured.
 """
@@ -29,9 +29,9 @@ terms? The yardstick is the `causal` count: every matrix product, over the query
 mask admits, forward and backward, held against the traced model
 ([verification](verification.md)).
 The models are the ten of *Training compute-optimal Perceiver AR language models* (2023), and GPT-2
-small, Llama 3 8B and Mistral 7B at the end. The ways to count are publications', and those of
-training codes by the codes' names; `flopcount explain --convention NAME` prints the formula with
-the function, and the commit that it was read at.
+small, Llama 3 8B, Mistral 7B, Mixtral 8x7B and DeepSeek-V3 at the end. The ways to count are
+publications', and those of training codes by the codes' names; `flopcount explain --convention
+NAME` prints the formula with the function, and the commit that it was read at.
 
 ## Findings
 """
@@ -68,6 +68,10 @@ FINDINGS = """\
 - **What the Hugging Face Trainer logs is off most**: {hf_trainer} of GPT-2 small. It has no
   attention products, and its 6N leaves out every embedding table, so that an output layer that is
   tied to one is not counted at all; of Llama 3 8B, untied, {hf_llama}.
+- **Two codes count experts that a token is not routed to**: `hf-trainer`, {hf_mixtral} of Mixtral
+  8x7B and {hf_v3} of DeepSeek-V3, and `litgpt`, {litgpt_mixtral} of Mixtral 8x7B. `megatron-lm`,
+  `torchtitan`, `levanter` and `olmo-core` count those that it passes through; `megatron-lm` leaves
+  out the router ({megatron_router} of DeepSeek-V3).
 - `gpt-neox` counts three quarters of the output layer: {gpt_neox_head} of GPT-2 small, hidden by
   the masked half of attention ({gpt_neox_masked}), so that it comes out at {gpt_neox}. `deepseek`'s
   M is without embeddings and output layer: {deepseek}.
@@ -109,13 +113,20 @@ TODAY: dict[str, Architecture] = {
         vocab_size=32000, seq_len=32768, num_channels=4096, num_layers=32, num_heads=32,
         num_key_value_heads=8, intermediate_size=14336, window=4096,
     ),
+    "Mixtral 8x7B, n = 4,096": fc.MixtureLM(
+        vocab_size=32000, seq_len=4096, num_channels=4096, num_layers=32, num_heads=32,
+        num_key_value_heads=8, intermediate_size=14336, num_experts=8, experts_per_token=2,
+        expert_size=14336,
+    ),
+    # What its class takes where a file says nothing is the published model.
+    "DeepSeek-V3, n = 4,096": fc.from_hf({"model_type": "deepseek_v3"}, 4096),
 }  # fmt: skip
 """Models of today's shapes; the sizes are those of the published checkpoints."""
 
 
 def findings(comparisons: dict[str, list[Comparison]], today: list[Comparison]) -> str:
     """The text that leads, with its numbers."""
-    gpt2, llama, mistral = today
+    gpt2, llama, mistral, mixtral, deepseek = today
     first, second = comparisons["1"][0], comparisons["2a"][0]
     one_product, output = "one of the two attention products", "the output layer"
     products = [
@@ -157,6 +168,10 @@ def findings(comparisons: dict[str, list[Comparison]], today: list[Comparison]) 
         "levanter": net(gpt2, "levanter"),
         "hf_trainer": net(gpt2, "hf-trainer"),
         "hf_llama": net(llama, "hf-trainer"),
+        "hf_mixtral": net(mixtral, "hf-trainer"),
+        "hf_v3": net(deepseek, "hf-trainer"),
+        "litgpt_mixtral": net(mixtral, "litgpt"),
+        "megatron_router": share(deepseek, "megatron-lm", "self", "router"),
         "gpt_neox_head": share(gpt2, "gpt-neox", "self", "a quarter of the output layer"),
         "gpt_neox_masked": share(
             gpt2, "gpt-neox", "self", "the masked half of both attention products"

@@ -41,6 +41,23 @@ def test_what_is_said_of_todays_codes():
     assert "attention (+7.09%), so that it comes out at -0.17%" in start
 
 
+def test_what_is_said_of_experts():
+    # Six of eight experts idle: 6 FLOPs times 32 layers, 6 experts and 3·4096·14,336 parameters.
+    mixtral = who_counts_what.TODAY["Mixtral 8x7B, n = 4,096"]
+    idle = 6 * 32 * 6 * 3 * 4096 * 14_336
+    share = who_counts_what.share(
+        fc.compare(mixtral), "hf-trainer", "self", "experts that a token is not routed to as if "
+        "multiplied"
+    )  # fmt: skip
+    assert share == idle / mixtral.flops().per_token
+    assert f"{share:+.1%}" == "+254.6%"
+    assert mixtral.params().total == 46_702_792_704
+    v3 = who_counts_what.TODAY["DeepSeek-V3, n = 4,096"]
+    assert v3.params().total == 671_026_404_352
+    start = who_counts_what.page().split("## Experiment 1")[0]
+    assert "`hf-trainer`, +250.5% of Mixtral\n  8x7B and +1505.3% of DeepSeek-V3" in start
+
+
 def test_the_commands_write_what_they_print(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(who_counts_what, "PAGE", tmp_path / "docs" / "page.md")
     assert who_counts_what.main() == 0

@@ -19,8 +19,15 @@ from flopcount.planning import PARTS, require_concrete
 from flopcount.sizes import quoted, require_choice, require_positive_number
 from flopcount.tables import shown, table
 
-SCALED = ("num_channels", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size")
-"""Fields that grow together in a family of models; a head dim, vocabulary and lengths stay."""
+SCALED = (
+    "num_channels", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size",
+    "expert_size", "shared_size", "query_rank", "key_value_rank", "num_decoder_layers",
+    "scan_channels", "scan_rank", "scan_key_heads", "scan_value_heads",
+)  # fmt: skip
+"""Fields that grow together in a family of models: widths, depths and heads.
+
+A head dim, the number of experts, vocabulary and lengths stay.
+"""
 _UNIT = 840
 """A multiple of every period of layers up to 8, so that each kind of layer has its share."""
 _DEGREE = 3
@@ -34,7 +41,7 @@ class OptimumNumbers:
     """The compute-optimal model of a family by one way to count.
 
     Attributes:
-        n_opt: Parameters.
+        n_opt: Parameters that a token uses: all, but for experts that it is not routed to.
         d_opt: Tokens.
         scale: s, by which the model's width, depth and heads are multiplied.
         n_moved: ``n_opt`` over that of the causal count, less 1.
@@ -121,7 +128,16 @@ class Optima:
             title=f"Where a budget of {shown(self.budget)} FLOPs ({self.part}), counted in every "
             f"way, has its optimum among models shaped as this {self.model.title}",
             note="spends: causal FLOPs over the budget; loss: at that N_opt, above the causal "
-            f"optimum's, both at the budget in causal FLOPs\nlaw: {self.law.source}",
+            f"optimum's, both at the budget in causal FLOPs\n{self._said_of_n()}"
+            f"law: {self.law.source}",
+        )
+
+    def _said_of_n(self) -> str:
+        counted = self.model.params()
+        if counted.active == counted.total:
+            return ""
+        return (
+            "N: parameters that a token uses, in a law that was fitted to models without experts\n"
         )
 
 
@@ -134,9 +150,10 @@ def compare_optima(
 ) -> Optima:
     """Plan the same budget by every way to count, and tell how far each moves the optimum.
 
-    The family is the model's own: width, depth, heads and the MLP's width times one factor s, at
-    its vocabulary, lengths and head dim. Both N and the FLOPs per token f are then polynomials in
-    s, found exactly from five members. By a way to count f the budget trains N(s) on
+    The family is the model's own: width, depth, heads and widths of MLPs and experts times one
+    factor s, at its vocabulary, lengths, head dim and number of experts. Both N and the FLOPs per
+    token f are then polynomials in s, found exactly from five members. By a way to count f the
+    budget trains N(s) on
 
         D(s) = C / f(s)
 
@@ -187,7 +204,7 @@ def compare_optima(
 
     def params(member: Architecture) -> Fraction:
         counted = member.params()
-        return Fraction((counted.self_part if part == "self" else counted).total)
+        return Fraction((counted.self_part if part == "self" else counted).active)
 
     size = _polynomial(factors, [params(member) for member in members])
     causal = _polynomial(factors, [_per_token(member, part, "causal") for member in members])

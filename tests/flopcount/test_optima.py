@@ -32,6 +32,21 @@ def test_six_n_has_the_closed_form(budget):
     assert numbers.d_opt == pytest.approx(CHINCHILLA_SURFACE.d_opt(budget), rel=1e-6)
 
 
+def test_n_of_a_mixture_is_what_a_token_uses():
+    mixture = fc.MixtureLM(
+        vocab_size=320, seq_len=64, num_channels=64, num_layers=4, num_heads=4, head_dim=16,
+        intermediate_size=128, num_experts=8, experts_per_token=2, expert_size=96,
+    )  # fmt: skip
+    compared = compare_optima(mixture, 1e18)
+    rows = {row.name: row.numbers for row in compared.rows}
+    # 6n counts 6 times the active parameters, so that it has the closed form in them.
+    assert rows["6n"].n_opt == pytest.approx(CHINCHILLA_SURFACE.n_opt(1e18), rel=1e-6)
+    # The Trainer counts the six that a token is not routed to, too.
+    assert rows["hf-trainer"].n_moved < -0.3
+    assert "N: parameters that a token uses" in str(compared)
+    assert "N: parameters that a token uses" not in str(compare_optima(GPT, 1e15))
+
+
 def test_a_count_that_is_twice_as_much_halves_the_budget(monkeypatch):
     def twice(inputs):
         return tuple((layer, term, 2 * n) for layer, term, n in CONVENTIONS["6n"].self_part(inputs))

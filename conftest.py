@@ -2,8 +2,13 @@
 
 import os
 
+import hypothesis
 import pytest
 import torch
+
+# How long an example takes says what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Printed examples are as wide as in a file, whatever terminal the tests run in.
 os.environ["COLUMNS"] = "110"

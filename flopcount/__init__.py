@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
     from flopcount.devices import Bandwidth, Device, Memory, Peak
+    from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
     from flopcount.fitting import (
@@ -38,6 +39,8 @@ __all__ = [
     "CausalLM",
     "Decoder",
     "Device",
+    "EncoderDecoderLM",
+    "EncoderLM",
     "Llama",
     "Memory",
     "MixtureLM",
@@ -65,6 +68,8 @@ _HOMES = {
     "Device": "devices",
     "Llama": "architectures",
     "Memory": "devices",
+    "EncoderDecoderLM": "encoder_lm",
+    "EncoderLM": "encoder_lm",
     "MixtureLM": "mixture_lm",
     "Peak": "devices",
     "PerceiverAR": "architectures",

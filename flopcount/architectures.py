@@ -118,7 +118,7 @@ class Pattern:
     words: tuple[str, ...]
 
     def require(self, name: str, value: object) -> tuple[str, ...]:
-        """The words of the shortest period."""
+        """The words, if all are known."""
         if not isinstance(value, tuple) or not value:
             raise TypeError(
                 f"{name} = {quoted(value)}: expected a tuple of words, of "
@@ -126,7 +126,7 @@ class Pattern:
             )
         for index, word in enumerate(value):
             require_choice(f"{name}[{index}]", word, self.words)
-        return shortest_period(value)
+        return value
 
 
 def shortest_period(words: Sequence[str]) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ class Note:
     """A field that describes where the others are from, and changes no count."""
 
 
-def lettered(kinds: Mapping[str, Any]) -> dict[str, Dimension]:
+def with_letters(kinds: Mapping[str, Any]) -> dict[str, Dimension]:
     """The sizes among kinds of fields that have a letter."""
     return {
         name: kind for name, kind in kinds.items() if isinstance(kind, Dimension) and kind.letter
@@ -176,7 +176,7 @@ class Architecture(abc.ABC):
         """The sizes that formulas on symbols have as letters: those given."""
         return {
             name: kind
-            for name, kind in lettered(self.kinds()).items()
+            for name, kind in with_letters(self.kinds()).items()
             if getattr(self, name) is not None
         }
 

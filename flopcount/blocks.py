@@ -442,7 +442,8 @@ class Parallel:
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """The norms, the branches, and the additions."""
-        channels, others = self.norms[0].channels, len(self.blocks) - 1
+        first, *_ = self.norms
+        channels, others = first.channels, len(self.blocks) - 1
         for before in self.norms:
             yield from before.rows(at)
         if len(self.norms) == 1:

@@ -23,6 +23,7 @@ and a product names its tensor (``Product.weight``), from which ``params().activ
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -38,8 +39,8 @@ from flopcount.architectures import (
     NumLayers,
     Pattern,
     Vocabulary,
-    lettered,
     require_at_most,
+    shortest_period,
 )
 from flopcount.blocks import (
     ACTIVATIONS,
@@ -96,8 +97,151 @@ def runs(indices: tuple[int, ...]) -> str:
     return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in pairs)
 
 
+class LanguageModel(Architecture):
+    """What models of layers that follow patterns share, whatever a layer is."""
+
+    stack = "decoder"
+    vocab_size: Size
+    num_channels: Size
+    num_layers: Size
+    seq_len: Size | None
+    tie_embeddings: bool
+    reading: Any
+
+    def __post_init__(self) -> None:
+        """Validate every field, and bring patterns into their shortest form."""
+        super().__post_init__()
+        for name, kind in self.kinds().items():
+            if isinstance(kind, Pattern):
+                object.__setattr__(self, name, self.shortest(getattr(self, name)))
+
+    def shortest(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        """The fewest words that give all layers the same.
+
+        Repeated, a part of the words gives those behind them only if it fits a whole number of
+        times, or if there are no layers behind them.
+        """
+        period, number = shortest_period(words), self.num_layers
+        last = type(number) is int and number <= len(words)
+        if period == words or not (last or len(words) % len(period) == 0):
+            return words
+        return self.shortest(period)
+
+    @property
+    def title(self) -> str:
+        """The config's model type, or the class."""
+        return self.reading.model_type if self.reading else type(self).__name__
+
+    @property
+    def length(self) -> Size:
+        """How many positions predict: n.
+
+        Raises:
+            ValueError: If ``seq_len`` was not given.
+        """
+        if self.seq_len is None:
+            raise ValueError(
+                "seq_len = None: expected an integer >= 1, the positions of the sequence whose "
+                "FLOPs are counted, such as seq_len=8192 or, on the command line, --seq-len 8192"
+            )
+        return self.seq_len
+
+    def lettered(self) -> dict[str, Dimension]:
+        """Positions even where they are not given; L only where layers repeat."""
+        letters, number = super().lettered(), self.num_layers
+        if type(number) is int and 1 < number <= self.period():
+            del letters["num_layers"]
+        return {"seq_len": self.kinds()["seq_len"]} | letters
+
+    @abc.abstractmethod
+    def aspects(self) -> dict[str, tuple[str, ...]]:
+        """What differs between layers: each aspect's words, which layers take in turn."""
+
+    def period(self) -> int:
+        """After how many layers they repeat."""
+        return math.lcm(*(len(words) for words in self.aspects().values()))
+
+    def groups(self) -> tuple[Group, ...]:
+        """Equal layers together, in the order of the first of each kind.
+
+        Of a period of P layers, L layers have ⌈(L - i)/P⌉ of the i-th; those of the most frequent
+        kind are what is left of L.
+        """
+        aspects, number = self.aspects(), self.num_layers
+        period = self.period()
+        if type(number) is int:
+            period = min(period, number)
+        kinds: dict[tuple[tuple[str, str], ...], list[int]] = {}
+        for index in range(period):
+            kind = tuple((name, words[index % len(words)]) for name, words in aspects.items())
+            kinds.setdefault(kind, []).append(index)
+        most = max(kinds, key=lambda kind: len(kinds[kind]))
+        numbers: dict[tuple[tuple[str, str], ...], Size] = {}
+        rest: Size = number
+        for kind, indices in kinds.items():
+            if kind != most:
+                numbers[kind] = sum(
+                    (ceil_divide(number - index, period) for index in indices[1:]),
+                    start=ceil_divide(number - indices[0], period),
+                )
+                rest = rest - numbers[kind]
+        numbers[most] = rest
+        common = set.intersection(*map(set, kinds))
+        return tuple(
+            Group(
+                " ".join(pair[1] for pair in kind if pair not in common) or self.stack,
+                numbers[kind],
+                dict(kind),
+                tuple(indices),
+                period,
+            )
+            for kind, indices in kinds.items()
+        )
+
+    def described(self) -> list[str]:
+        """What the model is, in plain words, a line each."""
+        params = self.params()
+        used = ""
+        if any(tensor.used is not None for tensor in params.terms):
+            used = f", of which a token uses {shown(params.active)}"
+        return [
+            f"{shown(params.total)} parameters{used}; a token is multiplied by "
+            f"{shown(params.matmul_active)}, the N of 2N",
+            f"{shown(self.num_layers)} layers of {shown(self.num_channels)} channels; vocabulary "
+            f"of {shown(self.vocab_size)}, output layer "
+            f"{'tied to the embedding' if self.tie_embeddings else 'of its own'}",
+            *(self.described_group(group) for group in self.groups()),
+        ]
+
+    def described_group(self, group: Group) -> str:
+        """Equal layers in plain words."""
+        indices = runs(group.indices)
+        if type(self.num_layers) is not int or group.period < self.num_layers:
+            indices += f" of every {group.period}"
+        which = "all" if group.name == self.stack else f"{group.name} ({indices})"
+        parts = self.described_mixer(group.kind), self.described_feed_forward(group.kind)
+        return f"{shown(group.number)} layers, {which}: {'; '.join(parts)}"
+
+    @abc.abstractmethod
+    def described_mixer(self, kind: Kind) -> str:
+        """What lets positions meet in a layer, in plain words."""
+
+    @abc.abstractmethod
+    def described_feed_forward(self, kind: Kind) -> str:
+        """What works on each position of a layer, in plain words."""
+
+    def __str__(self) -> str:
+        """The model in plain words, and what of its config was left out."""
+        head, lines = self.title, self.described()
+        if self.reading is not None:
+            head = f"{self.title} ({self.reading.head})"
+            lines += self.reading.notes()
+        lines = [f"{head}: {lines[0]}", *(f"  {line}" for line in lines[1:])]
+        return paragraph("\n".join(lines), indent="    ")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CausalLM(Architecture):
+class CausalLM(LanguageModel):
     """A decoder-only language model; without options, in Llama's shape.
 
     Attributes:
@@ -161,8 +305,6 @@ class CausalLM(Architecture):
 
     """
 
-    stack = "decoder"
-
     vocab_size: Vocabulary
     num_channels: Channels
     num_layers: NumLayers
@@ -211,32 +353,6 @@ class CausalLM(Architecture):
             require_at_most("seq_len", self.seq_len, "num_positions", usable)
 
     @property
-    def title(self) -> str:
-        """The config's model type, or the class."""
-        return self.reading.model_type if self.reading else type(self).__name__
-
-    @property
-    def length(self) -> Size:
-        """How many positions predict: n.
-
-        Raises:
-            ValueError: If ``seq_len`` was not given.
-        """
-        if self.seq_len is None:
-            raise ValueError(
-                "seq_len = None: expected an integer >= 1, the positions of the sequence whose "
-                "FLOPs are counted, such as seq_len=8192 or, on the command line, --seq-len 8192"
-            )
-        return self.seq_len
-
-    def lettered(self) -> dict[str, Dimension]:
-        """Positions even where they are not given; L only where layers repeat."""
-        letters = super().lettered()
-        if type(self.num_layers) is int and 1 < self.num_layers <= self.period():
-            del letters["num_layers"]
-        return {"seq_len": lettered(self.kinds())["seq_len"]} | letters
-
-    @property
     def width(self) -> Size:
         """c: the head dim given, or d / h."""
         if self.head_dim is not None:
@@ -246,47 +362,6 @@ class CausalLM(Architecture):
     def aspects(self) -> dict[str, tuple[str, ...]]:
         """What differs between layers: each aspect's words, which layers take in turn."""
         return {"attention": self.attention, "positions": self.positions}
-
-    def period(self) -> int:
-        """After how many layers they repeat."""
-        return math.lcm(*(len(words) for words in self.aspects().values()))
-
-    def groups(self) -> tuple[Group, ...]:
-        """Equal layers together, in the order of the first of each kind.
-
-        Of a period of P layers, L layers have ⌈(L - i)/P⌉ of the i-th; those of the most frequent
-        kind are what is left of L.
-        """
-        aspects, number = self.aspects(), self.num_layers
-        period = self.period()
-        if type(number) is int:
-            period = min(period, number)
-        kinds: dict[tuple[tuple[str, str], ...], list[int]] = {}
-        for index in range(period):
-            kind = tuple((name, words[index % len(words)]) for name, words in aspects.items())
-            kinds.setdefault(kind, []).append(index)
-        most = max(kinds, key=lambda kind: len(kinds[kind]))
-        numbers: dict[tuple[tuple[str, str], ...], Size] = {}
-        rest: Size = number
-        for kind, indices in kinds.items():
-            if kind != most:
-                numbers[kind] = sum(
-                    (ceil_divide(number - index, period) for index in indices[1:]),
-                    start=ceil_divide(number - indices[0], period),
-                )
-                rest = rest - numbers[kind]
-        numbers[most] = rest
-        common = set.intersection(*map(set, kinds))
-        return tuple(
-            Group(
-                " ".join(pair[1] for pair in kind if pair not in common) or self.stack,
-                numbers[kind],
-                dict(kind),
-                tuple(indices),
-                period,
-            )
-            for kind, indices in kinds.items()
-        )
 
     def norm_of(self, term: str, channels: Size | None = None, heads: Size = 1) -> Norm:
         """A norm as this model has them."""
@@ -418,30 +493,6 @@ class CausalLM(Architecture):
         )
         return ((at, (embedding, *layers, output)), *self.after(at))
 
-    def described(self) -> list[str]:
-        """What the model is, in plain words, a line each."""
-        params = self.params()
-        used = ""
-        if any(tensor.used is not None for tensor in params.terms):
-            used = f", of which a token uses {shown(params.active)}"
-        return [
-            f"{shown(params.total)} parameters{used}; a token is multiplied by "
-            f"{shown(params.matmul_active)}, the N of 2N",
-            f"{shown(self.num_layers)} layers of {shown(self.num_channels)} channels; vocabulary "
-            f"of {shown(self.vocab_size)}, output layer "
-            f"{'tied to the embedding' if self.tie_embeddings else 'of its own'}",
-            *(self.described_group(group) for group in self.groups()),
-        ]
-
-    def described_group(self, group: Group) -> str:
-        """Equal layers in plain words."""
-        indices = runs(group.indices)
-        if type(self.num_layers) is not int or group.period < self.num_layers:
-            indices += f" of every {group.period}"
-        which = "all" if group.name == self.stack else f"{group.name} ({indices})"
-        parts = self.described_mixer(group.kind), self.described_feed_forward(group.kind)
-        return f"{shown(group.number)} layers, {which}: {'; '.join(parts)}"
-
     def described_mixer(self, kind: Kind) -> str:
         """A layer's attention in plain words."""
         groups = self.num_key_value_heads
@@ -474,12 +525,3 @@ class CausalLM(Architecture):
             f"{'gated ' * self.gated}MLP of {shown(self.intermediate_size)} channels, "
             f"{self.activation}{', biases' * self.mlp_bias}"
         )
-
-    def __str__(self) -> str:
-        """The model in plain words, and what of its config was left out."""
-        head, lines = self.title, self.described()
-        if self.reading is not None:
-            head = f"{self.title} ({self.reading.head})"
-            lines += self.reading.notes()
-        lines = [f"{head}: {lines[0]}", *(f"  {line}" for line in lines[1:])]
-        return paragraph("\n".join(lines), indent="    ")

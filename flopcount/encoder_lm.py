@@ -234,7 +234,8 @@ class EncoderLM(CausalLM):
     Source: Devlin et al. 2018 (arXiv 1810.04805).
 
     >>> bert = EncoderLM(vocab_size=30522, num_channels=768, num_layers=12, num_heads=12,
-    ...                  intermediate_size=3072, num_positions=512, head="pooler")
+    ...                  intermediate_size=3072, num_positions=512, token_types=2,
+    ...                  head="pooler")
     >>> bert.params().total
     109482240
 
@@ -256,7 +257,7 @@ class EncoderLM(CausalLM):
     embedding_norm: bool = True
     tie_embeddings: bool = True
     output_bias: bool = True
-    token_types: Annotated[Size | None, Dimension()] = 2
+    token_types: Annotated[Size | None, Dimension()] = None
     head: Annotated[str, Choice(("masked", "pooler"))] = "masked"
 
     def mask(self, kind: Kind) -> Mask:

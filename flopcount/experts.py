@@ -133,18 +133,18 @@ class MixtureOfExperts:
         yield from self._routed(at)
         if not self.shared_first:
             yield from self._shared(at)
+        # The k experts and the router read the input, and so do the shared MLP and its gate.
+        yield from shared_input(at, "routed input gradients", self.top_k * self.channels, 1)
+        if self.shared is None:
+            return
         if self.shared_gate:
             reason = "forward: one product; backward: dy·s, and dy·x and its sum"
             yield from linear(at, "shared gate", self.channels, 1)
             yield from work(at, "shared gate sigmoid", 1, *SCORES["sigmoid"], "output")
             yield from work(at, "shared gate product", self.channels, 1, 3, reason, "input")
-        if self.shared is not None:
-            yield from work(at, "shared sum", self.channels, 1, 0, "forward: shared + routed")
-        # The k experts and the router read the input, and so do the shared MLP and its gate.
-        yield from shared_input(at, "routed input gradients", self.top_k * self.channels, 1)
-        if self.shared is not None:
-            readers = 1 + self.shared_gate
-            yield from shared_input(at, "shared input gradients", self.channels, readers)
+        yield from work(at, "shared sum", self.channels, 1, 0, "forward: shared + routed")
+        readers = 1 + self.shared_gate
+        yield from shared_input(at, "shared input gradients", self.channels, readers)
 
     def _routed(self, at: Pass) -> Iterator[AnyRow]:
         """K positions in place of each, E tensors in place of each."""

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from flopcount import extras
-from flopcount.architectures import ARCHITECTURES, Architecture, lettered
+from flopcount.architectures import ARCHITECTURES, Architecture, with_letters
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count
 from flopcount.executed import Tiling
@@ -171,7 +171,7 @@ def on_symbols(model: str | Architecture) -> tuple[Architecture, str]:
         values = {name: getattr(model, name) for name in sizes}
     else:
         described = ARCHITECTURES[require_choice("architecture", model, ARCHITECTURES)]
-        sizes = lettered(described.kinds())
+        sizes = with_letters(described.kinds())
         values = dict.fromkeys(sizes)
     symbols = {
         name: sympy.Symbol(kind.letter, integer=True, positive=True) for name, kind in sizes.items()
@@ -185,7 +185,7 @@ def on_symbols(model: str | Architecture) -> tuple[Architecture, str]:
             ),
         ]
     )
-    if "head_dim" not in sizes:
+    if "head_dim" not in sizes and not getattr(model, "latent", False):
         legend += "; c = d/h"
     if isinstance(model, Architecture):
         return dataclasses.replace(model, **symbols), legend  # type: ignore[type-var]

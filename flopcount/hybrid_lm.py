@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from flopcount.architectures import (
-    Architecture,
     Channels,
     Choice,
     Dimension,
@@ -18,7 +17,7 @@ from flopcount.architectures import (
     Vocabulary,
 )
 from flopcount.blocks import ACTIVATIONS, Block, Embedding, Layers, Network, Norm, Output, Residual
-from flopcount.causal_lm import CausalLM, Group, Kind
+from flopcount.causal_lm import Kind, LanguageModel
 from flopcount.mixture_lm import MixtureLM
 from flopcount.operations import Pass, work
 from flopcount.recurrent import GatedDeltaNet, LightningAttention, Mamba1, Mamba2
@@ -219,7 +218,7 @@ class Mamba1LM(HybridLM):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mamba2LM(Architecture):
+class Mamba2LM(LanguageModel):
     """A decoder-only language model whose layers are Mamba-2 alone.
 
     Attributes:
@@ -265,13 +264,9 @@ class Mamba2LM(Architecture):
     tie_embeddings: bool = False
     reading: Annotated[Any, Note()] = dataclasses.field(default=None, compare=False, repr=False)
 
-    title = CausalLM.title
-    length = CausalLM.length
-    __str__ = CausalLM.__str__
-
-    def groups(self) -> tuple[Group, ...]:
+    def aspects(self) -> dict[str, tuple[str, ...]]:
         """All layers are equal."""
-        return (Group("decoder", self.num_layers, {"mixer": "scan"}, (0,), 1),)
+        return {"mixer": ("scan",)}
 
     def scan(self) -> Block:
         """Mamba-2."""
@@ -298,18 +293,16 @@ class Mamba2LM(Architecture):
         output = Output(d, self.vocab_size, self.tie_embeddings, norm=final)
         return ((at, (Embedding(d, self.vocab_size), *layers, output)),)
 
-    def described(self) -> list[str]:
-        """What the model is, in plain words, a line each."""
-        params = self.params()
-        return [
-            f"{shown(params.total)} parameters, of which a token is multiplied by "
-            f"{shown(params.matmul_active)}",
-            f"{shown(self.num_layers)} layers of {shown(self.num_channels)} channels; vocabulary "
-            f"{shown(self.vocab_size)}, output layer "
-            f"{'tied to the embedding' if self.tie_embeddings else 'of its own'}",
-            f"all layers: Mamba-2, {shown(self.num_heads)} heads of {shown(self.head_dim)} "
-            f"channels with states of {shown(self.state)} rows in {shown(self.head_groups)} "
-            f"groups, chunks of {shown(self.chunk)}, a convolution of {shown(self.taps)} positions"
-            + ", with biases"
-            * self.bias,
-        ]
+    def described_mixer(self, kind: Kind) -> str:
+        """Mamba-2 in plain words."""
+        return (
+            f"Mamba-2, {shown(self.num_heads)} heads of {shown(self.head_dim)} channels with "
+            f"states of {shown(self.state)} rows in {shown(self.head_groups)} groups, chunks of "
+            f"{shown(self.chunk)}, a convolution of {shown(self.taps)} positions"
+            + ", biases"
+            * self.bias
+        )
+
+    def described_feed_forward(self, kind: Kind) -> str:
+        """There is none."""
+        return "no MLP"

@@ -60,9 +60,10 @@ class MixtureLM(CausalLM):
         router_bias: Whether scores have a bias.
         router_correction: Whether a buffer of E numbers corrects the choice.
         weighted: Whether the weights multiply the ``"output"`` of experts or their ``"input"``.
-        query_rank: ρ, channels of the latent of queries; projected directly unless given.
-        key_value_rank: r, channels of the latent of keys and values; None without latents, and
-            then no size of latent attention is given.
+        query_rank: q, channels of the latent of queries; projected directly unless given.
+        key_value_rank: l, channels of the latent of keys and values; None without latents. With
+            them, what describes other attention (g, c, norms of queries and keys, biases, sinks, a
+            gate, a cap) has no effect.
         plain_dim: a, channels of a head's queries and keys that do not turn, with latents;
             ``rotary_dim`` turn.
         value_dim: v, channels of a head's values, with latents.

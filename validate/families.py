@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 2
 DRAWN = 40
+DRAWN_FOR_ONE = 4
+"""How many configs are drawn for one that is tried."""
+
 PUBLISHED_SEQ_LEN = 500
 STRATEGIES = hf_configs.DRAWN | hf_experts.DRAWN | hf_scans.DRAWN
 PUBLISHED = hf_configs.PUBLISHED | hf_experts.PUBLISHED | hf_scans.PUBLISHED
@@ -373,16 +376,33 @@ def has_two_stacks(family: str) -> bool:
     return "target_len" in FAMILIES[family].options
 
 
+def choices(config: dict[str, Any]) -> set[tuple[str, str]]:
+    """What a config says that is no size: flags, names and nulls."""
+    return {
+        (name, repr(value))
+        for name, value in config.items()
+        if value is None or isinstance(value, bool | str)
+    }
+
+
 def drawn(family: str, number: int = DRAWN) -> list[Case]:
-    """The same drawn configs of a family each time."""
+    """The same drawn configs of a family each time, all of them different.
+
+    More are drawn than asked for, and those that say what none has said before come first.
+    """
     lengths = hf_scans.SEQ_LENS.get(family, hf_configs.seq_lens())
     targets = lengths if has_two_stacks(family) else st.none()
-    return [
-        Case("", config | {"model_type": family}, seq_len, target_len)
-        for config, seq_len, target_len in draw(
-            st.tuples(STRATEGIES[family], lengths, targets), number
-        )
-    ]
+    strategy = st.tuples(STRATEGIES[family], lengths, targets)
+    pool = {
+        repr((sorted(config.items()), *given)): Case("", config | {"model_type": family}, *given)
+        for config, *given in draw(strategy, DRAWN_FOR_ONE * number)
+    }
+    seen: set[tuple[str, str]] = set()
+    first, others = [], []
+    for case in pool.values():
+        (others if choices(case.config) <= seen else first).append(case)
+        seen |= choices(case.config)
+    return [*first, *others][:number]
 
 
 def published(family: str) -> list[Case]:

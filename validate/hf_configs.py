@@ -19,7 +19,7 @@ STAND_INS = {"kimi_k2": "deepseek_v3", "minimax_text_01": "minimax"}
 """Families that transformers has no code for, and whose code runs at their sizes instead."""
 
 NO_TOKENS: Config = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-"""A vocabulary of a few entries has no room for those of the classes."""
+"""A vocabulary of a few entries has none of those of the classes."""
 
 BOOLEANS = st.booleans()
 SIZES = st.integers(1, 12)
@@ -56,7 +56,7 @@ def decoders(
         given: Fields that are always there.
     """
     groups, size = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    heads, head_dim = groups * size, multiple * draw(st.integers(1, 12 // multiple))
+    heads, head_dim = groups * size, multiple * draw(st.integers(1, max(12 // multiple, 2)))
     layers = draw(st.integers(1, MOST_LAYERS))
     free = head_dims == "given" or (head_dims == "free" and draw(BOOLEANS))
     config = NO_TOKENS | dict(

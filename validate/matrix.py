@@ -68,11 +68,13 @@ class Standalone:
         formula: What is confirmed.
         witness: Who confirms it.
         cases: The differences on each case, by its name; of a quick run if the argument is true.
+        well_known: Names of cases in a full run that a reader may look for.
     """
 
     formula: str
     witness: str
     cases: Callable[[bool], Iterable[tuple[str, Differences]]]
+    well_known: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,6 +351,7 @@ STANDALONE = (
             families.confirmed(family),
             families.witness(family),
             functools.partial(families.cases, family),
+            tuple(case.name for case in families.published(family)),
         )
         for family in families.WITNESSED
     ),
@@ -403,7 +406,10 @@ def run_standalone(check: Standalone, quick: bool = False) -> Verdict:
             finding = "no case was compared"
     except DisagreementError as disagreement:
         finding = str(disagreement)
-    return Verdict(check.formula, check.witness, f"{tried.number:,} cases", tried.largest, finding)
+    covered = f"{tried.number:,} cases"
+    if finding == "equal" and check.well_known and not quick:
+        covered += f", among them {', '.join(check.well_known)}"
+    return Verdict(check.formula, check.witness, covered, tried.largest, finding)
 
 
 def run_check(check: Check, models: Iterable[Architecture], drawn: int) -> Verdict:

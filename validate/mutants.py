@@ -253,6 +253,8 @@ def _code(function: ast.FunctionDef, path: str, closure: tuple[str, ...] = ()) -
     function around it.
     """
     bare = copy.copy(function)
+    # A name of its own, lest its body mean it where it asks for a function of the module.
+    bare.name = f"changed_{function.name}"
     bare.decorator_list = []
     bare.args = copy.copy(function.args)
     bare.args.defaults = []
@@ -269,7 +271,7 @@ def _code(function: ast.FunctionDef, path: str, closure: tuple[str, ...] = ()) -
         statements = [ast.FunctionDef("factory", empty, [*outside, bare], [])]
     tree = ast.fix_missing_locations(ast.Module(statements, []))
     compiled = compile(tree, path, "exec", flags=annotations.compiler_flag, dont_inherit=True)
-    return _code_named(function.name, compiled)
+    return _code_named(bare.name, compiled).replace(co_name=function.name)
 
 
 def _code_named(name: str, code: types.CodeType) -> types.CodeType:

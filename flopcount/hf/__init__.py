@@ -107,15 +107,8 @@ def from_hf(
     (8030261248, 51471187968)
 
     """
-    fields = fields_of(config)
-    whole = fields
-    left_out: tuple[str, ...] = ()
-    if isinstance(fields.get("text_config"), Mapping):
-        outer = fields.get("model_type")
-        fields = dict(fields["text_config"])
-        if fields.get("model_type") is None and outer in NESTED:
-            fields["model_type"] = NESTED[outer]
-        left_out = tuple(sorted(name for name in whole if _is_other_part(name, whole[name])))
+    whole = fields_of(config)
+    fields, left_out = _text_of(whole)
     model_type = fields.get("model_type")
     if model_type is None:
         raise ValueError(
@@ -200,8 +193,31 @@ def _flat(fields: dict[str, Any], nested: tuple[str, ...]) -> dict[str, Any]:
     return flat
 
 
-def _is_other_part(name: str, value: Any) -> bool:
-    return name.endswith("_config") and name != "text_config" and bool(value)
+def _text_of(whole: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The fields of the text model, and the names of the other parts' configs.
+
+    Raises:
+        ValueError: If the whole and its text say different things of the output layer.
+    """
+    outer = whole.get("model_type")
+    nested = NESTED.get(outer) if isinstance(outer, str) else None
+    text = whole.get("text_config")
+    if text is None and nested is not None:
+        text = {}
+    if not isinstance(text, Mapping):
+        return whole, ()
+    name = "tie_word_embeddings"
+    fields = {name: whole[name]} if whole.get(name) is not None else {}
+    fields |= {"model_type": nested} | {n: v for n, v in text.items() if v is not None or n != name}
+    if fields["model_type"] is None:
+        fields["model_type"] = nested
+    if whole.get(name) is not None and fields[name] != whole[name]:
+        raise ValueError(
+            f"{name} = {quoted(whole[name])} with {quoted(fields[name])} in text_config: expected "
+            "one value"
+        )
+    parts = (n for n in whole if n.endswith("_config") and n != "text_config" and whole[n])
+    return fields, tuple(sorted(parts))
 
 
 def _head(fields: Mapping[str, Any], family: Family, nested: bool) -> str:

@@ -199,7 +199,9 @@ JAMBA = Family(
         scan_bias=flag("mamba_proj_bias", default=False),
         convolution_bias=flag("mamba_conv_bias", default=True),
     ),
-    without_effect=ROUTING | words("use_mamba_kernels use_mambapy use_associative_scan"),
+    # One expert is an MLP, of which no token uses more than one.
+    without_effect=ROUTING
+    | words("num_experts_per_tok use_mamba_kernels use_mambapy use_associative_scan"),
 )
 
 MAMBA2_CHANNELS = size("hidden_size", default=4096)

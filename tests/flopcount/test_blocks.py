@@ -267,7 +267,7 @@ def test_an_embedding_of_its_own_width():
 # max(x, 0): one; back a comparison. max(x, 0)²: two; back a comparison, ·2x, ·dy.
 COSTS = {
     "gelu": (5, 11), "silu": (4, 8), "gelu_tanh": (9, 17), "gelu_quick": (5, 9), "relu": (1, 1),
-    "relu_squared": (2, 3),
+    "relu_squared": (2, 3), "clamped_swiglu": (9, 12),
 }  # fmt: skip
 
 

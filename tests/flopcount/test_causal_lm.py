@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.architectures import Choice, Dimension, Flag, Pattern, shortest_period
-from flopcount.blocks import Output
+from flopcount.blocks import Output, rows_of
 from flopcount.conventions import CONVENTIONS
+from flopcount.operations import Pass
+from flopcount.rows import Tensor
 
 SMALL = dict(vocab_size=11, num_channels=8, num_layers=5, num_heads=4, intermediate_size=12,
              num_key_value_heads=2, head_dim=6, seq_len=7)  # fmt: skip
@@ -70,6 +72,57 @@ def test_conventions_of_plain_layers_do_not_cover_others(changes):
     other = dataclasses.replace(plain, **changes)
     assert other.flops(convention="kaplan").not_covered == {"self"}
     assert other.flops(convention="6n").total == 3 * 7 * 2 * other.params().total
+
+
+# d = 8, h·c = 24, g·c = 12, f = 12: a layer has 8·(2·24 + 2·12) + 3·8·12 = 864 weights.
+@pytest.mark.parametrize(
+    ("changes", "of_a_layer"),
+    [
+        (dict(), 864 + 2 * 8),
+        (dict(query_key_norm="whole"), 864 + 2 * 8 + 24 + 12),
+        (dict(query_key_norm="head"), 864 + 2 * 8 + 2 * 6),
+        (dict(query_key_norm="head, no scale"), 864 + 2 * 8),
+        (dict(parallel_norms="one"), 864 + 8),
+        (dict(parallel_norms="two"), 864 + 2 * 8),
+        (dict(norm_placement="branch"), 864 + 2 * 8),
+        (dict(norm_placement="post"), 864 + 2 * 8),
+        (dict(norm_placement="both"), 864 + 4 * 8),
+        (dict(norm_bias=True), 864 + 2 * 2 * 8),
+        (dict(norm_scale=False), 864),
+        (dict(sinks=True), 864 + 2 * 8 + 4),
+        (dict(attention_gate=True), 864 + 2 * 8 + 8 * 24),
+        (dict(gated=False), 864 - 8 * 12 + 2 * 8),
+        (dict(qkv_bias=True), 864 + 2 * 8 + 24 + 2 * 12),
+        (dict(out_bias=True, mlp_bias=True), 864 + 2 * 8 + 8 + 2 * 12 + 8),
+    ],
+)
+def test_parameters_by_hand(changes, of_a_layer):
+    final = 8 * (changes.get("norm_scale", True) + changes.get("norm_bias", False))
+    assert small(**changes).params().total == 5 * of_a_layer + final + 2 * 11 * 8
+
+
+def order(**changes):
+    """Norms, the last products of both blocks, and residuals, in the order of execution."""
+    model = small(num_layers=1, **changes)
+    rows = [row for row in rows_of(model.network(Pass(1, 7))) if not isinstance(row, Tensor)]
+    wanted = ("norm", "mlp norm", "branch norm", "mlp branch norm", "out", "mlp down",
+              "residual", "attention residual", "mlp residual")  # fmt: skip
+    return [row.term for row in rows if row.layer == "decoder" and row.term in wanted]
+
+
+def test_where_norms_stand():
+    first, second = ["out", "attention residual"], ["mlp down", "mlp residual"]
+    assert order() == ["norm", *first, "mlp norm", *second]
+    assert order(norm_placement="post") == [*first, "norm", *second, "mlp norm"]
+    assert order(norm_placement="branch") == [
+        "out", "norm", "attention residual", "mlp down", "mlp norm", "mlp residual",
+    ]  # fmt: skip
+    assert order(norm_placement="both") == [
+        "norm", "out", "branch norm", "attention residual",
+        "mlp norm", "mlp down", "mlp branch norm", "mlp residual",
+    ]  # fmt: skip
+    assert order(parallel_norms="one") == ["norm", "out", "mlp down", "residual"]
+    assert order(parallel_norms="two") == ["norm", "mlp norm", "out", "mlp down", "residual"]
 
 
 def test_layers_take_their_masks_in_turn():
@@ -221,6 +274,37 @@ def test_a_pattern_is_its_shortest_period():
 
 
 @pytest.mark.parametrize(
+    ("words", "number", "shortest"),
+    [
+        ("fssf", 4, "fss"),
+        ("fssf", 5, "fssf"),  # repeated, f s s would give the last layer an s
+        ("fsfs", 5, "fs"),
+        ("fsfs", 40, "fs"),
+        ("ffs", 2, "ffs"),
+        ("fsff", 1, "fs"),  # f s f, and of that, behind the first layer, f s
+        ("f", 5, "f"),
+    ],
+)
+def test_patterns_that_repeat_and_that_do_not(words, number, shortest):
+    names = {"f": "full", "s": "sliding"}
+    model = small(attention=tuple(names[w] for w in words), num_layers=number, window=2)
+    assert model.attention == tuple(names[w] for w in shortest)
+    symbol = sympy.Symbol("L", integer=True, positive=True)
+    again = small(attention=("full", "sliding", "sliding", "full"), num_layers=symbol, window=2)
+    assert len(again.attention) == 4
+
+
+@given(st.lists(st.sampled_from(["full", "sliding"]), min_size=1, max_size=8), st.integers(1, 20))
+def test_a_shortened_pattern_gives_every_layer_its_word(words, number):
+    model = small(attention=tuple(words), num_layers=number, window=2)
+    for again in (model, dataclasses.replace(model, seq_len=9)):
+        assert [again.attention[i % len(again.attention)] for i in range(number)] == [
+            words[i % len(words)] for i in range(number)
+        ]
+        assert again.attention == model.attention
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(attention=("sliding",)), r"window = None with attention = \('sliding',\): expected"),
@@ -241,6 +325,7 @@ def test_what_it_cannot_be_is_refused(changes, message):
 
 def test_without_positions_what_needs_none_works():
     model = small(seq_len=None)
+    assert small(seq_len=None, num_positions=3).params().total == model.params().total + 3 * 8
     assert model.params().total == small().params().total
     for ask in (model.flops, lambda: model.flops(convention="6n")):
         with pytest.raises(ValueError, match=r"seq_len = None: expected an integer >= 1"):

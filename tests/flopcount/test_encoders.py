@@ -1,5 +1,6 @@
 """Encoders, and encoders with a decoder, by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 import sympy
 
 import flopcount as fc
+from flopcount.blocks import Attention
 from flopcount.cli import main
 from flopcount.conventions import CONVENTIONS
-from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
+from flopcount.encoder_lm import CrossAttention, EncoderDecoderLM, EncoderLM
+from flopcount.operations import Pass
+from flopcount.rows import Work
 
 BERT = dict(model_type="bert")
 T5 = dict(model_type="t5", d_model=768, d_ff=3072, num_heads=12, num_layers=12)
@@ -45,7 +49,9 @@ def by_term(count):
     ids=["BERT-base", "BERT-base for masked tokens", "BERT-base, pooler", "T5-base", "T5-v1.1"],
 )
 def test_published_parameters(config, parameters):
-    assert fc.from_hf(config).params().total == parameters
+    params = fc.from_hf(config).params()
+    # No prefix: all of it is the self part.
+    assert params.total == params.self_part.total == parameters
 
 
 def test_heads_of_bert():
@@ -195,15 +201,123 @@ def test_activations_of_t5():
     }
 
 
-def test_scores_are_not_scaled_but_have_a_bias():
-    work = fc.from_hf(SMALL, S, target_len=N).flops().elementwise.terms
-    by_name = {(term.layer, term.term): term.elements for term in work}
-    assert not any(term.endswith("query scale") for _, term in by_name)
-    assert by_name["encoder", "score bias"] == 2 * 3 * S * S
-    assert by_name["decoder", "score bias"] == 4 * 3 * N * (N + 1) // 2
-    assert ("decoder", "cross score bias") not in by_name
-    # Three layers beyond the first add to what the encoder's output gets.
-    assert by_name["decoder", "source gradients"] == 3 * S * D
+def elementwise(count):
+    """Elements and costs of element-wise work, by layer and term; a term may stand twice."""
+    return sorted(
+        (term.layer, term.term, term.elements, term.forward_cost, term.backward_cost)
+        for term in count.elementwise.terms
+    )
+
+
+def test_element_wise_work_of_two_stacks_by_hand():
+    pairs = N * (N + 1) // 2
+    count = fc.from_hf(SMALL, S, target_len=N).flops()
+    assert elementwise(count) == sorted([
+        # Both stacks look up tokens, and both add to the table's gradient.
+        ("embedding", "embedding", S * D, 0, 1),
+        ("embedding", "embedding", N * D, 0, 1),
+        ("encoder", "norm", 2 * S * D, 4, 9),
+        ("encoder", "projection input gradients", 2 * S * D, 0, 2),
+        # Scores are not scaled, but have a bias.
+        ("encoder", "score bias", 2 * 3 * S * S, 1, 1),
+        ("encoder", "softmax", 2 * 3 * S * S, 5, 4),
+        ("encoder", "attention residual", 2 * S * D, 1, 1),
+        ("encoder", "mlp norm", 2 * S * D, 4, 9),
+        ("encoder", "relu", 2 * S * F, 1, 1),
+        ("encoder", "mlp residual", 2 * S * D, 1, 1),
+        ("encoder output", "final norm", S * D, 4, 9),
+        # Three decoder layers beyond the first add to what the encoder's output gets.
+        ("decoder", "source gradients", 3 * S * D, 0, 1),
+        ("decoder", "norm", 4 * N * D, 4, 9),
+        ("decoder", "projection input gradients", 4 * N * D, 0, 2),
+        ("decoder", "score bias", 4 * 3 * pairs, 1, 1),
+        ("decoder", "softmax", 4 * 3 * pairs, 5, 4),
+        ("decoder", "attention residual", 4 * N * D, 1, 1),
+        ("decoder", "cross norm", 4 * N * D, 4, 9),
+        # Keys and values read the encoder's output.
+        ("decoder", "cross projection input gradients", 4 * S * D, 0, 1),
+        ("decoder", "cross softmax", 4 * 3 * N * S, 5, 4),
+        ("decoder", "cross residual", 4 * N * D, 1, 1),
+        ("decoder", "mlp norm", 4 * N * D, 4, 9),
+        ("decoder", "relu", 4 * N * F, 1, 1),
+        ("decoder", "mlp residual", 4 * N * D, 1, 1),
+        ("output", "final norm", N * D, 4, 9),
+        ("output", "output scale", N * D, 1, 1),
+        ("loss", "cross-entropy", N * V, 5, 4),
+        ("output", "tied embedding gradient", V * D, 0, 1),
+    ])  # fmt: skip
+    untied = fc.from_hf(SMALL | dict(tie_word_embeddings=False), S, target_len=N).flops()
+    tied_only = {"output scale", "tied embedding gradient"}
+    assert elementwise(untied) == [row for row in elementwise(count) if row[1] not in tied_only]
+
+
+def test_element_wise_work_of_an_encoder_by_hand():
+    sizes = dict(
+        vocab_size=V, num_channels=D, num_layers=2, num_heads=3, intermediate_size=F, seq_len=N,
+        num_positions=12, token_types=2,
+    )  # fmt: skip
+    inside = [
+        ("embedding", "token type", N * D, 1, 1),
+        ("embedding", "embedding", N * D, 1, 2),
+        ("embedding", "embedding norm", N * D, 7, 13),
+        ("encoder", "query bias", 2 * N * D, 1, 1),
+        ("encoder", "key bias", 2 * N * D, 1, 1),
+        ("encoder", "value bias", 2 * N * D, 1, 1),
+        ("encoder", "projection input gradients", 2 * N * D, 0, 2),
+        ("encoder", "query scale", 2 * N * D, 1, 1),
+        ("encoder", "softmax", 2 * 3 * N * N, 5, 4),
+        ("encoder", "out bias", 2 * N * D, 1, 1),
+        ("encoder", "attention residual", 2 * N * D, 1, 1),
+        ("encoder", "norm", 2 * N * D, 7, 13),
+        ("encoder", "mlp up bias", 2 * N * F, 1, 1),
+        ("encoder", "gelu", 2 * N * F, 5, 11),
+        ("encoder", "mlp down bias", 2 * N * D, 1, 1),
+        ("encoder", "mlp residual", 2 * N * D, 1, 1),
+        ("encoder", "mlp norm", 2 * N * D, 7, 13),
+    ]
+    masked = [
+        ("output", "transform bias", N * D, 1, 1),
+        ("output", "transform gelu", N * D, 5, 11),
+        ("output", "transform norm", N * D, 7, 13),
+        ("output", "logits bias", N * V, 1, 1),
+        ("loss", "cross-entropy", N * V, 5, 4),
+        ("output", "tied embedding gradient", V * D, 0, 1),
+    ]
+    # Of the first position alone.
+    pooler = [("output", "pooler bias", D, 1, 1), ("output", "pooler tanh", D, 1, 3)]
+    for head, rows in (("masked", masked), ("pooler", pooler)):
+        assert elementwise(EncoderLM(**sizes, head=head).flops()) == sorted(inside + rows)
+    plain = EncoderLM(**sizes | dict(token_types=None)).flops()
+    assert not [row for row in elementwise(plain) if row[1] == "token type"]
+
+
+def test_scaled_queries_attend_across():
+    attention = Attention(6, 2, 2, 3, 6, 6)
+    found = {
+        scale: [
+            (row.term, row.factors, row.forward_cost, row.backward_cost)
+            for row in CrossAttention(dataclasses.replace(attention, scale=scale), 5).rows(
+                Pass(2, 4)
+            )
+            if isinstance(row, Work) and "scale" in row.term
+        ]
+        for scale in (True, False)
+    }
+    assert found == {True: [("cross query scale", (2, 4, 6), 1, 1)], False: []}
+
+
+def test_defaults_are_those_of_the_first_models():
+    t5 = EncoderDecoderLM(
+        vocab_size=32128, num_channels=768, num_layers=12, num_heads=12, head_dim=64,
+        intermediate_size=3072,
+    )  # fmt: skip
+    bert = EncoderLM(
+        vocab_size=30522, num_channels=768, num_layers=12, num_heads=12, intermediate_size=3072,
+        num_positions=512, token_types=2,
+    )  # fmt: skip
+    assert t5.params().total == fc.from_hf(T5).params().total
+    assert bert.params().total == fc.from_hf(BERT).params().total
+    assert {"seq_len", "target_len", "num_heads"} <= set(t5.lettered())
 
 
 def test_arrays_and_symbols():

@@ -122,6 +122,12 @@ def test_everything_is_of_the_self_part():
         assert {row.part for row in block.rows(AT)} == {"self"}
 
 
+def test_without_a_shared_expert_there_is_no_gate():
+    options = dict(channels=8, num_experts=5, top_k=2, expert=MLP(8, 6), router=Router())
+    gated = MixtureOfExperts(**options, shared_gate=True)
+    assert list(gated.rows(AT)) == list(MixtureOfExperts(**options).rows(AT))
+
+
 def test_scores_may_pass_their_function_after_the_choice():
     chosen = MixtureOfExperts(8, 5, 2, MLP(8, 6), Router(after_choice=True))
     assert works(chosen)["router softmax"] == (24 * 2, 5, 4)

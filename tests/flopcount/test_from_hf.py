@@ -379,6 +379,78 @@ def test_a_nested_text_config_is_read_and_the_rest_is_said():
     assert fc.from_hf(made, 2048) == fc.from_hf(made.to_dict(), 2048) == model
 
 
+def test_the_output_layer_of_a_nested_text_config_may_be_said_outside():
+    text = {"hidden_size": 64, "num_hidden_layers": 2}
+    outside = {"model_type": "gemma3", "text_config": text, "tie_word_embeddings": False}
+    assert not fc.from_hf(outside).tie_embeddings
+    assert fc.from_hf(outside | {"tie_word_embeddings": None}).tie_embeddings
+    assert fc.from_hf({"model_type": "gemma3"}) == fc.from_hf({"model_type": "gemma3_text"})
+    with pytest.raises(ValueError, match=r"tie_word_embeddings = False with True in text_config"):
+        fc.from_hf(outside | {"text_config": text | {"tie_word_embeddings": True}})
+
+
+FILES = {
+    "gpt2": dict(
+        activation_function="gelu_new", architectures=["GPT2LMHeadModel"], attn_pdrop=0.1,
+        bos_token_id=50256, embd_pdrop=0.1, eos_token_id=50256, initializer_range=0.02,
+        layer_norm_epsilon=1e-05, n_ctx=1024, n_embd=768, n_head=12, n_layer=12, n_positions=1024,
+        resid_pdrop=0.1, summary_activation=None, summary_first_dropout=0.1,
+        summary_proj_to_labels=True, summary_type="cls_index", summary_use_proj=True,
+        task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}},
+        vocab_size=50257,
+    ),
+    "opt": dict(
+        _remove_final_layer_norm=False, activation_dropout=0.0, activation_function="relu",
+        architectures=["OPTForCausalLM"], attention_dropout=0.0, bos_token_id=2,
+        do_layer_norm_before=True, dropout=0.1, eos_token_id=2, ffn_dim=3072, hidden_size=768,
+        init_std=0.02, layerdrop=0.0, max_position_embeddings=2048, num_attention_heads=12,
+        num_hidden_layers=12, pad_token_id=1, prefix="</s>", torch_dtype="float16",
+        transformers_version="4.21.0.dev0", use_cache=True, vocab_size=50272,
+        word_embed_proj_dim=768,
+    ),
+    "bloom": dict(
+        apply_residual_connection_post_layernorm=False, attention_dropout=0.0,
+        attention_softmax_in_fp32=True, bias_dropout_fusion=True, bos_token_id=1, eos_token_id=2,
+        pad_token_id=3, unk_token_id=0, hidden_dropout=0.0, initializer_range=0.02,
+        layer_norm_epsilon=1e-05, masked_softmax_fusion=True, n_embed=1024, n_inner=None,
+        n_layer=24, num_attention_heads=16, offset_alibi=100, pretraining_tp=1, seq_length=2048,
+        skip_bias_add=True, skip_bias_add_qkv=False, transformers_version="4.20.0", use_cache=True,
+        vocab_size=250880,
+    ),
+    "llama": dict(
+        architectures=["LlamaForCausalLM"], attention_bias=False, attention_dropout=0.0,
+        bos_token_id=128000, eos_token_id=[128001, 128008], hidden_act="silu", hidden_size=4096,
+        initializer_range=0.02, intermediate_size=14336, max_position_embeddings=131072,
+        mlp_bias=False, num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8,
+        pretraining_tp=1, rms_norm_eps=1e-05, rope_theta=500000.0, tie_word_embeddings=False,
+        rope_scaling={"factor": 8.0, "rope_type": "llama3", "low_freq_factor": 1.0},
+        torch_dtype="bfloat16", transformers_version="4.42.3", use_cache=True, vocab_size=128256,
+    ),
+    "gemma2": dict(
+        architectures=["Gemma2ForCausalLM"], attention_bias=False, attention_dropout=0.0,
+        attn_logit_softcapping=50.0, bos_token_id=2, cache_implementation="hybrid", eos_token_id=1,
+        final_logit_softcapping=30.0, head_dim=256, hidden_act="gelu_pytorch_tanh",
+        hidden_activation="gelu_pytorch_tanh", hidden_size=2304, initializer_range=0.02,
+        intermediate_size=9216, max_position_embeddings=8192, num_attention_heads=8,
+        num_hidden_layers=26, num_key_value_heads=4, pad_token_id=0, query_pre_attn_scalar=256,
+        rms_norm_eps=1e-06, rope_theta=10000.0, sliding_window=4096, torch_dtype="float32",
+        transformers_version="4.42.4", use_cache=True, vocab_size=256000,
+    ),
+}  # fmt: skip
+"""Whole files, as the hub has them."""
+WHOSE = {"gpt2": "GPT-2", "opt": "OPT-125m", "bloom": "BLOOM-560m", "llama": "Llama-3-8B",
+         "gemma2": "Gemma-2-2B"}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", FILES)
+def test_a_published_file_is_read_whole(model_type):
+    model = fc.from_hf({"model_type": model_type} | FILES[model_type], 1024)
+    assert model.reading.not_looked_at == ()
+    assert model.reading.head == FILES[model_type].get("architectures", ["BloomForCausalLM"])[0]
+    _, published = PUBLISHED[WHOSE[model_type]]
+    assert model.params().total == published
+
+
 def test_fields_that_nobody_knows_are_named():
     config = {"model_type": "llama", "auto_map": {"AutoConfig": "x.Y"}, "zebra": 1}
     model = fc.from_hf(config)

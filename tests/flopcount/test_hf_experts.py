@@ -285,6 +285,15 @@ def test_what_is_not_modelled_is_refused(model_type, fields, message):
         read(model_type, **fields)
 
 
+def test_formulas_of_latents_are_in_their_own_sizes():
+    explained = fc.explain(read("deepseek_v3", num_hidden_layers=4, **OWN_KEYS))
+    assert "c = d/h" not in explained.legend
+    scores = next(row for row in explained.matmuls if (row.layer, row.term) == ("sparse", "scores"))
+    assert scores.text == "B*h*n*(a + r)*(n + 1)"
+    experts = next(row for row in explained.matmuls if row.term == "expert up")
+    assert experts.text == "2*B*d*k*n*x"
+
+
 def test_what_nobody_knows_is_said():
     assert read("mixtral", invented=1).reading.not_looked_at == ("invented",)
 

@@ -161,34 +161,42 @@ def test_without_a_length_parameters_alone(model):
         without.flops()
 
 
+def said(**config):
+    return " ".join(str(fc.from_hf(config)).split())
+
+
 def test_they_say_what_they_are():
-    said = " ".join(str(fc.from_hf(dict(model_type="mamba2", use_bias=True), 10)).split())
     # Biases of 64 layers: 2·8192 + 2·8·128 + 128 channels in, 4096 out.
     total = 7_285_403_648 + 64 * (2 * 8192 + 2 * 8 * 128 + 128 + 4096)
-    assert said.startswith(
-        f"mamba2 (Mamba2ForCausalLM): {total:,} parameters, of which a token is multiplied by "
-        "7,147,094,016 64 layers"
+    assert said(model_type="mamba2", use_bias=True) == (
+        f"mamba2 (Mamba2ForCausalLM): {total:,} parameters; a token is multiplied by "
+        "7,147,094,016, the N of 2N 64 layers of 4,096 channels; vocabulary of 32,768, output "
+        "layer of its own 64 layers, all: Mamba-2, 128 heads of 64 channels with states of 128 "
+        "rows in 8 groups, chunks of 256, a convolution of 4 positions, biases; no MLP"
     )
-    for part in (
-        "all layers: Mamba-2, 128 heads of 64 channels with states of 128 rows in 8 groups, chunks "
-        "of 256, a convolution of 4 positions, with biases",
-        "64 layers of 4,096 channels; vocabulary 32,768, output layer of its own",
+    tied = said(model_type="mamba2", tie_word_embeddings=True)
+    assert "output layer tied to the embedding" in tied
+    assert "biases" not in tied
+    attention = "attention (%s): attention to all earlier positions, "
+    for model_type, scan, first in (
+        (
+            "minimax",
+            "scan (1 of every 2): lightning attention, 32 heads of 128 channels, in chunks of 256;",
+            "0 of every 2",
+        ),
+        (
+            "qwen3_next",
+            "scan (0 to 2 of every 4): gated delta net, 32 heads of values of 128 channels on 16 "
+            "of keys of 128, a convolution of 4 positions;",
+            "3 of every 4",
+        ),
     ):
-        assert part in said
-    tied = str(fc.from_hf(dict(model_type="mamba2", tie_word_embeddings=True)))
-    assert "output layer tied to the embedding" in " ".join(tied.split())
-    assert "with biases" not in tied
-    for model_type, part in {
-        "minimax": "lightning attention, 32 heads of 128 channels, in chunks of 256;",
-        "qwen3_next": "gated delta net, 32 heads of values of 128 channels on 16 of keys of 128, a "
-        "convolution of 4 positions;",
-        "jamba": "Mamba-1 of 8,192 channels with states of 16, step sizes of rank 256, a "
-        "convolution of 4 positions;",
-    }.items():
-        lines = str(fc.from_hf(dict(model_type=model_type))).split("layers,")
-        assert sum(part in " ".join(line.split()) for line in lines) >= 1
-        earlier = "attention to all earlier positions"
-        assert sum(earlier in " ".join(line.split()) for line in lines) == 1
+        assert scan in said(model_type=model_type)
+        assert attention % first in said(model_type=model_type)
+    assert (
+        "scan dense (0, 2, 6 of every 8): Mamba-1 of 8,192 channels with states of 16, step sizes "
+        "of rank 256, a convolution of 4 positions; gated MLP" in said(model_type="jamba")
+    )
 
 
 def test_parameters_without_options_by_hand():

@@ -217,8 +217,10 @@ def test_a_standalone_check_stops_at_a_disagreement():
         if not quick:
             yield "two", {"a": 0, "b": -3}
 
-    check = matrix.Standalone("formula", "witness", cases)
-    assert matrix.run_standalone(check, quick=True).holds
+    check = matrix.Standalone("formula", "witness", cases, ("two",))
+    quick = matrix.run_standalone(check, quick=True)
+    assert quick.holds
+    assert quick.covered == "1 cases"
     wrong = matrix.run_standalone(check)
     assert wrong.largest_difference == 3
     assert wrong.finding == "b: formula - witness = -3 for two"

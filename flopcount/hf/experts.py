@@ -33,9 +33,9 @@ from flopcount.sizes import quoted, require_size
 
 ROUTING = words(
     "max_position_embeddings output_router_logits router_aux_loss_coef router_jitter_noise "
-    "aux_loss_alpha seq_aux n_group topk_group ep_size routed_scaling_factor"
+    "aux_loss_alpha seq_aux n_group topk_group ep_size routed_scaling_factor quantization_config"
 )
-"""How experts are chosen, and losses that balance them."""
+"""How experts are chosen, losses that balance them, and how weights are stored."""
 
 
 def missing(name: str) -> Take:
@@ -343,8 +343,9 @@ GPT_OSS = Family(
         # Whatever hidden_act says.
         activation="clamped_swiglu",
     ),
+    # A window has no effect where no layer slides.
     without_effect=ROUTING
-    | words("hidden_act swiglu_alpha swiglu_limit initial_context_length quantization_config"),
+    | words("hidden_act swiglu_alpha swiglu_limit initial_context_length sliding_window"),
 )
 
 LLAMA4_LAYERS = size("num_hidden_layers", default=48)
@@ -426,7 +427,9 @@ LLAMA4 = Family(
         intermediate_size=16384,
     )
     | {"intermediate_size": size("intermediate_size_mlp", default=16384)},
-    without_effect=ROUTING | words("floor_scale attn_scale for_llm_compression"),
+    # Nor have chunks where every layer is listed as attending to all.
+    without_effect=ROUTING
+    | words("floor_scale attn_scale for_llm_compression attention_chunk_size"),
 )
 
 GLM4_MOE_QK_NORM = flag("use_qk_norm", default=False)
@@ -472,6 +475,7 @@ M2_HEADS = llama_like(
     num_key_value_heads=8,
     head_dim=128,
 )
+M2_LAYERS = size("num_hidden_layers", default=62)
 M2_MODULES = further_predictions("num_mtp_modules", default=0)
 
 
@@ -489,6 +493,8 @@ MINIMAX_M2 = Family(
     heads=("MiniMaxM2ForCausalLM",),
     fields=M2_HEADS
     | dict(
+        # 0 would be linear attention, as in the family that this one follows.
+        attention=listed("attn_type_list", M2_LAYERS, {1: "full"}, lambda _: ("full",)),
         query_key_norm="whole",
         rotary_dim=m2_rotary_dim,
         num_experts=size("num_local_experts", "num_experts", default=256),
@@ -499,7 +505,11 @@ MINIMAX_M2 = Family(
         router_correction=True,
         **M2_MODULES["fields"],
     ),
-    without_effect=ROUTING | words("use_mtp"),
+    without_effect=ROUTING
+    | words(
+        "use_mtp sliding_window mlp_intermediate_size shared_moe_mode layernorm_mlp_beta "
+        "layernorm_full_attention_beta layernorm_linear_attention_beta"
+    ),
     only={
         "use_qk_norm": (True,),
         "qk_norm_type": ("per_layer",),

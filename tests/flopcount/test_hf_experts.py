@@ -267,6 +267,7 @@ def test_further_predictions_count_where_asked_for():
         ("minimax_m2", dict(scoring_func="softmax"), "scoring_func = 'softmax'"),
         ("minimax_m2", dict(shared_intermediate_size=8), "shared_intermediate_size = 8"),
         ("minimax_m2", dict(mtp_transformer_layers=2), "mtp_transformer_layers = 2"),
+        ("minimax_m2", dict(attn_type_list=[1] * 5 + [0]), r"attn_type_list\[5\] = 0: expected"),
         ("qwen3_moe", dict(num_experts=0), "num_experts = 0: expected an integer >= 1"),
         ("qwen3_moe", dict(mlp_only_layers=3), "mlp_only_layers = 3: expected a list of indices"),
         ("qwen3_moe", dict(mlp_only_layers=[-1]), r"mlp_only_layers\[0\] = -1"),
@@ -292,6 +293,36 @@ def test_formulas_of_latents_are_in_their_own_sizes():
     assert scores.text == "B*h*n*(a + r)*(n + 1)"
     experts = next(row for row in explained.matmuls if row.term == "expert up")
     assert experts.text == "2*B*d*k*n*x"
+
+
+def test_fields_of_published_files_are_known():
+    for family, fields in {
+        "minimax_m2": dict(
+            attn_type_list=[1] * 6, sliding_window=None, mlp_intermediate_size=8192,
+            shared_moe_mode="sigmoid", layernorm_mlp_beta=1.0, layernorm_full_attention_beta=1.0,
+            layernorm_linear_attention_beta=1.0, quantization_config={}, use_mtp=True,
+            num_mtp_modules=3, mtp_transformer_layers=1, rotary_dim=64, scoring_func="sigmoid",
+            use_qk_norm=True, qk_norm_type="per_layer", use_routing_bias=True,
+            shared_intermediate_size=0,
+        ),
+        "deepseek_v3": OWN_KEYS | dict(
+            quantization_config={}, ep_size=1, moe_layer_freq=1, n_group=8, topk_group=4,
+            topk_method="noaux_tc", scoring_func="sigmoid", routed_scaling_factor=2.5,
+            aux_loss_alpha=0.001, seq_aux=True,
+        ),
+        "gpt_oss": dict(
+            layer_types=["full_attention"] * 6, sliding_window=3, initial_context_length=4096,
+            swiglu_limit=7.0, quantization_config={},
+        ),
+        "llama4_text": dict(
+            layer_types=["full_attention"] * 6, attention_chunk_size=3,
+            attn_scale=0.1, floor_scale=8192, for_llm_compression=False, router_jitter_noise=0.0,
+            no_rope_layers=[], attn_temperature_tuning=4,
+        ),
+        "qwen2_moe": dict(layer_types=["full_attention"] * 6, sliding_window=3),
+        "qwen3_moe": dict(max_window_layers=48, router_aux_loss_coef=0.001, sliding_window=None),
+    }.items():  # fmt: skip
+        assert read(family, **fields).reading.not_looked_at == (), family
 
 
 def test_what_nobody_knows_is_said():

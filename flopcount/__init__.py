@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flopcount.hf import from_hf
     from flopcount.inference import expected_tokens_per_round
     from flopcount.mixture_lm import MixtureLM
+    from flopcount.optima import compare_optima
     from flopcount.planning import isoflop_runs, plan
     from flopcount.rooflines import expected_experts, roofline
 
@@ -49,6 +50,7 @@ __all__ = [
     "PerceiverAR",
     "Tiling",
     "compare",
+    "compare_optima",
     "expected_experts",
     "expected_tokens_per_round",
     "explain",
@@ -78,6 +80,7 @@ _HOMES = {
     "PerceiverAR": "architectures",
     "Tiling": "executed",
     "compare": "comparison",
+    "compare_optima": "optima",
     "expected_experts": "rooflines",
     "expected_tokens_per_round": "inference",
     "explain": "explanation",

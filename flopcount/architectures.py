@@ -40,6 +40,7 @@ from flopcount.count import (
 )
 from flopcount.executed import Tiling
 from flopcount.inference import Inference
+from flopcount.inputs import inputs_of
 from flopcount.masks import Causal
 from flopcount.operations import Pass
 from flopcount.packing import filled, histogram
@@ -190,9 +191,13 @@ class Architecture(Inference):
         """What tables call the model."""
         return type(self).__name__
 
-    @abc.abstractmethod
     def convention_inputs(self, at: Pass) -> Inputs:
-        """The sizes that published conventions are computed from."""
+        """What published conventions are computed from, read off the network."""
+        return inputs_of(self.network(at), self.params().self_part, **self.convention_prefix(at))
+
+    def convention_prefix(self, at: Pass) -> dict[str, Any]:
+        """What conventions are told of a prefix: nothing where there is none."""
+        return {}
 
     @classmethod
     @functools.cache
@@ -223,24 +228,6 @@ class Architecture(Inference):
         for name, value in require_same_kind(arguments).items():
             object.__setattr__(self, name, value)
         self.network(Pass(1, 1))
-
-    def _inputs(self, **more: Any) -> Inputs:
-        """What conventions are computed from, with the sizes that fields of these names hold."""
-        params = self.params().self_part
-        heads: Any = {"head_dim": None, **more}
-        if heads["head_dim"] is None:
-            sizes: Any = self
-            heads["head_dim"] = divide(
-                "num_channels", sizes.num_channels, "num_heads", sizes.num_heads
-            )
-        names = ("num_channels", "num_heads", "num_layers", "vocab_size")
-        return Inputs(
-            num_latents=self.length,
-            num_params=params.total,
-            num_position_params=params.position_embedding.total,
-            **{name: getattr(self, name) for name in names},
-            **heads,
-        )
 
     def _may_be_none(self, name: str) -> bool:
         return getattr(type(self), name, "required") is None
@@ -511,8 +498,8 @@ class Architecture(Inference):
 
         not_covered: set[Part] = set()
         all_terms: tuple[Term, ...] = ()
-        layers = inputs.widening_factor is not None or convention.any_layer
-        if not (layers and inputs.one_stack):
+        lacks = convention.lacks(inputs)
+        if lacks:
             not_covered.add("self")
         else:
             all_terms += terms("self", convention.self_part)
@@ -531,6 +518,7 @@ class Architecture(Inference):
             batch_size=batch,
             tokens=batch * n,
             not_covered=frozenset(not_covered),
+            lacks=lacks,
         )
 
 
@@ -693,16 +681,14 @@ class PerceiverAR(Architecture):
             return at.at(cached=num_latents, memory=memory)
         return at.at(length=num_latents, memory=memory)
 
-    def convention_inputs(self, at: Pass) -> Inputs:
+    def convention_prefix(self, at: Pass) -> dict[str, Any]:
         """(1 - p)·m is not rounded; k stands in its place where it is given, m in evaluation."""
         kept = self.num_kept
         if not at.training:
             kept = self.num_prefix
         elif kept is None:
             kept = as_objects(self.num_prefix) * _exact_complement(self.prefix_dropout)
-        return self._inputs(
-            num_prefix=self.num_prefix, kept_prefix=kept, widening_factor=self.widening_factor
-        )
+        return {"num_prefix": self.num_prefix, "kept_prefix": kept}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -783,10 +769,6 @@ class Decoder(Architecture):
             return "seq_len", self.seq_len
         return "num_positions", self.num_positions
 
-    def convention_inputs(self, at: Pass) -> Inputs:
-        """A decoder-only model has no prefix."""
-        return self._inputs(widening_factor=self.widening_factor)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama(Architecture):
@@ -862,10 +844,6 @@ class Llama(Architecture):
                 Output(d, self.vocab_size, self.tie_embeddings, norm=final),
             )),
         )  # fmt: skip
-
-    def convention_inputs(self, at: Pass) -> Inputs:
-        """Conventions of an MLP of two products say nothing of a gated one."""
-        return self._inputs(head_dim=self.head_dim)
 
 
 ARCHITECTURES: dict[str, type[Architecture]] = {

@@ -56,18 +56,9 @@ from flopcount.blocks import (
     Residual,
     Rotary,
 )
-from flopcount.conventions import Inputs
 from flopcount.masks import Causal, Chunked, SelfMask
 from flopcount.operations import Pass
-from flopcount.sizes import (
-    Size,
-    ceil_divide,
-    divide,
-    exact_ratio,
-    is_array,
-    multiply,
-    require_at_most,
-)
+from flopcount.sizes import Size, ceil_divide, divide, multiply, require_at_most
 from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
@@ -507,25 +498,6 @@ class CausalLM(LanguageModel):
         if self.num_positions is None:
             return None
         return "num_positions", self.num_positions - self.spare_positions
-
-    def convention_inputs(self, at: Pass) -> Inputs:
-        """Conventions of layers as Kaplan et al. have them say nothing of others."""
-        return self._inputs(head_dim=self.width, widening_factor=self._widening_factor())
-
-    def _widening_factor(self) -> Any:
-        """The MLP's w, where layers are full attention of d channels and an MLP of two products."""
-        grouped = self.num_key_value_heads is not None and (
-            is_array(differ := self.num_key_value_heads != self.num_heads) or bool(differ)
-        )
-        wide = self.head_dim is not None and (
-            is_array(differ := multiply(self.num_heads, self.head_dim) != self.num_channels)
-            or bool(differ)
-        )
-        own = (type(self).mixer, type(self).feed_forward)
-        plain = own == (CausalLM.mixer, CausalLM.feed_forward)
-        if grouped or wide or self.gated or self.attention != ("full",) or not plain:
-            return None
-        return exact_ratio(self.intermediate_size, self.num_channels)
 
     def described_mixer(self, kind: Kind) -> str:
         """A layer's attention in plain words."""

@@ -408,17 +408,41 @@ def roofline(
         found.plot(plot)
 
 
-def compare(model: Model, training: bool = True, json: bool = False) -> None:
-    """Count in every known way, side by side.
+def compare(
+    model: Model,
+    training: bool = True,
+    optimum: float | None = None,
+    law: str = "chinchilla-3",
+    part: Literal["total", "self"] = "total",
+    json: bool = False,
+) -> None:
+    """Count in every known way, side by side; or tell how each moves the optimum of a budget.
 
     Args:
         model: The architecture.
         training: Forward and backward, or forward alone.
+        optimum: Training FLOPs: where this budget has its optimum by each way, for models shaped
+            as this one.
+        law: For ``--optimum``: chinchilla-3, or a file that ``flopcount fit --approach surface
+            --json`` wrote.
+        part: For ``--optimum``: what the budget pays for.
         json: Print JSON.
     """
-    from flopcount.comparison import compare as compare_model
+    if optimum is None:
+        if (law, part) != ("chinchilla-3", "total"):
+            raise ValueError("--law or --part without --optimum: it would do nothing")
+        from flopcount.comparison import compare as compare_model
 
-    _print(compare_model(model.build(), training=training), json)
+        _print(compare_model(model.build(), training=training), json)
+        return
+    if not training:
+        raise ValueError("--no-training with --optimum: expected one of the two")
+    from flopcount.laws import read_law
+    from flopcount.optima import compare_optima
+    from flopcount.planning import LAWS
+
+    surface: Any = LAWS[law]() if law in LAWS else read_law(law)
+    _print(compare_optima(model.build(), optimum, law=surface, part=part), json)
 
 
 def explain(
@@ -721,7 +745,7 @@ def _conditions(where: tuple[str, ...]) -> dict[str, str]:
 
 
 def devices(json: bool = False) -> None:
-    """List the known devices: peak dense FLOP/s by dtype, with the source.
+    """List the known devices: peak dense FLOP/s by dtype, memory and its bandwidth, with sources.
 
     Args:
         json: Print JSON.
@@ -732,17 +756,27 @@ def devices(json: bool = False) -> None:
         print(to_json({name: dataclasses.asdict(device) for name, device in DEVICES.items()}))
         return
     rows = [
-        [name, *(_teraflops(device.peaks.get(dtype)) for dtype in DTYPES)]
+        [
+            name,
+            *(_teraflops(device.peaks.get(dtype)) for dtype in DTYPES),
+            "" if device.bandwidth is None else f"{device.bandwidth.bytes_per_second / 1e12:g}",
+            "" if device.memory is None else f"{device.memory.size_bytes / 1e9:.4g}",
+        ]
         for name, device in DEVICES.items()
     ]
     sources = [
         f"{name}: {reference}"
         for name, device in DEVICES.items()
-        for reference in dict.fromkeys(peak.reference for peak in device.peaks.values())
+        for stated in [(*device.peaks.values(), device.bandwidth, device.memory)]
+        for reference in dict.fromkeys(entry.reference for entry in stated if entry is not None)
     ]
-    note = "\n".join([*sources, f"for another, in Python: {ADDING}"])
-    title = "Peak TFLOP/s of one device, without sparsity"
-    print(table(["device", *DTYPES], rows, title=title, note=note))
+    unread = "empty: no document that states it was read, or the device comes in several sizes"
+    note = "\n".join([unread, *sources, f"for another, in Python: {ADDING}"])
+    title = (
+        "Peak TFLOP/s of one device, without sparsity; TB/s to its memory, and its memory in GB "
+        "(10^9 bytes)"
+    )
+    print(table(["device", *DTYPES, "TB/s", "GB"], rows, title=title, note=note))
 
 
 def _teraflops(peak: Peak | None) -> str:

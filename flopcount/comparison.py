@@ -3,45 +3,87 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 from flopcount import __version__
 from flopcount.architectures import ARCHITECTURES, Architecture
-from flopcount.conventions import CONVENTIONS
+from flopcount.blocks import rows_of
+from flopcount.conventions import ADMITTED, CONVENTIONS, HALF, IN_WINDOWS, OWN_HEADS, SQUARE
 from flopcount.count import Count, described, is_position
-from flopcount.rows import Part, Tensor
+from flopcount.inputs import is_block_norm, is_table
+from flopcount.masks import Causal
+from flopcount.operations import Pass
+from flopcount.rows import Part, Product, Tensor
 from flopcount.sizes import Size, exact_ratio, is_array, is_symbolic, quoted
 from flopcount.tables import shown, table
 
 NOT_COVERED = "not covered"
 
-LINEAR = ("query", "key", "value", "out", "mlp gate", "mlp up", "mlp down")
+ATTENTION = (
+    "query", "key", "value", "gate", "out", "query down", "query up", "key-value down",
+    "key-value up",
+)  # fmt: skip
+MLP = ("mlp gate", "mlp up", "mlp down")
+EXPERT = ("expert gate", "expert up", "expert down")
+SHARED = ("shared expert gate", "shared expert up", "shared expert down")
+LINEAR = ("query", "key", "value", "out", *MLP)
 PRODUCTS = ("scores", "values")
+LOOK_UP = "a look-up, as 4d per"
+MASKED = "the masked half of both attention products"
 STANDS_FOR: dict[str, tuple[tuple[str, ...], str]] = {
-    "embedding": ((), "the embedding, a look-up, as 4d per token"),
-    "prefix embedding": ((), "the prefix embedding, a look-up, as 4d per position"),
+    "embedding": ((), f"the embedding, {LOOK_UP} token"),
+    "prefix embedding": ((), f"the prefix embedding, {LOOK_UP} position"),
     "projections and MLP": (LINEAR, "projections and MLP"),
-    "attention projections": (("query", "key", "value", "out"), "attention projections"),
-    "MLP": (("mlp up", "mlp down"), "MLP"),
+    "projections and MLP as 12d² a layer": (LINEAR, "projections and MLP other than 12d² a layer"),
+    "attention projections": (ATTENTION, "attention projections"),
+    "MLP": (MLP, "MLP"),
+    "routed experts": (EXPERT, "routed experts"),
+    "shared experts": (SHARED, "shared experts"),
+    "router": (("router",), "router"),
     "keys and values": (("key", "value"), "prefix dropout, not rounded to positions"),
     # The two products are equal, so it does not matter which of them is called the missing one.
     "one attention product": (("values",), "the masked half of that attention product"),
-    "both attention products": (PRODUCTS, "the masked half of both attention products"),
-    "scores": (("scores",), "the masked half of both attention products"),
-    "values": (("values",), "the masked half of both attention products"),
+    SQUARE: (PRODUCTS, MASKED),
+    IN_WINDOWS: (PRODUCTS, MASKED),
+    HALF: (PRODUCTS, "half of the diagonal of both attention products"),
+    ADMITTED: (PRODUCTS, "both attention products"),
+    OWN_HEADS: ((), "heads as if of d / h channels"),
+    "scores": (("scores",), MASKED),
+    "values": (("values",), MASKED),
     "softmax": ((), "softmax, element-wise work"),
+    "norms of latents": ((), "norms of latents as if multiplied"),
+    "norms of predictions": ((), "norms of multi-token prediction as if multiplied"),
+    "projection": (("projection",), "projection of multi-token prediction"),
     "logits": (("logits",), "the output layer"),
+    "three quarters of the logits": (("logits",), "a quarter of the output layer"),
     "truncation per token": ((), "truncation to an integer per token"),
+    "truncation per token and layer": ((), "truncation to an integer per token and layer"),
     "2 N without embeddings": (LINEAR, "parameters of projections and MLP"),
-}
+} | {term: ((term,), term) for term in (*ATTENTION, *MLP, *EXPERT, *SHARED)}
 """For terms of a convention or level: the proven terms in their place, and what else they have.
 
 Any other stands for the proven term of its name.
 """
 
-PARAMETER_TERMS = ("2 N", "2 N without positions")
-"""Terms of 2 FLOPs per parameter: see :func:`differences`."""
+COUNTED: dict[str, Callable[[Tensor, bool], Size]] = {
+    "2 N": lambda row, tied: row.count,
+    "2 N, active parameters": lambda row, tied: row.active,
+    "2 N without positions": lambda row, tied: 0 if is_position(row) else row.count,
+    "2 N without positions, active parameters": lambda row, tied: (
+        0 if is_position(row) else row.active
+    ),
+    "2 N without embedding tables": lambda row, tied: 0 if is_table(row) else row.count,
+    "2 N without look-ups, active parameters": lambda row, tied: (
+        0 if is_position(row) or (is_table(row) and not tied) else row.active
+    ),
+    "2 N of attention, MLP and output layer, active parameters": lambda row, tied: (
+        0 if is_position(row) or is_block_norm(row) or (is_table(row) and not tied) else row.active
+    ),
+}
+"""Terms of 2 FLOPs per parameter: the scalars of a tensor that each counts, also by whether the
+output layer multiplies by the token embedding. See :func:`differences`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -190,6 +232,19 @@ def _kind(row: Tensor, multiplied: bool) -> str:
     return f"{kind} as if multiplied"
 
 
+IDLE = "experts that a token is not routed to as if multiplied"
+
+
+def _windowed(count: Count) -> bool:
+    """Whether a mask of the counted model hides more than the later half."""
+    return any(
+        not isinstance(mask := row.mask, Causal) or mask.window is not None
+        for network_pass, blocks in count.model.network(Pass(1, count.model.length))
+        for row in rows_of(((network_pass, blocks),))
+        if isinstance(row, Product) and row.mask is not None and row.part == "self"
+    )
+
+
 def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
     """What ``count`` misses of ``proven``, the same model's causal count, and adds to it.
 
@@ -225,6 +280,7 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
         found[part, term] = found.get((part, term), 0) + flops
 
     parts: tuple[Part, ...] = ("self", "cross")
+    windowed = _windowed(count)
     for part in parts:
         if part in count.not_covered:
             continue
@@ -238,21 +294,27 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
             if entry.part == part:
                 terms[entry.term] = terms.get(entry.term, 0) + entry.forward + entry.backward
         for term, flops in terms.items():
-            if term in PARAMETER_TERMS:
-                tensors = [
-                    row
-                    for row in count.model.params().self_part.terms
-                    if term == "2 N" or not is_position(row)
-                ]
-                kinds = {row.name: _kind(row, row.name in expected) for row in tensors}
-                kinds.setdefault("logits", kinds["token"])
-                for row in tensors:
-                    per_parameter = (6 if count.training else 2) * count.tokens
-                    add(part, kinds[row.name], per_parameter * row.count)
+            if term in COUNTED:
+                per_parameter = (6 if count.training else 2) * count.tokens
+                tensors = count.model.params().self_part.terms
+                tied = not any(row.name == "logits" for row in tensors)
+                scalars = [(row, COUNTED[term](row, tied)) for row in tensors]
+                counted = [(row, number) for row, number in scalars if not _is_zero(number)]
+                kinds = {row.name: _kind(row, row.name in expected) for row, _ in counted}
+                if "token" in kinds:
+                    kinds.setdefault("logits", kinds["token"])
+                for row, number in counted:
+                    if row.used is not None:
+                        add(part, IDLE, per_parameter * (number - row.active))
+                        number = row.active
+                    add(part, kinds[row.name], per_parameter * number)
                 for name in [name for name in kinds if name in expected]:
                     add(part, kinds[name], -expected.pop(name))
                 continue
             covered, beyond = STANDS_FOR.get(term, ((term,), term))
+            if "attention product" in beyond and windowed and part == "self":
+                beyond = beyond.replace("the masked half", "the masked pairs")
+                beyond = beyond.replace("half of the diagonal", "the masked pairs")
             for name in covered:
                 flops = flops - expected.pop(name, 0)
             add(part, beyond, flops)
@@ -287,8 +349,9 @@ def compare(model: Architecture, *, training: bool = True) -> Comparison:
     >>> import flopcount as fc
     >>> gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12,
     ...                   num_heads=12)
-    >>> {row.name: round(row.ratio, 3) for row in fc.compare(gpt2).rows}["6n"]
-    0.936
+    >>> ratios = {row.name: row.ratio for row in fc.compare(gpt2).rows}
+    >>> round(ratios["6n"], 3), ratios["nanotron"]
+    (0.936, None)
 
     """
     if not isinstance(model, Architecture):
@@ -321,7 +384,7 @@ def _compared(proven: Count, count: Count, name: str, source: str) -> Compared:
         ratio = _ratio(total, proven.per_token)
     found = differences(count, proven)
     missed = [_explained(entry) for entry in found if _is_missed(entry.flops)]
-    missed += [f"the {part} part, which it does not cover" for part in sorted(count.not_covered)]
+    missed += [_uncovered(part, count.lacks) for part in sorted(count.not_covered)]
     added = [_explained(entry) for entry in found if not _is_missed(entry.flops)]
     return Compared(
         name,
@@ -335,6 +398,11 @@ def _compared(proven: Count, count: Count, name: str, source: str) -> Compared:
         "; ".join(added) or "nothing",
         found,
     )
+
+
+def _uncovered(part: Part, lacks: tuple[str, ...]) -> str:
+    because = f" ({', '.join(lacks)})" if part == "self" else ""
+    return f"the {part} part, which it does not cover{because}"
 
 
 def _is_missed(flops: Any) -> bool:
@@ -353,8 +421,10 @@ def _explained(entry: Difference) -> str:
 def signed(share: float) -> str:
     """A share in per cent, with as many digits as tell it from 0.
 
-    >>> signed(-0.25), signed(0.0502), signed(0.000022)
-    ('-25.0%', '+5.02%', '+0.0022%')
+    >>> signed(-0.25), signed(0.0502), signed(0.000022), signed(4.2e-7)
+    ('-25.0%', '+5.02%', '+0.0022%', '+4.2e-05%')
     """
+    if share and abs(share) < 5e-7:
+        return f"{share * 100:+.1e}%"
     digits = 2 if abs(share) < 0.1 else 1
     return f"{share:+.{digits}%}" if abs(share) >= 5e-5 or not share else f"{share:+.4%}"

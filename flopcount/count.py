@@ -360,6 +360,8 @@ class Count(Flops):
         work: What counts the element-wise FLOPs when they are asked for; None for a convention,
             and at level ``executed``, which counts products.
         not_covered: Parts that the convention was never defined for.
+        lacks: What the model has that the convention has no formula for, where the self part is
+            among them.
         part: Of a count that is a part of another: which.
         request: What of inference it counts, in words; empty for a step over whole sequences.
         filled: Of packed sequences, positions of the documents; None where all are of one.
@@ -376,6 +378,7 @@ class Count(Flops):
     tokens: Size
     work: Callable[[], WorkCount] | None = None
     not_covered: frozenset[Part] = frozenset()
+    lacks: tuple[str, ...] = ()
     part: Part | None = None
     request: str = ""
     filled: Size | None = None
@@ -653,8 +656,9 @@ class Count(Flops):
         ]
         if self.filled is not None:
             notes.append(f"documents of {shown(self.filled)} positions, the rest is padding")
-        if self.not_covered:
-            notes.append("cross part: not covered by this convention")
+        notes += [
+            f"{part} part: not covered by this convention" for part in sorted(self.not_covered)
+        ]
         phase = "forward and backward" if self.training else self.request or "forward alone"
         sequences = f"batch of {shown(self.batch_size)}"
         return table(

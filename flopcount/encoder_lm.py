@@ -18,7 +18,6 @@ from flopcount.blocks import (
     Output,
 )
 from flopcount.causal_lm import CausalLM, Kind
-from flopcount.conventions import Inputs
 from flopcount.count import ParameterCount
 from flopcount.experts import named
 from flopcount.masks import Full, SelfMask
@@ -449,10 +448,6 @@ class EncoderDecoderLM(CausalLM):
         """Parameters, tensor by tensor; a token is one of the encoder and one of the decoder."""
         one = dataclasses.replace(self, seq_len=None, target_len=None)
         return dataclasses.replace(super(EncoderDecoderLM, one).params(), model=self)
-
-    def convention_inputs(self, at: Pass) -> Inputs:
-        """No convention here speaks of two stacks."""
-        return dataclasses.replace(super().convention_inputs(at), one_stack=False)
 
     def described(self) -> list[str]:
         """What the model is, in plain words, a line each."""

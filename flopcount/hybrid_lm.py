@@ -18,8 +18,6 @@ from flopcount.architectures import (
 )
 from flopcount.blocks import ACTIVATIONS, Block, Embedding, Layers, Network, Norm, Output, Residual
 from flopcount.causal_lm import Kind, LanguageModel
-from flopcount.conventions import Inputs
-from flopcount.count import add
 from flopcount.mixture_lm import MixtureLM
 from flopcount.operations import Pass, work
 from flopcount.recurrent import GatedDeltaNet, LightningAttention, Mamba1, Mamba2
@@ -83,13 +81,6 @@ class HybridLM(MixtureLM):
     def described_mixer(self, kind: Kind) -> str:
         """A layer's attention or scan in plain words."""
         return self.described_scan() if kind["mixer"] == "scan" else super().described_mixer(kind)
-
-    def convention_inputs(self, at: Pass) -> Inputs:
-        """To conventions, layers are those with attention: they have no term for a scan."""
-        attending = add(
-            group.number for group in self.groups() if group.kind["mixer"] == "attention"
-        )
-        return dataclasses.replace(super().convention_inputs(at), num_layers=attending)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,10 +317,6 @@ class Mamba2LM(LanguageModel):
         layers = tuple(Layers(group.name, group.number, (scan,)) for group in self.groups())
         output = Output(d, self.vocab_size, self.tie_embeddings, norm=final)
         return ((at, (Embedding(d, self.vocab_size), *layers, output)),)
-
-    def convention_inputs(self, at: Pass) -> Inputs:
-        """To conventions, layers are those with attention: there are none."""
-        return dataclasses.replace(self._inputs(head_dim=self.head_dim), num_layers=0)
 
     def described_mixer(self, kind: Kind) -> str:
         """Mamba-2 in plain words."""

@@ -138,14 +138,22 @@ def isoflop_runs(
 def _per_step(
     model: Architecture, batch_size: int, level: str | None, convention: str | None, part: str
 ) -> Count:
-    if not isinstance(model, Architecture):
-        raise TypeError(
-            f"models contains {quoted(model)}: expected flopcount.PerceiverAR or flopcount.Decoder"
-        )
-    if any(is_array(value) or is_symbolic(value) for value in model.arguments().values()):
-        raise TypeError(f"models contains {quoted(model)}: expected ints, no arrays or symbols")
+    require_concrete(model, "models contains")
     count = model.flops(level, convention=convention, batch_size=batch_size)
     return count.self_part if part == "self" else count
+
+
+def require_concrete(model: Any, named: str) -> None:
+    """Raise unless ``model`` is an architecture of ints.
+
+    Raises:
+        TypeError: If it is none, or has arrays or symbols.
+    """
+    named = named if named.endswith("contains") else f"{named} ="
+    if not isinstance(model, Architecture):
+        raise TypeError(f"{named} {quoted(model)}: expected a flopcount architecture")
+    if any(is_array(value) or is_symbolic(value) for value in model.arguments().values()):
+        raise TypeError(f"{named} {quoted(model)}: expected ints, no arrays or symbols")
 
 
 def _exact_budget(budget: Any) -> Fraction:
@@ -187,8 +195,8 @@ class Proposal:
         epochs: Effective epochs: latent tokens over the corpus's tokens; None without a corpus.
         passes: Passes over the corpus cut into windows of m + n tokens, (m + n)/n of which make an
             effective epoch; None without a corpus.
-        flops_by_count: FLOPs of the run at each level and convention: self part, and cross part or
-            ``"not covered"``.
+        flops_by_count: FLOPs of the run at each level and convention: self part and cross part,
+            each ``"not covered"`` where it is not.
         seconds: Predicted wall-clock time; None without a throughput.
         cost: Predicted cost; None without a price.
     """
@@ -338,6 +346,8 @@ class Plan:
 
 
 def _run_flops(parts: dict[str, int | str]) -> str:
+    if parts["self"] == "not covered":
+        return "not covered"
     total = sum(part for part in parts.values() if isinstance(part, int))
     return f"{total:.4e}".replace("e+", "e") + ("*" if "not covered" in parts.values() else "")
 
@@ -757,8 +767,8 @@ def _proposal(
         passes=passes,
         flops_by_count={
             count.level or count.convention: {
-                "self": run.steps * count.self_part.total,
-                "cross": "not covered" if count.not_covered else run.steps * count.cross_part.total,
+                name: "not covered" if part.not_covered else run.steps * part.total
+                for name, part in (("self", count.self_part), ("cross", count.cross_part))
             }
             for count in counts
         },

@@ -558,7 +558,14 @@ class Boundaries:
     def describe_devices(self) -> None:
         """Devices and peaks of one's own."""
         peak = fc.Peak(self.any_of(1e12, 5), self.any_of("a datasheet"))
-        fc.Device(self.any_of("own"), self.any_of({"bf16": peak}, {"int3": peak}, {}))
+        bandwidth = fc.Bandwidth(self.any_of(3e12, 5), self.any_of("a datasheet"))
+        memory = fc.Memory(self.any_of(80 * 10**9, 1), self.any_of("a datasheet"))
+        fc.Device(
+            self.any_of("own"),
+            self.any_of({"bf16": peak}, {"int3": peak}, {}),
+            bandwidth=self.any_of(None, bandwidth),
+            memory=self.any_of(None, memory),
+        )
 
     def compare_and_explain(self) -> None:
         """Comparisons and explanations."""
@@ -574,6 +581,20 @@ class Boundaries:
                 self.any_of(None, None, *CONVENTIONS),
                 self.any_of(None, fc.Tiling(forward=(64, 64), key_value=(32, 64), query=(64, 32))),
             ).to_dict()
+
+    def compare_optima(self) -> None:
+        """Optima of a budget by every way to count."""
+        found = fc.compare_optima(
+            self.any_of(self.tame_model()),
+            self.any_of(1e15, 1e18, 10**20),
+            law=self.any_of(CHINCHILLA_SURFACE),
+            part=self.any_of("total", "self"),
+        )
+        str(found), found.to_dict()
+        causal = found.rows[0].numbers
+        for row in found.rows:
+            if row.numbers is not None and row.numbers.excess_loss < -1e-9:
+                raise AssertionError(f"{row}: better than the causal optimum, {causal}")
 
     def judge_differences(self, compared: Any) -> None:
         """The terms missed and added are all of the difference to the causal count."""
@@ -808,6 +829,7 @@ BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
     "devices": (Boundaries.describe_devices, 0.05),
     "compare and explain": (Boundaries.compare_and_explain, 0.04),
+    "optima by every count": (Boundaries.compare_optima, 0.02),
     "planned runs": (Boundaries.plan_runs, 0.05),
     "planned families": (Boundaries.plan_families, 0.02),
     "laws and rates": (Boundaries.laws_and_rates, 0.04),

@@ -97,6 +97,7 @@ FORMULAS = (
     Formulas(Target("flopcount.count")),
     Formulas(Target("flopcount.executed"), (DOTS, KNOWN_NUMBERS)),
     Formulas(Target("flopcount.conventions"), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.inputs"), (KNOWN_NUMBERS,)),
     # What judges arguments is no formula: tests/flopcount/test_fields.py and the fuzzing hold it.
     Formulas(
         Target("flopcount.sizes", leaving_out=("require_", "_require_", "_as_", "is_", "quoted"))
@@ -106,6 +107,7 @@ FORMULAS = (
 
 KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_conventions.py",
+    "tests/flopcount/test_codes.py",
     "tests/flopcount/test_elementwise.py",
     "tests/flopcount/test_counter.py",
     "tests/flopcount/test_sizes.py",

@@ -1,7 +1,8 @@
 """``docs/who-counts-what.md``: ``python -m validate.who_counts_what --write``.
 
-The article's ten models, and for every published way to count what it misses or adds against the
-proven count. Every number comes from :func:`flopcount.compare`; nothing is measured.
+The article's ten models and five of today's shapes, and for every published way to count what it
+misses or adds against the proven count. Every number comes from :func:`flopcount.compare`; nothing
+is measured.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 import tyro
 
 import flopcount as fc
+from flopcount.architectures import Architecture
 from flopcount.article import EXPERIMENTS, Experiment
-from flopcount.comparison import Compared, Comparison, signed
+from flopcount.comparison import NOT_COVERED, Compared, Comparison, signed
 
 PAGE = Path(__file__).parent.parent / "docs" / "who-counts-what.md"
 
@@ -26,7 +28,10 @@ How far is each published way to count training FLOPs from what the model comput
 terms? The yardstick is the `causal` count: every matrix product, over the query-key pairs that the
 mask admits, forward and backward, held against the traced model
 ([verification](verification.md)).
-The models are the ten of *Training compute-optimal Perceiver AR language models* (2023).
+The models are the ten of *Training compute-optimal Perceiver AR language models* (2023), and GPT-2
+small, Llama 3 8B, Mistral 7B, Mixtral 8x7B and DeepSeek-V3 at the end. The ways to count are
+publications', and those of training codes by the codes' names; `flopcount explain --convention
+NAME` prints the formula with the function, and the commit that it was read at.
 
 ## Findings
 """
@@ -53,7 +58,23 @@ FINDINGS = """\
 - **6N** is off by {six_n}: no attention ({six_n_attention}), but embeddings of positions, norms and
   biases as if they multiplied ({six_n_parameters}).
 - No published convention but the article's two says anything of a prefix. They are *not covered*
-  there, never 0.
+  there, never 0. Nor does one cover a model with what its publication or code has no formula for:
+  a gated MLP, grouped heads, windows, experts.
+- **Of today's codes two count what the mask admits**: `olmo-core` to the pair (GPT-2 small
+  {olmo_core}, its biases and one norm), `megatron-lm` but for half of the diagonal
+  ({megatron_lm}), without a look at windows: Mistral 7B at 32,768 positions {megatron_window},
+  `litgpt` {litgpt_window}. `torchtitan`, `nanogpt`, `litgpt` and `levanter` take the whole square:
+  {torchtitan}, {nanogpt}, {litgpt} and {levanter} of GPT-2 small; `levanter` adds the softmax.
+- **What the Hugging Face Trainer logs is off most**: {hf_trainer} of GPT-2 small. It has no
+  attention products, and its 6N leaves out every embedding table, so that an output layer that is
+  tied to one is not counted at all; of Llama 3 8B, untied, {hf_llama}.
+- **Two codes count experts that a token is not routed to**: `hf-trainer`, {hf_mixtral} of Mixtral
+  8x7B and {hf_v3} of DeepSeek-V3, and `litgpt`, {litgpt_mixtral} of Mixtral 8x7B. `megatron-lm`,
+  `torchtitan`, `levanter` and `olmo-core` count those that it passes through; `megatron-lm` leaves
+  out the router ({megatron_router} of DeepSeek-V3).
+- `gpt-neox` counts three quarters of the output layer: {gpt_neox_head} of GPT-2 small, hidden by
+  the masked half of attention ({gpt_neox_masked}), so that it comes out at {gpt_neox}. `deepseek`'s
+  M is without embeddings and output layer: {deepseek}.
 """
 
 NOTE = """
@@ -80,8 +101,32 @@ def net(comparison: Comparison, name: str, part: str = "self") -> float:
     return sum(e.share for e in row_of(comparison, name).differences if e.part == part)
 
 
-def findings(comparisons: dict[str, list[Comparison]]) -> str:
+TODAY: dict[str, Architecture] = {
+    "GPT-2 small, n = 1,024": fc.Decoder(
+        vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12, num_heads=12
+    ),
+    "Llama 3 8B, n = 8,192": fc.Llama(
+        vocab_size=128256, seq_len=8192, num_channels=4096, num_layers=32, num_heads=32,
+        num_key_value_heads=8, intermediate_size=14336,
+    ),
+    "Mistral 7B, n = 32,768, W = 4,096": fc.Llama(
+        vocab_size=32000, seq_len=32768, num_channels=4096, num_layers=32, num_heads=32,
+        num_key_value_heads=8, intermediate_size=14336, window=4096,
+    ),
+    "Mixtral 8x7B, n = 4,096": fc.MixtureLM(
+        vocab_size=32000, seq_len=4096, num_channels=4096, num_layers=32, num_heads=32,
+        num_key_value_heads=8, intermediate_size=14336, num_experts=8, experts_per_token=2,
+        expert_size=14336,
+    ),
+    # What its class takes where a file says nothing is the published model.
+    "DeepSeek-V3, n = 4,096": fc.from_hf({"model_type": "deepseek_v3"}, 4096),
+}  # fmt: skip
+"""Models of today's shapes; the sizes are those of the published checkpoints."""
+
+
+def findings(comparisons: dict[str, list[Comparison]], today: list[Comparison]) -> str:
     """The text that leads, with its numbers."""
+    gpt2, llama, mistral, mixtral, deepseek = today
     first, second = comparisons["1"][0], comparisons["2a"][0]
     one_product, output = "one of the two attention products", "the output layer"
     products = [
@@ -113,21 +158,41 @@ def findings(comparisons: dict[str, list[Comparison]]) -> str:
             share(first, "6n", "self", f"{kind} as if multiplied")
             for kind in ("positions", "norms", "biases")
         ),
+        "olmo_core": net(gpt2, "olmo-core"),
+        "megatron_lm": net(gpt2, "megatron-lm"),
+        "megatron_window": net(mistral, "megatron-lm"),
+        "litgpt_window": net(mistral, "litgpt"),
+        "torchtitan": net(gpt2, "torchtitan"),
+        "nanogpt": net(gpt2, "nanogpt"),
+        "litgpt": net(gpt2, "litgpt"),
+        "levanter": net(gpt2, "levanter"),
+        "hf_trainer": net(gpt2, "hf-trainer"),
+        "hf_llama": net(llama, "hf-trainer"),
+        "hf_mixtral": net(mixtral, "hf-trainer"),
+        "hf_v3": net(deepseek, "hf-trainer"),
+        "litgpt_mixtral": net(mixtral, "litgpt"),
+        "megatron_router": share(deepseek, "megatron-lm", "self", "router"),
+        "gpt_neox_head": share(gpt2, "gpt-neox", "self", "a quarter of the output layer"),
+        "gpt_neox_masked": share(
+            gpt2, "gpt-neox", "self", "the masked half of both attention products"
+        ),
+        "gpt_neox": net(gpt2, "gpt-neox"),
+        "deepseek": net(gpt2, "deepseek"),
     }
     return FINDINGS.format(**{name: signed(number) for name, number in numbers.items()})
 
 
-def family_table(comparisons: list[Comparison]) -> str:
-    """The models of an experiment side by side: what each way to count misses and adds."""
-    models = [comparison.model for comparison in comparisons]
-    names = [f"{model.num_channels}×{model.num_layers}" for model in models]
+def family_table(comparisons: list[Comparison], names: list[str]) -> str:
+    """Models side by side: what each way to count misses and adds."""
     lines = [
         ["counted as", "part", "misses (-) or adds (+)", *names],
-        ["---"] * 3 + ["---:"] * len(models),
+        ["---"] * 3 + ["---:"] * len(names),
     ]
     proven = [row_of(comparison, "causal") for comparison in comparisons]
     for part in ("self", "cross"):
         flops = [f"{getattr(row, f'{part}_part'):.3e}" for row in proven]
+        if part == "cross" and not any(row.cross_part for row in proven):
+            continue
         lines.append(["`causal`", part, "FLOPs per latent token", *flops])
     for name in (row.name for row in comparisons[0].rows if row.name != "causal"):
         for part in ("self", "cross"):
@@ -139,11 +204,25 @@ def family_table(comparisons: list[Comparison]) -> str:
             )
             if not terms:
                 continue
-            total = [f"**{signed(net(one, name, part))}**" for one in comparisons]
+            covered = [
+                getattr(row_of(one, name), f"{part}_part") != NOT_COVERED for one in comparisons
+            ]
+            total = [
+                f"**{signed(net(one, name, part))}**" if is_so else NOT_COVERED
+                for one, is_so in zip(comparisons, covered, strict=True)
+            ]
             only = next(iter(terms)) if len(terms) == 1 else "**in all**"
             lines.append([f"`{name}`", part, only, *total])
             lines += [
-                ["", "", term, *(signed(share(one, name, part, term)) for one in comparisons)]
+                [
+                    "",
+                    "",
+                    term,
+                    *(
+                        signed(found) if (found := share(one, name, part, term)) else ""
+                        for one in comparisons
+                    ),
+                ]
                 for term in terms
                 if len(terms) > 1
             ]
@@ -165,11 +244,20 @@ def page() -> str:
         experiment.name: [fc.compare(model) for model in experiment.models()]
         for experiment in EXPERIMENTS
     }
+    today = [fc.compare(model) for model in TODAY.values()]
     tables = [
-        f"\n{heading(experiment)}\n\n{family_table(comparisons[experiment.name])}\n"
+        f"\n{heading(experiment)}\n\n{family_table(of_experiment, shapes(of_experiment))}\n"
         for experiment in EXPERIMENTS
+        for of_experiment in [comparisons[experiment.name]]
     ]
-    return "".join((HEAD, "\n", findings(comparisons), NOTE, *tables))
+    tables.append(f"\n## Today's shapes\n\n{family_table(today, list(TODAY))}\n")
+    return "".join((HEAD, "\n", findings(comparisons, today), NOTE, *tables))
+
+
+def shapes(comparisons: list[Comparison]) -> list[str]:
+    """The models' widths and depths."""
+    models = [comparison.model for comparison in comparisons]
+    return [f"{model.num_channels}×{model.num_layers}" for model in models]
 
 
 def main(write: bool = False) -> int:

@@ -201,6 +201,40 @@ def test_count_of_a_decoder_by_a_convention(capsys):
     assert printed["whole"]["total"] == model.flops(convention="palm", training=False).total
 
 
+GPT2 = [
+    "decoder",
+    "--vocab-size",
+    "50257",
+    "--seq-len",
+    "1024",
+    "--num-channels",
+    "768",
+    "--num-layers",
+    "12",
+    "--num-heads",
+    "12",
+]
+
+
+def test_compare_optimum(capsys, tmp_path):
+    gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12, num_heads=12)
+    found = fc.compare_optima(gpt2, 1e19)
+    assert main(["compare", *GPT2, "--optimum", "1e19"]) == 0
+    out = capsys.readouterr().out
+    assert out.strip() == str(found).strip()
+    assert main(["compare", *GPT2, "--optimum", "1e19", "--part", "self", "--json"]) == 0
+    given = json.loads(capsys.readouterr().out)
+    assert given["part"] == "self"
+    rows = {row["name"]: row["numbers"] for row in given["rows"]}
+    assert rows["hf-trainer"]["n_moved"] < -0.1
+    assert rows["nanotron"] is None
+    law = tmp_path / "law.json"
+    numbers = {"e": 1, "a": 100, "b": 100, "alpha": 0.5, "beta": 0.5, "source": "own"}
+    law.write_text(json.dumps({"surface": numbers}))
+    assert main(["compare", *GPT2, "--optimum", "1e19", "--law", str(law)]) == 0
+    assert "law: own" in capsys.readouterr().out
+
+
 def test_compare(capsys):
     assert main(["compare", *PERCEIVER]) == 0
     assert capsys.readouterr().out.strip() == str(fc.compare(MODEL)).strip()
@@ -387,8 +421,16 @@ def test_devices(capsys):
     out = capsys.readouterr().out
     assert "989.4" in out
     assert "Device(name" in out
+    assert "3.35" in out
+    assert "85.9" in out  # 80·2^30 bytes
+    assert "empty: no document" in out
     assert main(["devices", "--json"]) == 0
-    peaks = json.loads(capsys.readouterr().out)["h200"]["peaks"]
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["h200"]["bandwidth"]["bytes_per_second"] == 4.8e12
+    assert listed["h200"]["memory"]["size_bytes"] == 141 * 10**9
+    assert "TensorRT-LLM" in listed["h200"]["memory"]["reference"]
+    assert listed["a100"]["bandwidth"] is None  # 40 and 80 GB, each with a rate of its own
+    peaks = listed["h200"]["peaks"]
     assert peaks["bf16"]["flops_per_second"] == 989.4e12
     assert "datasheet" in peaks["bf16"]["reference"]
 
@@ -405,6 +447,13 @@ def test_devices(capsys):
         (["count", *PERCEIVER, "--device", "h100"], "--device: expected one of --seconds and"),
         (["count", *PERCEIVER, "--peak-flops", "1e15"], "--peak-flops: expected one of"),
         (["count", *PERCEIVER, "--num-devices", "8"], "--num-devices: expected one of --seconds"),
+        (["compare", *PERCEIVER, "--part", "self"], "--part without --optimum: it would do"),
+        (["compare", *PERCEIVER, "--law", "x.json"], "--law or --part without --optimum"),
+        (["compare", *PERCEIVER, "--no-training", "--optimum", "1e18"], "expected one of the two"),
+        (
+            ["compare", *PERCEIVER, "--optimum", "1e18", "--law", "chinchilla-1"],
+            "expected a flopcount.laws.LossSurface",
+        ),
         (["count", *PERCEIVER, "--dtype", "fp8"], "--dtype: expected one of --seconds"),
         (
             ["count", *PERCEIVER, "--seconds", "1", "--tokens-per-second", "9", "--device", "h100"],

@@ -8,7 +8,7 @@ import pytest
 import sympy
 
 import flopcount as fc
-from flopcount.conventions import CONVENTIONS, Inputs, palm_self
+from flopcount.conventions import CONVENTIONS, Inputs, LayerInputs, palm_self
 from flopcount.explanation import on_symbols
 
 SEED = fc.PerceiverAR(
@@ -259,8 +259,9 @@ def test_palm_540b_utilisation():
     # Appendix B: 540.35B parameters, 118 layers, 48 heads of 256, 2048 tokens, 238.3K tokens/s on
     # 6144 chips of 275 TFLOP/s: 46.2 % with attention, 45.7 % without.
     inputs = Inputs(
-        num_latents=2048, num_channels=48 * 256, num_heads=48, head_dim=256, num_layers=118,
-        vocab_size=256_000, num_params=540_350_000_000, num_position_params=0,
+        num_latents=2048, num_channels=18432, vocab_size=256_000, num_params=540_350_000_000,
+        num_active_params=540_350_000_000,
+        layers=(LayerInputs(number=118, num_heads=48, head_dim=256, value_dim=256),),
     )  # fmt: skip
     terms = palm_self(inputs)
     without, attention = (3 * flops // 2048 for _, _, flops in terms)
@@ -318,7 +319,8 @@ def test_prefixes_in_an_array():
     assert [symbolic.subs(m, number) for number in (1, 2, 3)] == [12, 27, 42]
 
 
-@pytest.mark.parametrize("name", CONVENTIONS)
+# nanotron's function is of gated MLPs alone.
+@pytest.mark.parametrize("name", [name for name in CONVENTIONS if name != "nanotron"])
 def test_conventions_cover_a_decoder_whole(name):
     gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12, num_heads=12)
     count = gpt2.flops(convention=name)
@@ -353,6 +355,9 @@ def test_comparison_of_arrays_and_symbols():
     symbolic = fc.compare(fc.Decoder(**sizes, seq_len=n))
     alone = zip(fc.compare(one).rows, fc.compare(two).rows, strict=True)
     for row, expression, pair in zip(both.rows, symbolic.rows, alone, strict=True):
+        if isinstance(row.total, str):
+            assert {entry.total for entry in (*pair, expression)} == {"not covered"}
+            continue
         assert list(row.total) == [entry.total for entry in pair]
         assert [float(ratio) for ratio in row.ratio] == [entry.ratio for entry in pair]
         assert [expression.total.subs(n, length) for length in (3, 5)] == list(row.total)

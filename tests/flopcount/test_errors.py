@@ -159,6 +159,26 @@ def test_peaks_need_a_rate_and_a_reference():
         fc.Device("mine", {"bf16": 1e12})
 
 
+def test_memory_needs_numbers_and_a_reference():
+    for of in (fc.Bandwidth, fc.Memory):
+        with pytest.raises(ValueError, match="reference is empty"):
+            of(10**12, " ")
+    with pytest.raises(ValueError, match="bytes_per_second = 0"):
+        fc.Bandwidth(0, "datasheet")
+    with pytest.raises(TypeError, match="bytes_per_second"):
+        fc.Bandwidth("3e12", "datasheet")
+    with pytest.raises(ValueError, match="size_bytes = 0"):
+        fc.Memory(0, "datasheet")
+    for size in (8e10, np.array([1, 2]), "80"):
+        with pytest.raises(TypeError, match="size_bytes"):
+            fc.Memory(size, "datasheet")
+    peaks = {"bf16": fc.Peak(1e12, "datasheet")}
+    with pytest.raises(TypeError, match=r"bandwidth = .*expected a flopcount\.Bandwidth, or None"):
+        fc.Device("mine", peaks, bandwidth=3e12)
+    with pytest.raises(TypeError, match=r"memory = .*expected a flopcount\.Memory, or None"):
+        fc.Device("mine", peaks, memory=80 * 10**9)
+
+
 def test_flags_of_the_decoder():
     sizes = dict(vocab_size=9, seq_len=9, num_channels=8, num_layers=9, num_heads=2)
     with pytest.raises(TypeError, match="bias = 1"):

@@ -157,10 +157,12 @@ def test_symbols_agree_with_numbers():
         assert [e.subs(values) for e in expressions] == totals(concrete, batch_size=6, **options)
     assert symbolic.params().total.subs(values) == concrete.params().total
     for name in CONVENTIONS:
+        part = concrete.flops(convention=name, batch_size=6).self_part
+        if part.not_covered:
+            assert name in ("gpt-neox", "nanotron")  # an MLP of 4d; a gated one
+            continue
         expression = symbolic.flops(convention=name, batch_size=B).self_part.total
-        assert (
-            expression.subs(values) == concrete.flops(convention=name, batch_size=6).self_part.total
-        )
+        assert sympy.expand(expression).subs(values) == part.total
 
 
 def test_symbolic_total_is_the_textbook_formula():
@@ -198,6 +200,9 @@ def test_arrays_through_every_convention():
             )
             for width in (256, 512)
         ]
+        assert {one.self_part.not_covered for one in alone} == {count.self_part.not_covered}
+        if "self" in count.not_covered:
+            continue
         assert list(count.self_part.total) == [one.self_part.total for one in alone]
         if not count.not_covered:
             assert list(count.total) == [one.total for one in alone]

@@ -209,3 +209,35 @@ def test_a_given_peak_is_a_device():
     )
     with pytest.raises(ValueError, match="flops_per_second = 0"):
         given_device(0)
+
+
+# As the documents print them: TB/s, and GB (10^9) or GiB (2^30) of memory.
+@pytest.mark.parametrize(
+    ("name", "bandwidth", "memory"),
+    [
+        ("b200", 8.0, 180 * 2**30),
+        ("h100", 3.35, 80 * 2**30),
+        ("h200", 4.8, 141 * 10**9),
+        ("l40s", 0.864, 48 * 10**9),
+        ("mi300x", 5.3, 192 * 2**30),
+        ("tpu-v4", 1.2, 32 * 2**30),
+        ("tpu-v5e", 0.819, 16 * 10**9),
+        ("tpu-v5p", 2.765, 95 * 2**30),
+        ("tpu-v6e", 1.638, 32 * 2**30),
+        ("tpu-v7", 7.38, 192 * 2**30),
+    ],
+)
+def test_bandwidth_and_memory_as_documented(name, bandwidth, memory):
+    device = find_device(name)
+    assert device.bandwidth.bytes_per_second == pytest.approx(bandwidth * 1e12, rel=1e-12)
+    assert device.memory.size_bytes == memory
+
+
+def test_what_no_document_states_stays_none():
+    unstated = {name for name, device in DEVICES.items() if device.bandwidth is None}
+    assert unstated == {
+        "a10", "a100", "b300", "gb200", "h100-nvl", "h100-pcie", "h200-nvl", "l4", "mi325x",
+        "rtx-4090", "rtx-5090", "v100",
+    }  # fmt: skip
+    sizeless = {name for name, device in DEVICES.items() if device.memory is None}
+    assert sizeless == unstated - {"h200-nvl", "mi325x", "rtx-4090", "rtx-5090"}

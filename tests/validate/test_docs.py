@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 
+import flopcount as fc
 from flopcount.conventions import CONVENTIONS
 from validate import matrix, mutation, proof, verification, who_counts_what
 from validate.source_code import code_of
@@ -27,6 +28,34 @@ def test_it_leads_with_the_two_findings():
     start = text[: text.index("## Experiment 1")]
     assert "misses one of its two products**: -25.0%" in start  # k·n·2d of k(4d² + 4dn), n = d
     assert "drops an output layer that is really computed**: -34.8%" in start
+
+
+def test_what_is_said_of_todays_codes():
+    gpt2 = fc.compare(who_counts_what.TODAY["GPT-2 small, n = 1,024"])
+    off = {row.name: abs(row.ratio - 1) for row in gpt2.rows if row.ratio is not None}
+    assert max(off, key=off.get) == "hf-trainer"
+    assert off["olmo-core"] < 1e-3 > off["megatron-lm"]
+    start = who_counts_what.page().split("## Experiment 1")[0]
+    # -0.25·6dV of 797,870,592, and what hides it: 6·12·768·1023.
+    assert "-7.26% of GPT-2 small, hidden by" in start
+    assert "attention (+7.09%), so that it comes out at -0.17%" in start
+
+
+def test_what_is_said_of_experts():
+    # Six of eight experts idle: 6 FLOPs times 32 layers, 6 experts and 3·4096·14,336 parameters.
+    mixtral = who_counts_what.TODAY["Mixtral 8x7B, n = 4,096"]
+    idle = 6 * 32 * 6 * 3 * 4096 * 14_336
+    share = who_counts_what.share(
+        fc.compare(mixtral), "hf-trainer", "self", "experts that a token is not routed to as if "
+        "multiplied"
+    )  # fmt: skip
+    assert share == idle / mixtral.flops().per_token
+    assert f"{share:+.1%}" == "+254.6%"
+    assert mixtral.params().total == 46_702_792_704
+    v3 = who_counts_what.TODAY["DeepSeek-V3, n = 4,096"]
+    assert v3.params().total == 671_026_404_352
+    start = who_counts_what.page().split("## Experiment 1")[0]
+    assert "`hf-trainer`, +250.5% of Mixtral\n  8x7B and +1505.3% of DeepSeek-V3" in start
 
 
 def test_the_commands_write_what_they_print(tmp_path, monkeypatch, capsys):

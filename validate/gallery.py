@@ -27,7 +27,7 @@ MODELS = (
     "Qwen3-8B",
     "Llama-3-8B",
     "Gemma-2-9B",
-    "Mamba-Codestral-7B-v0.1",
+    "Mamba-Codestral-7B",
     "Llama-3-70B",
     "Mixtral-8x7B",
     "Qwen3-30B-A3B",

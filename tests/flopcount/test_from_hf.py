@@ -162,6 +162,19 @@ def test_absent_fields_are_what_the_family_takes(model_type, tmp_path):
     assert_equal_ways(model_type, NEEDED.get(model_type, {}), tmp_path)
 
 
+def test_a_wrong_default_and_a_field_without_a_reader_are_found(tmp_path, monkeypatch):
+    mistral = FAMILIES["mistral"]
+    heads = FAMILIES["llama"].fields["num_key_value_heads"]  # as many as heads, where absent
+    wrong = dataclasses.replace(
+        mistral, fields=mistral.fields | {"num_key_value_heads": heads}, without_effect=frozenset()
+    )
+    monkeypatch.setitem(FAMILIES, "mistral", wrong)
+    with pytest.raises(AssertionError):
+        assert_equal_ways("mistral", {}, tmp_path)
+    with pytest.raises(AssertionError):
+        test_nothing_of_the_familys_class_is_not_looked_at("mistral")
+
+
 SIZES = dict(vocab_size=199, hidden_size=24, intermediate_size=40, num_hidden_layers=5,
              num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
 TYPES = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]

@@ -72,6 +72,12 @@ FORMULAS = (
     ),
     Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.hybrid_lm"), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.inference"), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.packing"), (KNOWN_NUMBERS,)),
+    Formulas(
+        Target("flopcount.rooflines", leaving_out=("Roofline.__", "Roofline.plot")),
+        (KNOWN_NUMBERS,),
+    ),
     Formulas(
         Target(
             "flopcount.encoder_lm",
@@ -126,6 +132,9 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_active.py",
     "tests/flopcount/test_causal_lm.py",
     "tests/flopcount/test_printed.py",
+    "tests/flopcount/test_inference.py",
+    "tests/flopcount/test_packing.py",
+    "tests/flopcount/test_rooflines.py",
 )
 """Tests whose numbers are published or derived by hand; those with fixtures are left out."""
 

@@ -1,0 +1,250 @@
+"""The assembled kernels, executed without a GPU: right, and each introduced error is seen."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from validate.emulator import assembly, operations
+from validate.emulator.cases import Case, errors
+from validate.emulator.machine import Machine
+from validate.emulator.memory import GlobalMemory, MachineError
+from validate.processes import triton_processes
+
+# Heads read in place; grouped, turned, with the prefix apart; products without tensor cores. The
+# matrix of validate runs many more: wide heads, which take a launch for each gradient, among them.
+CASES = [
+    Case("bfloat16", 73, 131, 100, 8, 8),
+    Case("float16", 54, 35, 70, 4, 2, apart=True, pairs=13),
+    Case("float32", 19, 70, 0, 2, 1),
+]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with triton_processes(interpret=False, jobs=2) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def found(pool):
+    return {case: pool.submit(errors, case) for case in CASES}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_errors_are_those_of_plain_pytorch(found, case):
+    assert max(found[case].result()) <= 1
+
+
+# Each changes one instruction's text, in the forward kernel alone.
+FAULTS = {
+    "where a copy reads": (r"^(LDGSTS.*\.64)(\+0x[0-9a-f]+)?\]", r"\1+0x10]"),
+    "where a copy goes": (r"^(LDGSTS\S* \[R\d+)(\+0x[0-9a-f]+)?\]", r"\1+0x2040]"),
+    "a product too few": (r"(HGMMA\.64x64x16\S*) (R\d+), (R\d+), (gdesc\[UR\d+\]), \2$", "NOP"),
+    "a product twice": (r"^(HGMMA.*), RZ, !UPT", r"\1, R24"),
+    "another exponent": (r"^MUFU\.EX2", "MUFU.RCP"),
+    "an order of bytes": (r"^(F2FP\S*) (R\d+), (R\d+), (R\d+)", r"\1 \2, \4, \3"),
+    "a descriptor's address": (r"^(UIADD3\.64 \S+, \S+), 0x2,", r"\1, 0x4,"),
+}
+
+
+def _faulty(case, change):
+    """Errors where the first instruction of the forward kernel that matches is changed."""
+    pattern, replacement = change
+    changes = []
+
+    def run(launch):
+        if launch.name == "attention_forward":
+            lines = []
+            for at in launch.code.instructions:
+                text = at.text.removeprefix(f"@{at.guard} ")
+                changed = text
+                if not changes:
+                    changed = "NOP" if replacement == "NOP" and re.search(pattern, text) else (
+                        re.sub(pattern, replacement, text)
+                    )  # fmt: skip
+                if changed != text:
+                    changes.append(changed)
+                guard = f"@{at.guard} " if at.guard else ""
+                lines.append(f"/*{16 * at.index:04x}*/ {guard}{changed} ;")
+            instructions, _ = assembly.parsed("\n".join(lines))
+            code = dataclasses.replace(launch.code, instructions=instructions)
+            launch = dataclasses.replace(launch, code=code, operations=operations.decoded(code))
+        launch.run()
+
+    shares = errors(case, run)
+    assert changes
+    return max(shares)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_code_is_seen(pool, fault):
+    assert not pool.submit(_faulty, CASES[0], FAULTS[fault]).result() <= 1
+
+
+# What the text says, in a kernel of a few lines.
+
+
+def kernel(text):
+    numbered, at = [], 0
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line.startswith(".L"):
+            numbered.append(line)
+        else:
+            numbered.append(f"/*{at:04x}*/ {line} ;")
+            at += 16
+    instructions, labels = assembly.parsed("\n".join(numbered))
+    return assembly.Code("kernel", instructions, labels, ())
+
+
+def run(text, warps=1, shared=256, memory=None, observers=(), constants=64):
+    code = kernel(text)
+    machine = Machine(
+        code, operations.decoded(code), np.zeros(constants, np.uint32), np.zeros((1, 3), int),
+        warps, shared, memory or GlobalMemory(), observers=observers,
+    )  # fmt: skip
+    ended = []
+    control = machine._control
+
+    def watched(group, operation):
+        if operation.wait == "exit":
+            ended.append((group.warps.copy(), group.lanes.copy(), group.R.copy(), group.UR.copy()))
+        return control(group, operation)
+
+    machine._control = watched
+    machine.run()
+    return machine, ended
+
+
+def values(text, register, **options):
+    """A register of the first warp's lanes at the end of code that all of them end together."""
+    _, [(_, _, registers, _)] = run(f"{text}\nEXIT", **options)
+    return registers[register, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # 7 · 5 + 2 and shifts, by hand.
+        ("MOV R0, 0x7\nIMAD R1, R0, 0x5, RZ\nVIADD R1, R1, 0x2", 37),
+        # 0xffffffff + 1 carries: 0 below, 1 + 1 above.
+        ("MOV R0, 0xffffffff\nIADD3 R2, P0, R0, 0x1, RZ\nIADD3.X R1, RZ, 0x1, RZ, P0, !PT", 2),
+        # 5 − 7 borrows: no carry.
+        ("MOV R0, 0x5\nMOV R2, 0x7\nIADD3 R3, P0, R0, -R2, RZ\nSEL R1, RZ, 0x1, P0", 1),
+        # 7 − 0: −0 is ~0 + 1, which carries.
+        ("MOV R0, 0x7\nMOV R2, RZ\nIADD3 R3, P0, R0, -R2, RZ\nSEL R1, RZ, 0x1, P0", 0),
+        # The high word of 2³¹ · 2³¹ = 2⁶², and of −2³¹ · −2³¹ · …: the same.
+        ("MOV R0, 0x80000000\nIMAD.HI.U32 R1, R0, R0, RZ", 1 << 30),
+        # −1 · 3 in 64 bits: the high word is all ones.
+        ("MOV R0, 0xffffffff\nMOV R2, 0x3\nIMAD.WIDE R4, R0, R2, RZ\nMOV R1, R5", 0xFFFFFFFF),
+        # (3 << 4) + 5.
+        ("MOV R0, 0x3\nMOV R2, 0x5\nLEA R1, R0, R2, 0x4", 53),
+        # −1 >> 25 logically is 127: what rounds a division by 128.
+        ("MOV R0, 0xffffffff\nMOV R2, 0x1\nLEA.HI R1, R0, R2, RZ, 0x7", 128),
+        ("MOV R0, 0xfffffff0\nSHF.R.S32.HI R1, RZ, 0x2, R0", 0xFFFFFFFC),
+        ("MOV R0, 0x80000000\nMOV R2, 0x1\nSHF.L.U64.HI R1, R0, 0x1, R2", 3),
+        ("MOV R0, 0x12345678\nMOV R2, 0x9abcdef0\nPRMT R1, R0, 0x5410, R2", 0xDEF05678),
+        ("MOV R0, 0xc\nMOV R2, 0xa\nLOP3.LUT R1, R0, R2, RZ, 0x3c, !PT", 6),
+        ("MOV R0, 0x1ff\nSGXT R1, R0, 0x9", 0xFFFFFFFF),
+        # −3 is less than 2 with its sign, greater without.
+        ("MOV R0, 0xfffffffd\nISETP.LT.AND P0, PT, R0, 0x2, PT\nSEL R1, RZ, 0x1, !P0", 1),
+        ("MOV R0, 0xfffffffd\nISETP.LT.U32.AND P0, PT, R0, 0x2, PT\nSEL R1, RZ, 0x1, P0", 1),
+        # 1.0 and 2.0 as bf16, in one register.
+        ("MOV R0, 0x3f800000\nMOV R2, 0x40000000\nF2FP.BF16.F32.PACK_AB R1, R2, R0", 0x40003F80),
+        # 1 + 2⁻⁹ lies between two of bf16, of which the even one is 1.
+        ("MOV R0, 0x3f808000\nF2F.BF16.F32 R1, R0", 0x3F80),
+        ("HFMA2.MMA R1, -RZ, RZ, 1.875, 0", 0x3F800000),
+        # 2³ = 8.
+        ("MOV R0, 0x40400000\nMUFU.EX2 R1, R0", 0x41000000),
+        # (1 + 2⁻¹²)² − 1 − 2⁻¹¹ = 2⁻²⁴, which two roundings would lose.
+        ("MOV R0, 0x3f800800\nMOV R2, 0xbf801000\nFFMA R1, R0, R0, R2", 0x33800000),
+    ],
+)  # fmt: skip
+def test_what_an_instruction_does(text, expected):
+    assert set(values(text, 1)) == {expected}
+
+
+def test_every_table_of_bits():
+    # Bits of a, b and c stand for all eight cases at once.
+    for table in range(256):
+        found = operations._looked_up(table, *map(np.uint32, (0xF0, 0xCC, 0xAA)), np.uint32(0xFF))
+        assert found & 0xFF == table
+
+
+def test_lanes_part_and_meet():
+    text = """
+        S2R R0, SR_TID.X
+        MOV R1, 0x5
+        ISETP.LT.AND P0, PT, R0, 0x7, PT
+        BSSY B0, `(.L_x_1)
+        @P0 BRA `(.L_x_0)
+        VIADD R1, R1, 0x10
+        BRA `(.L_x_2)
+.L_x_0:
+        VIADD R1, R1, 0x20
+.L_x_2:
+        BSYNC B0
+.L_x_1:
+        VIADD R1, R1, 0x1
+    """
+    assert values(text, 1).tolist() == [0x26] * 7 + [0x16] * 25
+
+
+def test_warps_have_counters_of_their_own():
+    # Warp w loops w + 1 times, and all meet at the barrier.
+    text = """
+        S2R R0, SR_TID.X
+        SHF.R.U32.HI R0, RZ, 0x5, R0
+        MOV R1, RZ
+.L_x_0:
+        VIADD R1, R1, 0x1
+        ISETP.LE.AND P0, PT, R1, R0, PT
+        @P0 BRA `(.L_x_0)
+        BAR.SYNC.DEFER_BLOCKING 0x0
+        EXIT
+    """
+    machine, ended = run(text, warps=3)
+    rounds = {int(w): registers[1, i, 0] for ws, _, registers, _ in ended for i, w in enumerate(ws)}
+    assert rounds == {0: 1, 1: 2, 2: 3}
+    assert machine.executed.tolist() == [3, 3, 3, 6, 6, 6, 3, 3]
+
+
+def test_a_barrier_that_a_warp_never_reaches():
+    text = """
+        S2R R0, SR_TID.X
+        ISETP.LT.AND P0, PT, R0, 0x20, PT
+        @P0 EXIT
+        BAR.SYNC.DEFER_BLOCKING 0x0
+        EXIT
+    """
+    with pytest.raises(MachineError, match=r"never comes.*BAR\.SYNC"):
+        run(text, warps=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("POPC R0, R1", "opcode 'POPC'"),
+        ("IMAD.LO R0, R1, R2, R3", "modifier 'LO'"),
+        ("FADD.RM R0, R1, R2", "modifier 'RM'"),
+        ("LDC R0, c[0x3][0x10]", "constant bank 0x3"),
+        ("BAR.SYNC.DEFER_BLOCKING 0x1", "barrier"),
+        ("S2R R0, SR_CLOCKLO", "special register"),
+        ("MOV R0, B1", "operand 'B1'"),
+        ("BRA `(.L_x_9)", "label"),
+    ],
+)
+def test_what_is_not_known_is_named_with_its_line(line, what):
+    text = f'//## File "/some/where.py", line 7\n/*0000*/ {line} ;'
+    instructions, labels = assembly.parsed(text)
+    code = assembly.Code("kernel", instructions, labels, ())
+    with pytest.raises(assembly.UnknownCodeError, match=f"{re.escape(what)}.*some/where.py:7"):
+        operations.decoded(code)
+
+
+def test_lines_that_are_none():
+    with pytest.raises(assembly.UnknownCodeError, match="no known kind"):
+        assembly.parsed("something else")
+    with pytest.raises(assembly.UnknownCodeError, match="follow"):
+        assembly.parsed("/*0010*/ EXIT ;")

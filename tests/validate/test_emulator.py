@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from validate.emulator import assembly, operations
-from validate.emulator.cases import Case, errors
+from validate.emulator.cases import Case, counted, differences, errors, launched
+from validate.emulator.counts import count, sliced
 from validate.emulator.machine import Machine
 from validate.emulator.memory import GlobalMemory, MachineError
 from validate.processes import triton_processes
@@ -49,38 +50,38 @@ FAULTS = {
 }
 
 
-def _faulty(case, change):
-    """Errors where the first instruction of the forward kernel that matches is changed."""
-    pattern, replacement = change
-    changes = []
+def edited(launch, pattern, replacement):
+    """A launch whose first instruction that matches is changed, and the new text of it."""
+    lines, changes = [], []
+    for at in launch.code.instructions:
+        text = changed = at.text.removeprefix(f"@{at.guard} ")
+        if not changes and re.search(pattern, text):
+            changed = "NOP" if replacement == "NOP" else re.sub(pattern, replacement, text)
+            changes.append(changed)
+        guard = f"@{at.guard} " if at.guard else ""
+        file, line = at.source.rsplit(":", 1)
+        lines.append(f'//## File "{file}", line {line}')
+        lines.append(f"/*{16 * at.index:04x}*/ {guard}{changed} ;")
+    instructions, _ = assembly.parsed("\n".join(lines))
+    code = dataclasses.replace(launch.code, instructions=instructions)
+    changed = dataclasses.replace(launch, code=code, operations=operations.decoded(code))
+    return changed, changes[0]
+
+
+def faulty(case, fault):
+    """Errors where the forward kernel has a fault."""
 
     def run(launch):
         if launch.name == "attention_forward":
-            lines = []
-            for at in launch.code.instructions:
-                text = at.text.removeprefix(f"@{at.guard} ")
-                changed = text
-                if not changes:
-                    changed = "NOP" if replacement == "NOP" and re.search(pattern, text) else (
-                        re.sub(pattern, replacement, text)
-                    )  # fmt: skip
-                if changed != text:
-                    changes.append(changed)
-                guard = f"@{at.guard} " if at.guard else ""
-                lines.append(f"/*{16 * at.index:04x}*/ {guard}{changed} ;")
-            instructions, _ = assembly.parsed("\n".join(lines))
-            code = dataclasses.replace(launch.code, instructions=instructions)
-            launch = dataclasses.replace(launch, code=code, operations=operations.decoded(code))
+            launch, _ = edited(launch, *FAULTS[fault])
         launch.run()
 
-    shares = errors(case, run)
-    assert changes
-    return max(shares)
+    return max(errors(case, run))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_the_code_is_seen(pool, fault):
-    assert not pool.submit(_faulty, CASES[0], FAULTS[fault]).result() <= 1
+    assert not pool.submit(faulty, CASES[0], fault).result() <= 1
 
 
 # What the text says, in a kernel of a few lines.
@@ -248,3 +249,136 @@ def test_lines_that_are_none():
         assembly.parsed("something else")
     with pytest.raises(assembly.UnknownCodeError, match="follow"):
         assembly.parsed("/*0010*/ EXIT ;")
+
+
+# Counts.
+
+
+def _both_counts(case):
+    """Executed instructions and traffic, without results and with them."""
+    for some, every in zip(counted(case), counted(case, results=True), strict=True):
+        yield (some.executed == every.executed).all(), some.memory() == every.memory()
+
+
+def both_counts(case):
+    return list(_both_counts(case))
+
+
+def test_counts_need_no_results(pool):
+    found = pool.submit(both_counts, CASES[0]).result()
+    # Forward, rows, keys and values of both parts, queries.
+    assert found == [(True, True)] * 5
+
+
+def forward_counts(case):
+    counts = counted(case)[0]
+    lines = counts.by(lambda at: at.source if at.opcode == "HGMMA" else None)
+    loops = counts.by(lambda at: counts.loop_of(at) if at.opcode == "HGMMA" else None)
+    return counts.tensor_flops(), counts.special(), counts.memory(), counts.pipes(), lines, loops
+
+
+def test_what_the_forward_kernel_executes(pool):
+    flops, special, memory, pipes, lines, loops = pool.submit(forward_counts, CASES[0]).result()
+    # 131 queries are 2 tiles of 128, over 100 keys of the prefix, 2 tiles of 64 for each; on the
+    # diagonal 2 tiles and 1, below it none and 2. So 9 tiles for each of 8 heads.
+    tiles = 8 * 9
+    assert flops == {
+        # Of 80 channels the first 64 and the last 16: q kᵀ sums over them, weights · v has them as
+        # columns.
+        "m64n64k16 bf16": tiles * 2 * 128 * 64 * (80 + 64),
+        "m64n16k16 bf16": tiles * 2 * 128 * 64 * 16,
+    }
+    # An exponential for each score, and for each of four lanes of a row that corrects its sum.
+    assert special["EX2"] == tiles * 128 * (64 + 4)
+    # 131 rows of 8 heads, 73 channels of 2 bytes and a logarithm of 4.
+    assert memory["global store bytes"] == memory["global store distinct bytes"] == 131 * 8 * 150
+    assert sum(pipes.values()) > 0
+    assert pipes["tensor"] == sum(lines.values()) == sum(loops.values())
+    assert "outside of loops" not in loops
+
+
+def test_the_counter_and_the_kernels_say_what_is_executed(pool):
+    for case, missed in differences(CASES[:1]):
+        # By pass, and the bytes of four kernels.
+        assert len(missed) == 6, case
+        assert set(missed.values()) == {0}
+
+
+def test_a_product_too_few_is_counted(pool):
+    missed = pool.submit(_missed_product, CASES[0]).result()
+    # One m64n64k16 in each of 16 warpgroups that have a tile there.
+    assert missed > 0
+    assert missed % (2 * 64 * 64 * 16) == 0
+
+
+def _missed_product(case):
+    found = []
+
+    def run(launch):
+        if launch.name == "attention_forward":
+            changed, _ = edited(launch, *FAULTS["a product too few"])
+            found.extend(sum(count(x).tensor_flops().values()) for x in (launch, changed))
+
+    launched(case, run)
+    return found[0] - found[1]
+
+
+def test_a_count_that_depends_on_data():
+    text = """
+        CS2R R2, SRZ
+        LDG.E R0, desc[UR4][R2.64]
+        ISETP.NE.AND P0, PT, R0, RZ, PT
+        @P0 EXIT
+        EXIT
+    """
+    code = kernel(text)
+    with pytest.raises(ValueError, match=r"depends on data.*LDG"):
+        sliced(code, operations.decoded(code))
+
+
+def test_what_a_guard_leaves_out_is_not_needed():
+    # R1 comes from memory where P0 is false alone, and where it is true it is an address.
+    text = """
+        S2R R0, SR_TID.X
+        ISETP.NE.AND P0, PT, R0, RZ, PT
+        CS2R R2, SRZ
+        LDG.E R1, desc[UR4][R2.64]
+        @P0 MOV R1, 0x400
+        @P0 STS [R1], R0
+        EXIT
+    """
+    code = kernel(text)
+    assert len([o for o in sliced(code, operations.decoded(code)) if o]) == 7
+    other = kernel(text.replace("@P0 STS", "@!P0 STS"))
+    with pytest.raises(ValueError, match=r"depends on data.*LDG"):
+        sliced(other, operations.decoded(other))
+    moved = kernel(text.replace("@P0 STS", "ISETP.EQ.AND P0, PT, R0, RZ, PT\n@P0 STS"))
+    with pytest.raises(ValueError, match=r"depends on data.*LDG"):
+        sliced(moved, operations.decoded(moved))
+
+
+def test_only_what_counts_need_is_executed():
+    text = """
+        MOV R0, 0x3
+        MOV R1, 0x5
+        FADD R2, R1, R1
+        MOV R4, 0x400
+.L_x_0:
+        STS [R4], R2
+        VIADD R1, R1, 0x1
+        VIADD R0, R0, 0xffffffff
+        ISETP.NE.AND P0, PT, R0, RZ, PT
+        @P0 BRA `(.L_x_0)
+        EXIT
+    """
+    code = kernel(text)
+    kept = sliced(code, operations.decoded(code))
+    assert [o.at.opcode for o in kept if o] == [
+        "MOV",
+        "MOV",
+        "STS",
+        "VIADD",
+        "ISETP",
+        "BRA",
+        "EXIT",
+    ]

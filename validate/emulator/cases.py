@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from kernels.attention.tilings import padded_head_dim
+from validate.compiled_code import product_lines
+from validate.emulator.counts import Counts, count
 from validate.emulator.launching import EmulatedLaunch, emulating
+from validate.processes import triton_processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,15 @@ class Case:
     apart: bool = False
     pairs: int = 0
     batch: int = 1
+
+    def in_place(self) -> bool:
+        """Whether all operands are read where they lie, in every pass."""
+        from kernels.attention.launches import unit_of
+
+        units = {unit_of(x, self.head_dim) for x in self.operands()[0]}
+        whole = self.head_dim == padded_head_dim(self.head_dim)
+        alike = len(units) == 1 and None not in units and self.heads == self.key_heads
+        return not self.pairs and (whole or alike)
 
     def operands(self) -> tuple[list[Any], Any, Any]:
         """Queries, keys and values (and the prefix's), angles, and the output's gradient."""
@@ -80,8 +94,8 @@ def plain_attention(
     return reference_attention(q, k, v)[0]
 
 
-def emulated(case: Case, run: Callable[[EmulatedLaunch], Any] = EmulatedLaunch.run) -> list[Any]:
-    """Output and gradients of the compiled kernels; memory that they leave unwritten is NaN."""
+def launched(case: Case, run: Callable[[EmulatedLaunch], Any]) -> list[Any]:
+    """Output and gradients, where ``run`` computes them; memory left unwritten is NaN."""
     from unittest import mock
 
     import torch
@@ -113,7 +127,7 @@ def errors(case: Case, run: Callable[[EmulatedLaunch], Any] = EmulatedLaunch.run
     """
     import torch
 
-    ours = emulated(case, run)
+    ours = launched(case, run)
     tensors, angles, grad = case.operands()
     exact = [x.detach().double().requires_grad_() for x in tensors]
     truths = results(plain_attention, exact, None if angles is None else angles.double(), grad)
@@ -121,7 +135,94 @@ def errors(case: Case, run: Callable[[EmulatedLaunch], Any] = EmulatedLaunch.run
     floor = torch.finfo(getattr(torch, case.dtype)).eps
     shares = []
     for i, (found, usual, truth) in enumerate(zip(ours, usuals, truths, strict=True)):
+        if not truth.numel():  # an empty prefix's gradients
+            continue
         error = (found - truth).abs().max()
         bound = (3 if i else 2) * (usual - truth).abs().max() + floor * truth.abs().max()
         shares.append(float(error / bound) if error.isfinite() else float("inf"))
     return shares
+
+
+def counted(case: Case, results: bool = False, distinct: bool = True) -> list[Counts]:
+    """What the launches of a forward and a backward pass execute, in order.
+
+    Args:
+        case: What to run.
+        results: As of :func:`validate.emulator.counts.count`.
+        distinct: As of :func:`validate.emulator.counts.count`.
+    """
+    found: list[Counts] = []
+    launched(case, lambda launch: found.append(count(launch, results, distinct)))
+    return found
+
+
+def seen(case: Case) -> dict[str, dict[str, int]]:
+    """What the counter and the kernels say of themselves, beside what is executed.
+
+    Returns:
+        ``executed``: FLOPs of tile products by pass, on tensor cores, or of fused multiply-adds in
+        fp32. ``bytes``: of each kernel, what it declares minus the distinct bytes that its launches
+        touch; none where operands are copied to be padded.
+    """
+    lines = [f"attention/tiles.py:{line}" for line in product_lines()]
+    executed = {"forward": 0, "backward": 0}
+    declared: collections.Counter[str] = collections.Counter()
+    for counts in counted(case):
+        phase = "forward" if counts.code.name == "attention_forward" else "backward"
+        executed[phase] += sum(counts.tensor_flops().values())
+        if case.dtype == "float32":
+            executed[phase] += counts.lane_flops(lines)
+        traffic = counts.memory()
+        distinct = traffic["global load distinct bytes"] + traffic["global store distinct bytes"]
+        declared[counts.code.name] += counts.declared["bytes"] - distinct
+    return {"executed": executed, "bytes": dict(declared) if case.in_place() else {}}
+
+
+def differences(cases: Iterable[Case], jobs: int = 1) -> Iterator[tuple[Case, dict[str, int]]]:
+    """Executed FLOPs by the counter minus those that the emulator executes, by pass.
+
+    Where no operand is copied to be padded, the bytes that each kernel declares minus those that
+    it touches, too.
+
+    Args:
+        cases: What to compare; the kernels of each are compiled for it.
+        jobs: Processes.
+    """
+    cases = tuple(cases)
+    with triton_processes(interpret=False, jobs=jobs) as pool:
+        for case, found in zip(cases, pool.map(seen, cases), strict=True):
+            formula = _formula(case)
+            missed = {p: formula[p] - flops for p, flops in found["executed"].items()}
+            missed |= {f"bytes of {name}": n for name, n in found["bytes"].items()}
+            yield case, missed
+
+
+def _formula(case: Case) -> dict[str, int]:
+    import torch
+
+    from validate import kernel_tally
+
+    shape = kernel_tally.AttentionShape(
+        case.batch, case.queries, case.prefix, case.heads, case.key_heads, case.head_dim,
+        getattr(torch, case.dtype),
+    )  # fmt: skip
+    by_part = kernel_tally.formula(shape)
+    return {
+        phase: sum(flops for part, flops in by_part.items() if part.endswith(phase))
+        for phase in ("forward", "backward")
+    }
+
+
+CASES = (
+    Case("bfloat16", 73, 131, 100, 8, 8),
+    Case("float32", 19, 70, 33, 2, 1),
+    Case("bfloat16", 64, 260, 130, 4, 1),
+    Case("float16", 54, 35, 70, 4, 4, apart=True),
+    Case("bfloat16", 200, 66, 33),
+    Case("float16", 128, 131, 66, 2, 2),
+    Case("bfloat16", 91, 140, 0, 8, 8, batch=2),
+    Case("float16", 1, 5, 3, 2, 1),
+    Case("float32", 128, 40, 20),
+    Case("bfloat16", 256, 70, 65),
+)
+"""What the matrix compares; the first in a quick run."""

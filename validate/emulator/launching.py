@@ -39,6 +39,7 @@ class EmulatedLaunch:
         shared: Bytes of shared memory of a program.
         arguments: Numbers and tensors in the order of the kernel's parameters.
         types: Triton's type of each.
+        declared: FLOPs and bytes that the kernel declares for profiles.
     """
 
     code: Code
@@ -49,6 +50,7 @@ class EmulatedLaunch:
     shared: int
     arguments: list[Any]
     types: list[str]
+    declared: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -135,6 +137,7 @@ def launch_of(function: Any, kernel: Any, bound: dict[str, Any], grid: Any) -> E
     signature = kernel.src.signature
     passed = list(_flat(signature.values(), [bound[name] for name in signature]))
     code, operations = _code_of(kernel)
+    declare = function.launch_metadata
     return EmulatedLaunch(
         code,
         operations,
@@ -144,6 +147,7 @@ def launch_of(function: Any, kernel: Any, bound: dict[str, Any], grid: Any) -> E
         kernel.metadata.shared,
         [value for _, value in passed],
         [kind for kind, _ in passed],
+        declare(grid, kernel.metadata, bound) if declare else {},
     )
 
 

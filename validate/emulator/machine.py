@@ -31,7 +31,6 @@ class Group:
         F: R as fp32.
         mask: Lanes that are executing, (warps, 32); None where all are.
         accumulators: Products in flight: matrices of accumulators by first register and width.
-        weight: How many warps these stand for.
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class Group:
         self.mask = None if mask is None or mask.all() else mask
         self.accumulators: dict[tuple[int, int], Array] = {}
         self.programs = warps // machine.num_warps
-        self.weight = int(machine.weights[self.programs].sum())
         self.whole = len(warps) % WARPGROUP == 0 and bool(
             (warps.reshape(-1, WARPGROUP) - warps[::WARPGROUP, None] == range(WARPGROUP)).all()
             and not (warps[::WARPGROUP] % WARPGROUP).any()
@@ -131,6 +129,10 @@ class Operation:
         uniform: Whether it is the warp's, not a lane's.
         uses, defines: Registers, as a set of bits.
         wait: What it may have to wait for, if anything.
+        observe: Tells observers of the memory that it touches, and touches none; None where it
+            touches none anyway.
+        observed: Registers that ``observe`` and the guard use.
+        from_memory: Whether what it defines comes from memory, or from tensor cores.
     """
 
     at: Instruction
@@ -140,6 +142,9 @@ class Operation:
     uses: int
     defines: int
     wait: str = ""
+    observe: Callable[[Group, Array | None], None] | None = None
+    observed: int = 0
+    from_memory: bool = False
 
 
 class Machine:
@@ -153,7 +158,6 @@ class Machine:
         num_warps: Warps of a program.
         shared: Bytes of shared memory of a program.
         memory: Global memory.
-        weights: How many programs each of them stands for; 1 where not given.
         observers: Are told of accesses and of what is waited for.
     """
 
@@ -166,7 +170,6 @@ class Machine:
         num_warps: int,
         shared: int,
         memory: GlobalMemory,
-        weights: Array | None = None,
         observers: Iterable[Any] = (),
     ) -> None:
         self.code = code
@@ -176,7 +179,6 @@ class Machine:
         self.num_warps = num_warps
         self.memory = memory
         self.shared = SharedMemory(len(programs), shared)
-        self.weights = np.ones(len(programs), np.int64) if weights is None else weights
         self.observers = tuple(observers)
         self.executed = np.zeros(len(code.instructions), np.int64)
         self.convergence: dict[str, Array] = {}
@@ -227,7 +229,7 @@ class Machine:
             pc = group.pc
             operation = operations[pc]
             if operation is None:  # left out where only counts are asked for
-                executed[pc] += group.weight
+                executed[pc] += len(group.warps)
                 group.pc = pc + 1
             else:
                 if operation.wait:
@@ -235,7 +237,7 @@ class Machine:
                     if stopped is not None:
                         return stopped
                 else:
-                    executed[pc] += group.weight
+                    executed[pc] += len(group.warps)
                     mask = None if operation.uniform else group.mask
                     if operation.guard is not None:
                         mask = admitted(operation, group, mask)
@@ -261,7 +263,7 @@ class Machine:
             if group.whole:
                 if operation.guard is not None or group.mask is not None:
                     raise MachineError(f"a product that some lanes do not issue: {at}")
-                self.executed[at.index] += group.weight
+                self.executed[at.index] += len(group.warps)
                 operation.run(group, None)
                 group.pc += 1
                 return None
@@ -269,11 +271,11 @@ class Machine:
         if kind == "convergence":
             expected = self.convergence[at.operands[0]][group.warps]
             if (group.lanes == (expected & ~self.exited[group.warps])).all():
-                self.executed[at.index] += group.weight
+                self.executed[at.index] += len(group.warps)
                 group.pc += 1
                 return None
             return [(group, kind)]
-        self.executed[at.index] += group.weight
+        self.executed[at.index] += len(group.warps)
         lanes = group.lanes
         if operation.guard is not None:
             lanes = lanes & operation.guard(group).reshape(len(group.warps), -1)
@@ -309,7 +311,7 @@ class Machine:
         for group in at_barrier:
             passes = complete[group.programs]
             if passes.any():
-                self.executed[group.pc] += int(self.weights[group.programs[passes]].sum())
+                self.executed[group.pc] += int(passes.sum())
                 ready.append(group.some(passes, group.pc + 1) if not passes.all() else group)
                 ready[-1].pc = group.pc + 1
             if not passes.all():

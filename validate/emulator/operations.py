@@ -26,8 +26,10 @@ Run = Callable[[Group, Any], None]
 Writer = Callable[[Group, Any, Any], None]
 U32, U64, I64 = np.uint32, np.uint64, np.int64
 LOW = U64(0xFFFFFFFF)
-CONSTANTS = {"R": 0, "UR": 256, "P": 320, "UP": 328}
+FIRST_BIT = {"R": 0, "UR": 256, "P": 320, "UP": 328}
 """Where each kind of register starts in a set of bits."""
+SLOTS = 336
+"""Where words of the stack start in it, from the stack pointer on."""
 LAST = {"R": 255, "UR": 63, "P": 7, "UP": 7}
 """The register of each kind that only reads as 0 or true."""
 REGISTER = re.compile(r"(UR|R)(\d+|Z)")
@@ -58,6 +60,9 @@ class Decoder:
         self.defines = 0
         self.uniform = False
         self.wait = ""
+        self.observe: Run | None = None
+        self.observed = 0
+        self.from_memory = False
         self.modifiers = list(at.modifiers)
 
     # Operands.
@@ -92,7 +97,7 @@ class Decoder:
         kind = found[1]
         number = LAST[kind] if found[2] == "Z" else int(found[2])
         if number != LAST[kind]:
-            bits = ((1 << words) - 1) << (CONSTANTS[kind] + number)
+            bits = ((1 << words) - 1) << (FIRST_BIT[kind] + number)
             if number + words > LAST[kind] or (words > 1 and number % min(words, 4)):
                 raise self.at.unknown(f"a register of {words} words at {text!r}")
             if written:
@@ -202,7 +207,7 @@ class Decoder:
         if number == LAST[kind]:
             value = np.bool_(not found[1])
             return lambda g: value
-        self.uses |= 1 << CONSTANTS[kind] + number
+        self.uses |= 1 << FIRST_BIT[kind] + number
         if kind == "P":
             if self.uniform:
                 raise self.at.unknown("a lane's predicate in an instruction of the warp's")
@@ -267,7 +272,7 @@ class Decoder:
         if found[3] == "T":
             return _nothing
         number = int(found[3])
-        self.defines |= 1 << CONSTANTS[found[2]] + number
+        self.defines |= 1 << FIRST_BIT[found[2]] + number
         kind = found[2]
 
         def put(g: Group, value: Any, m: Array | None) -> None:
@@ -311,6 +316,18 @@ class Decoder:
         if kind != "R":
             raise self.at.unknown(f"operand {text!r}")
         return number, words
+
+    def slots(self, text: str, words: int) -> int:
+        """Words of the stack at ``[R1+0x10]``, as a set of bits beside the registers'."""
+        found = re.fullmatch(r"\[R1(?:\+0x([0-9a-f]+))?\]", text)
+        if not found:
+            raise self.at.unknown(f"an address on the stack like {text!r}")
+        return ((1 << words) - 1) << SLOTS + int(found[1] or "0", 16) // BYTES_OF_WORD
+
+    def observes(self, observe: Run) -> Run:
+        """Note what tells observers of an access; registers used so far are what it needs."""
+        self.observe, self.observed = observe, self.uses
+        return observe
 
     def label(self, i: int) -> None:
         """Require operand i to be a label of the code."""
@@ -381,7 +398,8 @@ def decoded(code: Code) -> list[Operation]:
             guard = _never
         found.append(
             Operation(
-                at, run, guard, decoder.uniform, decoder.uses, decoder.defines, decoder.wait
+                at, run, guard, decoder.uniform, decoder.uses, decoder.defines, decoder.wait,
+                decoder.observe, decoder.observed, decoder.from_memory,
             )
         )  # fmt: skip
     return found
@@ -823,7 +841,7 @@ def _vote(d: Decoder) -> Run:
     if not kind or not found or found[1] or found[2] != "UP" or found[3] == "T":
         raise d.at.unknown("this form of a vote")
     number = int(found[3])
-    d.defines |= 1 << CONSTANTS["UP"] + number
+    d.defines |= 1 << FIRST_BIT["UP"] + number
 
     def run(g: Group, m: Array | None) -> None:
         lanes = g.lanes if m is None else m
@@ -1128,78 +1146,69 @@ def _lanes(g: Group, m: Array | None) -> Array | None:
     return g.mask if m is None else m
 
 
-@opcode("LDG")
-def _load_global(d: Decoder) -> Run:
+@opcode("LDG", "STG")
+def _global_access(d: Decoder) -> Run:
+    """Load from global memory, or store to it."""
     d.number_of_operands(2)
     d.take("E")
     size = SIZES[d.take("U16", "64", "128")]
-    number, words = d.registers_of(d.operand(0), size, written=True)
-    address = d.global_address(d.operand(1))
+    stores = d.at.opcode == "STG"
+    address = d.global_address(d.operand(1 - stores))
+
+    def tell(g: Group, m: Array | None) -> None:
+        for observer in g.machine.observers:
+            observer.global_access(g, d.at, address(g), _lanes(g, m), size, stores)
+
+    d.observes(tell)
+    d.from_memory = not stores
+    number, words = d.registers_of(d.operand(stores), size, written=not stores)
 
     def run(g: Group, m: Array | None) -> None:
-        addresses = address(g)
-        for observer in g.machine.observers:
-            observer.global_access(g, d.at, addresses, m, size, False)
-        data = g.machine.memory.load(d.at, addresses, _lanes(g, m), size)
-        _put_words(g, number, _words(data, words), m)
-
-    return run
-
-
-@opcode("STG")
-def _store_global(d: Decoder) -> Run:
-    d.number_of_operands(2)
-    d.take("E")
-    size = SIZES[d.take("U16", "64", "128")]
-    number, words = d.registers_of(d.operand(1), size, written=False)
-    address = d.global_address(d.operand(0))
-
-    def run(g: Group, m: Array | None) -> None:
-        addresses = address(g)
-        for observer in g.machine.observers:
-            observer.global_access(g, d.at, addresses, m, size, True)
-        data = _words_of(g, number, words, size)
-        g.machine.memory.store(d.at, addresses, _lanes(g, m), size, data)
-
-    return run
-
-
-@opcode("LDS")
-def _load_shared(d: Decoder) -> Run:
-    d.number_of_operands(2)
-    size = SIZES[d.take("U16", "64", "128")]
-    number, words = d.registers_of(d.operand(0), size, written=True)
-    address = d.shared_address(d.operand(1))
-
-    def run(g: Group, m: Array | None) -> None:
-        addresses, lanes, shared = address(g), _lanes(g, m), g.machine.shared
-        where = shared.offsets(d.at, g.programs, addresses, lanes, size)
-        for observer in g.machine.observers:
-            observer.shared_access(g, d.at, addresses, lanes, size, False)
-        _put_words(g, number, _words(shared.units(size)[where], words), m)
-
-    return run
-
-
-@opcode("STS")
-def _store_shared(d: Decoder) -> Run:
-    d.number_of_operands(2)
-    size = SIZES[d.take("U16", "64", "128")]
-    number, words = d.registers_of(d.operand(1), size, written=False)
-    address = d.shared_address(d.operand(0))
-
-    def run(g: Group, m: Array | None) -> None:
-        addresses, lanes, shared = address(g), _lanes(g, m), g.machine.shared
-        where = shared.offsets(d.at, g.programs, addresses, lanes, size)
-        for observer in g.machine.observers:
-            observer.shared_access(g, d.at, addresses, lanes, size, True)
-        data = _words_of(g, number, words, size)
-        if lanes is None:
-            shared.units(size)[where] = data
+        addresses, lanes, memory = address(g), _lanes(g, m), g.machine.memory
+        tell(g, m)
+        if stores:
+            memory.store(d.at, addresses, lanes, size, _words_of(g, number, words, size))
         else:
-            shared.units(size)[where[lanes]] = data[lanes]
+            data = memory.load(d.at, addresses, lanes, size)
+            _put_words(g, number, _words(data, words), m)
 
     return run
+
+
+@opcode("LDS", "STS")
+def _shared_access(d: Decoder) -> Run:
+    """Load from shared memory, or store to it."""
+    d.number_of_operands(2)
+    size = SIZES[d.take("U16", "64", "128")]
+    stores = d.at.opcode == "STS"
+    address = d.shared_address(d.operand(1 - stores))
+    tell = _told_of_shared(d, address, size, stores)
+    number, words = d.registers_of(d.operand(stores), size, written=not stores)
+
+    def run(g: Group, m: Array | None) -> None:
+        lanes, shared = _lanes(g, m), g.machine.shared
+        where = shared.offsets(d.at, g.programs, address(g), lanes, size)
+        tell(g, m)
+        units = shared.units(size)
+        if not stores:
+            _put_words(g, number, _words(units[where], words), m)
+        elif lanes is None:
+            units[where] = _words_of(g, number, words, size)
+        else:
+            units[where[lanes]] = _words_of(g, number, words, size)[lanes]
+
+    return run
+
+
+def _told_of_shared(d: Decoder, address: Reader, size: int, stores: bool) -> Run:
+    """Tell observers of an access to shared memory."""
+
+    def tell(g: Group, m: Array | None) -> None:
+        for observer in g.machine.observers:
+            observer.shared_access(g, d.at, address(g), _lanes(g, m), size, stores)
+
+    d.from_memory = not stores
+    return d.observes(tell)
 
 
 @opcode("LDGSTS")
@@ -1212,23 +1221,27 @@ def _copy(d: Decoder) -> Run:
     target, source = d.shared_address(d.operand(0)), d.global_address(d.operand(1))
     wanted = d.predicate(d.operand(2))
 
-    def run(g: Group, m: Array | None) -> None:
-        lanes, shared = _lanes(g, m), g.machine.shared
-        shape = (len(g.warps), LANES)
-        reads = np.broadcast_to(wanted(g), shape)
-        if lanes is not None:
-            reads = reads & lanes
-        addresses, sources = target(g), source(g)
-        where = shared.offsets(d.at, g.programs, addresses, lanes, size)
+    def read(g: Group, m: Array | None) -> Array:
+        reads = np.broadcast_to(wanted(g), (len(g.warps), LANES))
+        lanes = _lanes(g, m)
+        return reads if lanes is None else reads & lanes
+
+    def tell(g: Group, m: Array | None) -> None:
         for observer in g.machine.observers:
-            observer.global_access(g, d.at, sources, reads, size, False)
-            observer.shared_access(g, d.at, addresses, lanes, size, True)
-        if reads.all():
-            data = g.machine.memory.load(d.at, sources, None, size)
-        elif reads.any():
-            data = g.machine.memory.load(d.at, sources, reads, size)
+            observer.global_access(g, d.at, source(g), read(g, m), size, False)
+            observer.copy(g, d.at, target(g), _lanes(g, m), size)
+
+    d.observes(tell)
+
+    def run(g: Group, m: Array | None) -> None:
+        lanes, shared, reads = _lanes(g, m), g.machine.shared, read(g, m)
+        where = shared.offsets(d.at, g.programs, target(g), lanes, size)
+        tell(g, m)
+        if reads.any():
+            every = None if reads.all() else reads
+            data = g.machine.memory.load(d.at, source(g), every, size)
         else:
-            data = np.zeros((*shape, size // BYTES_OF_WORD), U32)
+            data = np.zeros((*reads.shape, size // BYTES_OF_WORD), U32)
         if lanes is None:
             shared.units(size)[where] = data
         else:
@@ -1244,6 +1257,7 @@ def _load_local(d: Decoder) -> Run:
     size = SIZES[d.take("64", "128")]
     number, words = d.registers_of(d.operand(0), size, written=True)
     address = d.shared_address(d.operand(1))
+    d.uses |= d.slots(d.operand(1), words)
 
     def run(g: Group, m: Array | None) -> None:
         local, at = _local(d.at, g, address(g), _lanes(g, m), size)
@@ -1260,6 +1274,7 @@ def _store_local(d: Decoder) -> Run:
     size = SIZES[d.take("64", "128")]
     number, words = d.registers_of(d.operand(1), size, written=False)
     address = d.shared_address(d.operand(0))
+    d.defines |= d.slots(d.operand(0), words)
 
     def run(g: Group, m: Array | None) -> None:
         lanes = g.lanes if m is None else m
@@ -1301,16 +1316,20 @@ def _matrices(d: Decoder) -> Run:
     if not kind:
         raise d.at.unknown("this form of a matrix")
     count = int(d.take("2", "4") or 1)
+    every = d.shared_address(d.operand(1 - stores))
+
+    def address(g: Group) -> Array:
+        return every(g)[:, : 8 * count]
+
+    tell = _told_of_shared(d, address, 16, stores)
     number, _ = d.registers_of(d.operand(stores), 4 * count, written=not stores)
-    address = d.shared_address(d.operand(1 - stores))
 
     def run(g: Group, m: Array | None) -> None:
         if m is not None or g.mask is not None:
             raise MachineError(f"a matrix that some lanes do not take part in: {d.at}")
-        shared, addresses = g.machine.shared, address(g)[:, : 8 * count]
-        where = shared.offsets(d.at, g.programs, addresses, None, 16)
-        for observer in g.machine.observers:
-            observer.shared_access(g, d.at, addresses, None, 16, stores)
+        shared = g.machine.shared
+        where = shared.offsets(d.at, g.programs, address(g), None, 16)
+        tell(g, None)
         rows = shared.units(16)
         registers = g.R[number : number + count]
         if stores:
@@ -1480,4 +1499,5 @@ def _warpgroup(d: Decoder) -> Run:
 def _product(d: Decoder) -> Run:
     """Rows of A times columns of B, added to accumulators: :mod:`validate.emulator.products`."""
     d.wait = "warpgroup"
+    d.from_memory = True
     return products.decode(d)

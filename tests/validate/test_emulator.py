@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 
-from validate.emulator import assembly, operations
+from validate.emulator import assembly, operations, safety
 from validate.emulator.cases import Case, counted, differences, errors, launched
 from validate.emulator.counts import count, sliced
 from validate.emulator.machine import Machine
 from validate.emulator.memory import GlobalMemory, MachineError
+from validate.emulator.safety import Safety, check
 from validate.processes import triton_processes
 
 # Heads read in place; grouped, turned, with the prefix apart; products without tensor cores. The
@@ -50,22 +51,22 @@ FAULTS = {
 }
 
 
-def edited(launch, pattern, replacement):
-    """A launch whose first instruction that matches is changed, and the new text of it."""
-    lines, changes = [], []
+def edited(launch, pattern, replacement, every=False):
+    """A launch whose first instruction that matches is changed, or every one; how many were."""
+    lines, changes = [], 0
     for at in launch.code.instructions:
         text = changed = at.text.removeprefix(f"@{at.guard} ")
-        if not changes and re.search(pattern, text):
+        if (every or not changes) and re.search(pattern, text):
             changed = "NOP" if replacement == "NOP" else re.sub(pattern, replacement, text)
-            changes.append(changed)
+            changes += 1
         guard = f"@{at.guard} " if at.guard else ""
         file, line = at.source.rsplit(":", 1)
         lines.append(f'//## File "{file}", line {line}')
         lines.append(f"/*{16 * at.index:04x}*/ {guard}{changed} ;")
+    assert changes
     instructions, _ = assembly.parsed("\n".join(lines))
     code = dataclasses.replace(launch.code, instructions=instructions)
-    changed = dataclasses.replace(launch, code=code, operations=operations.decoded(code))
-    return changed, changes[0]
+    return dataclasses.replace(launch, code=code, operations=operations.decoded(code))
 
 
 def faulty(case, fault):
@@ -73,7 +74,7 @@ def faulty(case, fault):
 
     def run(launch):
         if launch.name == "attention_forward":
-            launch, _ = edited(launch, *FAULTS[fault])
+            launch = edited(launch, *FAULTS[fault])
         launch.run()
 
     return max(errors(case, run))
@@ -105,6 +106,8 @@ def run(text, warps=1, shared=256, memory=None, observers=(), constants=64):
         code, operations.decoded(code), np.zeros(constants, np.uint32), np.zeros((1, 3), int),
         warps, shared, memory or GlobalMemory(), observers=observers,
     )  # fmt: skip
+    for observer in observers:
+        observer.begin(machine)
     ended = []
     control = machine._control
 
@@ -190,6 +193,33 @@ def test_lanes_part_and_meet():
         VIADD R1, R1, 0x1
     """
     assert values(text, 1).tolist() == [0x26] * 7 + [0x16] * 25
+
+
+def test_lanes_that_leave_are_not_waited_for():
+    # Lanes below 7 leave for the end; the others converge without them.
+    text = """
+        S2R R0, SR_TID.X
+        MOV R1, RZ
+        ISETP.LT.AND P0, PT, R0, 0x7, PT
+        ISETP.LT.AND P1, PT, R0, 0x9, PT
+        BSSY B0, `(.L_x_1)
+        @P0 BREAK B0
+        @P0 BRA `(.L_x_2)
+        @P1 BRA `(.L_x_1)
+        MOV R1, 0x1
+.L_x_1:
+        BSYNC B0
+        VIADD R1, R1, 0x10
+.L_x_2:
+        EXIT
+    """
+    _, ended = run(text)
+    found = {
+        int(lane): registers[1, 0, lane]
+        for _, lanes, registers, _ in ended
+        for lane in np.flatnonzero(lanes[0])
+    }
+    assert found == {lane: 0 if lane < 7 else 16 if lane < 9 else 17 for lane in range(32)}
 
 
 def test_warps_have_counters_of_their_own():
@@ -316,7 +346,7 @@ def _missed_product(case):
 
     def run(launch):
         if launch.name == "attention_forward":
-            changed, _ = edited(launch, *FAULTS["a product too few"])
+            changed = edited(launch, *FAULTS["a product too few"])
             found.extend(sum(count(x).tensor_flops().values()) for x in (launch, changed))
 
     launched(case, run)
@@ -357,6 +387,26 @@ def test_what_a_guard_leaves_out_is_not_needed():
         sliced(moved, operations.decoded(moved))
 
 
+def test_what_a_branch_leaves_behind_is_not_needed():
+    text = """
+        S2R R0, SR_TID.X
+        ISETP.LT.AND P0, PT, R0, 0x20, PT
+        CS2R R2, SRZ
+        LDG.E R1, desc[UR4][R2.64]
+        @P0 MOV R1, 0x400
+        @P0 BRA `(.L_x_0)
+        MOV R1, 0x404
+.L_x_0:
+        STS [R1], R0
+        EXIT
+    """
+    code = kernel(text)
+    assert len([o for o in sliced(code, operations.decoded(code)) if o]) == 9
+    other = kernel(text.replace("@P0 MOV", "@!P0 MOV"))
+    with pytest.raises(ValueError, match=r"depends on data.*LDG"):
+        sliced(other, operations.decoded(other))
+
+
 def test_only_what_counts_need_is_executed():
     text = """
         MOV R0, 0x3
@@ -382,3 +432,91 @@ def test_only_what_counts_need_is_executed():
         "BRA",
         "EXIT",
     ]
+
+
+# Safety.
+
+
+def findings(case):
+    found = {}
+
+    def run(launch):
+        found[len(found), launch.name] = check(launch)
+
+    launched(case, run)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_kernels_are_safe(pool, case):
+    found = pool.submit(findings, case).result()
+    assert len(found) >= 4
+    assert [finding for some in found.values() for finding in some] == []
+
+
+# Each leaves out, or changes, what one of the checks is there for, in the forward kernel or that of
+# the keys' and values' gradients.
+UNSAFE = {
+    safety.UNWRITTEN: ("attention_forward", r"^LDGSTS", "NOP", False),
+    safety.IN_FLIGHT: ("attention_forward", r"^DEPBAR\.LE SB0, .*", "DEPBAR.LE SB0, 0x3f", True),
+    safety.RACE: ("attention_forward", r"^BAR\.SYNC", "NOP", True),
+    safety.UNFENCED: ("attention_forward", r"^FENCE", "NOP", True),
+    safety.STILL_READ: ("attention_key_value_gradient", r"^WARPGROUP\.DEPBAR", "NOP", True),
+    safety.ACCUMULATOR: ("attention_forward", r"^WARPGROUP\.DEPBAR", "NOP", True),
+    safety.OPERAND: ("attention_forward", r"^WARPGROUP\.DEPBAR", "NOP", True),
+    safety.NOT_READY: ("attention_forward", r"^WARPGROUP\.ARRIVE", "NOP", True),
+}
+
+
+def unsafe_findings(case, name, *change):
+    found = []
+
+    def run(launch):
+        if launch.name == name:
+            found.extend(check(edited(launch, *change)))
+        elif not found:
+            launch.run()
+
+    launched(case, run)
+    return found
+
+
+@pytest.mark.parametrize("what", UNSAFE)
+def test_what_is_unsafe_is_found_with_its_line(pool, what):
+    found = pool.submit(unsafe_findings, CASES[0], *UNSAFE[what]).result()
+    assert any(re.match(rf"{re.escape(what)}: '.*' at 0x\w+, \w+/\w+\.py:\d+", x) for x in found)
+
+
+REFUSED = {
+    "outside of every tensor": (r"^(LDGSTS.*\.64)(\+0x[0-9a-f]+)?\]", r"\1+0x7000000]"),
+    "misaligned global access": (r"^(LDGSTS.*\.64)(\+0x[0-9a-f]+)?\]", r"\1+0x2]"),
+    "shared access outside": (r"^(LDGSTS\S* \[R\d+)(\+0x[0-9a-f]+)?\]", r"\1+0x40000]"),
+    "misaligned shared access": (r"^(LDGSTS\S* \[R\d+)(\+0x[0-9a-f]+)?\]", r"\1+0x2]"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_the_hardware_would_refuse_is_named_with_its_line(pool, what):
+    found = pool.submit(unsafe_findings, CASES[0], "attention_forward", *REFUSED[what]).result()
+    assert re.search(rf"{what}.*LDGSTS.* at 0x\w+, \w+/\w+\.py:\d+", found[-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        # Warp 1 writes what warp 0 reads, and no barrier stands between them.
+        ("@P0 STS [R1], R0\n@!P0 LDS R2, [R1]", safety.RACE),
+        ("STS [R1], R0", safety.RACE),
+        ("LDS R2, [R1]", safety.UNWRITTEN),
+        ("@P0 STS [R1], R0\nBAR.SYNC.DEFER_BLOCKING 0x0\nLDS R2, [R1]", None),
+        (
+            "@P0 STS [R1], R0\nBAR.SYNC.DEFER_BLOCKING 0x0\nLDS R2, [R1]\n@P0 STS [R1], R0",
+            safety.RACE,
+        ),
+    ],
+)
+def test_what_orders_two_warps(text, what):
+    watch = Safety()
+    start = "S2R R0, SR_TID.X\nISETP.GE.AND P0, PT, R0, 0x20, PT\nMOV R1, 0x400"
+    run(f"{start}\n{text}\nEXIT", warps=2, observers=(watch,))
+    assert {finding.split(":")[0] for finding in watch.findings} == ({what} if what else set())

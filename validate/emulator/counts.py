@@ -44,7 +44,8 @@ PIPES = {
     ),
     "uniform": (*sorted(UNIFORM), "R2UR", "S2UR", "VOTEU"),
     "control": (
-        "BRA", "EXIT", "BSSY", "BSYNC", "BAR", "NOP", "DEPBAR", "MEMBAR", "FENCE", "WARPGROUP",
+        "BRA", "EXIT", "BSSY", "BSYNC", "BREAK", "BAR", "NOP", "DEPBAR", "MEMBAR", "FENCE",
+        "WARPGROUP",
     ),
     "alu": (
         "IADD3", "VIADD", "LEA", "SHF", "LOP3", "PLOP3", "ISETP", "SEL", "VIMNMX", "VIADDMNMX",
@@ -52,7 +53,7 @@ PIPES = {
         "F2FP", "I2FP",
     ),
 }  # fmt: skip
-"""Opcodes of each pipe; NVIDIA names pipes and what they are for, and leaves some opcodes open."""
+"""Opcodes of each pipe. NVIDIA names pipes and what they are for, and leaves some opcodes open."""
 PIPE_OF = {opcode: pipe for pipe, opcodes in PIPES.items() for opcode in opcodes}
 
 
@@ -62,7 +63,8 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
     Registers that are needed after an instruction are what any of its successors needs before it;
     needed before it is what is needed after it and not defined by it for certain, and, if it is
     kept, what it uses. What a guarded instruction uses is needed where its guard holds, and what
-    one with the same guard defines is not, as long as the guard's predicate stays what it is.
+    one with the same guard defines is not, as long as the guard's predicate stays what it is; a
+    branch that is taken tells of its guard, too.
 
     Raises:
         ValueError: if an address or a guard depends on data, so that only running them counts.
@@ -73,7 +75,8 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
         if on_stack and operation.defines >> STACK_POINTER & 1 and operation.at.index > on_stack[0]:
             raise ValueError(f"the stack pointer moves: {operation.at}")
     guards = [_guard(operation) for operation in operations]
-    predicates = {guard: _guard_bit(guard) for guard in {*guards} - {""}}
+    names = {guard.removeprefix("!") for guard in guards} - {""}
+    predicates = {sign + name: _guard_bit(name) for name in names for sign in ("", "!")}
     before: list[dict[str, int]] = [{} for _ in range(count + 1)]
     kept = [False] * count
     changed = True
@@ -81,15 +84,11 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
         changed = False
         for i in reversed(range(count)):
             operation, guard = operations[i], guards[i]
-            needed: dict[str, int] = {}
-            successors = [] if operation.wait == "exit" and not guard else [before[i + 1]]
-            if operation.wait == "branch":
-                target = before[code.labels[operation.at.operands[0][2:-1]]]
-                successors = [target, *(successors if guard else [])]
-            for successor in successors:
-                for name, bits in successor.items():
-                    needed[name] = needed.get(name, 0) | bits
             opposite = guard[1:] if guard.startswith("!") else f"!{guard}"
+            needed: dict[str, int] = {}
+            for successor, way in _successors(code, operation, guard, opposite):
+                for name, bits in before[successor].items():
+                    needed[name or way] = needed.get(name or way, 0) | bits
             wanted = 0
             for name, bits in needed.items():
                 if not guard or name != opposite:
@@ -98,10 +97,10 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
             if operation.from_memory and defines:
                 raise ValueError(f"a count depends on data: {operation.at}")
             keep = operation.wait in ("branch", "exit", "convergence") or bool(
-                defines or operation.observe or operation.at.opcode == "BSSY"
+                defines or operation.observe or operation.at.opcode in ("BSSY", "BREAK")
             )
             for name in tuple(needed):
-                if not guard or name == guard:
+                if not guard or (name == guard and not operation.defines & predicates[name]):
                     needed[name] &= ~operation.defines
                 if name and operation.defines & predicates[name]:
                     needed[""] = needed.get("", 0) | needed.pop(name)
@@ -122,17 +121,27 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
     ]
 
 
+def _successors(
+    code: Code, operation: Operation, guard: str, opposite: str
+) -> list[tuple[int, str]]:
+    """Where control can go from an instruction, and the predicate that holds where it does."""
+    following = operation.at.index + 1
+    if operation.wait not in ("branch", "exit"):
+        return [(following, "")]
+    found = [(following, opposite)] if guard else []
+    if operation.wait == "branch":
+        found.append((code.labels[operation.at.operands[0][2:-1]], guard))
+    return found
+
+
 def _guard(operation: Operation) -> str:
     """The predicate of an instruction's guard, ``"P0"`` or ``"!P0"``; empty where there is none."""
     return operation.at.guard if operation.guard is not None else ""
 
 
-def _guard_bit(guard: str) -> int:
-    name = guard.removeprefix("!")
-    if name in ("PT", "UPT"):
-        return 0
+def _guard_bit(name: str) -> int:
     kind = name.rstrip("0123456789")
-    return 1 << FIRST_BIT[kind] + int(name[len(kind) :])
+    return 0 if name in ("PT", "UPT") else 1 << FIRST_BIT[kind] + int(name[len(kind) :])
 
 
 class Traffic:

@@ -31,6 +31,9 @@ class Group:
         F: R as fp32.
         mask: Lanes that are executing, (warps, 32); None where all are.
         accumulators: Products in flight: matrices of accumulators by first register and width.
+        in_flight, committed, changed: Of a run that is watched: registers of the groups of products
+            in flight, accumulators and operands as bits and the accumulators' places; how many of
+            the groups are complete; and registers that changed since they were last made ready.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class Group:
         self.F = self.R.view(np.float32)
         self.mask = None if mask is None or mask.all() else mask
         self.accumulators: dict[tuple[int, int], Array] = {}
+        self.in_flight: list[tuple[int, int, frozenset[tuple[int, int]]]] = []
+        self.committed = self.changed = 0
         self.programs = warps // machine.num_warps
         self.whole = len(warps) % WARPGROUP == 0 and bool(
             (warps.reshape(-1, WARPGROUP) - warps[::WARPGROUP, None] == range(WARPGROUP)).all()
@@ -66,7 +71,17 @@ class Group:
                 state = [x.copy() for x in state]
         else:
             state = [x[:, which] for x in (self.R, self.UR, self.P, self.UP)]
-        return Group(self.machine, pc, self.warps[which], state, mask)
+        return Group(self.machine, pc, self.warps[which], state, mask)._watched_as([self])
+
+    def _watched_as(self, groups: Sequence[Group]) -> Group:
+        """Take over what is known of the registers of the groups that it comes from."""
+        longest = max(groups, key=lambda group: len(group.in_flight))
+        self.in_flight, self.committed = list(longest.in_flight), longest.committed
+        for group in groups:
+            self.changed |= group.changed
+            if group.in_flight != self.in_flight:
+                raise MachineError("warps meet with different products in flight")
+        return self
 
     def land(self) -> None:
         """Write the products in flight to their registers."""
@@ -99,7 +114,7 @@ def joined(groups: Sequence[Group]) -> Group:
     if len(np.unique(warps)) != len(warps):
         lanes, state = _reunited(warps, lanes, state)
         warps = np.unique(warps)
-    return Group(first.machine, first.pc, warps, state, lanes)
+    return Group(first.machine, first.pc, warps, state, lanes)._watched_as(groups)
 
 
 def _reunited(warps: Array, lanes: Array, state: list[Array]) -> tuple[Array, list[Array]]:
@@ -180,6 +195,7 @@ class Machine:
         self.memory = memory
         self.shared = SharedMemory(len(programs), shared)
         self.observers = tuple(observers)
+        self.watching = [x.instruction for x in self.observers if hasattr(x, "instruction")]
         self.executed = np.zeros(len(code.instructions), np.int64)
         self.convergence: dict[str, Array] = {}
         self.exited = np.zeros((len(programs) * num_warps, LANES), bool)
@@ -246,6 +262,8 @@ class Machine:
                             if others and group.pc in targets:
                                 return [(group, "")]
                             continue
+                    for watch in self.watching:
+                        watch(group, operation)
                     operation.run(group, mask)
                     group.pc = pc + 1
             arrives = others and (group.pc in targets or group.pc < pc)

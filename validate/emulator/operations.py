@@ -1401,6 +1401,19 @@ def _will_converge(d: Decoder) -> Run:
     return run
 
 
+@opcode("BREAK")
+def _will_not_converge(d: Decoder) -> Run:
+    """Lanes that take leave of those that will converge, which do not wait for them."""
+    d.number_of_operands(1)
+    name = d.operand(0)
+
+    def run(g: Group, m: Array | None) -> None:
+        lanes = g.lanes if m is None else m
+        g.machine.convergence[name][g.warps] &= ~lanes
+
+    return run
+
+
 @opcode("BSYNC")
 def _converge(d: Decoder) -> Run:
     d.number_of_operands(1)

@@ -57,6 +57,47 @@ PIPES = {
 PIPE_OF = {opcode: pipe for pipe, opcodes in PIPES.items() for opcode in opcodes}
 
 
+METRICS_OF_FLOPS = {
+    "bf16": "sm__ops_path_tensor_op_hgmma_src_bf16_dst_fp32_sparsity_off.sum",
+    "fp16": "sm__ops_path_tensor_op_hgmma_src_fp16_sparsity_off.sum",
+}
+"""Nsight Compute's counters of tensor cores' operations by type; a multiply-add is 2."""
+METRICS_OF_PIPES = {
+    pipe: f"sm__inst_executed_pipe_{pipe}.sum"
+    for pipe in ("alu", "fma", "fp16", "lsu", "uniform", "xu")
+}
+_TILES, _SASS = "l1tex__t", "sm__sass_l1tex_t"
+METRICS_OF_TRAFFIC = {
+    name: (
+        f"sm__sass_data_bytes_mem_global_op_{short}.sum",
+        tuple(f"{unit}_requests_pipe_lsu_mem_global_op_{path}.sum" for unit, path in paths),
+        tuple(f"{unit}_sectors_pipe_lsu_mem_global_op_{path}.sum" for unit, path in paths),
+    )
+    for name, short, paths in (
+        ("LDG", "ld", ((_TILES, "ld"),)),
+        ("STG", "st", ((_TILES, "st"),)),
+        ("LDGSTS", "ldgsts", ((_SASS, "ldgsts_cache_access"), (_SASS, "ldgsts_cache_bypass"))),
+    )
+}
+"""Of each opcode, its counters of bytes, requests and sectors; of copies, those that allocate in
+the first cache, then those that bypass it."""
+METRICS_OF_WAVEFRONTS = {
+    kind: f"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_{kind}.sum" for kind in ("ld", "st")
+}
+METRICS = (
+    "smsp__inst_executed.sum",
+    *METRICS_OF_PIPES.values(),
+    *METRICS_OF_FLOPS.values(),
+    *(
+        metric
+        for size, requests, sectors in METRICS_OF_TRAFFIC.values()
+        for metric in (size, *requests, *sectors)
+    ),
+    *METRICS_OF_WAVEFRONTS.values(),
+)
+"""Nsight Compute's names of what is counted."""
+
+
 def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None]:
     """What has to be executed for counts: control, addresses, and all that these need.
 
@@ -354,6 +395,27 @@ class Counts:
             if start <= at.index <= end:
                 return f"loop {number}"
         return "outside of loops"
+
+    def metrics(self) -> dict[str, int]:
+        """What the launch executes, by Nsight Compute's name of it."""
+        found = dict.fromkeys(METRICS, 0)
+        found["smsp__inst_executed.sum"] = int(self.executed.sum())
+        for pipe, times in self.pipes().items():
+            if pipe in METRICS_OF_PIPES:
+                found[METRICS_OF_PIPES[pipe]] = times
+        for shape, flops in self.tensor_flops().items():
+            found[METRICS_OF_FLOPS[shape.split()[1]]] += flops
+        traffic = self.traffic
+        for at in self.code.instructions:
+            if at.opcode in METRICS_OF_TRAFFIC:
+                size, requests, sectors = METRICS_OF_TRAFFIC[at.opcode]
+                path = int("BYPASS" in at.modifiers)
+                found[size] += int(traffic.lanes[at.index]) * bytes_of(at)
+                found[requests[path]] += int(traffic.requests[at.index])
+                found[sectors[path]] += int(traffic.sectors[at.index])
+            kind = "ld" if at.opcode in ("LDS", "LDSM") else "st"
+            found[METRICS_OF_WAVEFRONTS[kind]] += int(traffic.wavefronts[at.index])
+        return found
 
     def memory(self) -> dict[str, int]:
         """Traffic of the whole launch.

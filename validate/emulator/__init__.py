@@ -3,6 +3,7 @@
 From the outside in:
 
 - ``report``: what a call executes, as tables: ``python -m validate.emulator``;
+- ``shipped``: every launch that is shipped, right, counted and safe;
 - ``cases``: attention as its users call it, forward and backward;
 - ``launching``: Triton launches that compile and then run here, on the tensors they were given;
 - ``counts``: what a run executed, named as the hardware's counters name it;

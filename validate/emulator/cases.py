@@ -178,11 +178,19 @@ def seen(case: Case) -> dict[str, dict[str, int]]:
     return {"executed": executed, "bytes": dict(declared) if case.in_place() else {}}
 
 
-def differences(cases: Iterable[Case], jobs: int = 1) -> Iterator[tuple[Case, dict[str, int]]]:
-    """Executed FLOPs by the counter minus those that the emulator executes, by pass.
+def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Executed FLOPs by the counter minus those of :func:`seen`, by pass.
 
     Where no operand is copied to be padded, the bytes that each kernel declares minus those that
     it touches, too.
+    """
+    formula = _formula(case)
+    missed = {phase: formula[phase] - flops for phase, flops in found["executed"].items()}
+    return missed | {f"bytes of {name}": n for name, n in found["bytes"].items()}
+
+
+def differences(cases: Iterable[Case], jobs: int = 1) -> Iterator[tuple[Case, dict[str, int]]]:
+    """What :func:`difference` says of cases, executed in processes of their own.
 
     Args:
         cases: What to compare; the kernels of each are compiled for it.
@@ -191,10 +199,7 @@ def differences(cases: Iterable[Case], jobs: int = 1) -> Iterator[tuple[Case, di
     cases = tuple(cases)
     with triton_processes(interpret=False, jobs=jobs) as pool:
         for case, found in zip(cases, pool.map(seen, cases), strict=True):
-            formula = _formula(case)
-            missed = {p: formula[p] - flops for p, flops in found["executed"].items()}
-            missed |= {f"bytes of {name}": n for name, n in found["bytes"].items()}
-            yield case, missed
+            yield case, difference(case, found)
 
 
 def _formula(case: Case) -> dict[str, int]:

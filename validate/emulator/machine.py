@@ -16,6 +16,7 @@ LANES = 32
 WARPGROUP = 4
 NEVER_WRITTEN = np.uint32(0x7FDEADBE)
 """What registers hold at first: not a number as fp32, outside of everything as an address."""
+NOTHING_IN_FLIGHT: tuple[int, int, frozenset[tuple[int, int]]] = (0, 0, frozenset())
 LOCAL_BYTES = 1 << 14
 """Of a thread's stack, which grows down from its end."""
 
@@ -74,13 +75,26 @@ class Group:
         return Group(self.machine, pc, self.warps[which], state, mask)._watched_as([self])
 
     def _watched_as(self, groups: Sequence[Group]) -> Group:
-        """Take over what is known of the registers of the groups that it comes from."""
-        longest = max(groups, key=lambda group: len(group.in_flight))
-        self.in_flight, self.committed = list(longest.in_flight), longest.committed
+        """Take over what is known of the registers of the groups that it comes from.
+
+        Where they have different products in flight, all of them are, the newest together.
+        """
+        opened = any(group.committed < len(group.in_flight) for group in groups)
         for group in groups:
             self.changed |= group.changed
-            if group.in_flight != self.in_flight:
-                raise MachineError("warps meet with different products in flight")
+            theirs = list(group.in_flight)
+            if opened and group.committed == len(theirs):
+                theirs.append(NOTHING_IN_FLIGHT)
+            longest = max(len(theirs), len(self.in_flight))
+            self.in_flight = [
+                (a[0] | b[0], a[1] | b[1], a[2] | b[2])
+                for a, b in zip(
+                    [NOTHING_IN_FLIGHT] * (longest - len(theirs)) + theirs,
+                    [NOTHING_IN_FLIGHT] * (longest - len(self.in_flight)) + self.in_flight,
+                    strict=True,
+                )
+            ]
+        self.committed = len(self.in_flight) - opened
         return self
 
     def land(self) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from validate.emulator.assembly import Instruction
 from validate.emulator.launching import EmulatedLaunch
-from validate.emulator.machine import WARPGROUP, Group, Machine, Operation
+from validate.emulator.machine import NOTHING_IN_FLIGHT, WARPGROUP, Group, Machine, Operation
 from validate.emulator.memory import Array, GlobalMemory, MachineError
 from validate.emulator.products import UNIT, units_of
 
@@ -206,7 +206,7 @@ class Safety:
             self._find(OPERAND, at, operands & accumulators)
         self._find(NOT_READY, at, g.changed & (accumulators | a))
         if g.committed == len(g.in_flight):
-            g.in_flight.append((0, 0, frozenset()))
+            g.in_flight.append(NOTHING_IN_FLIGHT)
         held, operands, shapes = g.in_flight[-1]
         g.in_flight[-1] = held | accumulators, operands | a, shapes | {(first, columns)}
         if commits:

@@ -44,13 +44,16 @@ class Case:
         """Whether all operands are read where they lie, in every pass."""
         from kernels.attention.launches import unit_of
 
-        units = {unit_of(x, self.head_dim) for x in self.operands()[0]}
+        units = {unit_of(x, self.head_dim) for x in self.operands(values=False)[0]}
         whole = self.head_dim == padded_head_dim(self.head_dim)
         alike = len(units) == 1 and None not in units and self.heads == self.key_heads
         return not self.pairs and (whole or alike)
 
-    def operands(self) -> tuple[list[Any], Any, Any]:
-        """Queries, keys and values (and the prefix's), angles, and the output's gradient."""
+    def operands(self, values: bool = True) -> tuple[list[Any], Any, Any]:
+        """Queries, keys and values (and the prefix's), angles, and the output's gradient.
+
+        Without ``values`` they hold what memory held, and take none before they are touched.
+        """
         import torch
 
         generator = torch.Generator().manual_seed(0)
@@ -58,6 +61,8 @@ class Case:
 
         def drawn(length: int, heads: int) -> Any:
             size = (self.batch, length, heads, self.head_dim)
+            if not values:
+                return torch.empty(size, dtype=dtype, requires_grad=True)
             return torch.randn(size, generator=generator).to(dtype).requires_grad_()
 
         keys = self.queries + (0 if self.apart else self.prefix)
@@ -94,24 +99,38 @@ def plain_attention(
     return reference_attention(q, k, v)[0]
 
 
-def launched(case: Case, run: Callable[[EmulatedLaunch], Any]) -> list[Any]:
-    """Output and gradients, where ``run`` computes them; memory left unwritten is NaN."""
+def launched(case: Case, run: Callable[[EmulatedLaunch], Any], backward: bool = True) -> list[Any]:
+    """Output and gradients, where ``run`` computes them; memory left unwritten is NaN.
+
+    Args:
+        case: The call.
+        run: Takes each launch.
+        backward: Whether to ask for gradients.
+    """
     from unittest import mock
 
     import torch
-
-    from kernels.attention.attention import prefix_attention
 
     def poisoned(make: Any) -> Any:
         return lambda *arguments, **options: make(*arguments, **options).fill_(float("nan"))
 
     with (
-        emulating(run),
         mock.patch.object(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty)),
         mock.patch.object(torch, "empty_like", poisoned(torch.empty_like)),
     ):
-        tensors, angles, grad = case.operands()
-        return results(prefix_attention, tensors, angles, grad)
+        return _called(case, run, backward, values=True)
+
+
+def _called(
+    case: Case, run: Callable[[EmulatedLaunch], Any], backward: bool, values: bool
+) -> list[Any]:
+    from kernels.attention.attention import prefix_attention
+
+    tensors, angles, grad = case.operands(values)
+    with emulating(run):
+        if backward:
+            return results(prefix_attention, tensors, angles, grad)
+        return [prefix_attention(*tensors, angles=angles)]
 
 
 def errors(case: Case, run: Callable[[EmulatedLaunch], Any] = EmulatedLaunch.run) -> list[float]:
@@ -143,16 +162,23 @@ def errors(case: Case, run: Callable[[EmulatedLaunch], Any] = EmulatedLaunch.run
     return shares
 
 
-def counted(case: Case, results: bool = False, distinct: bool = True) -> list[Counts]:
+def counted(
+    case: Case, results: bool = False, distinct: bool = True, backward: bool = True
+) -> list[Counts]:
     """What the launches of a forward and a backward pass execute, in order.
 
     Args:
         case: What to run.
         results: As of :func:`validate.emulator.counts.count`.
         distinct: As of :func:`validate.emulator.counts.count`.
+        backward: Whether to run the backward pass, too.
     """
     found: list[Counts] = []
-    launched(case, lambda launch: found.append(count(launch, results, distinct)))
+
+    def run(launch: EmulatedLaunch) -> None:
+        found.append(count(launch, results, distinct))
+
+    _called(case, run, backward, values=results)
     return found
 
 

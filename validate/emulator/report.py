@@ -2,8 +2,8 @@
 
 ``python -m validate.emulator --case.dtype bfloat16 --case.head-dim 73 --case.queries 512`` compiles
 the kernels for sm_90, executes control and addresses of all programs, forward and backward, and
-shows how much each kernel executes: by Nsight Compute's names, and by loop and pipe. ``--check``
-executes the data, too, and shows what is touched that must not be.
+shows how much each kernel executes: by Nsight Compute's names, by loop and pipe, and by source
+line. ``--check`` executes the data, too, and shows what is touched that must not be.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from validate.emulator.safety import check as checked
 from validate.processes import triton_processes
 
 
-def _tables(case: Case) -> tuple[str, str]:
-    """By kernel and metric, and by kernel, loop and pipe; launches of one kernel apart."""
-    launches = counted(case)
+def _tables(case: Case, backward: bool) -> tuple[str, str, str]:
+    """By kernel and metric, by kernel, loop and pipe, and by line; launches of one kernel apart."""
+    launches = counted(case, backward=backward)
     names = [f"{i} {counts.code.name}" for i, counts in enumerate(launches, 1)]
     values = [counts.metrics() for counts in launches]
     by_metric = [[metric, *(found[metric] for found in values)] for metric in METRICS]
@@ -29,9 +29,15 @@ def _tables(case: Case) -> tuple[str, str]:
         for name, counts in zip(names, launches, strict=True)
         for line in _loops(counts)
     ]
+    by_line = [
+        [name, line, times]
+        for name, counts in zip(names, launches, strict=True)
+        for line, times in sorted(counts.by(lambda at: at.source).items())
+    ]
     return (
         table(["metric", *names], by_metric),
         table(["kernel", "where", "pipe", "instructions of warps"], by_loop, keys=3),
+        table(["kernel", "line", "instructions of warps"], by_line, keys=2),
     )
 
 
@@ -54,11 +60,12 @@ def _findings(case: Case) -> list[str]:
     return found
 
 
-def show(case: Case, check: bool = False) -> int:
+def show(case: Case, check: bool = False, backward: bool = True) -> int:
     """Show what a call of the attention executes.
 
     Args:
         case: The call.
+        backward: Run the backward pass, too.
         check: Execute the data, too, and show what is touched too early or not at all instead.
     """
     with triton_processes(interpret=False) as pool:
@@ -66,5 +73,5 @@ def show(case: Case, check: bool = False) -> int:
             found = pool.submit(_findings, case).result()
             print("\n".join(found) or "nothing is touched that must not be")
             return 1 if found else 0
-        print("\n\n".join(pool.submit(_tables, case).result()))
+        print("\n\n".join(pool.submit(_tables, case, backward).result()))
     return 0

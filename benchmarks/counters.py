@@ -40,6 +40,8 @@ from benchmarks.steps import (
 )
 from flopcount.terminal import Parser
 from models.results import Table, environment, write_environment
+from validate.emulator import cases as emulator_cases
+from validate.processes import triton_processes
 
 GEMM = (4096, 4096, 4096)
 """M, N and K of the calibration: whole tiles for any kernel that a library may pick."""
@@ -133,6 +135,47 @@ def compared(
         }
 
 
+def emulated(
+    case: str, kernels: Iterable[Kernel], launches: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of a case: what the emulator counts in each kernel, beside the profiler's counter of it.
+
+    Args:
+        case: Its name.
+        kernels: As they were profiled.
+        launches: Name and metrics of each launch, by :func:`emulated_launches`.
+    """
+    by_name: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for launch in launches:
+        by_name[launch["name"]].update(launch["metrics"])
+    for name, metrics in by_name.items():
+        profiled = [kernel for kernel in kernels if kernel.name == name]
+        for metric, executed in metrics.items():
+            found = _summed(profiled, metric)
+            counted = None if isinstance(found, str) else found
+            yield {
+                "case": case,
+                "kernel": name,
+                "metric": metric,
+                "executed": executed,
+                "counted": counted,
+                "difference": None if counted is None else counted - executed,
+                "verdict": verdict(executed, counted),
+            }
+
+
+def emulated_launches(shape: Shape) -> list[dict[str, Any]]:
+    """Name and metrics of each launch of a forward and a backward pass; needs no GPU."""
+    case = emulator_cases.Case(
+        "bfloat16", shape.head_dim, shape.queries, shape.prefix, shape.heads, shape.heads,
+        batch=shape.batch,
+    )  # fmt: skip
+    return [
+        {"name": counts.code.name, "metrics": counts.metrics()}
+        for counts in emulator_cases.counted(case, distinct=False)
+    ]
+
+
 def _summed(kernels: Iterable[Kernel], metric: str) -> int | str:
     counts = [kernel.counts.get(metric) for kernel in kernels]
     return "missing" if not counts or None in counts else sum(c for c in counts if c is not None)
@@ -155,13 +198,15 @@ def _profiled(arguments: list[str], log: Path) -> list[Kernel]:
     return profiler.profile("benchmarks.counters", ["workload", *arguments], log)
 
 
-def run_kernels(out: Path, drawn: int = 24, jobs: int = 0) -> tuple[Path, bool]:
-    """Profile and compare all cases; whether every row is confirmed.
+def run_kernels(out: Path, drawn: int = 24, jobs: int = 0, emulate: int = 0) -> tuple[Path, bool]:
+    """Profile and compare all cases; whether every count of operations is confirmed.
 
-    ``jobs`` processes compile the kernels before the profiler's run needs them.
+    ``jobs`` processes compile the kernels before the profiler's run needs them. In the first
+    ``emulate`` cases, all that the emulator counts is compared, too; its rows, of which the
+    emulator takes pipes and wavefronts from NVIDIA's descriptions, decide about nothing.
     """
     (out / "counters.csv").unlink(missing_ok=True)
-    table = Table(out / "counters.csv", CASE_COLUMNS, ("case", "kernel"))
+    table = Table(out / "counters.csv", CASE_COLUMNS, ("case", "kernel", "metric"))
     write_environment(out, "counters")
     origin = {"device": environment()["device"]}
     shapes = kernel_cases(drawn)
@@ -182,9 +227,14 @@ def run_kernels(out: Path, drawn: int = 24, jobs: int = 0) -> tuple[Path, bool]:
     if calibration["verdict"] != "confirmed":
         for row in rows[1:]:
             row["verdict"] = f"not confirmed: the GEMM is {calibration['verdict']}"
+    confirmed = all(row["verdict"] == "confirmed" for row in rows)
+    with triton_processes(interpret=False) as pool:
+        launches = pool.map(emulated_launches, shapes[:emulate])
+        for shape, found, counted in zip(shapes, cases, launches, strict=False):
+            rows += emulated(str(shape), found, counted)
     for row in rows:
         table.add(**origin, **{name: "missing" if v is None else v for name, v in row.items()})
-    return table.path, all(row["verdict"] == "confirmed" for row in rows)
+    return table.path, confirmed
 
 
 def _joined(kernels: Iterable[Kernel]) -> Kernel:
@@ -271,6 +321,7 @@ def main(arguments: list[str] | None = None) -> None:
         if name == "kernels":
             part.add_argument("--drawn", type=int, default=24, help="drawn shapes, odd sizes")
             part.add_argument("--jobs", type=int, default=0, help="processes that compile ahead")
+            part.add_argument("--emulate", type=int, default=0, help="cases to emulate beside")
         if name == "step":
             part.add_argument("--models", nargs="+", choices=[*SEED_MODELS, "tiny"], default=_TWO)
             part.add_argument("--batch-size", type=int, default=8)
@@ -286,7 +337,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.part == "probe":
             print(probe(given.out))
         elif given.part == "kernels":
-            path, confirmed = run_kernels(given.out, given.drawn, given.jobs)
+            path, confirmed = run_kernels(given.out, given.drawn, given.jobs, given.emulate)
             print(path, "every row confirmed" if confirmed else "not every row is confirmed")
             raise SystemExit(0 if confirmed else FINDING)
         elif given.part == "step":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.measurement import ROOT
 from models.processes import output
+from validate.emulator import counts
 
 _PATH = "sm__ops_path_tensor"
 PATHS = {
@@ -44,10 +45,15 @@ FLOAT_PIPE = {
 }
 """FLOPs of each instruction of the fp32 pipe: shown beside, confirming nothing."""
 
-METRICS = (
-    *(name for paths in PATHS.values() for name in paths.values()),
-    EXPONENTIALS,
-    *FLOAT_PIPE,
+METRICS = tuple(
+    dict.fromkeys(
+        (
+            *(name for paths in PATHS.values() for name in paths.values()),
+            EXPONENTIALS,
+            *FLOAT_PIPE,
+            *counts.METRICS,
+        )
+    )
 )
 
 

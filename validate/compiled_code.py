@@ -350,12 +350,7 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
     Returns:
         Segments with matrix instructions in the order of the code, and how often each shape stands.
     """
-    from kernels.attention import tiles
-
-    product_lines = set()
-    for function in (tiles.product_over_channels, tiles.add_product_over_rows):
-        lines, first = inspect_source(function)
-        product_lines |= set(range(first, first + lines))
+    of_products = product_lines()
     labels: dict[str, int] = {}
     operations: list[int] = []  # of each instruction
     branches: list[tuple[int, str]] = []
@@ -363,9 +358,7 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
     in_product = False
     for line in code.splitlines():
         if source := re.search(r'//## File "(.*)", line (\d+)', line):
-            in_product = (
-                source[1].endswith("attention/tiles.py") and int(source[2]) in product_lines
-            )
+            in_product = source[1].endswith("attention/tiles.py") and int(source[2]) in of_products
         elif label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(operations)
         elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
@@ -395,6 +388,17 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
         at = end + 1
     segments.append(Segment(False, sum(operations[at:]), len(operations) - at))
     return tuple(s for s in segments if s.operations), dict(sorted(instructions.items()))
+
+
+def product_lines() -> set[int]:
+    """Lines of ``kernels/attention/tiles.py`` that multiply tiles."""
+    from kernels.attention import tiles
+
+    found: set[int] = set()
+    for function in (tiles.product_over_channels, tiles.add_product_over_rows):
+        lines, first = inspect_source(function)
+        found |= set(range(first, first + lines))
+    return found
 
 
 def inspect_source(function: Any) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from validate import (
     proof,
     torch_counter,
 )
+from validate.emulator import cases as emulator_cases
 from validate.networks import Term
 
 if TYPE_CHECKING:
@@ -311,6 +312,12 @@ def compiled_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
     return compiled_code.differences(compiled_code.SHAPES[: 1 if quick else None], jobs=1)
 
 
+def emulated_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
+    """Executed FLOPs, and bytes that kernels declare, against the assembled code's execution."""
+    for case, missed in emulator_cases.differences(emulator_cases.CASES[: 1 if quick else None]):
+        yield str(case), missed
+
+
 CHECKS = (
     Check("dense forward, by module and in total", "fvcore", fvcore_forward),
     Check("dense forward and backward, totals", "torch FlopCounterMode", torch_totals),
@@ -346,6 +353,11 @@ STANDALONE = (
         "executed FLOPs of attention, all passes",
         "instructions of the code compiled for sm_90, in loops as the interpreter runs them",
         compiled_attention,
+    ),
+    Standalone(
+        "executed FLOPs of attention, and bytes that its kernels declare",
+        "execution of the code assembled for sm_90, without a GPU",
+        emulated_attention,
     ),
     *(
         Standalone(

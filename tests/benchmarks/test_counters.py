@@ -235,6 +235,48 @@ def test_a_failed_calibration_takes_every_verdict_back(monkeypatch, tmp_path):
     assert {row["verdict"] for row in rows[1:]} == {"not confirmed: the GEMM is differs"}
 
 
+def test_what_is_emulated_stands_beside_its_counter():
+    metric = "smsp__inst_executed.sum"
+    other = "sm__inst_executed_pipe_xu.sum"
+    kernels = [profiler.Kernel("query", {metric: 5, other: None}), profiler.Kernel("fill", {})]
+    launches = [
+        {"name": "query", "metrics": {metric: 2, other: 1}},
+        {"name": "query", "metrics": {metric: 3, other: 1}},
+        {"name": "key_value", "metrics": {metric: 4}},
+    ]
+    rows = {(r["kernel"], r["metric"]): r for r in counters.emulated("c", kernels, launches)}
+    assert rows["query", metric]["verdict"] == "confirmed"
+    assert rows["query", metric]["executed"] == 5
+    assert rows["query", other]["verdict"] == "not confirmed: the counter is missing"
+    assert rows["key_value", metric]["verdict"] == "not confirmed: the counter is missing"
+    launches.pop(1)
+    rows = list(counters.emulated("c", kernels, launches))
+    assert rows[0]["verdict"] == "differs"
+    assert rows[0]["difference"] == 3
+
+
+def test_emulated_cases_are_written_beside_the_others(monkeypatch, tmp_path):
+    def profiled(arguments, log):
+        marked = [kernel("case_marker", 0), kernel("attention_forward", 8)]
+        cases = len(counters.kernel_cases(0))
+        return [kernel("case_marker", 0), kernel("gemm", 2 * 4096**3), *marked * cases]
+
+    monkeypatch.setattr(counters, "_profiled", profiled)
+    monkeypatch.setattr(counters, "executed_ops", lambda shape, size: {"attention_forward": 8})
+    monkeypatch.setattr(counters, "kernel_cases", lambda drawn: [Shape(1, 5, 0, 1, 16)])
+    path, confirmed = counters.run_kernels(tmp_path, drawn=0, emulate=1)
+    assert confirmed
+    rows = read_table(path)
+    names = {row["kernel"] for row in rows if row["metric"] == "smsp__inst_executed.sum"}
+    assert names == {
+        "attention_forward",
+        "row_products",
+        "attention_key_value_gradient",
+        "attention_query_gradient",
+    }
+    assert all(int(row["executed"]) >= 0 for row in rows)
+
+
 @pytest.mark.parametrize("head_dim", [9, 73, 200])
 def test_kernels_together_execute_what_the_counter_says(head_dim):
     shape = Shape(2, 300, 130, 3, head_dim)

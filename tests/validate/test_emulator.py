@@ -1,0 +1,555 @@
+"""The assembled kernels, executed without a GPU: right, and each introduced error is seen."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from validate.emulator import assembly, operations, safety
+from validate.emulator.__main__ import main
+from validate.emulator.cases import Case, counted, differences, errors, launched
+from validate.emulator.counts import METRICS, METRICS_OF_FLOPS, count, sliced
+from validate.emulator.machine import Machine
+from validate.emulator.memory import GlobalMemory, MachineError
+from validate.emulator.safety import Safety, check
+from validate.processes import triton_processes
+
+# Heads read in place; grouped, turned, with the prefix apart; products without tensor cores. The
+# matrix of validate runs many more: wide heads, which take a launch for each gradient, among them.
+CASES = [
+    Case("bfloat16", 73, 131, 100, 8, 8),
+    Case("float16", 54, 35, 70, 4, 2, apart=True, pairs=13),
+    Case("float32", 19, 70, 0, 2, 1),
+]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with triton_processes(interpret=False, jobs=2) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def found(pool):
+    return {case: pool.submit(errors, case) for case in CASES}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_errors_are_those_of_plain_pytorch(found, case):
+    assert max(found[case].result()) <= 1
+
+
+# Each changes one instruction's text, in the forward kernel alone.
+FAULTS = {
+    "where a copy reads": (r"^(LDGSTS.*\.64)(\+0x[0-9a-f]+)?\]", r"\1+0x10]"),
+    "where a copy goes": (r"^(LDGSTS\S* \[R\d+)(\+0x[0-9a-f]+)?\]", r"\1+0x2040]"),
+    "a product too few": (r"(HGMMA\.64x64x16\S*) (R\d+), (R\d+), (gdesc\[UR\d+\]), \2$", "NOP"),
+    "a product twice": (r"^(HGMMA.*), RZ, !UPT", r"\1, R24"),
+    "another exponent": (r"^MUFU\.EX2", "MUFU.RCP"),
+    "an order of bytes": (r"^(F2FP\S*) (R\d+), (R\d+), (R\d+)", r"\1 \2, \4, \3"),
+    "a descriptor's address": (r"^(UIADD3\.64 \S+, \S+), 0x2,", r"\1, 0x4,"),
+}
+
+
+def edited(launch, pattern, replacement, every=False):
+    """A launch whose first instruction that matches is changed, or every one; how many were."""
+    lines, changes = [], 0
+    for at in launch.code.instructions:
+        text = changed = at.text.removeprefix(f"@{at.guard} ")
+        if (every or not changes) and re.search(pattern, text):
+            changed = "NOP" if replacement == "NOP" else re.sub(pattern, replacement, text)
+            changes += 1
+        guard = f"@{at.guard} " if at.guard else ""
+        file, line = at.source.rsplit(":", 1)
+        lines.append(f'//## File "{file}", line {line}')
+        lines.append(f"/*{16 * at.index:04x}*/ {guard}{changed} ;")
+    assert changes
+    instructions, _ = assembly.parsed("\n".join(lines))
+    code = dataclasses.replace(launch.code, instructions=instructions)
+    return dataclasses.replace(launch, code=code, operations=operations.decoded(code))
+
+
+def faulty(case, fault):
+    """Errors where the forward kernel has a fault."""
+
+    def run(launch):
+        if launch.name == "attention_forward":
+            launch = edited(launch, *FAULTS[fault])
+        launch.run()
+
+    return max(errors(case, run))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_code_is_seen(pool, fault):
+    assert not pool.submit(faulty, CASES[0], fault).result() <= 1
+
+
+# What the text says, in a kernel of a few lines.
+
+
+def kernel(text):
+    numbered, at = [], 0
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line.startswith(".L"):
+            numbered.append(line)
+        else:
+            numbered.append(f"/*{at:04x}*/ {line} ;")
+            at += 16
+    instructions, labels = assembly.parsed("\n".join(numbered))
+    return assembly.Code("kernel", instructions, labels, ())
+
+
+def run(text, warps=1, shared=256, memory=None, observers=(), constants=64):
+    code = kernel(text)
+    machine = Machine(
+        code, operations.decoded(code), np.zeros(constants, np.uint32), np.zeros((1, 3), int),
+        warps, shared, memory or GlobalMemory(), observers=observers,
+    )  # fmt: skip
+    for observer in observers:
+        observer.begin(machine)
+    ended = []
+    control = machine._control
+
+    def watched(group, operation):
+        if operation.wait == "exit":
+            ended.append((group.warps.copy(), group.lanes.copy(), group.R.copy(), group.UR.copy()))
+        return control(group, operation)
+
+    machine._control = watched
+    machine.run()
+    return machine, ended
+
+
+def values(text, register, **options):
+    """A register of the first warp's lanes at the end of code that all of them end together."""
+    _, [(_, _, registers, _)] = run(f"{text}\nEXIT", **options)
+    return registers[register, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # 7 · 5 + 2 and shifts, by hand.
+        ("MOV R0, 0x7\nIMAD R1, R0, 0x5, RZ\nVIADD R1, R1, 0x2", 37),
+        # 0xffffffff + 1 carries: 0 below, 1 + 1 above.
+        ("MOV R0, 0xffffffff\nIADD3 R2, P0, R0, 0x1, RZ\nIADD3.X R1, RZ, 0x1, RZ, P0, !PT", 2),
+        # 5 − 7 borrows: no carry.
+        ("MOV R0, 0x5\nMOV R2, 0x7\nIADD3 R3, P0, R0, -R2, RZ\nSEL R1, RZ, 0x1, P0", 1),
+        # 7 − 0: −0 is ~0 + 1, which carries.
+        ("MOV R0, 0x7\nMOV R2, RZ\nIADD3 R3, P0, R0, -R2, RZ\nSEL R1, RZ, 0x1, P0", 0),
+        # The high word of 2³¹ · 2³¹ = 2⁶², and of −2³¹ · −2³¹ · …: the same.
+        ("MOV R0, 0x80000000\nIMAD.HI.U32 R1, R0, R0, RZ", 1 << 30),
+        # −1 · 3 in 64 bits: the high word is all ones.
+        ("MOV R0, 0xffffffff\nMOV R2, 0x3\nIMAD.WIDE R4, R0, R2, RZ\nMOV R1, R5", 0xFFFFFFFF),
+        # (3 << 4) + 5.
+        ("MOV R0, 0x3\nMOV R2, 0x5\nLEA R1, R0, R2, 0x4", 53),
+        # −1 >> 25 logically is 127: what rounds a division by 128.
+        ("MOV R0, 0xffffffff\nMOV R2, 0x1\nLEA.HI R1, R0, R2, RZ, 0x7", 128),
+        ("MOV R0, 0xfffffff0\nSHF.R.S32.HI R1, RZ, 0x2, R0", 0xFFFFFFFC),
+        ("MOV R0, 0x80000000\nMOV R2, 0x1\nSHF.L.U64.HI R1, R0, 0x1, R2", 3),
+        ("MOV R0, 0x12345678\nMOV R2, 0x9abcdef0\nPRMT R1, R0, 0x5410, R2", 0xDEF05678),
+        ("MOV R0, 0xc\nMOV R2, 0xa\nLOP3.LUT R1, R0, R2, RZ, 0x3c, !PT", 6),
+        ("MOV R0, 0x1ff\nSGXT R1, R0, 0x9", 0xFFFFFFFF),
+        # −3 is less than 2 with its sign, greater without.
+        ("MOV R0, 0xfffffffd\nISETP.LT.AND P0, PT, R0, 0x2, PT\nSEL R1, RZ, 0x1, !P0", 1),
+        ("MOV R0, 0xfffffffd\nISETP.LT.U32.AND P0, PT, R0, 0x2, PT\nSEL R1, RZ, 0x1, P0", 1),
+        # 1.0 and 2.0 as bf16, in one register.
+        ("MOV R0, 0x3f800000\nMOV R2, 0x40000000\nF2FP.BF16.F32.PACK_AB R1, R2, R0", 0x40003F80),
+        # 1 + 2⁻⁹ lies between two of bf16, of which the even one is 1.
+        ("MOV R0, 0x3f808000\nF2F.BF16.F32 R1, R0", 0x3F80),
+        ("HFMA2.MMA R1, -RZ, RZ, 1.875, 0", 0x3F800000),
+        # 2³ = 8.
+        ("MOV R0, 0x40400000\nMUFU.EX2 R1, R0", 0x41000000),
+        # (1 + 2⁻¹²)² − 1 − 2⁻¹¹ = 2⁻²⁴, which two roundings would lose.
+        ("MOV R0, 0x3f800800\nMOV R2, 0xbf801000\nFFMA R1, R0, R0, R2", 0x33800000),
+    ],
+)  # fmt: skip
+def test_what_an_instruction_does(text, expected):
+    assert set(values(text, 1)) == {expected}
+
+
+def test_every_table_of_bits():
+    # Bits of a, b and c stand for all eight cases at once.
+    for table in range(256):
+        found = operations._looked_up(table, *map(np.uint32, (0xF0, 0xCC, 0xAA)), np.uint32(0xFF))
+        assert found & 0xFF == table
+
+
+def test_lanes_part_and_meet():
+    text = """
+        S2R R0, SR_TID.X
+        MOV R1, 0x5
+        ISETP.LT.AND P0, PT, R0, 0x7, PT
+        BSSY B0, `(.L_x_1)
+        @P0 BRA `(.L_x_0)
+        VIADD R1, R1, 0x10
+        BRA `(.L_x_2)
+.L_x_0:
+        VIADD R1, R1, 0x20
+.L_x_2:
+        BSYNC B0
+.L_x_1:
+        VIADD R1, R1, 0x1
+    """
+    assert values(text, 1).tolist() == [0x26] * 7 + [0x16] * 25
+
+
+def test_lanes_that_leave_are_not_waited_for():
+    # Lanes below 7 leave for the end; the others converge without them.
+    text = """
+        S2R R0, SR_TID.X
+        MOV R1, RZ
+        ISETP.LT.AND P0, PT, R0, 0x7, PT
+        ISETP.LT.AND P1, PT, R0, 0x9, PT
+        BSSY B0, `(.L_x_1)
+        @P0 BREAK B0
+        @P0 BRA `(.L_x_2)
+        @P1 BRA `(.L_x_1)
+        MOV R1, 0x1
+.L_x_1:
+        BSYNC B0
+        VIADD R1, R1, 0x10
+.L_x_2:
+        EXIT
+    """
+    _, ended = run(text)
+    found = {
+        int(lane): registers[1, 0, lane]
+        for _, lanes, registers, _ in ended
+        for lane in np.flatnonzero(lanes[0])
+    }
+    assert found == {lane: 0 if lane < 7 else 16 if lane < 9 else 17 for lane in range(32)}
+
+
+def test_warps_have_counters_of_their_own():
+    # Warp w loops w + 1 times, and all meet at the barrier.
+    text = """
+        S2R R0, SR_TID.X
+        SHF.R.U32.HI R0, RZ, 0x5, R0
+        MOV R1, RZ
+.L_x_0:
+        VIADD R1, R1, 0x1
+        ISETP.LE.AND P0, PT, R1, R0, PT
+        @P0 BRA `(.L_x_0)
+        BAR.SYNC.DEFER_BLOCKING 0x0
+        EXIT
+    """
+    machine, ended = run(text, warps=3)
+    rounds = {int(w): registers[1, i, 0] for ws, _, registers, _ in ended for i, w in enumerate(ws)}
+    assert rounds == {0: 1, 1: 2, 2: 3}
+    assert machine.executed.tolist() == [3, 3, 3, 6, 6, 6, 3, 3]
+
+
+def test_a_barrier_that_a_warp_never_reaches():
+    text = """
+        S2R R0, SR_TID.X
+        ISETP.LT.AND P0, PT, R0, 0x20, PT
+        @P0 EXIT
+        BAR.SYNC.DEFER_BLOCKING 0x0
+        EXIT
+    """
+    with pytest.raises(MachineError, match=r"never comes.*BAR\.SYNC"):
+        run(text, warps=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("POPC R0, R1", "opcode 'POPC'"),
+        ("IMAD.LO R0, R1, R2, R3", "modifier 'LO'"),
+        ("FADD.RM R0, R1, R2", "modifier 'RM'"),
+        ("LDC R0, c[0x3][0x10]", "constant bank 0x3"),
+        ("BAR.SYNC.DEFER_BLOCKING 0x1", "barrier"),
+        ("S2R R0, SR_CLOCKLO", "special register"),
+        ("MOV R0, B1", "operand 'B1'"),
+        ("BRA `(.L_x_9)", "label"),
+    ],
+)
+def test_what_is_not_known_is_named_with_its_line(line, what):
+    text = f'//## File "/some/where.py", line 7\n/*0000*/ {line} ;'
+    instructions, labels = assembly.parsed(text)
+    code = assembly.Code("kernel", instructions, labels, ())
+    with pytest.raises(assembly.UnknownCodeError, match=f"{re.escape(what)}.*some/where.py:7"):
+        operations.decoded(code)
+
+
+def test_lines_that_are_none():
+    with pytest.raises(assembly.UnknownCodeError, match="no known kind"):
+        assembly.parsed("something else")
+    with pytest.raises(assembly.UnknownCodeError, match="follow"):
+        assembly.parsed("/*0010*/ EXIT ;")
+
+
+# Counts.
+
+
+def _both_counts(case):
+    """Executed instructions and traffic, without results and with them."""
+    for some, every in zip(counted(case), counted(case, results=True), strict=True):
+        yield (some.executed == every.executed).all(), some.memory() == every.memory()
+
+
+def both_counts(case):
+    return list(_both_counts(case))
+
+
+def test_counts_need_no_results(pool):
+    found = pool.submit(both_counts, CASES[0]).result()
+    # Forward, rows, keys and values of both parts, queries.
+    assert found == [(True, True)] * 5
+
+
+def forward_counts(case):
+    counts = counted(case)[0]
+    lines = counts.by(lambda at: at.source if at.opcode == "HGMMA" else None)
+    loops = counts.by(lambda at: counts.loop_of(at) if at.opcode == "HGMMA" else None)
+    return counts.tensor_flops(), counts.special(), counts.memory(), counts.pipes(), lines, loops
+
+
+def test_what_the_forward_kernel_executes(pool):
+    flops, special, memory, pipes, lines, loops = pool.submit(forward_counts, CASES[0]).result()
+    # 131 queries are 2 tiles of 128, over 100 keys of the prefix, 2 tiles of 64 for each; on the
+    # diagonal 2 tiles and 1, below it none and 2. So 9 tiles for each of 8 heads.
+    tiles = 8 * 9
+    assert flops == {
+        # Of 80 channels the first 64 and the last 16: q kᵀ sums over them, weights · v has them as
+        # columns.
+        "m64n64k16 bf16": tiles * 2 * 128 * 64 * (80 + 64),
+        "m64n16k16 bf16": tiles * 2 * 128 * 64 * 16,
+    }
+    # An exponential for each score, and for each of four lanes of a row that corrects its sum.
+    assert special["EX2"] == tiles * 128 * (64 + 4)
+    # 131 rows of 8 heads, 73 channels of 2 bytes and a logarithm of 4.
+    assert memory["global store bytes"] == memory["global store distinct bytes"] == 131 * 8 * 150
+    assert sum(pipes.values()) > 0
+    assert pipes["tensor"] == sum(lines.values()) == sum(loops.values())
+    assert "outside of loops" not in loops
+
+
+def test_the_counter_and_the_kernels_say_what_is_executed(pool):
+    for case, missed in differences(CASES[:1]):
+        # By pass, and the bytes of four kernels.
+        assert len(missed) == 6, case
+        assert set(missed.values()) == {0}
+
+
+def test_a_product_too_few_is_counted(pool):
+    missed = pool.submit(_missed_product, CASES[0]).result()
+    # One m64n64k16 in each of 16 warpgroups that have a tile there.
+    assert missed > 0
+    assert missed % (2 * 64 * 64 * 16) == 0
+
+
+def _missed_product(case):
+    found = []
+
+    def run(launch):
+        if launch.name == "attention_forward":
+            changed = edited(launch, *FAULTS["a product too few"])
+            found.extend(sum(count(x).tensor_flops().values()) for x in (launch, changed))
+
+    launched(case, run)
+    return found[0] - found[1]
+
+
+def named(case):
+    return [counts.metrics() for counts in counted(case)], [
+        (counts.pipes(), counts.tensor_flops(), counts.memory()) for counts in counted(case)
+    ]
+
+
+def test_counts_are_named_as_the_hardware_names_them(pool):
+    launches, beside = pool.submit(named, CASES[0]).result()
+    for metrics, (pipes, flops, memory) in zip(launches, beside, strict=True):
+        assert set(metrics) == set(METRICS)
+        assert metrics["smsp__inst_executed.sum"] == sum(pipes.values())
+        assert metrics["sm__inst_executed_pipe_xu.sum"] == pipes.get("xu", 0)
+        assert metrics[METRICS_OF_FLOPS["bf16"]] == sum(flops.values())
+        assert metrics[METRICS_OF_FLOPS["fp16"]] == 0
+        for kind, names in (("load", ("ld", "ldgsts")), ("store", ("st",))):
+            total = sum(metrics[f"sm__sass_data_bytes_mem_global_op_{name}.sum"] for name in names)
+            assert total == memory[f"global {kind} bytes"]
+
+
+def test_the_command_shows_counts(pool, capsys):
+    # In this process Triton interprets, and the command has one of its own that compiles.
+    assert main(["--case.dtype", "bfloat16", "--case.head-dim", "16", "--case.queries", "5"]) == 0
+    shown = capsys.readouterr().out
+    assert "attention_query_gradient" in shown
+    assert "smsp__inst_executed.sum" in shown
+    assert "loop 1" in shown
+
+
+def test_a_count_that_depends_on_data():
+    text = """
+        CS2R R2, SRZ
+        LDG.E R0, desc[UR4][R2.64]
+        ISETP.NE.AND P0, PT, R0, RZ, PT
+        @P0 EXIT
+        EXIT
+    """
+    code = kernel(text)
+    with pytest.raises(ValueError, match=r"depends on data.*LDG"):
+        sliced(code, operations.decoded(code))
+
+
+def test_what_a_guard_leaves_out_is_not_needed():
+    # R1 comes from memory where P0 is false alone, and where it is true it is an address.
+    text = """
+        S2R R0, SR_TID.X
+        ISETP.NE.AND P0, PT, R0, RZ, PT
+        CS2R R2, SRZ
+        LDG.E R1, desc[UR4][R2.64]
+        @P0 MOV R1, 0x400
+        @P0 STS [R1], R0
+        EXIT
+    """
+    code = kernel(text)
+    assert len([o for o in sliced(code, operations.decoded(code)) if o]) == 7
+    other = kernel(text.replace("@P0 STS", "@!P0 STS"))
+    with pytest.raises(ValueError, match=r"depends on data.*LDG"):
+        sliced(other, operations.decoded(other))
+    moved = kernel(text.replace("@P0 STS", "ISETP.EQ.AND P0, PT, R0, RZ, PT\n@P0 STS"))
+    with pytest.raises(ValueError, match=r"depends on data.*LDG"):
+        sliced(moved, operations.decoded(moved))
+
+
+def test_what_a_branch_leaves_behind_is_not_needed():
+    text = """
+        S2R R0, SR_TID.X
+        ISETP.LT.AND P0, PT, R0, 0x20, PT
+        CS2R R2, SRZ
+        LDG.E R1, desc[UR4][R2.64]
+        @P0 MOV R1, 0x400
+        @P0 BRA `(.L_x_0)
+        MOV R1, 0x404
+.L_x_0:
+        STS [R1], R0
+        EXIT
+    """
+    code = kernel(text)
+    assert len([o for o in sliced(code, operations.decoded(code)) if o]) == 9
+    other = kernel(text.replace("@P0 MOV", "@!P0 MOV"))
+    with pytest.raises(ValueError, match=r"depends on data.*LDG"):
+        sliced(other, operations.decoded(other))
+
+
+def test_only_what_counts_need_is_executed():
+    text = """
+        MOV R0, 0x3
+        MOV R1, 0x5
+        FADD R2, R1, R1
+        MOV R4, 0x400
+.L_x_0:
+        STS [R4], R2
+        VIADD R1, R1, 0x1
+        VIADD R0, R0, 0xffffffff
+        ISETP.NE.AND P0, PT, R0, RZ, PT
+        @P0 BRA `(.L_x_0)
+        EXIT
+    """
+    code = kernel(text)
+    kept = sliced(code, operations.decoded(code))
+    assert [o.at.opcode for o in kept if o] == [
+        "MOV",
+        "MOV",
+        "STS",
+        "VIADD",
+        "ISETP",
+        "BRA",
+        "EXIT",
+    ]
+
+
+# Safety.
+
+
+def findings(case):
+    found = {}
+
+    def run(launch):
+        found[len(found), launch.name] = check(launch)
+
+    launched(case, run)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_kernels_are_safe(pool, case):
+    found = pool.submit(findings, case).result()
+    assert len(found) >= 4
+    assert [finding for some in found.values() for finding in some] == []
+
+
+# Each leaves out, or changes, what one of the checks is there for.
+UNSAFE = {
+    safety.UNWRITTEN: ("attention_forward", r"^LDGSTS", "NOP", False),
+    safety.IN_FLIGHT: ("attention_forward", r"^DEPBAR\.LE SB0, .*", "DEPBAR.LE SB0, 0x3f", True),
+    safety.RACE: ("attention_forward", r"^BAR\.SYNC", "NOP", True),
+    safety.UNFENCED: ("attention_forward", r"^FENCE", "NOP", True),
+    safety.STILL_READ: (
+        "attention_forward",
+        r"^WARPGROUP\.DEPBAR.*",
+        "WARPGROUP.DEPBAR.LE gsb0, 0x7",
+        True,
+    ),
+    safety.ACCUMULATOR: ("attention_forward", r"^WARPGROUP\.DEPBAR", "NOP", True),
+    safety.OPERAND: ("attention_forward", r"^WARPGROUP\.DEPBAR", "NOP", True),
+    safety.NOT_READY: ("attention_forward", r"^WARPGROUP\.ARRIVE", "NOP", True),
+}
+
+
+def unsafe_findings(case, name, *change):
+    found = []
+
+    def run(launch):
+        if launch.name == name:
+            found.extend(check(edited(launch, *change)))
+        elif not found:
+            launch.run()
+
+    launched(case, run)
+    return found
+
+
+@pytest.mark.parametrize("what", UNSAFE)
+def test_what_is_unsafe_is_found_with_its_line(pool, what):
+    found = pool.submit(unsafe_findings, CASES[0], *UNSAFE[what]).result()
+    assert any(re.match(rf"{re.escape(what)}: '.*' at 0x\w+, \w+/\w+\.py:\d+", x) for x in found)
+
+
+REFUSED = {
+    "outside of every tensor": (r"^(LDGSTS.*\.64)(\+0x[0-9a-f]+)?\]", r"\1+0x7000000]"),
+    "misaligned global access": (r"^(LDGSTS.*\.64)(\+0x[0-9a-f]+)?\]", r"\1+0x2]"),
+    "shared access outside": (r"^(LDGSTS\S* \[R\d+)(\+0x[0-9a-f]+)?\]", r"\1+0x40000]"),
+    "misaligned shared access": (r"^(LDGSTS\S* \[R\d+)(\+0x[0-9a-f]+)?\]", r"\1+0x2]"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_the_hardware_would_refuse_is_named_with_its_line(pool, what):
+    found = pool.submit(unsafe_findings, CASES[0], "attention_forward", *REFUSED[what]).result()
+    assert re.search(rf"{what}.*LDGSTS.* at 0x\w+, \w+/\w+\.py:\d+", found[-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        # Warp 1 writes what warp 0 reads, and no barrier stands between them.
+        ("@P0 STS [R1], R0\n@!P0 LDS R2, [R1]", safety.RACE),
+        ("STS [R1], R0", safety.RACE),
+        ("LDS R2, [R1]", safety.UNWRITTEN),
+        ("@P0 STS [R1], R0\nBAR.SYNC.DEFER_BLOCKING 0x0\nLDS R2, [R1]", None),
+        (
+            "@P0 STS [R1], R0\nBAR.SYNC.DEFER_BLOCKING 0x0\nLDS R2, [R1]\n@P0 STS [R1], R0",
+            safety.RACE,
+        ),
+    ],
+)
+def test_what_orders_two_warps(text, what):
+    watch = Safety()
+    start = "S2R R0, SR_TID.X\nISETP.GE.AND P0, PT, R0, 0x20, PT\nMOV R1, 0x400"
+    run(f"{start}\n{text}\nEXIT", warps=2, observers=(watch,))
+    assert {finding.split(":")[0] for finding in watch.findings} == ({what} if what else set())

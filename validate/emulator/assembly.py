@@ -1,0 +1,151 @@
+"""Assembled code: instructions as Triton's nvdisasm prints them, and the tables of the cubin."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import struct
+
+from validate.compiled_code import disassembled
+
+WORD = 4
+INSTRUCTION_BYTES = 16
+EIATTR_PARAM_CBANK, EIATTR_KPARAM_INFO = 0x0A, 0x17
+"""Attributes of ``.nv.info.<kernel>``: where parameters start, and where each of them lies."""
+FORMATS = {1: 0, 2: 2, 3: 2}
+"""Bytes of an attribute that has no size of its own, by the attribute's format."""
+
+
+class UnknownCodeError(ValueError):
+    """Code that the emulator does not know, named with its line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        index: Its place in the kernel's code.
+        text: As nvdisasm prints it, without hints for the operand cache.
+        guard: The predicate that it is executed under, ``"P0"``, ``"!UP1"``; empty where none.
+        opcode: Its name, without modifiers.
+        modifiers: What follows the name.
+        operands: In the order of the text.
+        source: File and line that it comes from.
+    """
+
+    index: int
+    text: str
+    guard: str
+    opcode: str
+    modifiers: tuple[str, ...]
+    operands: tuple[str, ...]
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.text!r} at {self.index * INSTRUCTION_BYTES:#06x}, {self.source}"
+
+    def unknown(self, what: str) -> UnknownCodeError:
+        """The error to raise where a part of it is not known."""
+        return UnknownCodeError(f"{what} is not known to the emulator: {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """A kernel.
+
+    Attributes:
+        name: The kernel's.
+        instructions: In order.
+        labels: Index of the instruction at each label.
+        parameters: Offset in constant bank 0 and bytes of each parameter, in order.
+    """
+
+    name: str
+    instructions: tuple[Instruction, ...]
+    labels: dict[str, int]
+    parameters: tuple[tuple[int, int], ...]
+
+
+def read_code(name: str, cubin: bytes) -> Code:
+    """The kernel of a cubin."""
+    instructions, labels = parsed(disassembled(cubin))
+    return Code(name, instructions, labels, parameters(name, sections(cubin)))
+
+
+def parsed(text: str) -> tuple[tuple[Instruction, ...], dict[str, int]]:
+    """Instructions and labels of what nvdisasm prints.
+
+    Raises:
+        UnknownCodeError: if a line is no instruction, label, directive or comment, or addresses
+            do not follow one another.
+    """
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    source = "no line"
+    for line in text.splitlines():
+        if found := re.match(r'\s*//## File "(.*)", line (\d+)(.*)', line):
+            source = f"{'/'.join(found[1].split('/')[-2:])}:{found[2]}"
+        elif found := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(?:(@\S+)\s+)?(.*?)\s*;\s*$", line):
+            words = found[3].replace(".reuse", "").split(None, 1)
+            opcode, *modifiers = words[0].split(".")
+            operands = tuple(x.strip() for x in words[1].split(",")) if words[1:] else ()
+            guard = (found[2] or "").removeprefix("@")
+            if int(found[1], 16) != INSTRUCTION_BYTES * len(instructions):
+                raise UnknownCodeError(f"code must follow its addresses, got {line!r}")
+            instructions.append(
+                Instruction(
+                    len(instructions), f"{found[2] or ''} {' '.join(words)}".strip(), guard,
+                    opcode, tuple(modifiers), operands, source,
+                )
+            )  # fmt: skip
+        elif found := re.match(r"(\.L_x_\d+):", line):
+            labels[found[1]] = len(instructions)
+        elif line.strip() and not re.match(r"\s*(\.|//|[\w.$]+:\s*$)", line):
+            raise UnknownCodeError(f"nvdisasm printed a line of no known kind: {line!r}")
+    return tuple(instructions), labels
+
+
+def sections(cubin: bytes) -> dict[str, bytes]:
+    """The sections of an ELF file by name."""
+    if cubin[:5] != b"\x7fELF\x02":
+        raise ValueError(f"a cubin must be a 64-bit ELF file, got {cubin[:5]!r}")
+    (start,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    found = []
+    for i in range(count):
+        name, kind, _, _, offset, length = struct.unpack_from("<IIQQQQ", cubin, start + i * size)
+        found.append((name, b"" if kind == 8 else cubin[offset : offset + length]))
+    texts = found[names][1]
+    return {texts[name : texts.index(b"\0", name)].decode(): data for name, data in found}
+
+
+def parameters(name: str, tables: dict[str, bytes]) -> tuple[tuple[int, int], ...]:
+    """Offset in constant bank 0 and bytes of each parameter, as the cubin's own tables say.
+
+    Raises:
+        UnknownCodeError: if the kernel has relocations, or its tables lack what is asked for.
+    """
+    for section in tables:
+        if section.startswith((".rel.text", ".rela.text")) and tables[section]:
+            raise UnknownCodeError(f"relocations of code are not known to the emulator: {section}")
+    table, at = tables[f".nv.info.{name}"], 0
+    base = None
+    found = {}
+    while at < len(table):
+        form, attribute, size = struct.unpack_from("<BBH", table, at)
+        at += 4
+        if form == 4:
+            data, at = table[at : at + size], at + size
+            if attribute == EIATTR_KPARAM_INFO:
+                _, ordinal, offset, packed = struct.unpack("<IHHI", data)
+                found[ordinal] = offset, packed >> 18
+            elif attribute == EIATTR_PARAM_CBANK:
+                _, base, _ = struct.unpack("<IHH", data)
+        elif form not in FORMATS:
+            raise UnknownCodeError(f"attribute format {form} of .nv.info.{name}")
+    if base is None or sorted(found) != list(range(len(found))):
+        raise UnknownCodeError(
+            f".nv.info.{name} must place every parameter, got {found} from {base}"
+        )
+    return tuple((base + found[i][0], found[i][1]) for i in range(len(found)))

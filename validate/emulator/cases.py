@@ -1,0 +1,259 @@
+"""Attention as its users call it, forward and backward, on the emulated kernels."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from kernels.attention.tilings import padded_head_dim
+from validate.compiled_code import product_lines
+from validate.emulator.counts import Counts, count
+from validate.emulator.launching import EmulatedLaunch, emulating
+from validate.processes import triton_processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call of the attention, and its gradients.
+
+    Attributes:
+        dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+        head_dim: Channels of a head.
+        queries: n, the latents.
+        prefix: k, further keys before them.
+        heads: Query heads.
+        key_heads: Key-value heads, which divide them.
+        apart: Whether the prefix's keys and values are tensors of their own.
+        pairs: Pairs of channels that the rotary embedding turns.
+        batch: Sequences.
+    """
+
+    dtype: str
+    head_dim: int
+    queries: int
+    prefix: int = 0
+    heads: int = 1
+    key_heads: int = 1
+    apart: bool = False
+    pairs: int = 0
+    batch: int = 1
+
+    def in_place(self) -> bool:
+        """Whether all operands are read where they lie, in every pass."""
+        from kernels.attention.launches import unit_of
+
+        units = {unit_of(x, self.head_dim) for x in self.operands(values=False)[0]}
+        whole = self.head_dim == padded_head_dim(self.head_dim)
+        alike = len(units) == 1 and None not in units and self.heads == self.key_heads
+        return not self.pairs and (whole or alike)
+
+    def operands(self, values: bool = True) -> tuple[list[Any], Any, Any]:
+        """Queries, keys and values (and the prefix's), angles, and the output's gradient.
+
+        Without ``values`` they hold what memory held, and take none before they are touched.
+        """
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        dtype = getattr(torch, self.dtype)
+
+        def drawn(length: int, heads: int) -> Any:
+            size = (self.batch, length, heads, self.head_dim)
+            if not values:
+                return torch.empty(size, dtype=dtype, requires_grad=True)
+            return torch.randn(size, generator=generator).to(dtype).requires_grad_()
+
+        keys = self.queries + (0 if self.apart else self.prefix)
+        tensors = [drawn(self.queries, self.heads)]
+        tensors += [drawn(keys, self.key_heads) for _ in range(2)]
+        tensors += [drawn(self.prefix, self.key_heads) for _ in range(2 if self.apart else 0)]
+        positions = self.queries + self.prefix
+        angles = 3 * torch.randn(1, positions, self.pairs, generator=generator)
+        grad = drawn(self.queries, self.heads).detach()
+        return tensors, angles if self.pairs else None, grad
+
+
+def results(attention: Callable[..., Any], tensors: Sequence[Any], angles: Any, grad: Any) -> Any:
+    """Output and gradients, one after the other."""
+    import torch
+
+    out = attention(*tensors, angles=angles)
+    return [out.detach(), *torch.autograd.grad(out, list(tensors), grad.to(out.dtype))]
+
+
+def plain_attention(
+    q: Any, k: Any, v: Any, prefix_k: Any = None, prefix_v: Any = None, angles: Any = None
+) -> Any:
+    """The specification in plain PyTorch, in the operands' dtype."""
+    import torch
+
+    from kernels.attention.reference import reference_attention, reference_preparation
+
+    if prefix_k is not None:
+        k, v = torch.cat((prefix_k, k), 1), torch.cat((prefix_v, v), 1)
+    if angles is not None:
+        q = reference_preparation(q, angles[:, -q.shape[1] :], q.shape[-1])
+        k = reference_preparation(k, angles, k.shape[-1])
+    return reference_attention(q, k, v)[0]
+
+
+def launched(case: Case, run: Callable[[EmulatedLaunch], Any], backward: bool = True) -> list[Any]:
+    """Output and gradients, where ``run`` computes them; memory left unwritten is NaN.
+
+    Args:
+        case: The call.
+        run: Takes each launch.
+        backward: Whether to ask for gradients.
+    """
+    from unittest import mock
+
+    import torch
+
+    def poisoned(make: Any) -> Any:
+        return lambda *arguments, **options: make(*arguments, **options).fill_(float("nan"))
+
+    with (
+        mock.patch.object(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty)),
+        mock.patch.object(torch, "empty_like", poisoned(torch.empty_like)),
+    ):
+        return _called(case, run, backward, values=True)
+
+
+def _called(
+    case: Case, run: Callable[[EmulatedLaunch], Any], backward: bool, values: bool
+) -> list[Any]:
+    from kernels.attention.attention import prefix_attention
+
+    tensors, angles, grad = case.operands(values)
+    with emulating(run):
+        if backward:
+            return results(prefix_attention, tensors, angles, grad)
+        return [prefix_attention(*tensors, angles=angles)]
+
+
+def errors(case: Case, run: Callable[[EmulatedLaunch], Any] = EmulatedLaunch.run) -> list[float]:
+    """Largest errors of output and gradients, as shares of what they may be.
+
+    The bound is that of the tests in the interpreter and on a GPU: against the specification in
+    float64, 2 (gradients: 3) times the error of plain PyTorch in the same dtype, and one unit of
+    the dtype's precision of the largest value beside it.
+
+    Returns:
+        Output, and gradients of queries, keys, values, and prefix: right where at most 1; infinite
+        where a value is not a number.
+    """
+    import torch
+
+    ours = launched(case, run)
+    tensors, angles, grad = case.operands()
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    truths = results(plain_attention, exact, None if angles is None else angles.double(), grad)
+    usuals = results(plain_attention, tensors, angles, grad)
+    floor = torch.finfo(getattr(torch, case.dtype)).eps
+    shares = []
+    for i, (found, usual, truth) in enumerate(zip(ours, usuals, truths, strict=True)):
+        if not truth.numel():  # an empty prefix's gradients
+            continue
+        error = (found - truth).abs().max()
+        bound = (3 if i else 2) * (usual - truth).abs().max() + floor * truth.abs().max()
+        shares.append(float(error / bound) if error.isfinite() else float("inf"))
+    return shares
+
+
+def counted(
+    case: Case, results: bool = False, distinct: bool = True, backward: bool = True
+) -> list[Counts]:
+    """What the launches of a forward and a backward pass execute, in order.
+
+    Args:
+        case: What to run.
+        results: As of :func:`validate.emulator.counts.count`.
+        distinct: As of :func:`validate.emulator.counts.count`.
+        backward: Whether to run the backward pass, too.
+    """
+    found: list[Counts] = []
+
+    def run(launch: EmulatedLaunch) -> None:
+        found.append(count(launch, results, distinct))
+
+    _called(case, run, backward, values=results)
+    return found
+
+
+def seen(case: Case) -> dict[str, dict[str, int]]:
+    """What the counter and the kernels say of themselves, beside what is executed.
+
+    Returns:
+        ``executed``: FLOPs of tile products by pass, on tensor cores, or of fused multiply-adds in
+        fp32. ``bytes``: of each kernel, what it declares minus the distinct bytes that its launches
+        touch; none where operands are copied to be padded.
+    """
+    lines = [f"attention/tiles.py:{line}" for line in product_lines()]
+    executed = {"forward": 0, "backward": 0}
+    declared: collections.Counter[str] = collections.Counter()
+    for counts in counted(case):
+        phase = "forward" if counts.code.name == "attention_forward" else "backward"
+        executed[phase] += sum(counts.tensor_flops().values())
+        if case.dtype == "float32":
+            executed[phase] += counts.lane_flops(lines)
+        traffic = counts.memory()
+        distinct = traffic["global load distinct bytes"] + traffic["global store distinct bytes"]
+        declared[counts.code.name] += counts.declared["bytes"] - distinct
+    return {"executed": executed, "bytes": dict(declared) if case.in_place() else {}}
+
+
+def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Executed FLOPs by the counter minus those of :func:`seen`, by pass.
+
+    Where no operand is copied to be padded, the bytes that each kernel declares minus those that
+    it touches, too.
+    """
+    formula = _formula(case)
+    missed = {phase: formula[phase] - flops for phase, flops in found["executed"].items()}
+    return missed | {f"bytes of {name}": n for name, n in found["bytes"].items()}
+
+
+def differences(cases: Iterable[Case], jobs: int = 1) -> Iterator[tuple[Case, dict[str, int]]]:
+    """What :func:`difference` says of cases, executed in processes of their own.
+
+    Args:
+        cases: What to compare; the kernels of each are compiled for it.
+        jobs: Processes.
+    """
+    cases = tuple(cases)
+    with triton_processes(interpret=False, jobs=jobs) as pool:
+        for case, found in zip(cases, pool.map(seen, cases), strict=True):
+            yield case, difference(case, found)
+
+
+def _formula(case: Case) -> dict[str, int]:
+    import torch
+
+    from validate import kernel_tally
+
+    shape = kernel_tally.AttentionShape(
+        case.batch, case.queries, case.prefix, case.heads, case.key_heads, case.head_dim,
+        getattr(torch, case.dtype),
+    )  # fmt: skip
+    by_part = kernel_tally.formula(shape)
+    return {
+        phase: sum(flops for part, flops in by_part.items() if part.endswith(phase))
+        for phase in ("forward", "backward")
+    }
+
+
+CASES = (
+    Case("bfloat16", 73, 131, 100, 8, 8),
+    Case("float32", 19, 70, 33, 2, 1),
+    Case("bfloat16", 64, 260, 130, 4, 1),
+    Case("float16", 54, 35, 70, 4, 4, apart=True),
+    Case("bfloat16", 200, 66, 33),
+    Case("float16", 128, 131, 66, 2, 2),
+    Case("bfloat16", 91, 140, 0, 8, 8, batch=2),
+    Case("float16", 1, 5, 3, 2, 1),
+    Case("float32", 128, 40, 20),
+    Case("bfloat16", 256, 70, 65),
+)
+"""What the matrix compares; the first in a quick run."""

@@ -1,0 +1,465 @@
+"""What a run executed, by the quantities that the hardware's counters name.
+
+Counts of instructions and FLOPs follow from how often each instruction was executed. Traffic is
+counted as it happens. Requests are a warp's instructions with at least one lane that takes part,
+sectors the distinct 32 bytes of global memory that a request touches, and wavefronts the passes
+that shared memory's 32 banks of 4 bytes need for it: its lanes go 32, 16 or 8 together where each
+takes 4 bytes or less, 8 or 16, and a bank gives one word a pass.
+
+Only addresses and guards decide about all of these: :func:`sliced` leaves out every instruction
+that neither needs, and finds out if one of them came from memory. So all programs of a launch are
+executed, and none has to stand for others.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from validate.emulator.assembly import Code, Instruction
+from validate.emulator.launching import EmulatedLaunch
+from validate.emulator.machine import LANES, WARPGROUP, Group, Machine, Operation
+from validate.emulator.memory import Array, GlobalMemory
+from validate.emulator.operations import FIRST_BIT, UNIFORM
+
+SECTOR, BANKS, BANK_BYTES = 32, 32, 4
+STACK_POINTER = 1
+"""Number of the register that points to the stack, whose words count as registers."""
+GRANULE = 2
+"""Bytes, the least of an access."""
+
+PIPES = {
+    "tensor": ("HGMMA",),
+    "fma": ("FADD", "FMUL", "FFMA", "IMAD"),
+    "fp16": ("HADD2", "HFMA2"),
+    "xu": ("MUFU", "I2F", "F2I", "F2F"),
+    "lsu": (
+        "LDG", "STG", "LDS", "STS", "LDGSTS", "LDL", "STL", "LDSM", "STSM", "SHFL", "LDGDEPBAR",
+        "S2R",
+    ),
+    "uniform": (*sorted(UNIFORM), "R2UR", "S2UR", "VOTEU"),
+    "control": (
+        "BRA", "EXIT", "BSSY", "BSYNC", "BREAK", "BAR", "NOP", "DEPBAR", "MEMBAR", "FENCE",
+        "WARPGROUP",
+    ),
+    "alu": (
+        "IADD3", "VIADD", "LEA", "SHF", "LOP3", "PLOP3", "ISETP", "SEL", "VIMNMX", "VIADDMNMX",
+        "IABS", "SGXT", "PRMT", "MOV", "CS2R", "P2R", "R2P", "LDC", "FMNMX", "FSEL", "FSETP",
+        "F2FP", "I2FP",
+    ),
+}  # fmt: skip
+"""Opcodes of each pipe. NVIDIA names pipes and what they are for, and leaves some opcodes open."""
+PIPE_OF = {opcode: pipe for pipe, opcodes in PIPES.items() for opcode in opcodes}
+
+
+METRICS_OF_FLOPS = {
+    "bf16": "sm__ops_path_tensor_op_hgmma_src_bf16_dst_fp32_sparsity_off.sum",
+    "fp16": "sm__ops_path_tensor_op_hgmma_src_fp16_sparsity_off.sum",
+}
+"""Nsight Compute's counters of tensor cores' operations by type; a multiply-add is 2."""
+METRICS_OF_PIPES = {
+    pipe: f"sm__inst_executed_pipe_{pipe}.sum"
+    for pipe in ("alu", "fma", "fp16", "lsu", "uniform", "xu")
+}
+_TILES, _SASS = "l1tex__t", "sm__sass_l1tex_t"
+METRICS_OF_TRAFFIC = {
+    name: (
+        f"sm__sass_data_bytes_mem_global_op_{short}.sum",
+        tuple(f"{unit}_requests_pipe_lsu_mem_global_op_{path}.sum" for unit, path in paths),
+        tuple(f"{unit}_sectors_pipe_lsu_mem_global_op_{path}.sum" for unit, path in paths),
+    )
+    for name, short, paths in (
+        ("LDG", "ld", ((_TILES, "ld"),)),
+        ("STG", "st", ((_TILES, "st"),)),
+        ("LDGSTS", "ldgsts", ((_SASS, "ldgsts_cache_access"), (_SASS, "ldgsts_cache_bypass"))),
+    )
+}
+"""Of each opcode, its counters of bytes, requests and sectors; of copies, those that allocate in
+the first cache, then those that bypass it."""
+METRICS_OF_WAVEFRONTS = {
+    kind: f"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_{kind}.sum" for kind in ("ld", "st")
+}
+METRICS = (
+    "smsp__inst_executed.sum",
+    *METRICS_OF_PIPES.values(),
+    *METRICS_OF_FLOPS.values(),
+    *(
+        metric
+        for size, requests, sectors in METRICS_OF_TRAFFIC.values()
+        for metric in (size, *requests, *sectors)
+    ),
+    *METRICS_OF_WAVEFRONTS.values(),
+)
+"""Nsight Compute's names of what is counted."""
+
+
+def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None]:
+    """What has to be executed for counts: control, addresses, and all that these need.
+
+    Registers that are needed after an instruction are what any of its successors needs before it;
+    needed before it is what is needed after it and not defined by it for certain, and, if it is
+    kept, what it uses. What a guarded instruction uses is needed where its guard holds, and what
+    one with the same guard defines is not, as long as the guard's predicate stays what it is; a
+    branch that is taken tells of its guard, too.
+
+    Raises:
+        ValueError: if an address or a guard depends on data, so that only running them counts.
+    """
+    count = len(operations)
+    on_stack = [o.at.index for o in operations if o.at.opcode in ("LDL", "STL")]
+    for operation in operations:
+        if on_stack and operation.defines >> STACK_POINTER & 1 and operation.at.index > on_stack[0]:
+            raise ValueError(f"the stack pointer moves: {operation.at}")
+    guards = [_guard(operation) for operation in operations]
+    names = {guard.removeprefix("!") for guard in guards} - {""}
+    predicates = {sign + name: _guard_bit(name) for name in names for sign in ("", "!")}
+    before: list[dict[str, int]] = [{} for _ in range(count + 1)]
+    kept = [False] * count
+    changed = True
+    while changed:
+        changed = False
+        for i in reversed(range(count)):
+            operation, guard = operations[i], guards[i]
+            opposite = guard[1:] if guard.startswith("!") else f"!{guard}"
+            needed: dict[str, int] = {}
+            for successor, way in _successors(code, operation, guard, opposite):
+                for name, bits in before[successor].items():
+                    needed[name or way] = needed.get(name or way, 0) | bits
+            wanted = 0
+            for name, bits in needed.items():
+                if not guard or name != opposite:
+                    wanted |= bits
+            defines = operation.defines & wanted
+            if operation.from_memory and defines:
+                raise ValueError(f"a count depends on data: {operation.at}")
+            keep = operation.wait in ("branch", "exit", "convergence") or bool(
+                defines or operation.observe or operation.at.opcode in ("BSSY", "BREAK")
+            )
+            for name in tuple(needed):
+                if not guard or (name == guard and not operation.defines & predicates[name]):
+                    needed[name] &= ~operation.defines
+                if name and operation.defines & predicates[name]:
+                    needed[""] = needed.get("", 0) | needed.pop(name)
+            uses = operation.observed if operation.observe else operation.uses if keep else 0
+            if uses:
+                bit = predicates.get(guard, 0)
+                needed[""] = needed.get("", 0) | uses & bit
+                needed[guard] = needed.get(guard, 0) | uses & ~bit
+            if needed != before[i] or keep != kept[i]:
+                before[i], kept[i], changed = needed, keep, True
+    return [
+        None
+        if not keep
+        else dataclasses.replace(operation, run=operation.observe, wait="")
+        if operation.observe
+        else operation
+        for keep, operation in zip(kept, operations, strict=True)
+    ]
+
+
+def _successors(
+    code: Code, operation: Operation, guard: str, opposite: str
+) -> list[tuple[int, str]]:
+    """Where control can go from an instruction, and the predicate that holds where it does."""
+    following = operation.at.index + 1
+    if operation.wait not in ("branch", "exit"):
+        return [(following, "")]
+    found = [(following, opposite)] if guard else []
+    if operation.wait == "branch":
+        found.append((code.labels[operation.at.operands[0][2:-1]], guard))
+    return found
+
+
+def _guard(operation: Operation) -> str:
+    """The predicate of an instruction's guard, ``"P0"`` or ``"!P0"``; empty where there is none."""
+    return operation.at.guard if operation.guard is not None else ""
+
+
+def _guard_bit(name: str) -> int:
+    kind = name.rstrip("0123456789")
+    return 0 if name in ("PT", "UPT") else 1 << FIRST_BIT[kind] + int(name[len(kind) :])
+
+
+class Traffic:
+    """Counts accesses to memory, for each instruction.
+
+    Attributes:
+        requests, lanes, sectors: Of global memory; lanes are those that take part.
+        wavefronts: Of shared memory, and how many there would be without conflicts.
+        touched: For each storage, which of its granules are loaded, and which stored.
+    """
+
+    def __init__(self, count: int, distinct: bool = True) -> None:
+        self.requests, self.lanes, self.sectors, self.wavefronts, self.ideal = (
+            np.zeros(count, np.int64) for _ in range(5)
+        )
+        self.distinct = distinct
+        self.touched: dict[tuple[int, bool], Array] = {}
+        self._seen: dict[tuple[Any, ...], tuple[int, int]] = {}
+
+    def begin(self, machine: Machine) -> None:
+        """Programs are about to run."""
+
+    def global_access(
+        self,
+        g: Group,
+        at: Instruction,
+        addresses: Array,
+        mask: Array | None,
+        size: int,
+        stores: bool,
+    ) -> None:
+        """Lanes access global memory."""
+        addresses = np.broadcast_to(addresses, (len(g.warps), LANES))
+        if mask is not None and not mask.any():
+            return
+        sectors = addresses >> np.uint64(5)
+        if mask is None:
+            self.requests[at.index] += len(addresses)
+            self.lanes[at.index] += addresses.size
+        else:
+            per_warp = mask.sum(1)
+            self.requests[at.index] += int((per_warp > 0).sum())
+            self.lanes[at.index] += int(per_warp.sum())
+            sectors = np.where(mask, sectors, np.uint64(0))
+        steps = sectors[:, 1:] != sectors[:, :-1]
+        if (sectors[:, 1:] < sectors[:, :-1]).any():
+            sectors = np.sort(sectors, axis=1)
+            steps = sectors[:, 1:] != sectors[:, :-1]
+        found = int(steps.sum()) + len(sectors)
+        if mask is not None:  # the sector of those that take no part is none
+            found -= int((sectors == 0).any(1).sum())
+        self.sectors[at.index] += found
+        if self.distinct:
+            self._touch(g, at, addresses, mask, size, stores)
+
+    def _touch(
+        self,
+        g: Group,
+        at: Instruction,
+        addresses: Array,
+        mask: Array | None,
+        size: int,
+        stores: bool,
+    ) -> None:
+        memory = g.machine.memory
+        kind = np.dtype(f"u{size // GRANULE}")
+        for i, lanes in memory.places(at, addresses, mask, size):
+            if (i, stores) not in self.touched:
+                granules = -(-memory.bytes[i].size // 16) * 16 // GRANULE
+                self.touched[i, stores] = np.zeros(granules, np.uint8)
+            picked = addresses.ravel() if lanes is None else addresses[lanes]
+            places = (picked - np.uint64(memory.bases[i])).astype(np.int64) // size
+            every = int.from_bytes(b"\1" * kind.itemsize, "little")
+            self.touched[i, stores].view(kind)[places] = every
+
+    def shared_access(
+        self,
+        g: Group,
+        at: Instruction,
+        addresses: Array,
+        mask: Array | None,
+        size: int,
+        stores: bool,
+    ) -> None:
+        """Lanes access shared memory."""
+        programs = len(addresses) // g.machine.num_warps
+        times = 1
+        if programs * g.machine.num_warps == len(addresses) and programs > 1:
+            # Programs side by side do the same, as a rule.
+            apart = addresses.reshape(programs, -1, addresses.shape[1])
+            masks = None if mask is None else mask.reshape(apart.shape)
+            if (apart[1:] == apart[0]).all() and (masks is None or (masks[1:] == masks[0]).all()):
+                times, addresses = programs, apart[0]
+                mask = None if masks is None else masks[0]
+        key = (size, addresses.tobytes(), b"" if mask is None else mask.tobytes())
+        if key not in self._seen:
+            self._seen[key] = wavefronts(addresses, mask, size)
+        found, ideal = self._seen[key]
+        self.wavefronts[at.index] += times * found
+        self.ideal[at.index] += times * ideal
+
+    def copy(
+        self, g: Group, at: Instruction, addresses: Array, mask: Array | None, size: int
+    ) -> None:
+        """Lanes copy to shared memory."""
+        self.shared_access(g, at, addresses, mask, size, True)
+
+    def ignored(self, *_: Any) -> None:
+        """What counts do not depend on."""
+
+    barrier = commit_copies = wait_for_copies = proxy_fence = ignored
+    products_arrive = wait_for_products = product = ignored
+
+
+def wavefronts(addresses: Array, mask: Array | None, size: int) -> tuple[int, int]:
+    """Passes that shared memory needs for accesses of warps, and those that it needs at least.
+
+    >>> line = np.arange(32, dtype=np.uint32)[None]
+    >>> [wavefronts(apart * line, None, 4) for apart in (4, 128, 0)]
+    [(1, 1), (32, 1), (1, 1)]
+    >>> wavefronts(16 * line, None, 16)
+    (4, 4)
+    """
+    together = LANES * BANK_BYTES // max(size, BANK_BYTES)
+    words = max(size // BANK_BYTES, 1)
+    rows = addresses.reshape(-1, together).astype(np.int64) // BANK_BYTES
+    taking = np.ones(rows.shape, bool) if mask is None else mask.reshape(rows.shape)
+    every = np.where(taking, rows, -1)[..., None] + np.arange(words) * taking[..., None]
+    every = np.sort(every.reshape(len(rows), -1), axis=1)
+    first = np.ones(every.shape, bool)
+    first[:, 1:] = every[:, 1:] != every[:, :-1]
+    first &= every >= 0
+    banks = np.arange(len(rows))[:, None] * BANKS + every % BANKS
+    conflicts = np.bincount(banks[first], minlength=len(rows) * BANKS).reshape(len(rows), BANKS)
+    distinct = first.sum(1)
+    return int(conflicts.max(1).sum()), int((-(-distinct // BANKS)).sum())
+
+
+@dataclasses.dataclass
+class Counts:
+    """What all programs of a launch executed.
+
+    Attributes:
+        code: The kernel.
+        executed: How often warps executed each instruction.
+        traffic: Accesses to memory.
+        declared: FLOPs and bytes that the kernel declares for profiles.
+    """
+
+    code: Code
+    executed: Array
+    traffic: Traffic
+    declared: dict[str, Any]
+
+    def tensor_flops(self) -> dict[str, int]:
+        """FLOPs of tensor cores by shape and type: 2·M·N·K for each warpgroup."""
+        found: collections.Counter[str] = collections.Counter()
+        for at, times in zip(self.code.instructions, self.executed.tolist(), strict=True):
+            if at.opcode == "HGMMA" and times:
+                m, n, k = (int(size) for size in at.modifiers[0].split("x"))
+                kind = "bf16" if "BF16" in at.modifiers else "fp16"
+                found[f"m{m}n{n}k{k} {kind}"] += 2 * m * n * k * times // WARPGROUP
+        return dict(found)
+
+    def lane_flops(self, lines: Iterable[str]) -> int:
+        """FLOPs of fused multiply-adds that come from these lines of source, 2 for each lane."""
+        lines = set(lines)
+        return sum(
+            2 * LANES * times
+            for at, times in zip(self.code.instructions, self.executed.tolist(), strict=True)
+            if at.opcode == "FFMA" and at.source in lines
+        )
+
+    def by(self, key: Callable[[Instruction], str | None]) -> dict[str, int]:
+        """Executed instructions of warps by a key; those without one are left out."""
+        found: collections.Counter[str] = collections.Counter()
+        for at, times in zip(self.code.instructions, self.executed.tolist(), strict=True):
+            name = key(at)
+            if name is not None and times:
+                found[name] += times
+        return dict(found)
+
+    def pipes(self) -> dict[str, int]:
+        """Executed instructions of warps by pipe."""
+        return self.by(lambda at: PIPE_OF[at.opcode])
+
+    def special(self) -> dict[str, int]:
+        """Special functions by name, for each lane of the warps that executed one."""
+        named = self.by(lambda at: at.modifiers[0] if at.opcode == "MUFU" else None)
+        return {name: LANES * times for name, times in named.items()}
+
+    def loops(self) -> list[tuple[int, int]]:
+        """First and last instruction of each innermost loop, in the order of the code."""
+        loops = sorted(
+            (target, at.index)
+            for at in self.code.instructions
+            if at.opcode == "BRA"
+            and (target := self.code.labels[at.operands[0][2:-1]]) <= at.index
+            and target != at.index
+        )
+        return [
+            (start, end)
+            for start, end in loops
+            if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
+        ]
+
+    def loop_of(self, at: Instruction) -> str:
+        """The innermost loop that an instruction is in: "loop 1" is the first of the code."""
+        for number, (start, end) in enumerate(self.loops(), 1):
+            if start <= at.index <= end:
+                return f"loop {number}"
+        return "outside of loops"
+
+    def metrics(self) -> dict[str, int]:
+        """What the launch executes, by Nsight Compute's name of it."""
+        found = dict.fromkeys(METRICS, 0)
+        found["smsp__inst_executed.sum"] = int(self.executed.sum())
+        for pipe, times in self.pipes().items():
+            if pipe in METRICS_OF_PIPES:
+                found[METRICS_OF_PIPES[pipe]] = times
+        for shape, flops in self.tensor_flops().items():
+            found[METRICS_OF_FLOPS[shape.split()[1]]] += flops
+        traffic = self.traffic
+        for at in self.code.instructions:
+            if at.opcode in METRICS_OF_TRAFFIC:
+                size, requests, sectors = METRICS_OF_TRAFFIC[at.opcode]
+                path = int("BYPASS" in at.modifiers)
+                found[size] += int(traffic.lanes[at.index]) * bytes_of(at)
+                found[requests[path]] += int(traffic.requests[at.index])
+                found[sectors[path]] += int(traffic.sectors[at.index])
+            kind = "ld" if at.opcode in ("LDS", "LDSM") else "st"
+            found[METRICS_OF_WAVEFRONTS[kind]] += int(traffic.wavefronts[at.index])
+        return found
+
+    def memory(self) -> dict[str, int]:
+        """Traffic of the whole launch.
+
+        Global loads and stores, copies to shared memory among the loads: requests, bytes, sectors
+        and, where they were asked for, distinct bytes; wavefronts of shared memory, and how many of
+        them are conflicts.
+        """
+        traffic = self.traffic
+        found: collections.Counter[str] = collections.Counter()
+        for at in self.code.instructions:
+            if at.opcode in ("LDG", "STG", "LDGSTS"):
+                kind = "store" if at.opcode == "STG" else "load"
+                found[f"global {kind} requests"] += int(traffic.requests[at.index])
+                found[f"global {kind} bytes"] += int(traffic.lanes[at.index]) * bytes_of(at)
+                found[f"global {kind} sectors"] += int(traffic.sectors[at.index])
+        found["shared wavefronts"] = int(traffic.wavefronts.sum())
+        found["shared conflicts"] = int((traffic.wavefronts - traffic.ideal).sum())
+        if traffic.distinct:
+            for stores, kind in ((False, "load"), (True, "store")):
+                touched = [x for (_, stored), x in traffic.touched.items() if stored == stores]
+                total = sum(GRANULE * int(np.count_nonzero(x)) for x in touched)
+                found[f"global {kind} distinct bytes"] = total
+        return dict(found)
+
+
+def bytes_of(at: Instruction) -> int:
+    """Bytes that a lane accesses."""
+    size = next((m for m in at.modifiers if re.fullmatch(r"U16|64|128", m)), "32")
+    return int(size.removeprefix("U")) // 8
+
+
+def count(launch: EmulatedLaunch, results: bool = False, distinct: bool = True) -> Counts:
+    """Count what a launch executes, all of its programs.
+
+    Args:
+        launch: What to run.
+        results: Whether to compute its results, too; else only control and addresses are executed,
+            and its tensors stay as they are.
+        distinct: Whether to count distinct bytes, which takes a byte for each two of the tensors.
+    """
+    traffic = Traffic(len(launch.operations), distinct)
+    if not results:
+        operations: Any = sliced(launch.code, launch.operations)
+        launch = dataclasses.replace(launch, operations=operations)
+    executed = launch.run(GlobalMemory(), (traffic,))
+    return Counts(launch.code, executed, traffic, launch.declared)

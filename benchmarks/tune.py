@@ -37,10 +37,8 @@ from benchmarks.shapes import Shape
 from flopcount.terminal import Parser
 from kernels.attention import launches
 from kernels.attention.tilings import (
-    COPIED,
     PASSES,
     TUNED,
-    WIDEST_IN_PLACE,
     Tiling,
     padded_head_dim,
     shipped_tiling,
@@ -516,9 +514,11 @@ def wrong_results(chosen: Chosen) -> Refused:
 def compiled_faults(chosen: Chosen, dtype: str, jobs: int | None = None) -> Refused:
     """What spills, serialises wgmma or else must not be shipped; needs no GPU."""
     launches = [
-        Launch(dtype, head_dim, shape.prefix, turned=turned, tilings=tuple(sorted(taken.items())))
+        Launch(
+            dtype, shape.head_dim, shape.prefix, turned=turned, tilings=tuple(sorted(taken.items()))
+        )
         for shape, taken in by_shape(chosen).items()
-        for head_dim, turned in variants(shape.head_dim)
+        for turned in (False, True)
     ]
     refused = set()
     for kernel in compile_all(launches, jobs):
@@ -532,18 +532,6 @@ def compiled_faults(chosen: Chosen, dtype: str, jobs: int | None = None) -> Refu
                 if padded_head_dim(shape.head_dim) == padded_head_dim(kernel.launch.head_dim)
             }
     return refused
-
-
-def variants(head_dim: int) -> list[tuple[int, bool]]:
-    """Head dims that share a tiling with this one, and are loaded otherwise; turned and not.
-
-    >>> variants(73)
-    [(73, False), (73, True), (77, False)]
-    """
-    padded = padded_head_dim(head_dim)
-    by_16, by_8 = (padded - 7, False), (padded - 3, False)
-    narrow = [by_8] if COPIED[8] <= padded <= WIDEST_IN_PLACE else []
-    return list(dict.fromkeys([(head_dim, False), (head_dim, True), by_16, *narrow]))
 
 
 def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:

@@ -26,7 +26,6 @@ import kernels.attention
 from kernels.attention.tilings import (
     KERNELS,
     PASSES,
-    WIDEST_IN_PLACE,
     Tiling,
     padded_head_dim,
     shipped_tiling,
@@ -52,7 +51,7 @@ class Launch:
 
     Attributes:
         dtype: One of :data:`DTYPES`.
-        head_dim: Channels of a head, as they are stored.
+        head_dim: Channels of a head.
         prefix: Positions of the prefix.
         group: Query heads of a key-value head.
         turned: Whether queries and keys go through the rotary embedding, which pads them.
@@ -267,8 +266,7 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     from kernels.attention import launches, preparation
 
     width = padded_head_dim(launch.head_dim)
-    natural = width if width > WIDEST_IN_PLACE else launch.head_dim
-    channels = width if launch.turned else natural
+    channels = width if launch.turned else launch.head_dim
     dtype = getattr(torch, launch.dtype)
     heads = KEY_HEADS * launch.group
 
@@ -277,7 +275,7 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
 
     q = stored(QUERIES, heads, channels)
     k = stored(launch.prefix + QUERIES, KEY_HEADS, channels)
-    v = stored(launch.prefix + QUERIES, KEY_HEADS, natural)
+    v = stored(launch.prefix + QUERIES, KEY_HEADS, launch.head_dim)
     out = stored(QUERIES, heads, launch.head_dim)
     lse = torch.empty(2, heads, QUERIES)
     found: list[tuple[Any, str, dict[str, Any]]] = []

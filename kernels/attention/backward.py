@@ -16,13 +16,9 @@ from kernels.attention.forward import launch_sizes
 from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
-    first_loaded,
-    in_units,
-    load_shifted,
+    load_rows,
     product_over_channels,
-    shift_of,
     store_rows,
-    visit_rows,
     zero_rows,
 )
 
@@ -84,8 +80,6 @@ def row_products(
     BLOCK_QUERIES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIKE: tl.constexpr,
 ):
     """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, N) in fp32. No products.
 
@@ -97,39 +91,25 @@ def row_products(
     head = tl.program_id(0) // num_blocks
     b = (head // num_heads).to(tl.int64)
     h = (head % num_heads).to(tl.int64)
-    start = first_loaded(h, num_heads, grad_out_strides[2], HEAD_DIM, PARTS, UNIT)
-    shift = shift_of(start, h, grad_out_strides[2], UNIT)
-    out_tile = load_shifted(
-        out + b * in_units(out_strides[0], UNIT if ALIKE else 0),
-        h,
-        num_heads,
-        out_strides[2],
-        shift,
+    out_tile = load_rows(
+        out + b * out_strides[0] + h * out_strides[2],
         first,
         num_latents,
         out_strides[1],
         out_strides[3],
         BLOCK_QUERIES,
-        HEAD_DIM,
         PARTS,
-        UNIT,
-        ALIKE,
+        CHANNELS=HEAD_DIM,
     )
-    grad_tile = load_shifted(
-        grad_out + b * in_units(grad_out_strides[0], UNIT if ALIKE else 0),
-        h,
-        num_heads,
-        grad_out_strides[2],
-        shift,
+    grad_tile = load_rows(
+        grad_out + b * grad_out_strides[0] + h * grad_out_strides[2],
         first,
         num_latents,
         grad_out_strides[1],
         grad_out_strides[3],
         BLOCK_QUERIES,
-        HEAD_DIM,
         PARTS,
-        UNIT,
-        ALIKE,
+        CHANNELS=HEAD_DIM,
     )
     total = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
     for i in tl.static_range(len(PARTS)):
@@ -161,8 +141,6 @@ def add_key_value_tiles(
     scale_log2,
     BLOCK_QUERIES: tl.constexpr,
     PARTS: tl.constexpr,
-    Q_UNIT: tl.constexpr,
-    GRAD_UNIT: tl.constexpr,
     CAUSAL: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
@@ -176,7 +154,7 @@ def add_key_value_tiles(
         member = i // blocks if group != 1 else 0
         start = first + (i - member * blocks) * BLOCK_QUERIES
         h = tl.cast(member, tl.int64)
-        q_tile = visit_rows(
+        q_tile = load_rows(
             q + h * q_strides[2] if group != 1 else q,
             start,
             num_latents,
@@ -184,9 +162,7 @@ def add_key_value_tiles(
             q_strides[3],
             BLOCK_QUERIES,
             PARTS,
-            Q_UNIT,
-            False,
-            True,
+            REPEAT=True,
         )
         queries = start + tl.arange(0, BLOCK_QUERIES)
         rows = h * num_latents + queries
@@ -197,7 +173,7 @@ def add_key_value_tiles(
         weights = tl.exp2(scores - (row_lse * LOG2_E)[None, :])
         if CAUSAL:
             weights = tl.where(queries[None, :] >= keys[:, None], weights, 0.0)
-        grad_tile = visit_rows(
+        grad_tile = load_rows(
             grad_out + h * grad_out_strides[2] if group != 1 else grad_out,
             start,
             num_latents,
@@ -205,8 +181,6 @@ def add_key_value_tiles(
             grad_out_strides[3],
             BLOCK_QUERIES,
             PARTS,
-            GRAD_UNIT,
-            False,
         )
         if GRADIENT != "k":
             grad_v = add_product_over_rows(grad_v, weights, grad_tile)
@@ -245,8 +219,6 @@ def attention_key_value_gradient(
     BLOCK_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
-    Q_UNIT: tl.constexpr,
-    GRAD_UNIT: tl.constexpr,
     K_STORED: tl.constexpr,
     V_STORED: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -254,9 +226,8 @@ def attention_key_value_gradient(
 ):
     """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
 
-    k and its gradient are (B, num_keys, G, K_STORED), v and its (B, num_keys, G, V_STORED),
-    num_keys N or K; q and grad_out (B, N, H, C or more); lse and delta (B, H, N). Units are those
-    of q and of grad_out, which are visited; they are 0 where a key-value head has several queries'.
+    k and v are (B, num_keys, G, C̄), num_keys N or K, their gradients have K_STORED and V_STORED
+    channels; q and grad_out are (B, N, H, C̄), lse and delta (B, H, N).
 
     One program owns BLOCK_KEYS = J keys of one key-value head and visits blocks of BLOCK_QUERIES
     = M queries (J is a multiple of M) of each of the H / G query heads:
@@ -279,48 +250,27 @@ def attention_key_value_gradient(
     g = (head % num_key_heads).to(tl.int64)
 
     keys = first_key + tl.arange(0, BLOCK_KEYS)
-    h = g * group
-    q_start = first_loaded(h, num_heads, q_strides[2], HEAD_DIM, PARTS, Q_UNIT)
-    grad_start = first_loaded(h, num_heads, grad_out_strides[2], HEAD_DIM, PARTS, GRAD_UNIT)
-    q_shift = shift_of(q_start, h, q_strides[2], Q_UNIT)
-    grad_shift = shift_of(grad_start, h, grad_out_strides[2], GRAD_UNIT)
-    # In place, keys and values are loaded channel by channel: tiles whose neighbours were put out
-    # would be multiplied from registers, and read into them anew for each visited tile.
-    k_tile = load_shifted(
-        k + b * k_strides[0],
-        g,
-        num_key_heads,
-        k_strides[2],
-        q_shift,
+    k_tile = load_rows(
+        k + b * k_strides[0] + g * k_strides[2],
         first_key,
         num_keys,
         k_strides[1],
         k_strides[3],
         BLOCK_KEYS,
-        HEAD_DIM,
         PARTS,
-        Q_UNIT,
-        Q_UNIT == 0,
     )
-    v_tile = load_shifted(
-        v + b * v_strides[0],
-        g,
-        num_key_heads,
-        v_strides[2],
-        grad_shift,
+    v_tile = load_rows(
+        v + b * v_strides[0] + g * v_strides[2],
         first_key,
         num_keys,
         v_strides[1],
         v_strides[3],
         BLOCK_KEYS,
-        HEAD_DIM,
         PARTS,
-        GRAD_UNIT,
-        GRAD_UNIT == 0,
     )
     scale_log2 = scale * LOG2_E
-    q += b * in_units(q_strides[0], Q_UNIT) + q_start
-    grad_out += b * in_units(grad_out_strides[0], GRAD_UNIT) + grad_start
+    q += b * q_strides[0] + g * group * q_strides[2]
+    grad_out += b * grad_out_strides[0] + g * group * grad_out_strides[2]
     rows = (b * num_heads + g * group) * num_latents
     lse += rows
     delta += rows
@@ -353,8 +303,6 @@ def attention_key_value_gradient(
             scale_log2,
             BLOCK_QUERIES,
             PARTS,
-            Q_UNIT,
-            GRAD_UNIT,
             True,
             GRADIENT,
         )
@@ -377,8 +325,6 @@ def attention_key_value_gradient(
         scale_log2,
         BLOCK_QUERIES,
         PARTS,
-        Q_UNIT,
-        GRAD_UNIT,
         False,
         GRADIENT,
     )
@@ -391,7 +337,6 @@ def attention_key_value_gradient(
             grad_v_strides[3],
             grad_v_tile,
             1.0,
-            grad_shift,
             BLOCK_KEYS,
             V_STORED,
             PARTS,
@@ -405,7 +350,6 @@ def attention_key_value_gradient(
             grad_k_strides[3],
             grad_k_tile,
             scale,
-            q_shift,
             BLOCK_KEYS,
             K_STORED,
             PARTS,
@@ -430,8 +374,6 @@ def add_query_tiles(
     scale_log2,
     BLOCK_KEYS: tl.constexpr,
     PARTS: tl.constexpr,
-    K_UNIT: tl.constexpr,
-    V_UNIT: tl.constexpr,
     MASK: tl.constexpr,
 ):
     """Add what the key blocks from ``first`` to ``last`` give: three products per tile.
@@ -439,7 +381,7 @@ def add_query_tiles(
     ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
     """
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_tile = visit_rows(
+        k_tile = load_rows(
             k,
             start,
             num_keys,
@@ -447,10 +389,9 @@ def add_query_tiles(
             k_strides[3],
             BLOCK_KEYS,
             PARTS,
-            K_UNIT,
-            MASK == "none",
+            WHOLE=MASK == "none",
         )
-        v_tile = visit_rows(
+        v_tile = load_rows(
             v,
             start,
             num_keys,
@@ -458,8 +399,7 @@ def add_query_tiles(
             v_strides[3],
             BLOCK_KEYS,
             PARTS,
-            V_UNIT,
-            MASK == "none",
+            WHOLE=MASK == "none",
         )
         scores = product_over_channels(q, k_tile) * scale_log2
         weights = tl.exp2(scores - row_lse_log2[:, None])
@@ -502,10 +442,6 @@ def attention_query_gradient(
     BLOCK_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
-    K_UNIT: tl.constexpr,
-    V_UNIT: tl.constexpr,
-    Q_ALIKE: tl.constexpr,
-    GRAD_ALIKE: tl.constexpr,
     Q_STORED: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
 ):
@@ -524,41 +460,23 @@ def attention_query_gradient(
     g = h // group
 
     queries = first_query + tl.arange(0, BLOCK_QUERIES)
-    num_key_heads = num_heads // group
-    k_start = first_loaded(g, num_key_heads, k_strides[2], HEAD_DIM, PARTS, K_UNIT)
-    v_start = first_loaded(g, num_key_heads, v_strides[2], HEAD_DIM, PARTS, V_UNIT)
-    k_shift = shift_of(k_start, g, k_strides[2], K_UNIT)
-    q_tile = load_shifted(
-        q + b * in_units(q_strides[0], K_UNIT if Q_ALIKE else 0),
-        h,
-        num_heads,
-        q_strides[2],
-        k_shift,
+    q_tile = load_rows(
+        q + b * q_strides[0] + h * q_strides[2],
         first_query,
         num_latents,
         q_strides[1],
         q_strides[3],
         BLOCK_QUERIES,
-        HEAD_DIM,
         PARTS,
-        K_UNIT,
-        Q_ALIKE,
     )
-    grad_out_tile = load_shifted(
-        grad_out + b * in_units(grad_out_strides[0], V_UNIT if GRAD_ALIKE else 0),
-        h,
-        num_heads,
-        grad_out_strides[2],
-        shift_of(v_start, g, v_strides[2], V_UNIT),
+    grad_out_tile = load_rows(
+        grad_out + b * grad_out_strides[0] + h * grad_out_strides[2],
         first_query,
         num_latents,
         grad_out_strides[1],
         grad_out_strides[3],
         BLOCK_QUERIES,
-        HEAD_DIM,
         PARTS,
-        V_UNIT,
-        GRAD_ALIKE,
     )
     rows = (b * num_heads + h) * num_latents + queries
     inside = queries < num_latents
@@ -567,8 +485,8 @@ def attention_query_gradient(
     tile = zero_rows(BLOCK_QUERIES, PARTS)
     scale_log2 = scale * LOG2_E
 
-    k += b * in_units(k_strides[0], K_UNIT) + k_start
-    v += b * in_units(v_strides[0], V_UNIT) + v_start
+    k += b * k_strides[0] + g * k_strides[2]
+    v += b * v_strides[0] + g * v_strides[2]
     end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
     # Never empty, as in the forward kernel.
     tl.assume(first_query < end)
@@ -589,8 +507,6 @@ def attention_query_gradient(
         scale_log2,
         BLOCK_KEYS,
         PARTS,
-        K_UNIT,
-        V_UNIT,
         "causal",
     )
     tile = add_query_tiles(
@@ -610,13 +526,11 @@ def attention_query_gradient(
         scale_log2,
         BLOCK_KEYS,
         PARTS,
-        K_UNIT,
-        V_UNIT,
         "none",
     )
     if HAS_PREFIX:
-        prefix_k += b * in_units(prefix_k_strides[0], K_UNIT) + k_start
-        prefix_v += b * in_units(prefix_v_strides[0], V_UNIT) + v_start
+        prefix_k += b * prefix_k_strides[0] + g * prefix_k_strides[2]
+        prefix_v += b * prefix_v_strides[0] + g * prefix_v_strides[2]
         whole = num_prefix // BLOCK_KEYS * BLOCK_KEYS
         tile = add_query_tiles(
             tile,
@@ -635,8 +549,6 @@ def attention_query_gradient(
             scale_log2,
             BLOCK_KEYS,
             PARTS,
-            K_UNIT,
-            V_UNIT,
             "none",
         )
         tile = add_query_tiles(
@@ -656,8 +568,6 @@ def attention_query_gradient(
             scale_log2,
             BLOCK_KEYS,
             PARTS,
-            K_UNIT,
-            V_UNIT,
             "end",
         )
     store_rows(
@@ -668,7 +578,6 @@ def attention_query_gradient(
         grad_q_strides[3],
         tile,
         scale,
-        k_shift,
         BLOCK_QUERIES,
         Q_STORED,
         PARTS,

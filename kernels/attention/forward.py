@@ -13,14 +13,10 @@ import triton.language as tl
 from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
-    first_loaded,
-    in_units,
-    load_shifted,
+    load_rows,
     product_over_channels,
     scale_rows,
-    shift_of,
     store_rows,
-    visit_rows,
     zero_rows,
 )
 
@@ -64,8 +60,6 @@ def attend_tiles(
     scale_log2,
     BLOCK_KEYS: tl.constexpr,
     PARTS: tl.constexpr,
-    K_UNIT: tl.constexpr,
-    V_UNIT: tl.constexpr,
     MASK: tl.constexpr,
 ):
     """Online softmax over the key blocks from ``first`` to ``last``: two products per tile.
@@ -74,7 +68,7 @@ def attend_tiles(
     ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
     """
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_tile = visit_rows(
+        k_tile = load_rows(
             k,
             start,
             num_keys,
@@ -82,8 +76,7 @@ def attend_tiles(
             k_strides[3],
             BLOCK_KEYS,
             PARTS,
-            K_UNIT,
-            MASK == "none",
+            WHOLE=MASK == "none",
         )
         scores = product_over_channels(q, k_tile)
         keys = start + tl.arange(0, BLOCK_KEYS)
@@ -97,7 +90,7 @@ def attend_tiles(
         correction = tl.exp2(row_max - new_max)
         row_sum = row_sum * correction + tl.sum(weights, 1)
         row_max = new_max
-        v_tile = visit_rows(
+        v_tile = load_rows(
             v,
             start,
             num_keys,
@@ -105,8 +98,7 @@ def attend_tiles(
             v_strides[3],
             BLOCK_KEYS,
             PARTS,
-            V_UNIT,
-            MASK == "none",
+            WHOLE=MASK == "none",
         )
         accumulator = add_product_over_rows(scale_rows(accumulator, correction), weights, v_tile)
     return accumulator, row_max, row_sum
@@ -137,17 +129,13 @@ def attention_forward(
     BLOCK_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
-    K_UNIT: tl.constexpr,
-    V_UNIT: tl.constexpr,
-    Q_ALIKE: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
 ):
     """Out = softmax(scale · q [prefix_k; k]ᵀ) [prefix_v; v] and its log-sum-exp.
 
-    q is (B, N, H, C or more), the prefix (B, K, G, C or more), k and v (B, N, G, C or more), out
-    (B, N, H, C), lse (B, H, N); strides are (batch, length, heads, channels). Units are those of
-    :mod:`kernels.attention.tiles`; the prefix's keys and values start in their rows where the
-    latents' do.
+    q is (B, N, H, C̄), the prefix (B, K, G, C̄), k and v (B, N, G, C̄), out (B, N, H, C), lse
+    (B, H, N); C̄, the sum of parts, is C rounded up to a multiple of 16, with zeros from C on.
+    Strides are (batch, length, heads, channels).
 
     One program owns BLOCK_QUERIES = M queries of one head and visits, with J = BLOCK_KEYS:
 
@@ -168,24 +156,14 @@ def attention_forward(
     g = h // group
 
     queries = first_query + tl.arange(0, BLOCK_QUERIES)
-    num_key_heads = num_heads // group
-    k_start = first_loaded(g, num_key_heads, k_strides[2], HEAD_DIM, PARTS, K_UNIT)
-    v_start = first_loaded(g, num_key_heads, v_strides[2], HEAD_DIM, PARTS, V_UNIT)
-    q_tile = load_shifted(
-        q + b * in_units(q_strides[0], K_UNIT if Q_ALIKE else 0),
-        h,
-        num_heads,
-        q_strides[2],
-        shift_of(k_start, g, k_strides[2], K_UNIT),
+    q_tile = load_rows(
+        q + b * q_strides[0] + h * q_strides[2],
         first_query,
         num_latents,
         q_strides[1],
         q_strides[3],
         BLOCK_QUERIES,
-        HEAD_DIM,
         PARTS,
-        K_UNIT,
-        Q_ALIKE,
     )
     accumulator = zero_rows(BLOCK_QUERIES, PARTS)
     # Finite, so that a row which has met scores of −inf alone has weights of 0 so far.
@@ -193,8 +171,8 @@ def attention_forward(
     row_sum = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
     scale_log2 = scale * LOG2_E
 
-    k += b * in_units(k_strides[0], K_UNIT) + k_start
-    v += b * in_units(v_strides[0], V_UNIT) + v_start
+    k += b * k_strides[0] + g * k_strides[2]
+    v += b * v_strides[0] + g * v_strides[2]
     end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
     # The diagonal comes first since it is never empty: after a loop that might not run at all, the
     # assembler sees accumulators set while products are in flight, and makes every product wait.
@@ -215,8 +193,6 @@ def attention_forward(
         scale_log2,
         BLOCK_KEYS,
         PARTS,
-        K_UNIT,
-        V_UNIT,
         "causal",
     )
     accumulator, row_max, row_sum = attend_tiles(
@@ -235,13 +211,11 @@ def attention_forward(
         scale_log2,
         BLOCK_KEYS,
         PARTS,
-        K_UNIT,
-        V_UNIT,
         "none",
     )
     if HAS_PREFIX:
-        prefix_k += b * in_units(prefix_k_strides[0], K_UNIT) + k_start
-        prefix_v += b * in_units(prefix_v_strides[0], V_UNIT) + v_start
+        prefix_k += b * prefix_k_strides[0] + g * prefix_k_strides[2]
+        prefix_v += b * prefix_v_strides[0] + g * prefix_v_strides[2]
         whole = num_prefix // BLOCK_KEYS * BLOCK_KEYS
         accumulator, row_max, row_sum = attend_tiles(
             accumulator,
@@ -259,8 +233,6 @@ def attention_forward(
             scale_log2,
             BLOCK_KEYS,
             PARTS,
-            K_UNIT,
-            V_UNIT,
             "none",
         )
         accumulator, row_max, row_sum = attend_tiles(
@@ -279,8 +251,6 @@ def attention_forward(
             scale_log2,
             BLOCK_KEYS,
             PARTS,
-            K_UNIT,
-            V_UNIT,
             "end",
         )
 
@@ -292,7 +262,6 @@ def attention_forward(
         out_strides[3],
         scale_rows(accumulator, 1.0 / row_sum),
         1.0,
-        shift_of(v_start, g, v_strides[2], V_UNIT),
         BLOCK_QUERIES,
         HEAD_DIM,
         PARTS,

@@ -1,4 +1,4 @@
-"""The pass before the attention where there are angles: rotary embedding and padding.
+"""The pass before the attention: rotary embedding where there are angles, and padding.
 
 Letters: B batch, S positions, H heads (of queries or of keys), C channels of a head, P pairs of
 channels that turn. The pass is linear and, but for the padding, orthogonal: its backward pass is
@@ -7,12 +7,13 @@ the pass itself with the angles turned back and the padding cut off.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.attention.tiles import load_rows, store_rows
-from kernels.attention.tilings import part_ranges, row_options
+from kernels.attention.tilings import padded_head_dim, part_ranges, row_options
 
 BLOCK_ROWS = 32
 
@@ -96,9 +97,8 @@ def prepare_rows(
                 TURNED,
                 1,
                 BLOCK,
-                TURNED,
                 TABLE_PARTS,
-                False,
+                CHANNELS=TURNED,
             )
             for head in tl.range(0, heads[i]):
                 h = tl.cast(head, tl.int64)
@@ -109,9 +109,8 @@ def prepare_rows(
                     strides[1],
                     strides[3],
                     BLOCK,
-                    LOADED,
                     PARTS,
-                    False,
+                    CHANNELS=LOADED,
                 )
                 store_rows(
                     targets[i] + (b * lengths[i] * heads[i] + h) * STORED,
@@ -121,7 +120,6 @@ def prepare_rows(
                     1,
                     turn_rows(tile, table_tile, TURNED, PARTS, BACK),
                     1.0,
-                    0,
                     BLOCK,
                     STORED,
                     PARTS,
@@ -136,7 +134,7 @@ def launch_preparation(
     channels: int,
     back: bool,
 ) -> list[Tensor]:
-    """Prepare all operands that are given in one launch.
+    """Prepare queries and keys in one launch.
 
     Args:
         q: queries, (B, N, H, C), the last of all positions; turned.
@@ -150,8 +148,37 @@ def launch_preparation(
         New contiguous tensors, (B, ·, ·, channels), in the order of the arguments given.
     """
     sources = [x for x in (q, k, prefix_k) if x is not None]
+    offsets = tuple(0 if x is prefix_k else table.shape[1] - x.shape[1] for x in sources)
+    return _launch(sources, offsets, table, channels, back)
+
+
+def padded(*operands: Tensor | None, head_dim: int) -> list[Tensor | None]:
+    """Operands with zeros up to the padded head dim: copies, in one launch, of those without.
+
+    A head's own channels alone are read: were its neighbours' multiplied with zeros, one that is
+    infinite or not a number would be seen.
+
+    Args:
+        operands: (B, ·, ·, C or the padded head dim), or none.
+        head_dim: C.
+
+    Returns:
+        Each operand itself where it has the padded head dim; else contiguous, with so many.
+    """
+    channels = padded_head_dim(head_dim)
+    narrow = [x for x in operands if x is not None and x.shape[-1] < channels]
+    if not narrow:
+        return list(operands)
+    table = narrow[0].new_empty(1, 0, 0, 2, dtype=torch.float32)
+    copies = iter(_launch(narrow, (0,) * len(narrow), table, channels, False))
+    return [next(copies) if x is not None and x.shape[-1] < channels else x for x in operands]
+
+
+def _launch(
+    sources: list[Tensor], offsets: tuple[int, ...], table: Tensor, channels: int, back: bool
+) -> list[Tensor]:
     targets = [x.new_empty(*x.shape[:-1], channels) for x in sources]
-    batch, loaded = q.shape[0], q.shape[-1]
+    batch, _, _, loaded = sources[0].shape
     lengths = tuple(x.shape[1] for x in sources)
     parts = part_ranges(max(loaded, channels))
     # (B, positions, 2·P), each sequence's rows contiguous.
@@ -164,7 +191,7 @@ def launch_preparation(
         tuple(x.stride() for x in sources),
         lengths,
         tuple(x.shape[2] for x in sources),
-        tuple(0 if x is prefix_k else positions - x.shape[1] for x in sources),
+        offsets,
         table,
         table.stride(0),
         positions,

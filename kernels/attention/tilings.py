@@ -22,11 +22,6 @@ PASSES = tuple(KERNELS)
 MAX_HEAD_DIM = 256
 WIDEST_PART = 128
 WIDEST_TOGETHER = 128
-WIDEST_IN_PLACE = 96
-"""The widest padded head dim at which heads of other widths are read where they lie."""
-COPIED = {16: 16, 8: 80}
-"""Bytes of an asynchronous copy in place, and the least padded head dim that it is worth while for:
-more copies stand beside the same products."""
 TUNED = Path(__file__).parent / "tuned.csv"
 """The tilings that were measured to be fastest on a GPU: ``benchmarks.tune`` writes them."""
 

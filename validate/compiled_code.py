@@ -279,14 +279,10 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     out = stored(QUERIES, heads, launch.head_dim)
     lse = torch.empty(2, heads, QUERIES)
     found: list[tuple[Any, str, dict[str, Any]]] = []
-    taken = launch.shipped
-
-    def tiling(pass_name: str, *sizes: int) -> Tiling:
-        return taken[pass_name]
-
-    with compiling(found, launch.passes), mock.patch.object(launches, "shipped_tiling", tiling):
-        launches.launch_forward(q, k, v, None, None, 0.1, launch.head_dim)
-        launches.launch_backward(out, q, k, v, None, None, out, lse, 0.1)
+    tilings = launch.shipped
+    with compiling(found, launch.passes):
+        launches.launch_forward(q, k, v, None, None, 0.1, launch.head_dim, tilings)
+        launches.launch_backward(out, q, k, v, None, None, out, lse, 0.1, tilings)
         if launch.turned and not launch.passes:
             plain_q, plain_k = (stored(*x.shape[1:3], launch.head_dim) for x in (q, k))
             for pairs in (launch.head_dim // 4, launch.head_dim // 2):  # half of a head, and all

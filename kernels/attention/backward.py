@@ -12,12 +12,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.forward import launch_sizes
+from kernels.attention.forward import keys_of, launch_sizes
 from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
     load_rows,
     product_over_channels,
+    rows_from,
+    rows_of,
     store_rows,
     zero_rows,
 )
@@ -41,8 +43,8 @@ def declare_key_value_gradient(grid, metadata, args):
     Of the four products, the scores count for the values where these have a launch of their own;
     that launch reads neither v nor delta.
     """
-    batch, _, _, size = launch_sizes(args)
-    n, keys, heads = args["num_latents"], args["num_keys"], args["num_heads"]
+    n, keys, heads = args["num_latents"], args["keys"][4], args["num_heads"]
+    batch, size = args["batch"], args["q"].element_size()
     pairs = n * (n + 1) // 2 if args["CAUSAL"] else n * keys
     gradients = len(args["GRADIENT"])
     read, rows = (1, 1) if args["GRADIENT"] == "v" else (2, 2)
@@ -57,7 +59,7 @@ def declare_key_value_gradient(grid, metadata, args):
 def declare_query_gradient(grid, metadata, args):
     """What a profile shows: three products over the admitted pairs; each operand's bytes once."""
     batch, pairs, elements, size = launch_sizes(args)
-    heads, n = args["num_heads"], args["num_latents"]
+    heads, n = args["num_heads"], args["latents"][4]
     gradient = batch * n * heads * args["HEAD_DIM"]
     return {
         "name": metadata.name,
@@ -91,26 +93,10 @@ def row_products(
     head = tl.program_id(0) // num_blocks
     b = (head // num_heads).to(tl.int64)
     h = (head % num_heads).to(tl.int64)
-    out_tile = load_rows(
-        out + b * out_strides[0] + h * out_strides[2],
-        first,
-        num_latents,
-        out_strides[1],
-        out_strides[3],
-        BLOCK_QUERIES,
-        PARTS,
-        CHANNELS=HEAD_DIM,
-    )
-    grad_tile = load_rows(
-        grad_out + b * grad_out_strides[0] + h * grad_out_strides[2],
-        first,
-        num_latents,
-        grad_out_strides[1],
-        grad_out_strides[3],
-        BLOCK_QUERIES,
-        PARTS,
-        CHANNELS=HEAD_DIM,
-    )
+    out_rows = rows_from(rows_of(out, out_strides, num_latents, b, h), first)
+    grad_rows = rows_from(rows_of(grad_out, grad_out_strides, num_latents, b, h), first)
+    out_tile = load_rows(out_rows, BLOCK_QUERIES, PARTS, CHANNELS=HEAD_DIM)
+    grad_tile = load_rows(grad_rows, BLOCK_QUERIES, PARTS, CHANNELS=HEAD_DIM)
     total = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
     for i in tl.static_range(len(PARTS)):
         total += tl.sum(out_tile[i].to(tl.float32) * grad_tile[i].to(tl.float32), 1)
@@ -123,16 +109,10 @@ def row_products(
 
 @triton.jit
 def add_key_value_tiles(
-    grad_k,
-    grad_v,
+    gradients,
     k,
     v,
-    q,
-    grad_out,
-    lse,
-    delta,
-    q_strides,
-    grad_out_strides,
+    visited,
     first,
     last,
     num_latents,
@@ -146,24 +126,21 @@ def add_key_value_tiles(
 ):
     """Add what the query blocks from ``first`` to ``last`` of each head of the group give.
 
-    ``GRADIENT`` "v" issues two products per tile, k qᵀ and weights · grad_out; "k" three, k qᵀ,
-    v grad_outᵀ and grad_scores · q; "kv" the four that these are together.
+    ``gradients`` are those of keys and values; ``visited`` is the first head's: queries, gradient
+    of the output, the strides of both, log-sum-exp, delta. ``GRADIENT`` "v" issues two products
+    per tile, k qᵀ and weights · grad_out; "k" three, k qᵀ, v grad_outᵀ and grad_scores · q; "kv"
+    the four that these are together.
     """
+    grad_k, grad_v = gradients
+    q, grad_out, q_strides, grad_out_strides, lse, delta = visited
     blocks = tl.cdiv(last - first, BLOCK_QUERIES)
     for i in tl.range(0, group * blocks, disable_licm=True):
         member = i // blocks if group != 1 else 0
         start = first + (i - member * blocks) * BLOCK_QUERIES
         h = tl.cast(member, tl.int64)
-        q_tile = load_rows(
-            q + h * q_strides[2] if group != 1 else q,
-            start,
-            num_latents,
-            q_strides[1],
-            q_strides[3],
-            BLOCK_QUERIES,
-            PARTS,
-            REPEAT=True,
-        )
+        q_rows = rows_from(rows_of(q, q_strides, num_latents, 0, h), start)
+        grad_rows = rows_from(rows_of(grad_out, grad_out_strides, num_latents, 0, h), start)
+        q_tile = load_rows(q_rows, BLOCK_QUERIES, PARTS, REPEAT=True)
         queries = start + tl.arange(0, BLOCK_QUERIES)
         rows = h * num_latents + queries
         # Beyond the last query the log-sum-exp is infinite, so the weights are zero. The last query
@@ -173,15 +150,7 @@ def add_key_value_tiles(
         weights = tl.exp2(scores - (row_lse * LOG2_E)[None, :])
         if CAUSAL:
             weights = tl.where(queries[None, :] >= keys[:, None], weights, 0.0)
-        grad_tile = load_rows(
-            grad_out + h * grad_out_strides[2] if group != 1 else grad_out,
-            start,
-            num_latents,
-            grad_out_strides[1],
-            grad_out_strides[3],
-            BLOCK_QUERIES,
-            PARTS,
-        )
+        grad_tile = load_rows(grad_rows, BLOCK_QUERIES, PARTS)
         if GRADIENT != "k":
             grad_v = add_product_over_rows(grad_v, weights, grad_tile)
         if GRADIENT != "v":
@@ -195,23 +164,15 @@ def add_key_value_tiles(
 @triton.jit(launch_metadata=declare_key_value_gradient)
 def attention_key_value_gradient(
     q,
-    k,
-    v,
     grad_out,
     lse,
     delta,
-    grad_k,
-    grad_v,
+    keys,
+    gradients,
     q_strides,
-    k_strides,
-    v_strides,
     grad_out_strides,
-    grad_k_strides,
-    grad_v_strides,
     batch,
     num_latents,
-    num_prefix,
-    num_keys,
     num_heads,
     group,
     scale,
@@ -226,8 +187,8 @@ def attention_key_value_gradient(
 ):
     """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
 
-    k and v are (B, num_keys, G, C̄), num_keys N or K, their gradients have K_STORED and V_STORED
-    channels; q and grad_out are (B, N, H, C̄), lse and delta (B, H, N).
+    q and grad_out are (B, N, H, C̄), lse and delta (B, H, N). ``keys`` is the range, as in the
+    forward kernel; ``gradients`` is alike, with K_STORED and V_STORED channels.
 
     One program owns BLOCK_KEYS = J keys of one key-value head and visits blocks of BLOCK_QUERIES
     = M queries (J is a multiple of M) of each of the H / G query heads:
@@ -240,40 +201,28 @@ def attention_key_value_gradient(
     So it is with GRADIENT "kv". Where heads are wide, one accumulator is all that fits the
     registers: "v" computes the values' gradient alone, by the first two products, and "k" the
     keys', by all but the second; five products in both launches together. A launch has
-    ⌈num_keys / J⌉ programs for each of B·G heads.
+    ⌈K or N / J⌉ programs for each of B·G heads.
     """
-    num_blocks = tl.cdiv(num_keys, BLOCK_KEYS)
+    num_blocks = tl.cdiv(keys[4], BLOCK_KEYS)
     first_key = tl.program_id(0) % num_blocks * BLOCK_KEYS
     head = tl.program_id(0) // num_blocks
     num_key_heads = num_heads // group
     b = (head // num_key_heads).to(tl.int64)
     g = (head % num_key_heads).to(tl.int64)
 
-    keys = first_key + tl.arange(0, BLOCK_KEYS)
-    k_tile = load_rows(
-        k + b * k_strides[0] + g * k_strides[2],
-        first_key,
-        num_keys,
-        k_strides[1],
-        k_strides[3],
-        BLOCK_KEYS,
-        PARTS,
-    )
-    v_tile = load_rows(
-        v + b * v_strides[0] + g * v_strides[2],
-        first_key,
-        num_keys,
-        v_strides[1],
-        v_strides[3],
-        BLOCK_KEYS,
-        PARTS,
-    )
+    k_rows, v_rows = keys_of(keys, b, g)
+    k_tile = load_rows(rows_from(k_rows, first_key), BLOCK_KEYS, PARTS)
+    v_tile = load_rows(rows_from(v_rows, first_key), BLOCK_KEYS, PARTS)
     scale_log2 = scale * LOG2_E
-    q += b * q_strides[0] + g * group * q_strides[2]
-    grad_out += b * grad_out_strides[0] + g * group * grad_out_strides[2]
     rows = (b * num_heads + g * group) * num_latents
-    lse += rows
-    delta += rows
+    visited = (
+        q + b * q_strides[0] + g * group * q_strides[2],
+        grad_out + b * grad_out_strides[0] + g * group * grad_out_strides[2],
+        q_strides,
+        grad_out_strides,
+        lse + rows,
+        delta + rows,
+    )
     # The first loops are never empty, as in the forward kernel.
     tl.assume(group > 0)
     unmasked = tl.minimum(first_key + BLOCK_KEYS, num_latents) if CAUSAL else 0
@@ -281,24 +230,21 @@ def attention_key_value_gradient(
         tl.assume(first_key < unmasked)
     else:
         tl.assume(unmasked < num_latents)
-    grad_k_tile = zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "v" else ()
-    grad_v_tile = zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "k" else ()
+    owned = first_key + tl.arange(0, BLOCK_KEYS)
+    state = (
+        zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "v" else (),
+        zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "k" else (),
+    )
     if CAUSAL:
-        grad_k_tile, grad_v_tile = add_key_value_tiles(
-            grad_k_tile,
-            grad_v_tile,
+        state = add_key_value_tiles(
+            state,
             k_tile,
             v_tile,
-            q,
-            grad_out,
-            lse,
-            delta,
-            q_strides,
-            grad_out_strides,
+            visited,
             first_key,
             unmasked,
             num_latents,
-            keys,
+            owned,
             group,
             scale_log2,
             BLOCK_QUERIES,
@@ -306,21 +252,15 @@ def attention_key_value_gradient(
             True,
             GRADIENT,
         )
-    grad_k_tile, grad_v_tile = add_key_value_tiles(
-        grad_k_tile,
-        grad_v_tile,
+    state = add_key_value_tiles(
+        state,
         k_tile,
         v_tile,
-        q,
-        grad_out,
-        lse,
-        delta,
-        q_strides,
-        grad_out_strides,
+        visited,
         unmasked,
         num_latents,
         num_latents,
-        keys,
+        owned,
         group,
         scale_log2,
         BLOCK_QUERIES,
@@ -328,48 +268,20 @@ def attention_key_value_gradient(
         False,
         GRADIENT,
     )
+    grad_k_rows, grad_v_rows = keys_of(gradients, b, g)
     if GRADIENT != "k":
-        store_rows(
-            grad_v + b * grad_v_strides[0] + g * grad_v_strides[2],
-            first_key,
-            num_keys,
-            grad_v_strides[1],
-            grad_v_strides[3],
-            grad_v_tile,
-            1.0,
-            BLOCK_KEYS,
-            V_STORED,
-            PARTS,
-        )
+        store_rows(rows_from(grad_v_rows, first_key), state[1], 1.0, BLOCK_KEYS, V_STORED, PARTS)
     if GRADIENT != "v":
-        store_rows(
-            grad_k + b * grad_k_strides[0] + g * grad_k_strides[2],
-            first_key,
-            num_keys,
-            grad_k_strides[1],
-            grad_k_strides[3],
-            grad_k_tile,
-            scale,
-            BLOCK_KEYS,
-            K_STORED,
-            PARTS,
-        )
+        store_rows(rows_from(grad_k_rows, first_key), state[0], scale, BLOCK_KEYS, K_STORED, PARTS)
 
 
 @triton.jit
 def add_query_tiles(
     grad_q,
-    q,
-    grad_out,
-    row_lse_log2,
-    row_delta,
-    k,
-    v,
-    k_strides,
-    v_strides,
+    owned,
+    keys,
     first,
     last,
-    num_keys,
     queries,
     scale_log2,
     BLOCK_KEYS: tl.constexpr,
@@ -378,36 +290,23 @@ def add_query_tiles(
 ):
     """Add what the key blocks from ``first`` to ``last`` give: three products per tile.
 
-    ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
+    ``owned`` is the block's: queries, gradient of the output, log-sum-exp in base 2, delta;
+    ``keys`` and ``MASK`` are the forward kernel's.
     """
+    q, grad_out, row_lse_log2, row_delta = owned
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_tile = load_rows(
-            k,
-            start,
-            num_keys,
-            k_strides[1],
-            k_strides[3],
-            BLOCK_KEYS,
-            PARTS,
-            WHOLE=MASK == "none",
-        )
-        v_tile = load_rows(
-            v,
-            start,
-            num_keys,
-            v_strides[1],
-            v_strides[3],
-            BLOCK_KEYS,
-            PARTS,
-            WHOLE=MASK == "none",
-        )
+        k_rows = rows_from(keys[0], start)
+        v_rows = rows_from(keys[1], start)
+        k_tile = load_rows(k_rows, BLOCK_KEYS, PARTS, MASK == "none")
+        v_tile = load_rows(v_rows, BLOCK_KEYS, PARTS, MASK == "none")
         scores = product_over_channels(q, k_tile) * scale_log2
         weights = tl.exp2(scores - row_lse_log2[:, None])
-        keys = start + tl.arange(0, BLOCK_KEYS)
         if MASK == "end":
-            weights = tl.where((keys < num_keys)[None, :], weights, 0.0)
+            inside = tl.arange(0, BLOCK_KEYS) < k_rows[1]
+            weights = tl.where(inside[None, :], weights, 0.0)
         if MASK == "causal":
-            weights = tl.where(queries[:, None] >= keys[None, :], weights, 0.0)
+            admitted = (queries - start)[:, None] >= tl.arange(0, BLOCK_KEYS)[None, :]
+            weights = tl.where(admitted, weights, 0.0)
         grad_weights = product_over_channels(grad_out, v_tile)
         grad_scores = weights * (grad_weights - row_delta[:, None])
         grad_q = add_product_over_rows(grad_q, grad_scores, k_tile)
@@ -417,24 +316,16 @@ def add_query_tiles(
 @triton.jit(launch_metadata=declare_query_gradient)
 def attention_query_gradient(
     q,
-    prefix_k,
-    prefix_v,
-    k,
-    v,
+    prefix,
+    latents,
     grad_out,
     lse,
     delta,
     grad_q,
     q_strides,
-    prefix_k_strides,
-    prefix_v_strides,
-    k_strides,
-    v_strides,
     grad_out_strides,
     grad_q_strides,
     batch,
-    num_latents,
-    num_prefix,
     num_heads,
     group,
     scale,
@@ -442,143 +333,54 @@ def attention_query_gradient(
     BLOCK_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
-    Q_STORED: tl.constexpr,
+    STORED: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
 ):
-    """Gradient of the queries, (B, N, H, Q_STORED); operands as in the forward kernel.
+    """Gradient of the queries, (B, N, H, STORED); operands as in the forward kernel.
 
     One program owns BLOCK_QUERIES queries of one head and visits exactly the forward kernel's
     tiles. Each issues three products, q kᵀ, grad_out vᵀ and grad_scores · k, of
     2·M·J·(sum of parts) FLOPs, whole tiles always; none outside of a loop. There are ⌈N / M⌉
     programs for each of B·H heads.
     """
+    num_latents = latents[4]
     num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
     first_query = (num_blocks - 1 - tl.program_id(0) % num_blocks) * BLOCK_QUERIES
     head = tl.program_id(0) // num_blocks
     b = (head // num_heads).to(tl.int64)
     h = (head % num_heads).to(tl.int64)
-    g = h // group
 
     queries = first_query + tl.arange(0, BLOCK_QUERIES)
-    q_tile = load_rows(
-        q + b * q_strides[0] + h * q_strides[2],
-        first_query,
-        num_latents,
-        q_strides[1],
-        q_strides[3],
-        BLOCK_QUERIES,
-        PARTS,
-    )
-    grad_out_tile = load_rows(
-        grad_out + b * grad_out_strides[0] + h * grad_out_strides[2],
-        first_query,
-        num_latents,
-        grad_out_strides[1],
-        grad_out_strides[3],
-        BLOCK_QUERIES,
-        PARTS,
-    )
+    q_rows = rows_from(rows_of(q, q_strides, num_latents, b, h), first_query)
+    grad_rows = rows_from(rows_of(grad_out, grad_out_strides, num_latents, b, h), first_query)
     rows = (b * num_heads + h) * num_latents + queries
     inside = queries < num_latents
-    row_lse_log2 = tl.load(lse + rows, mask=inside, other=float("inf")) * LOG2_E
-    row_delta = tl.load(delta + rows, mask=inside, other=0.0)
+    owned = (
+        load_rows(q_rows, BLOCK_QUERIES, PARTS),
+        load_rows(grad_rows, BLOCK_QUERIES, PARTS),
+        tl.load(lse + rows, mask=inside, other=float("inf")) * LOG2_E,
+        tl.load(delta + rows, mask=inside, other=0.0),
+    )
+    keys = keys_of(latents, b, h // group)
     tile = zero_rows(BLOCK_QUERIES, PARTS)
     scale_log2 = scale * LOG2_E
-
-    k += b * k_strides[0] + g * k_strides[2]
-    v += b * v_strides[0] + g * v_strides[2]
     end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
     # Never empty, as in the forward kernel.
     tl.assume(first_query < end)
     tile = add_query_tiles(
-        tile,
-        q_tile,
-        grad_out_tile,
-        row_lse_log2,
-        row_delta,
-        k,
-        v,
-        k_strides,
-        v_strides,
-        first_query,
-        end,
-        num_latents,
-        queries,
-        scale_log2,
-        BLOCK_KEYS,
-        PARTS,
-        "causal",
+        tile, owned, keys, first_query, end, queries, scale_log2, BLOCK_KEYS, PARTS, "causal"
     )
     tile = add_query_tiles(
-        tile,
-        q_tile,
-        grad_out_tile,
-        row_lse_log2,
-        row_delta,
-        k,
-        v,
-        k_strides,
-        v_strides,
-        0,
-        first_query,
-        num_latents,
-        queries,
-        scale_log2,
-        BLOCK_KEYS,
-        PARTS,
-        "none",
+        tile, owned, keys, 0, first_query, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
     )
     if HAS_PREFIX:
-        prefix_k += b * prefix_k_strides[0] + g * prefix_k_strides[2]
-        prefix_v += b * prefix_v_strides[0] + g * prefix_v_strides[2]
-        whole = num_prefix // BLOCK_KEYS * BLOCK_KEYS
+        keys = keys_of(prefix, b, h // group)
+        whole = prefix[4] // BLOCK_KEYS * BLOCK_KEYS
         tile = add_query_tiles(
-            tile,
-            q_tile,
-            grad_out_tile,
-            row_lse_log2,
-            row_delta,
-            prefix_k,
-            prefix_v,
-            prefix_k_strides,
-            prefix_v_strides,
-            0,
-            whole,
-            num_prefix,
-            queries,
-            scale_log2,
-            BLOCK_KEYS,
-            PARTS,
-            "none",
+            tile, owned, keys, 0, whole, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
         )
         tile = add_query_tiles(
-            tile,
-            q_tile,
-            grad_out_tile,
-            row_lse_log2,
-            row_delta,
-            prefix_k,
-            prefix_v,
-            prefix_k_strides,
-            prefix_v_strides,
-            whole,
-            num_prefix,
-            num_prefix,
-            queries,
-            scale_log2,
-            BLOCK_KEYS,
-            PARTS,
-            "end",
+            tile, owned, keys, whole, prefix[4], queries, scale_log2, BLOCK_KEYS, PARTS, "end"
         )
-    store_rows(
-        grad_q + b * grad_q_strides[0] + h * grad_q_strides[2],
-        first_query,
-        num_latents,
-        grad_q_strides[1],
-        grad_q_strides[3],
-        tile,
-        scale,
-        BLOCK_QUERIES,
-        Q_STORED,
-        PARTS,
-    )
+    grad_q_rows = rows_from(rows_of(grad_q, grad_q_strides, num_latents, b, h), first_query)
+    store_rows(grad_q_rows, tile, scale, BLOCK_QUERIES, STORED, PARTS)

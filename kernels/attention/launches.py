@@ -10,6 +10,8 @@ attention does so where it turns, a launch of its own where nothing turns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 from torch import Tensor
@@ -23,12 +25,16 @@ from kernels.attention.backward import (
 from kernels.attention.forward import attention_forward
 from kernels.attention.preparation import padded
 from kernels.attention.tilings import (
+    Tiling,
     gradient_launches,
     part_ranges,
     row_options,
     shipped_tiling,
 )
 
+Strides = tuple[int, ...]
+Range = tuple[Tensor, Tensor, Strides, Strides, int]
+"""Keys and values of some positions, their strides, and how many positions these are."""
 INTERPRETED = triton.knobs.runtime.interpret
 TILE_ROWS = 256  # of no kernel a tile has more rows, or more channels
 
@@ -76,6 +82,7 @@ def launch_forward(
     prefix_v: Tensor | None,
     scale: float,
     head_dim: int,
+    tilings: Mapping[str, Tiling] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the forward kernel.
 
@@ -87,6 +94,7 @@ def launch_forward(
         prefix_v: values of prefix_k's shape.
         scale: factor of the scores.
         head_dim: C.
+        tilings: by pass, in place of the shipped ones.
 
     Returns:
         The output, (B, N, H, C), and its log-sum-exp, (B, H, N) in fp32.
@@ -99,28 +107,19 @@ def launch_forward(
     out = q.new_empty(batch, num_latents, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, num_latents, dtype=torch.float32)
     q, k, v, prefix_k, prefix_v = padded(q, k, v, prefix_k, prefix_v, head_dim=head_dim)
-    prefix_k, k = two_ranges(k, prefix_k, num_latents)
-    prefix_v, v = two_ranges(v, prefix_v, num_latents)
-    num_keys = prefix_k.shape[1] + k.shape[1]
-    tiling = shipped_tiling("forward", head_dim, q.element_size(), num_keys)
+    prefix, latents = two_ranges(k, v, prefix_k, prefix_v, num_latents)
+    num_prefix = prefix[4]
+    tiling = chosen(tilings, "forward", head_dim, q.element_size(), num_prefix + num_latents)
     blocks = triton.cdiv(num_latents, tiling.block_queries)
     attention_forward[(blocks * batch * num_heads,)](
         q,
-        prefix_k,
-        prefix_v,
-        k,
-        v,
+        prefix,
+        latents,
         out,
         lse,
         q.stride(),
-        prefix_k.stride(),
-        prefix_v.stride(),
-        k.stride(),
-        v.stride(),
         out.stride(),
         batch,
-        num_latents,
-        prefix_k.shape[1],
         num_heads,
         num_heads // k.shape[2],
         scale,
@@ -128,7 +127,7 @@ def launch_forward(
         BLOCK_KEYS=tiling.block_keys,
         HEAD_DIM=head_dim,
         PARTS=part_ranges(head_dim),
-        HAS_PREFIX=prefix_k.shape[1] > 0,
+        HAS_PREFIX=num_prefix > 0,
         **tiling.options(),
     )
     return out, lse
@@ -144,8 +143,9 @@ def launch_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    tilings: Mapping[str, Tiling] | None = None,
 ) -> list[Tensor]:
-    """Run the backward kernels.
+    """Run the backward kernels; arguments as of the forward kernel, whose results two are.
 
     Returns:
         Contiguous gradients of q, k, v and, where they are given apart, prefix_k and prefix_v.
@@ -157,11 +157,9 @@ def launch_backward(
     if not within_reach(grad_out):
         grad_out = grad_out.contiguous()
     batch, num_latents, num_heads, head_dim = grad_out.shape
-    parts, size = part_ranges(head_dim), q.element_size()
+    parts = part_ranges(head_dim)
     group = num_heads // k.shape[2]
     delta = torch.empty_like(lse)
-    num_keys = k.shape[1] + (0 if prefix_k is None else prefix_k.shape[1])
-    query = shipped_tiling("query", head_dim, size, num_keys)
     row_products[(triton.cdiv(num_latents, ROW_BLOCK) * batch * num_heads,)](
         out,
         grad_out,
@@ -177,33 +175,30 @@ def launch_backward(
         PARTS=parts,
         **row_options(head_dim),
     )
-    blocks = triton.cdiv(num_latents, query.block_queries)
-
-    def keys_and_values(
-        keys: Tensor, values: Tensor, grad_k: Tensor, grad_v: Tensor, causal: bool
-    ) -> None:
-        tiling = shipped_tiling("key_value", head_dim, size, num_keys)
-        blocks = triton.cdiv(keys.shape[1], tiling.block_keys)
+    given = (q, k, v) if prefix_k is None or prefix_v is None else (q, k, v, prefix_k, prefix_v)
+    grads = [x.new_empty(x.shape) for x in given]
+    grad_q, *grads_of_keys = grads
+    operands = (q, k, v, prefix_k, prefix_v, grad_out)
+    q, k, v, prefix_k, prefix_v, grad_out = padded(*operands, head_dim=head_dim)
+    prefix, latents = two_ranges(k, v, prefix_k, prefix_v, num_latents)
+    grad_prefix, grad_latents = two_ranges(*(*grads_of_keys, None, None)[:4], num_latents)
+    num_prefix = prefix[4]
+    sizes = head_dim, q.element_size(), num_prefix + num_latents
+    tiling = chosen(tilings, "key_value", *sizes)
+    for keys, gradients in ((latents, grad_latents), (prefix, grad_prefix)):
+        blocks = triton.cdiv(keys[4], tiling.block_keys)
         for gradient in gradient_launches(head_dim) if blocks else ():
-            attention_key_value_gradient[(blocks * batch * keys.shape[2],)](
+            attention_key_value_gradient[(blocks * batch * k.shape[2],)](
                 q,
-                keys,
-                values,
                 grad_out,
                 lse,
                 delta,
-                grad_k,
-                grad_v,
+                keys,
+                gradients,
                 q.stride(),
-                keys.stride(),
-                values.stride(),
                 grad_out.stride(),
-                grad_k.stride(),
-                grad_v.stride(),
                 batch,
                 num_latents,
-                0,
-                keys.shape[1],
                 num_heads,
                 group,
                 scale,
@@ -211,61 +206,55 @@ def launch_backward(
                 BLOCK_KEYS=tiling.block_keys,
                 HEAD_DIM=head_dim,
                 PARTS=parts,
-                K_STORED=grad_k.shape[-1],
-                V_STORED=grad_v.shape[-1],
-                CAUSAL=causal,
+                K_STORED=gradients[0].shape[-1],
+                V_STORED=gradients[1].shape[-1],
+                CAUSAL=keys is latents,
                 GRADIENT=gradient,
                 **tiling.options(),
             )
-
-    given = (q, k, v) if prefix_k is None or prefix_v is None else (q, k, v, prefix_k, prefix_v)
-    grads = [x.new_empty(x.shape) for x in given]
-    grad_q, grad_k, grad_v, grad_prefix_k, grad_prefix_v = (*grads, None, None)[:5]
-    operands = (q, k, v, prefix_k, prefix_v, grad_out)
-    q, k, v, prefix_k, prefix_v, grad_out = padded(*operands, head_dim=head_dim)
-    prefix_k, k = two_ranges(k, prefix_k, num_latents)
-    prefix_v, v = two_ranges(v, prefix_v, num_latents)
-    grad_prefix_k, grad_k = two_ranges(grad_k, grad_prefix_k, num_latents)
-    grad_prefix_v, grad_v = two_ranges(grad_v, grad_prefix_v, num_latents)
-    keys_and_values(k, v, grad_k, grad_v, causal=True)
-    keys_and_values(prefix_k, prefix_v, grad_prefix_k, grad_prefix_v, causal=False)
+    tiling = chosen(tilings, "query", *sizes)
+    blocks = triton.cdiv(num_latents, tiling.block_queries)
     attention_query_gradient[(blocks * batch * num_heads,)](
         q,
-        prefix_k,
-        prefix_v,
-        k,
-        v,
+        prefix,
+        latents,
         grad_out,
         lse,
         delta,
         grad_q,
         q.stride(),
-        prefix_k.stride(),
-        prefix_v.stride(),
-        k.stride(),
-        v.stride(),
         grad_out.stride(),
         grad_q.stride(),
         batch,
-        num_latents,
-        prefix_k.shape[1],
         num_heads,
         group,
         scale,
-        BLOCK_QUERIES=query.block_queries,
-        BLOCK_KEYS=query.block_keys,
+        BLOCK_QUERIES=tiling.block_queries,
+        BLOCK_KEYS=tiling.block_keys,
         HEAD_DIM=head_dim,
         PARTS=parts,
-        Q_STORED=grad_q.shape[-1],
-        HAS_PREFIX=prefix_k.shape[1] > 0,
-        **query.options(),
+        STORED=grad_q.shape[-1],
+        HAS_PREFIX=num_prefix > 0,
+        **tiling.options(),
     )
     return grads
 
 
-def two_ranges(x: Tensor, prefix: Tensor | None, num_latents: int) -> tuple[Tensor, Tensor]:
-    """The prefix's and the latents' part of keys or values, whether given as one or as two."""
-    if prefix is not None:
-        return prefix, x
-    num_prefix = x.shape[1] - num_latents
-    return x[:, :num_prefix], x[:, num_prefix:]
+def chosen(tilings: Mapping[str, Tiling] | None, pass_name: str, *sizes: int) -> Tiling:
+    """The tiling given for a pass, or the shipped one."""
+    given = (tilings or {}).get(pass_name)
+    return given or shipped_tiling(pass_name, *sizes)
+
+
+def two_ranges(
+    k: Tensor, v: Tensor, prefix_k: Tensor | None, prefix_v: Tensor | None, num_latents: int
+) -> tuple[Range, Range]:
+    """The prefix's and the latents' keys and values, whether given as one or as two."""
+    num_prefix = k.shape[1] - num_latents
+    if prefix_k is None or prefix_v is None:
+        prefix_k, k = k[:, :num_prefix], k[:, num_prefix:]
+        prefix_v, v = v[:, :num_prefix], v[:, num_prefix:]
+    return (
+        (prefix_k, prefix_v, prefix_k.stride(), prefix_v.stride(), prefix_k.shape[1]),
+        (k, v, k.stride(), v.stride(), num_latents),
+    )

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.attention.tiles import load_rows, store_rows
+from kernels.attention.tiles import load_rows, rows_from, rows_of, store_rows
 from kernels.attention.tilings import padded_head_dim, part_ranges, row_options
 
 BLOCK_ROWS = 32
@@ -89,41 +89,18 @@ def prepare_rows(
     b = (tl.program_id(0) // num_blocks).to(tl.int64)
     for i in tl.static_range(len(sources)):
         if (tl.program_id(1) == i) & (first < lengths[i]):
-            strides = source_strides[i]
+            table_rows = (table + b * table_stride, num_positions, TURNED, 1)
             table_tile = load_rows(
-                table + b * table_stride,
-                offsets[i] + first,
-                num_positions,
-                TURNED,
-                1,
-                BLOCK,
-                TABLE_PARTS,
-                CHANNELS=TURNED,
+                rows_from(table_rows, offsets[i] + first), BLOCK, TABLE_PARTS, CHANNELS=TURNED
             )
+            strides = (lengths[i] * heads[i] * STORED, heads[i] * STORED, STORED, 1)
             for head in tl.range(0, heads[i]):
                 h = tl.cast(head, tl.int64)
-                tile = load_rows(
-                    sources[i] + b * strides[0] + h * strides[2],
-                    first,
-                    lengths[i],
-                    strides[1],
-                    strides[3],
-                    BLOCK,
-                    PARTS,
-                    CHANNELS=LOADED,
-                )
-                store_rows(
-                    targets[i] + (b * lengths[i] * heads[i] + h) * STORED,
-                    first,
-                    lengths[i],
-                    heads[i] * STORED,
-                    1,
-                    turn_rows(tile, table_tile, TURNED, PARTS, BACK),
-                    1.0,
-                    BLOCK,
-                    STORED,
-                    PARTS,
-                )
+                source = rows_from(rows_of(sources[i], source_strides[i], lengths[i], b, h), first)
+                target = rows_from(rows_of(targets[i], strides, lengths[i], b, h), first)
+                tile = load_rows(source, BLOCK, PARTS, CHANNELS=LOADED)
+                tile = turn_rows(tile, table_tile, TURNED, PARTS, BACK)
+                store_rows(target, tile, 1.0, BLOCK, STORED, PARTS)
 
 
 def launch_preparation(

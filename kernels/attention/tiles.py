@@ -16,62 +16,64 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def rows_of(x, strides, num_rows, b, head):
+    """A head's rows in (batch, length, heads, channels): where, how many, how far apart."""
+    return x + b * strides[0] + head * strides[2], num_rows, strides[1], strides[3]
+
+
+@triton.jit
+def rows_from(rows, first):
+    """The rows from ``first`` on: a tensor may pass 2³¹ elements, within a tile 32 bits suffice."""
+    base, num_rows, row_stride, channel_stride = rows
+    return (
+        base + tl.cast(first, tl.int64) * row_stride,
+        num_rows - first,
+        row_stride,
+        channel_stride,
+    )
+
+
+@triton.jit
 def load_rows(
-    base,
-    first,
-    num_rows,
-    row_stride,
-    channel_stride,
+    rows,
     ROWS: tl.constexpr,
     PARTS: tl.constexpr,
     WHOLE: tl.constexpr = False,
     REPEAT: tl.constexpr = False,
     CHANNELS: tl.constexpr = 256,
 ):
-    """Rows ``first`` to ``first + ROWS`` of a (num_rows, CHANNELS) matrix; zeros outside of it.
+    """The first ``ROWS`` of the rows, of ``CHANNELS`` channels; zeros outside of them.
 
-    ``WHOLE`` promises that all rows lie inside, ``REPEAT`` repeats the last one that does.
+    ``WHOLE`` promises that all lie inside, ``REPEAT`` repeats the last one that does.
     """
-    # A tensor may pass 2³¹ elements; within one tile 32 bits are enough.
-    base += tl.cast(first, tl.int64) * row_stride
-    rows = tl.arange(0, ROWS)
+    base, num_rows, row_stride, channel_stride = rows
+    row = tl.arange(0, ROWS)
+    inside = (row < num_rows)[:, None]
     if REPEAT:
-        rows = tl.minimum(rows, num_rows - 1 - first)
+        row = tl.minimum(row, num_rows - 1)
     tile = ()
     for i in tl.static_range(len(PARTS)):
-        channels = PARTS[i][0] + tl.arange(0, PARTS[i][1])
-        pointers = base + rows[:, None] * row_stride + channels[None, :] * channel_stride
+        channels = (PARTS[i][0] + tl.arange(0, PARTS[i][1]))[None, :]
+        pointers = base + row[:, None] * row_stride + channels * channel_stride
         if (WHOLE or REPEAT) and PARTS[i][0] + PARTS[i][1] <= CHANNELS:
             part = tl.load(pointers)
         elif PARTS[i][0] + PARTS[i][1] <= CHANNELS:
-            part = tl.load(pointers, mask=(first + rows < num_rows)[:, None], other=0.0)
-        else:
-            inside = (first + rows < num_rows)[:, None] & (channels < CHANNELS)[None, :]
             part = tl.load(pointers, mask=inside, other=0.0)
+        else:
+            part = tl.load(pointers, mask=inside & (channels < CHANNELS), other=0.0)
         tile = tile + (part,)
     return tile
 
 
 @triton.jit
-def store_rows(
-    base,
-    first,
-    num_rows,
-    row_stride,
-    channel_stride,
-    tile,
-    factor,
-    ROWS: tl.constexpr,
-    STORED: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """Store ``tile · factor`` where it lies in a (num_rows, STORED) matrix."""
-    base += tl.cast(first, tl.int64) * row_stride
-    rows = tl.arange(0, ROWS)
+def store_rows(rows, tile, factor, ROWS: tl.constexpr, STORED: tl.constexpr, PARTS: tl.constexpr):
+    """Store ``tile · factor`` in the first ``ROWS`` of the rows, where it lies in them."""
+    base, num_rows, row_stride, channel_stride = rows
+    row = tl.arange(0, ROWS)[:, None]
     for i in tl.static_range(len(PARTS)):
         channels = (PARTS[i][0] + tl.arange(0, PARTS[i][1]))[None, :]
-        pointers = base + rows[:, None] * row_stride + channels * channel_stride
-        inside = (first + rows < num_rows)[:, None] & (channels < STORED)
+        pointers = base + row * row_stride + channels * channel_stride
+        inside = (row < num_rows) & (channels < STORED)
         tl.store(pointers, (tile[i] * factor).to(base.dtype.element_ty), mask=inside)
 
 

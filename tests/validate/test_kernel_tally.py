@@ -96,8 +96,8 @@ def test_a_kernel_that_visits_one_more_tile_is_found(monkeypatch):
     attend = forward.attend_tiles
 
     def further(*arguments):
-        first, last, width = arguments[8], arguments[9], arguments[13]
-        return attend(*arguments[:8], first, last + width, *arguments[10:])
+        last, width = arguments[4], arguments[7]
+        return attend(*arguments[:4], last + width, *arguments[5:])
 
     monkeypatch.setattr(forward, "attend_tiles", further)
     assert wrong(SMALL) == {"self forward", "cross forward"}

@@ -147,7 +147,7 @@ class CompiledKernel:
         if self.name == "attention_query_gradient":
             return (3,) * (4 if self.constants["HAS_PREFIX"] else 2)
         if self.name == "attention_key_value_gradient":
-            loops = 2 if self.constants["CAUSAL"] else 1
+            loops = 3 if self.constants["CAUSAL"] else 2
             return (PRODUCTS_BY_GRADIENT[self.constants["GRADIENT"]],) * loops
         return ()
 

@@ -17,9 +17,11 @@ from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
     load_rows,
+    moved,
     product_over_channels,
     rows_from,
     rows_of,
+    step,
     store_rows,
     zero_rows,
 )
@@ -33,7 +35,7 @@ def declare_row_products(grid, metadata, args):
     return {
         "name": metadata.name,
         "flops32": 2 * rows * args["HEAD_DIM"],
-        "bytes": rows * (2 * args["HEAD_DIM"] * args["out"].element_size() + 8),
+        "bytes": rows * (2 * args["HEAD_DIM"] * args["out"].element_size() + 12),
     }
 
 
@@ -73,22 +75,27 @@ def row_products(
     out,
     grad_out,
     lse,
+    lse_log2,
     delta,
     out_strides,
     grad_out_strides,
     batch,
     num_latents,
+    num_rows,
     num_heads,
     BLOCK_QUERIES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, N) in fp32. No products.
+    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, num_rows) in fp32.
 
     It is 0 where the log-sum-exp, (B, H, N), is −inf: a row without a finite score is not a number
     by its weights, and must leave alone the keys that are hidden from it in a tile that it visits.
+    The log-sum-exp goes to base 2 on the way, (B, H, num_rows), once for all tiles that need it.
+    Beyond N, up to a multiple of every block, it is infinite, so that weights are zero, and delta
+    0. No products.
     """
-    num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
+    num_blocks = num_rows // BLOCK_QUERIES
     first = tl.program_id(0) % num_blocks * BLOCK_QUERIES
     head = tl.program_id(0) // num_blocks
     b = (head // num_heads).to(tl.int64)
@@ -101,10 +108,11 @@ def row_products(
     for i in tl.static_range(len(PARTS)):
         total += tl.sum(out_tile[i].to(tl.float32) * grad_tile[i].to(tl.float32), 1)
     queries = first + tl.arange(0, BLOCK_QUERIES)
-    rows = (b * num_heads + h) * num_latents + queries
-    row_lse = tl.load(lse + rows, mask=queries < num_latents, other=0.0)
-    total = tl.where(row_lse == float("-inf"), 0.0, total)
-    tl.store(delta + rows, total, mask=queries < num_latents)
+    lse += (b * num_heads + h) * num_latents
+    row_lse = tl.load(lse + queries, mask=queries < num_latents, other=float("inf"))
+    rows = (b * num_heads + h) * num_rows + queries
+    tl.store(lse_log2 + rows, row_lse * LOG2_E)
+    tl.store(delta + rows, tl.where(row_lse == float("-inf"), 0.0, total))
 
 
 @triton.jit
@@ -115,49 +123,65 @@ def add_key_value_tiles(
     visited,
     first,
     last,
-    num_latents,
     keys,
     group,
     scale_log2,
     BLOCK_QUERIES: tl.constexpr,
     PARTS: tl.constexpr,
-    CAUSAL: tl.constexpr,
+    MASK: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
     """Add what the query blocks from ``first`` to ``last`` of each head of the group give.
 
-    ``gradients`` are those of keys and values; ``visited`` is the first head's: queries, gradient
-    of the output, the strides of both, log-sum-exp, delta. ``GRADIENT`` "v" issues two products
-    per tile, k qᵀ and weights · grad_out; "k" three, k qᵀ, v grad_outᵀ and grad_scores · q; "kv"
-    the four that these are together.
+    ``gradients`` are those of keys and values; ``visited`` is the first head's: rows of queries and
+    of the output's gradient, how far the next head's are, log-sum-exp in base 2, delta. ``MASK`` is
+    "none", "end" (``last`` may lie inside of a block) or "causal", which is masked at its end, too.
+    ``GRADIENT`` "v" issues two products per tile, k qᵀ and weights · grad_out; "k" three, k qᵀ,
+    v grad_outᵀ and grad_scores · q; "kv" the four that these are together.
     """
     grad_k, grad_v = gradients
-    q, grad_out, q_strides, grad_out_strides, lse, delta = visited
+    q_rows, grad_rows = rows_from(visited[0], first), rows_from(visited[1], first)
+    q, grad_out = q_rows[0], grad_rows[0]
+    lse_log2, delta = visited[4] + first, visited[5] + first
+    query = tl.arange(0, BLOCK_QUERIES)
     blocks = tl.cdiv(last - first, BLOCK_QUERIES)
-    for i in tl.range(0, group * blocks, disable_licm=True):
-        member = i // blocks if group != 1 else 0
-        start = first + (i - member * blocks) * BLOCK_QUERIES
-        h = tl.cast(member, tl.int64)
-        q_rows = rows_from(rows_of(q, q_strides, num_latents, 0, h), start)
-        grad_rows = rows_from(rows_of(grad_out, grad_out_strides, num_latents, 0, h), start)
-        q_tile = load_rows(q_rows, BLOCK_QUERIES, PARTS, REPEAT=True)
-        queries = start + tl.arange(0, BLOCK_QUERIES)
-        rows = h * num_latents + queries
+    block = 0
+    start = first
+    for _ in tl.range(0, group * blocks, disable_licm=True):
+        q_tile = load_rows(
+            moved(q_rows, q, last - start), BLOCK_QUERIES, PARTS, MASK == "none", MASK != "none"
+        )
+        scores = product_over_channels(k, q_tile) * scale_log2
         # Beyond the last query the log-sum-exp is infinite, so the weights are zero. The last query
         # is repeated there: zeros would make a key of −inf a score that is not a number.
-        row_lse = tl.load(lse + rows, mask=queries < num_latents, other=float("inf"))
-        scores = product_over_channels(k, q_tile) * scale_log2
-        weights = tl.exp2(scores - (row_lse * LOG2_E)[None, :])
-        if CAUSAL:
-            weights = tl.where(queries[None, :] >= keys[:, None], weights, 0.0)
-        grad_tile = load_rows(grad_rows, BLOCK_QUERIES, PARTS)
+        weights = tl.exp2(scores - tl.load(lse_log2 + query)[None, :])
+        if MASK == "causal":
+            weights = tl.where(query[None, :] >= (keys - start)[:, None], weights, 0.0)
+        grad_tile = load_rows(
+            moved(grad_rows, grad_out, last - start), BLOCK_QUERIES, PARTS, MASK == "none"
+        )
         if GRADIENT != "k":
             grad_v = add_product_over_rows(grad_v, weights, grad_tile)
         if GRADIENT != "v":
-            row_delta = tl.load(delta + rows, mask=queries < num_latents, other=0.0)
             grad_weights = product_over_channels(v, grad_tile)
-            grad_scores = weights * (grad_weights - row_delta[None, :])
+            grad_scores = weights * (grad_weights - tl.load(delta + query)[None, :])
             grad_k = add_product_over_rows(grad_k, grad_scores, q_tile)
+        q += step(q_rows, BLOCK_QUERIES)
+        grad_out += step(grad_rows, BLOCK_QUERIES)
+        lse_log2 += BLOCK_QUERIES
+        delta += BLOCK_QUERIES
+        start += BLOCK_QUERIES
+        if group != 1:
+            # To the first block of the next head.
+            block += 1
+            if block == blocks:
+                back = tl.cast(blocks, tl.int64) * BLOCK_QUERIES
+                q += visited[2] - back * q_rows[2]
+                grad_out += visited[3] - back * grad_rows[2]
+                lse_log2 += visited[6] - back
+                delta += visited[6] - back
+                start = first
+                block = 0
     return grad_k, grad_v
 
 
@@ -165,7 +189,7 @@ def add_key_value_tiles(
 def attention_key_value_gradient(
     q,
     grad_out,
-    lse,
+    lse_log2,
     delta,
     keys,
     gradients,
@@ -173,6 +197,7 @@ def attention_key_value_gradient(
     grad_out_strides,
     batch,
     num_latents,
+    num_rows,
     num_heads,
     group,
     scale,
@@ -187,14 +212,16 @@ def attention_key_value_gradient(
 ):
     """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
 
-    q and grad_out are (B, N, H, C̄), lse and delta (B, H, N). ``keys`` is the range, as in the
-    forward kernel; ``gradients`` is alike, with K_STORED and V_STORED channels.
+    q and grad_out are (B, N, H, C̄), lse_log2 and delta (B, H, num_rows). ``keys`` is the range, as
+    in the forward kernel; ``gradients`` is alike, with K_STORED and V_STORED channels.
 
     One program owns BLOCK_KEYS = J keys of one key-value head and visits blocks of BLOCK_QUERIES
     = M queries (J is a multiple of M) of each of the H / G query heads:
 
     - CAUSAL, with its first key j₀: from j₀ to min(j₀ + J, N), masked; then from j₀ + J to N;
     - prefix: from 0 to N.
+
+    The last block of queries, if N ends inside it, is masked in a loop of its own.
 
     Each visited tile issues four products, k qᵀ, weights · grad_out, v grad_outᵀ and
     grad_scores · q, of 2·M·J·(sum of parts) FLOPs, whole tiles always; none outside of a loop.
@@ -214,60 +241,42 @@ def attention_key_value_gradient(
     k_tile = load_rows(rows_from(k_rows, first_key), BLOCK_KEYS, PARTS)
     v_tile = load_rows(rows_from(v_rows, first_key), BLOCK_KEYS, PARTS)
     scale_log2 = scale * LOG2_E
-    rows = (b * num_heads + g * group) * num_latents
+    rows = (b * num_heads + g * group) * num_rows
     visited = (
-        q + b * q_strides[0] + g * group * q_strides[2],
-        grad_out + b * grad_out_strides[0] + g * group * grad_out_strides[2],
-        q_strides,
-        grad_out_strides,
-        lse + rows,
+        rows_of(q, q_strides, num_latents, b, g * group),
+        rows_of(grad_out, grad_out_strides, num_latents, b, g * group),
+        tl.cast(q_strides[2], tl.int64),
+        tl.cast(grad_out_strides[2], tl.int64),
+        lse_log2 + rows,
         delta + rows,
+        num_rows,
     )
-    # The first loops are never empty, as in the forward kernel.
     tl.assume(group > 0)
-    unmasked = tl.minimum(first_key + BLOCK_KEYS, num_latents) if CAUSAL else 0
-    if CAUSAL:
-        tl.assume(first_key < unmasked)
-    else:
-        tl.assume(unmasked < num_latents)
     owned = first_key + tl.arange(0, BLOCK_KEYS)
     state = (
         zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "v" else (),
         zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "k" else (),
     )
+    # The first loop is never empty, as in the forward kernel.
     if CAUSAL:
+        first = tl.minimum(first_key + BLOCK_KEYS, num_latents)
+        tl.assume(first_key < first)
         state = add_key_value_tiles(
-            state,
-            k_tile,
-            v_tile,
-            visited,
-            first_key,
-            unmasked,
-            num_latents,
-            owned,
-            group,
-            scale_log2,
-            BLOCK_QUERIES,
-            PARTS,
-            True,
-            GRADIENT,
-        )
+            state, k_tile, v_tile, visited, first_key, first, owned, group, scale_log2,
+            BLOCK_QUERIES, PARTS, "causal", GRADIENT,
+        )  # fmt: skip
+        whole = first + (num_latents - first) // BLOCK_QUERIES * BLOCK_QUERIES
+    else:
+        first = 0
+        whole = num_latents // BLOCK_QUERIES * BLOCK_QUERIES
     state = add_key_value_tiles(
-        state,
-        k_tile,
-        v_tile,
-        visited,
-        unmasked,
-        num_latents,
-        num_latents,
-        owned,
-        group,
-        scale_log2,
-        BLOCK_QUERIES,
-        PARTS,
-        False,
-        GRADIENT,
-    )
+        state, k_tile, v_tile, visited, first, whole, owned, group, scale_log2,
+        BLOCK_QUERIES, PARTS, "none", GRADIENT,
+    )  # fmt: skip
+    state = add_key_value_tiles(
+        state, k_tile, v_tile, visited, whole, num_latents, owned, group, scale_log2,
+        BLOCK_QUERIES, PARTS, "end", GRADIENT,
+    )  # fmt: skip
     grad_k_rows, grad_v_rows = keys_of(gradients, b, g)
     if GRADIENT != "k":
         store_rows(rows_from(grad_v_rows, first_key), state[1], 1.0, BLOCK_KEYS, V_STORED, PARTS)
@@ -294,15 +303,15 @@ def add_query_tiles(
     ``keys`` and ``MASK`` are the forward kernel's.
     """
     q, grad_out, row_lse_log2, row_delta = owned
+    k_rows, v_rows = rows_from(keys[0], first), rows_from(keys[1], first)
+    k, v = k_rows[0], v_rows[0]
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_rows = rows_from(keys[0], start)
-        v_rows = rows_from(keys[1], start)
-        k_tile = load_rows(k_rows, BLOCK_KEYS, PARTS, MASK == "none")
-        v_tile = load_rows(v_rows, BLOCK_KEYS, PARTS, MASK == "none")
+        k_tile = load_rows(moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none")
+        v_tile = load_rows(moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none")
         scores = product_over_channels(q, k_tile) * scale_log2
         weights = tl.exp2(scores - row_lse_log2[:, None])
         if MASK == "end":
-            inside = tl.arange(0, BLOCK_KEYS) < k_rows[1]
+            inside = tl.arange(0, BLOCK_KEYS) < last - start
             weights = tl.where(inside[None, :], weights, 0.0)
         if MASK == "causal":
             admitted = (queries - start)[:, None] >= tl.arange(0, BLOCK_KEYS)[None, :]
@@ -310,6 +319,8 @@ def add_query_tiles(
         grad_weights = product_over_channels(grad_out, v_tile)
         grad_scores = weights * (grad_weights - row_delta[:, None])
         grad_q = add_product_over_rows(grad_q, grad_scores, k_tile)
+        k += step(k_rows, BLOCK_KEYS)
+        v += step(v_rows, BLOCK_KEYS)
     return grad_q
 
 
@@ -319,13 +330,14 @@ def attention_query_gradient(
     prefix,
     latents,
     grad_out,
-    lse,
+    lse_log2,
     delta,
     grad_q,
     q_strides,
     grad_out_strides,
     grad_q_strides,
     batch,
+    num_rows,
     num_heads,
     group,
     scale,
@@ -353,13 +365,12 @@ def attention_query_gradient(
     queries = first_query + tl.arange(0, BLOCK_QUERIES)
     q_rows = rows_from(rows_of(q, q_strides, num_latents, b, h), first_query)
     grad_rows = rows_from(rows_of(grad_out, grad_out_strides, num_latents, b, h), first_query)
-    rows = (b * num_heads + h) * num_latents + queries
-    inside = queries < num_latents
+    rows = (b * num_heads + h) * num_rows + queries
     owned = (
         load_rows(q_rows, BLOCK_QUERIES, PARTS),
         load_rows(grad_rows, BLOCK_QUERIES, PARTS),
-        tl.load(lse + rows, mask=inside, other=float("inf")) * LOG2_E,
-        tl.load(delta + rows, mask=inside, other=0.0),
+        tl.load(lse_log2 + rows),
+        tl.load(delta + rows),
     )
     keys = keys_of(latents, b, h // group)
     tile = zero_rows(BLOCK_QUERIES, PARTS)

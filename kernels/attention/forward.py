@@ -14,10 +14,12 @@ from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
     load_rows,
+    moved,
     product_over_channels,
     rows_from,
     rows_of,
     scale_rows,
+    step,
     store_rows,
     zero_rows,
 )
@@ -72,13 +74,13 @@ def attend_tiles(
     ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
     """
     accumulator, row_max, row_sum = state
+    k_rows, v_rows = rows_from(keys[0], first), rows_from(keys[1], first)
+    k, v = k_rows[0], v_rows[0]
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_rows = rows_from(keys[0], start)
-        v_rows = rows_from(keys[1], start)
-        k_tile = load_rows(k_rows, BLOCK_KEYS, PARTS, MASK == "none")
+        k_tile = load_rows(moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none")
         scores = product_over_channels(q, k_tile)
         if MASK == "end":
-            inside = tl.arange(0, BLOCK_KEYS) < k_rows[1]
+            inside = tl.arange(0, BLOCK_KEYS) < last - start
             scores = tl.where(inside[None, :], scores, float("-inf"))
         if MASK == "causal":
             admitted = (queries - start)[:, None] >= tl.arange(0, BLOCK_KEYS)[None, :]
@@ -89,8 +91,10 @@ def attend_tiles(
         correction = tl.exp2(row_max - new_max)
         row_sum = row_sum * correction + tl.sum(weights, 1)
         row_max = new_max
-        v_tile = load_rows(v_rows, BLOCK_KEYS, PARTS, MASK == "none")
+        v_tile = load_rows(moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none")
         accumulator = add_product_over_rows(scale_rows(accumulator, correction), weights, v_tile)
+        k += step(k_rows, BLOCK_KEYS)
+        v += step(v_rows, BLOCK_KEYS)
     return accumulator, row_max, row_sum
 
 

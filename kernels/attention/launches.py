@@ -159,16 +159,19 @@ def launch_backward(
     batch, num_latents, num_heads, head_dim = grad_out.shape
     parts = part_ranges(head_dim)
     group = num_heads // k.shape[2]
-    delta = torch.empty_like(lse)
-    row_products[(triton.cdiv(num_latents, ROW_BLOCK) * batch * num_heads,)](
+    num_rows = triton.cdiv(num_latents, TILE_ROWS) * TILE_ROWS
+    lse_log2, delta = lse.new_empty(2, batch, num_heads, num_rows)
+    row_products[(num_rows // ROW_BLOCK * batch * num_heads,)](
         out,
         grad_out,
         lse,
+        lse_log2,
         delta,
         out.stride(),
         grad_out.stride(),
         batch,
         num_latents,
+        num_rows,
         num_heads,
         BLOCK_QUERIES=ROW_BLOCK,
         HEAD_DIM=head_dim,
@@ -191,7 +194,7 @@ def launch_backward(
             attention_key_value_gradient[(blocks * batch * k.shape[2],)](
                 q,
                 grad_out,
-                lse,
+                lse_log2,
                 delta,
                 keys,
                 gradients,
@@ -199,6 +202,7 @@ def launch_backward(
                 grad_out.stride(),
                 batch,
                 num_latents,
+                num_rows,
                 num_heads,
                 group,
                 scale,
@@ -219,13 +223,14 @@ def launch_backward(
         prefix,
         latents,
         grad_out,
-        lse,
+        lse_log2,
         delta,
         grad_q,
         q.stride(),
         grad_out.stride(),
         grad_q.stride(),
         batch,
+        num_rows,
         num_heads,
         group,
         scale,

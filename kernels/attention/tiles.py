@@ -34,6 +34,21 @@ def rows_from(rows, first):
 
 
 @triton.jit
+def moved(rows, base, num_rows):
+    """Rows that lie as far apart, elsewhere."""
+    return base, num_rows, rows[2], rows[3]
+
+
+@triton.jit
+def step(rows, num_rows: tl.constexpr):
+    """Elements from a row to the one ``num_rows`` further, for a pointer that moves with a loop.
+
+    A loop that computed each tile's place from its first row would count in 64 bits throughout.
+    """
+    return tl.cast(rows[2], tl.int64) * num_rows
+
+
+@triton.jit
 def load_rows(
     rows,
     ROWS: tl.constexpr,

@@ -26,6 +26,7 @@ import kernels.attention
 from kernels.attention.tilings import (
     KERNELS,
     PASSES,
+    WIDEST_CUT,
     Tiling,
     padded_head_dim,
     shipped_tiling,
@@ -147,7 +148,7 @@ class CompiledKernel:
         if self.name == "attention_query_gradient":
             return (3,) * (4 if self.constants["HAS_PREFIX"] else 2)
         if self.name == "attention_key_value_gradient":
-            loops = 3 if self.constants["CAUSAL"] else 2
+            loops = 1 + self.constants["CAUSAL"] + self.constants["END_APART"]
             return (PRODUCTS_BY_GRADIENT[self.constants["GRADIENT"]],) * loops
         return ()
 
@@ -186,10 +187,12 @@ class CompiledKernel:
             if self.launch.dtype != "float32":
                 if "mma.sync" in self.instructions or not self.instructions:
                     found.append("no wgmma")
-                # A loop over a square tile's diagonal runs once, and need not be a loop.
-                square = self.constants["BLOCK_QUERIES"] == self.constants["BLOCK_KEYS"]
-                on_diagonal = square and self.constants.get("CAUSAL", True)
-                if not all(segment.in_loop for segment in self.segments[on_diagonal:]):
+                # What runs once at most need not be a loop: a square tile's diagonal, an end.
+                c = self.constants
+                square = c["BLOCK_QUERIES"] == c["BLOCK_KEYS"] and c.get("CAUSAL", True)
+                ends = c.get("HAS_PREFIX", False) or c.get("END_APART", False)
+                loops = self.segments[square : len(self.segments) - ends]
+                if not all(segment.in_loop for segment in loops):
                     found.append("products outside of loops")
                 if not self.copies:
                     found.append("no asynchronous copies")
@@ -266,7 +269,8 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     from kernels.attention import launches, preparation
 
     width = padded_head_dim(launch.head_dim)
-    channels = width if launch.turned else launch.head_dim
+    natural = width if width > WIDEST_CUT else launch.head_dim
+    channels = width if launch.turned else natural
     dtype = getattr(torch, launch.dtype)
     heads = KEY_HEADS * launch.group
 
@@ -275,7 +279,7 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
 
     q = stored(QUERIES, heads, channels)
     k = stored(launch.prefix + QUERIES, KEY_HEADS, channels)
-    v = stored(launch.prefix + QUERIES, KEY_HEADS, launch.head_dim)
+    v = stored(launch.prefix + QUERIES, KEY_HEADS, natural)
     out = stored(QUERIES, heads, launch.head_dim)
     lse = torch.empty(2, heads, QUERIES)
     found: list[tuple[Any, str, dict[str, Any]]] = []

@@ -22,6 +22,7 @@ from flopcount.tables import table
 from kernels.attention.tilings import (
     KERNELS,
     MAX_HEAD_DIM,
+    WIDEST_CUT,
     gradient_launches,
     padded_head_dim,
     part_ranges,
@@ -93,9 +94,10 @@ def expected_kernels(launches: Iterable[Launch]) -> dict[Launch, set[Kernel]]:
             identity: tuple[object, ...] = (launch.dtype, launch.head_dim, kernel)
             if pass_name := NAMES.get(kernel[0]):
                 # The gradient of keys and values sees one of two parts, whatever the other is; the
-                # gradients of queries and keys have the channels that these were given with.
+                # gradients of queries and keys are cut where these were not given padded.
                 has_prefix = launch.prefix > 0 and pass_name != "key_value"
-                turned = launch.turned and pass_name != "forward" and kernel[2] != "v"
+                cut = padded_head_dim(launch.head_dim) <= WIDEST_CUT
+                turned = launch.turned and cut and pass_name != "forward" and kernel[2] != "v"
                 identity += (launch.group, turned, has_prefix, taken[pass_name])
             elif kernel[0] == "prepare_rows":
                 identity += (launch.turned,)

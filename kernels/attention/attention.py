@@ -15,10 +15,11 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kernels.attention.launches import TILE_ROWS, unsupported, within_reach
 from kernels.attention.operators import attention, prepare
-from kernels.attention.tilings import MAX_HEAD_DIM, padded_head_dim
+from kernels.attention.tilings import MAX_HEAD_DIM, WIDEST_CUT, padded_head_dim
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The kernels take the scale in fp32, and it must stay positive there.
@@ -122,7 +123,10 @@ def _attend(
     scale: float | None,
     angles: Tensor | None,
 ) -> Tensor:
-    """Turn and pad in one pass where there is something to turn; then attend."""
+    """Turn and pad in one pass where there is something to turn; then attend.
+
+    Wide heads are padded here, so that their gradients are stored padded and cut afterwards.
+    """
     head_dim = q.shape[-1]
     if scale is None:
         scale = head_dim**-0.5
@@ -134,9 +138,17 @@ def _attend(
         scale = float(scale)
     num_positions = k.shape[1] + (0 if prefix_k is None else prefix_k.shape[1])
     table = None if angles is None else _table(angles, q, num_positions)
+    stored = padded_head_dim(head_dim)
+    wide = WIDEST_CUT < stored != head_dim
+    if wide and table is None:
+        table = q.new_empty(1, num_positions, 0, 2, dtype=torch.float32)
     if table is not None:
-        q, k, *prefix = prepare(q, k, prefix_k, table, padded_head_dim(head_dim), False)
+        q, k, *prefix = prepare(q, k, prefix_k, table, stored, False)
         prefix_k = prefix[0] if prefix else None
+    if wide:
+        v, prefix_v = (
+            None if x is None else functional.pad(x, (0, stored - head_dim)) for x in (v, prefix_v)
+        )
     return attention(q, k, v, prefix_k, prefix_v, scale, head_dim)[0]
 
 

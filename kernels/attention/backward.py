@@ -75,8 +75,7 @@ def row_products(
     out,
     grad_out,
     lse,
-    lse_log2,
-    delta,
+    statistics,
     out_strides,
     grad_out_strides,
     batch,
@@ -87,13 +86,13 @@ def row_products(
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, num_rows) in fp32.
+    """Statistics of rows, (2, B, H, num_rows) in fp32: log-sum-exp, and delta = Σ out · grad_out.
 
-    It is 0 where the log-sum-exp, (B, H, N), is −inf: a row without a finite score is not a number
-    by its weights, and must leave alone the keys that are hidden from it in a tile that it visits.
-    The log-sum-exp goes to base 2 on the way, (B, H, num_rows), once for all tiles that need it.
-    Beyond N, up to a multiple of every block, it is infinite, so that weights are zero, and delta
-    0. No products.
+    out and grad_out are (B, N, H, C), the sum is over channels, lse is (B, H, N). The log-sum-exp
+    goes to base 2, once for all tiles that need it. Beyond N, up to a multiple of every block, it
+    is infinite, so that weights are zero, and delta 0. Where it is −inf delta is 0, too: a row
+    without a finite score is not a number by its weights, and must leave alone the keys that are
+    hidden from it in a tile that it visits. No products.
     """
     num_blocks = num_rows // BLOCK_QUERIES
     first = tl.program_id(0) % num_blocks * BLOCK_QUERIES
@@ -111,8 +110,9 @@ def row_products(
     lse += (b * num_heads + h) * num_latents
     row_lse = tl.load(lse + queries, mask=queries < num_latents, other=float("inf"))
     rows = (b * num_heads + h) * num_rows + queries
-    tl.store(lse_log2 + rows, row_lse * LOG2_E)
-    tl.store(delta + rows, tl.where(row_lse == float("-inf"), 0.0, total))
+    tl.store(statistics + rows, row_lse * LOG2_E)
+    rows += tl.cast(batch * num_heads, tl.int64) * num_rows
+    tl.store(statistics + rows, tl.where(row_lse == float("-inf"), 0.0, total))
 
 
 @triton.jit
@@ -123,7 +123,7 @@ def add_key_value_tiles(
     visited,
     first,
     last,
-    keys,
+    first_key,
     group,
     scale_log2,
     BLOCK_QUERIES: tl.constexpr,
@@ -134,7 +134,8 @@ def add_key_value_tiles(
     """Add what the query blocks from ``first`` to ``last`` of each head of the group give.
 
     ``gradients`` are those of keys and values; ``visited`` is the first head's: rows of queries and
-    of the output's gradient, how far the next head's are, log-sum-exp in base 2, delta. ``MASK`` is
+    of the output's gradient, how far the next head's are, statistics, and how far in them delta
+    and the next head's lie. ``MASK`` is
     "none", "end" (``last`` may lie inside of a block) or "causal", which is masked at its end, too.
     ``GRADIENT`` "v" issues two products per tile, k qᵀ and weights · grad_out; "k" three, k qᵀ,
     v grad_outᵀ and grad_scores · q; "kv" the four that these are together.
@@ -142,7 +143,7 @@ def add_key_value_tiles(
     grad_k, grad_v = gradients
     q_rows, grad_rows = rows_from(visited[0], first), rows_from(visited[1], first)
     q, grad_out = q_rows[0], grad_rows[0]
-    lse_log2, delta = visited[4] + first, visited[5] + first
+    statistics = visited[4] + first
     query = tl.arange(0, BLOCK_QUERIES)
     blocks = tl.cdiv(last - first, BLOCK_QUERIES)
     block = 0
@@ -154,9 +155,10 @@ def add_key_value_tiles(
         scores = product_over_channels(k, q_tile) * scale_log2
         # Beyond the last query the log-sum-exp is infinite, so the weights are zero. The last query
         # is repeated there: zeros would make a key of −inf a score that is not a number.
-        weights = tl.exp2(scores - tl.load(lse_log2 + query)[None, :])
+        weights = tl.exp2(scores - tl.load(statistics + query)[None, :])
         if MASK == "causal":
-            weights = tl.where(query[None, :] >= (keys - start)[:, None], weights, 0.0)
+            keys = tl.arange(0, weights.shape[0]) + (first_key - start)
+            weights = tl.where(query[None, :] >= keys[:, None], weights, 0.0)
         grad_tile = load_rows(
             moved(grad_rows, grad_out, last - start), BLOCK_QUERIES, PARTS, MASK == "none"
         )
@@ -164,12 +166,12 @@ def add_key_value_tiles(
             grad_v = add_product_over_rows(grad_v, weights, grad_tile)
         if GRADIENT != "v":
             grad_weights = product_over_channels(v, grad_tile)
-            grad_scores = weights * (grad_weights - tl.load(delta + query)[None, :])
+            delta = tl.load(statistics + visited[5] + query)
+            grad_scores = weights * (grad_weights - delta[None, :])
             grad_k = add_product_over_rows(grad_k, grad_scores, q_tile)
         q += step(q_rows, BLOCK_QUERIES)
         grad_out += step(grad_rows, BLOCK_QUERIES)
-        lse_log2 += BLOCK_QUERIES
-        delta += BLOCK_QUERIES
+        statistics += BLOCK_QUERIES
         start += BLOCK_QUERIES
         if group != 1:
             # To the first block of the next head.
@@ -178,8 +180,7 @@ def add_key_value_tiles(
                 back = tl.cast(blocks, tl.int64) * BLOCK_QUERIES
                 q += visited[2] - back * q_rows[2]
                 grad_out += visited[3] - back * grad_rows[2]
-                lse_log2 += visited[6] - back
-                delta += visited[6] - back
+                statistics += visited[6] - back
                 start = first
                 block = 0
     return grad_k, grad_v
@@ -189,8 +190,7 @@ def add_key_value_tiles(
 def attention_key_value_gradient(
     q,
     grad_out,
-    lse_log2,
-    delta,
+    statistics,
     keys,
     gradients,
     q_strides,
@@ -209,10 +209,11 @@ def attention_key_value_gradient(
     V_STORED: tl.constexpr,
     CAUSAL: tl.constexpr,
     GRADIENT: tl.constexpr,
+    END_APART: tl.constexpr,
 ):
     """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
 
-    q and grad_out are (B, N, H, C̄), lse_log2 and delta (B, H, num_rows). ``keys`` is the range, as
+    q and grad_out are (B, N, H, C̄), statistics (2, B, H, num_rows). ``keys`` is the range, as
     in the forward kernel; ``gradients`` is alike, with K_STORED and V_STORED channels.
 
     One program owns BLOCK_KEYS = J keys of one key-value head and visits blocks of BLOCK_QUERIES
@@ -221,7 +222,7 @@ def attention_key_value_gradient(
     - CAUSAL, with its first key j₀: from j₀ to min(j₀ + J, N), masked; then from j₀ + J to N;
     - prefix: from 0 to N.
 
-    The last block of queries, if N ends inside it, is masked in a loop of its own.
+    The last block of queries, if N ends inside it, is masked: with END_APART in a loop of its own.
 
     Each visited tile issues four products, k qᵀ, weights · grad_out, v grad_outᵀ and
     grad_scores · q, of 2·M·J·(sum of parts) FLOPs, whole tiles always; none outside of a loop.
@@ -247,12 +248,11 @@ def attention_key_value_gradient(
         rows_of(grad_out, grad_out_strides, num_latents, b, g * group),
         tl.cast(q_strides[2], tl.int64),
         tl.cast(grad_out_strides[2], tl.int64),
-        lse_log2 + rows,
-        delta + rows,
+        statistics + rows,
+        tl.cast(batch * num_heads, tl.int64) * num_rows,
         num_rows,
     )
     tl.assume(group > 0)
-    owned = first_key + tl.arange(0, BLOCK_KEYS)
     state = (
         zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "v" else (),
         zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "k" else (),
@@ -262,19 +262,21 @@ def attention_key_value_gradient(
         first = tl.minimum(first_key + BLOCK_KEYS, num_latents)
         tl.assume(first_key < first)
         state = add_key_value_tiles(
-            state, k_tile, v_tile, visited, first_key, first, owned, group, scale_log2,
+            state, k_tile, v_tile, visited, first_key, first, first_key, group, scale_log2,
             BLOCK_QUERIES, PARTS, "causal", GRADIENT,
         )  # fmt: skip
-        whole = first + (num_latents - first) // BLOCK_QUERIES * BLOCK_QUERIES
     else:
         first = 0
-        whole = num_latents // BLOCK_QUERIES * BLOCK_QUERIES
+        tl.assume(first < num_latents)
+    whole = first
+    if END_APART:
+        whole += (num_latents - first) // BLOCK_QUERIES * BLOCK_QUERIES
+        state = add_key_value_tiles(
+            state, k_tile, v_tile, visited, first, whole, first_key, group, scale_log2,
+            BLOCK_QUERIES, PARTS, "none", GRADIENT,
+        )  # fmt: skip
     state = add_key_value_tiles(
-        state, k_tile, v_tile, visited, first, whole, owned, group, scale_log2,
-        BLOCK_QUERIES, PARTS, "none", GRADIENT,
-    )  # fmt: skip
-    state = add_key_value_tiles(
-        state, k_tile, v_tile, visited, whole, num_latents, owned, group, scale_log2,
+        state, k_tile, v_tile, visited, whole, num_latents, first_key, group, scale_log2,
         BLOCK_QUERIES, PARTS, "end", GRADIENT,
     )  # fmt: skip
     grad_k_rows, grad_v_rows = keys_of(gradients, b, g)
@@ -330,8 +332,7 @@ def attention_query_gradient(
     prefix,
     latents,
     grad_out,
-    lse_log2,
-    delta,
+    statistics,
     grad_q,
     q_strides,
     grad_out_strides,
@@ -369,8 +370,8 @@ def attention_query_gradient(
     owned = (
         load_rows(q_rows, BLOCK_QUERIES, PARTS),
         load_rows(grad_rows, BLOCK_QUERIES, PARTS),
-        tl.load(lse_log2 + rows),
-        tl.load(delta + rows),
+        tl.load(statistics + rows),
+        tl.load(statistics + tl.cast(batch * num_heads, tl.int64) * num_rows + rows),
     )
     keys = keys_of(latents, b, h // group)
     tile = zero_rows(BLOCK_QUERIES, PARTS)

@@ -26,6 +26,7 @@ from kernels.attention.forward import attention_forward
 from kernels.attention.preparation import padded
 from kernels.attention.tilings import (
     Tiling,
+    end_apart,
     gradient_launches,
     part_ranges,
     row_options,
@@ -160,13 +161,12 @@ def launch_backward(
     parts = part_ranges(head_dim)
     group = num_heads // k.shape[2]
     num_rows = triton.cdiv(num_latents, TILE_ROWS) * TILE_ROWS
-    lse_log2, delta = lse.new_empty(2, batch, num_heads, num_rows)
+    statistics = lse.new_empty(2, batch, num_heads, num_rows)
     row_products[(num_rows // ROW_BLOCK * batch * num_heads,)](
         out,
         grad_out,
         lse,
-        lse_log2,
-        delta,
+        statistics,
         out.stride(),
         grad_out.stride(),
         batch,
@@ -194,8 +194,7 @@ def launch_backward(
             attention_key_value_gradient[(blocks * batch * k.shape[2],)](
                 q,
                 grad_out,
-                lse_log2,
-                delta,
+                statistics,
                 keys,
                 gradients,
                 q.stride(),
@@ -214,6 +213,7 @@ def launch_backward(
                 V_STORED=gradients[1].shape[-1],
                 CAUSAL=keys is latents,
                 GRADIENT=gradient,
+                END_APART=end_apart(head_dim),
                 **tiling.options(),
             )
     tiling = chosen(tilings, "query", *sizes)
@@ -223,8 +223,7 @@ def launch_backward(
         prefix,
         latents,
         grad_out,
-        lse_log2,
-        delta,
+        statistics,
         grad_q,
         q.stride(),
         grad_out.stride(),

@@ -22,6 +22,10 @@ PASSES = tuple(KERNELS)
 MAX_HEAD_DIM = 256
 WIDEST_PART = 128
 WIDEST_TOGETHER = 128
+WIDEST_CUT = 96
+"""The widest padded head dim whose gradients are stored without the padding: element by element, as
+odd rows need it, wider ones spill registers or make products wait for each other."""
+WIDEST_END_APART = 128
 TUNED = Path(__file__).parent / "tuned.csv"
 """The tilings that were measured to be fastest on a GPU: ``benchmarks.tune`` writes them."""
 
@@ -64,20 +68,24 @@ class Tiling(NamedTuple):
 TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
     ("forward", 2): {
         64: Tiling(128, 64, 8, 3, 128),
+        96: Tiling(128, 128, 8, 3),
         128: Tiling(128, 64, 8, 3),
         192: Tiling(128, 64, 8, 2),
         256: Tiling(128, 32, 8, 2),
     },
     ("key_value", 2): {
-        64: Tiling(32, 64, 4, 2, 168),
-        192: Tiling(32, 128, 8, 2),
-        256: Tiling(16, 128, 8, 2),
+        64: Tiling(32, 64, 4, 3, 168),
+        96: Tiling(64, 128, 8, 3),
+        192: Tiling(32, 128, 8, 3),
+        256: Tiling(16, 128, 8, 3),
     },
     ("query", 2): {
-        64: Tiling(128, 32, 8, 2, 128),
+        48: Tiling(128, 64, 8, 3, 128),
+        64: Tiling(128, 32, 8, 3, 128),
+        96: Tiling(128, 128, 8, 3),
         128: Tiling(128, 64, 8, 2),
-        208: Tiling(128, 32, 8, 2),
-        256: Tiling(128, 16, 8, 2),
+        208: Tiling(128, 32, 8, 3),
+        256: Tiling(128, 16, 8, 3),
     },
     ("forward", 4): {
         64: Tiling(32, 32, 4, 2),
@@ -151,6 +159,18 @@ def gradient_launches(head_dim: int) -> tuple[str, ...]:
     (('kv',), ('v', 'k'))
     """
     return ("kv",) if padded_head_dim(head_dim) <= WIDEST_TOGETHER else ("v", "k")
+
+
+def end_apart(head_dim: int) -> bool:
+    """Whether the ``key_value`` pass masks the last block of queries in a loop of its own.
+
+    The loop before it then masks nothing. Where heads are wide, a third loop spills registers or
+    makes products wait for each other.
+
+    >>> end_apart(128), end_apart(129)
+    (True, False)
+    """
+    return padded_head_dim(head_dim) <= WIDEST_END_APART
 
 
 def row_options(head_dim: int) -> dict[str, int]:

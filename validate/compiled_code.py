@@ -90,11 +90,13 @@ class Segment:
         in_loop: Whether it is a loop's body.
         operations: FLOPs of its matrix instructions, all warps of a program together.
         instructions: That each warp issues in it, of all kinds.
+        special: Those of them that the special-function unit serves.
     """
 
     in_loop: bool
     operations: int
     instructions: int
+    special: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,10 +296,11 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
                 prepare = preparation.launch_preparation
                 prepare(plain_q, plain_k, None, table, width, False)
                 prepare(q, k, None, table, launch.head_dim, True)
-    return [_read(launch, *kernel) for kernel in found]
+    return [read(launch, *kernel) for kernel in found]
 
 
-def _read(launch: Launch, kernel: Any, log: str, options: dict[str, Any]) -> CompiledKernel:
+def read(launch: Launch, kernel: Any, log: str, options: dict[str, Any]) -> CompiledKernel:
+    """What a launch that :func:`compiling` found compiles to."""
     figures = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)
     registers = re.search(r"Used (\d+) registers", log)
     if not figures or not registers:
@@ -356,6 +359,7 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
         product_lines |= set(range(first, first + lines))
     labels: dict[str, int] = {}
     operations: list[int] = []  # of each instruction
+    special: list[bool] = []
     branches: list[tuple[int, str]] = []
     instructions: Counter[str] = Counter()
     in_product = False
@@ -380,6 +384,7 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
             elif branch := re.search(r"\bBRA\b.*(\.L_x_\d+)", text):
                 branches.append((len(operations), branch[1]))
             operations.append(flops)
+            special.append(bool(re.search(r"\bMUFU\b", text)))
     loops = sorted((labels[target], at) for at, target in branches if labels[target] <= at)
     innermost = [
         (start, end)
@@ -387,11 +392,11 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
         if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
     ]
     segments, at = [], 0
-    for start, end in innermost:
-        segments.append(Segment(False, sum(operations[at:start]), start - at))
-        segments.append(Segment(True, sum(operations[start : end + 1]), end + 1 - start))
+    for start, end in (*innermost, (len(operations), len(operations))):
+        for in_loop, first, last in ((False, at, start), (True, start, end + 1)):
+            found = sum(operations[first:last]), last - first, sum(special[first:last])
+            segments.append(Segment(in_loop, *found))
         at = end + 1
-    segments.append(Segment(False, sum(operations[at:]), len(operations) - at))
     return tuple(s for s in segments if s.operations), dict(sorted(instructions.items()))
 
 

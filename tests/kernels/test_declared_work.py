@@ -68,11 +68,11 @@ def test_every_launch(launches, dtype):
             width: 2 * pairs * product,
             "bytes": 2 * rows + 2 * (latents + prefix) + lse.nbytes,
         },
-        # Reads out and its gradient; writes delta.
+        # Reads out, its gradient and log-sum-exp; writes that in base 2, and delta.
         {
             "name": "row_products",
             "flops32": batch * n * heads * 2 * channels,
-            "bytes": 2 * rows + 2 * lse.nbytes,
+            "bytes": 2 * rows + 3 * lse.nbytes,
         },
         # Reads the output's gradient; writes it padded.
         {"name": "prepare_rows", "flops32": 0, "bytes": rows // channels * (channels + 16)},

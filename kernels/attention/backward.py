@@ -146,9 +146,15 @@ def add_key_value_tiles(
     statistics = visited[4] + first
     query = tl.arange(0, BLOCK_QUERIES)
     blocks = tl.cdiv(last - first, BLOCK_QUERIES)
-    block = 0
     start = first
-    for _ in tl.range(0, group * blocks, disable_licm=True):
+    for i in tl.range(0, group * blocks, disable_licm=True):
+        if group != 1:
+            # Where a block of another head may be next, each is found from its number.
+            member = tl.cast(i // blocks, tl.int64)
+            start = first + i % blocks * BLOCK_QUERIES
+            q = rows_from(visited[0], start)[0] + member * visited[2]
+            grad_out = rows_from(visited[1], start)[0] + member * visited[3]
+            statistics = visited[4] + start + member * visited[6]
         q_tile = load_rows(
             moved(q_rows, q, last - start), BLOCK_QUERIES, PARTS, MASK == "none", MASK != "none"
         )
@@ -173,16 +179,6 @@ def add_key_value_tiles(
         grad_out += step(grad_rows, BLOCK_QUERIES)
         statistics += BLOCK_QUERIES
         start += BLOCK_QUERIES
-        if group != 1:
-            # To the first block of the next head.
-            block += 1
-            if block == blocks:
-                back = tl.cast(blocks, tl.int64) * BLOCK_QUERIES
-                q += visited[2] - back * q_rows[2]
-                grad_out += visited[3] - back * grad_rows[2]
-                statistics += visited[6] - back
-                start = first
-                block = 0
     return grad_k, grad_v
 
 
@@ -362,6 +358,7 @@ def attention_query_gradient(
     head = tl.program_id(0) // num_blocks
     b = (head // num_heads).to(tl.int64)
     h = (head % num_heads).to(tl.int64)
+    g = (head % num_heads // group).to(tl.int64)
 
     queries = first_query + tl.arange(0, BLOCK_QUERIES)
     q_rows = rows_from(rows_of(q, q_strides, num_latents, b, h), first_query)
@@ -373,7 +370,7 @@ def attention_query_gradient(
         tl.load(statistics + rows),
         tl.load(statistics + tl.cast(batch * num_heads, tl.int64) * num_rows + rows),
     )
-    keys = keys_of(latents, b, h // group)
+    keys = keys_of(latents, b, g)
     tile = zero_rows(BLOCK_QUERIES, PARTS)
     scale_log2 = scale * LOG2_E
     end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
@@ -386,7 +383,7 @@ def attention_query_gradient(
         tile, owned, keys, 0, first_query, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
     )
     if HAS_PREFIX:
-        keys = keys_of(prefix, b, h // group)
+        keys = keys_of(prefix, b, g)
         whole = prefix[4] // BLOCK_KEYS * BLOCK_KEYS
         tile = add_query_tiles(
             tile, owned, keys, 0, whole, queries, scale_log2, BLOCK_KEYS, PARTS, "none"

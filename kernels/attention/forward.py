@@ -14,12 +14,10 @@ from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
     load_rows,
-    moved,
     product_over_channels,
     rows_from,
     rows_of,
     scale_rows,
-    step,
     store_rows,
     zero_rows,
 )
@@ -74,16 +72,16 @@ def attend_tiles(
     ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
     """
     accumulator, row_max, row_sum = state
-    k_rows, v_rows = rows_from(keys[0], first), rows_from(keys[1], first)
-    k, v = k_rows[0], v_rows[0]
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_tile = load_rows(moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none")
+        k_rows = rows_from(keys[0], start)
+        v_rows = rows_from(keys[1], start)
+        k_tile = load_rows(k_rows, BLOCK_KEYS, PARTS, MASK == "none")
         scores = product_over_channels(q, k_tile)
         if MASK == "end":
-            inside = tl.arange(0, BLOCK_KEYS) < last - start
+            inside = tl.arange(0, BLOCK_KEYS) < k_rows[1]
             scores = tl.where(inside[None, :], scores, float("-inf"))
         if MASK == "causal":
-            admitted = (queries - start)[:, None] >= tl.arange(0, BLOCK_KEYS)[None, :]
+            admitted = queries[:, None] >= (start + tl.arange(0, BLOCK_KEYS))[None, :]
             scores = tl.where(admitted, scores, float("-inf"))
         # Scaling the maximum, not each score, leaves one multiply-add per score before its exp2.
         new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
@@ -91,10 +89,8 @@ def attend_tiles(
         correction = tl.exp2(row_max - new_max)
         row_sum = row_sum * correction + tl.sum(weights, 1)
         row_max = new_max
-        v_tile = load_rows(moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none")
+        v_tile = load_rows(v_rows, BLOCK_KEYS, PARTS, MASK == "none")
         accumulator = add_product_over_rows(scale_rows(accumulator, correction), weights, v_tile)
-        k += step(k_rows, BLOCK_KEYS)
-        v += step(v_rows, BLOCK_KEYS)
     return accumulator, row_max, row_sum
 
 
@@ -141,11 +137,12 @@ def attention_forward(
     head = tl.program_id(0) // num_blocks
     b = (head // num_heads).to(tl.int64)
     h = (head % num_heads).to(tl.int64)
+    g = (head % num_heads // group).to(tl.int64)
 
     queries = first_query + tl.arange(0, BLOCK_QUERIES)
     q_rows = rows_from(rows_of(q, q_strides, num_latents, b, h), first_query)
     q_tile = load_rows(q_rows, BLOCK_QUERIES, PARTS)
-    keys = keys_of(latents, b, h // group)
+    keys = keys_of(latents, b, g)
     # The largest scores are finite, so that a row which has met scores of −inf alone has weights of
     # 0 so far.
     row_max = tl.full((BLOCK_QUERIES,), LOWEST, tl.float32)
@@ -163,7 +160,7 @@ def attention_forward(
         state, q_tile, keys, 0, first_query, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
     )
     if HAS_PREFIX:
-        keys = keys_of(prefix, b, h // group)
+        keys = keys_of(prefix, b, g)
         whole = prefix[4] // BLOCK_KEYS * BLOCK_KEYS
         state = attend_tiles(
             state, q_tile, keys, 0, whole, queries, scale_log2, BLOCK_KEYS, PARTS, "none"

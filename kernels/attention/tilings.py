@@ -75,16 +75,19 @@ TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
     },
     ("key_value", 2): {
         64: Tiling(32, 64, 4, 3, 168),
-        96: Tiling(64, 128, 8, 3),
+        80: Tiling(64, 128, 8, 3),
+        96: Tiling(64, 128, 8, 2),
         192: Tiling(32, 128, 8, 3),
         256: Tiling(16, 128, 8, 3),
     },
     ("query", 2): {
-        48: Tiling(128, 64, 8, 3, 128),
+        32: Tiling(128, 64, 8, 3, 128),
         64: Tiling(128, 32, 8, 3, 128),
         96: Tiling(128, 128, 8, 3),
         128: Tiling(128, 64, 8, 2),
         208: Tiling(128, 32, 8, 3),
+        224: Tiling(128, 16, 8, 3),
+        240: Tiling(128, 16, 8, 2, 255),
         256: Tiling(128, 16, 8, 3),
     },
     ("forward", 4): {
@@ -177,14 +180,15 @@ def row_options(head_dim: int) -> dict[str, int]:
     """The launch options of the passes over rows, where they are not Triton's own.
 
     Rows of wide heads, output and gradient side by side in fp32, are spread over more warps. For
-    rows of 160 channels the assembler would aim at 128 registers, and spill.
+    rows of 160 channels the assembler would aim at 128 registers, for those of 208 that are padded
+    at 48, and spill.
 
     >>> row_options(128), row_options(129), row_options(160)
     ({}, {'num_warps': 8}, {'num_warps': 8, 'maxnreg': 255})
     """
     padded = padded_head_dim(head_dim)
     options = {"num_warps": 8} if padded > WIDEST_PART else {}
-    return {**options, "maxnreg": 255} if padded == 160 else options
+    return {**options, "maxnreg": 255} if padded in (160, 208) else options
 
 
 def tuned_tilings(path: Path = TUNED) -> dict[tuple[str, int, int], dict[int, Tiling]]:

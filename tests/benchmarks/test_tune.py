@@ -139,7 +139,7 @@ def test_other_shapes_try_the_fastest_of_the_first_alone(searched):
         assert fastest in {row["tiling"] for row in later}
 
 
-A, B, C = Tiling(64, 64, 4, 2), Tiling(128, 64, 8, 2), Tiling(128, 32, 8, 3, 128)
+A, B, C = Tiling(64, 64, 4, 2), Tiling(128, 64, 8, 2), Tiling(128, 32, 8, 4, 128)
 
 
 def timed_row(prefix, tiling, ms):

@@ -21,26 +21,24 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 import triton
+from torch import Tensor
 
 from benchmarks.attention import SIZES, draw, errors, one_line, require_working_device, timed
 from benchmarks.cases import shape_of
-from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.measurement import device, require_gpu, working_dtype
+from benchmarks.implementations import Attend
+from benchmarks.measurement import require_gpu, working_dtype
 from benchmarks.shapes import Shape
 from flopcount.terminal import Parser
-from kernels.attention import launches
+from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.tilings import (
-    COPIED,
     PASSES,
     TUNED,
-    WIDEST_IN_PLACE,
     Tiling,
     padded_head_dim,
     shipped_tiling,
@@ -278,17 +276,32 @@ def least_clocks(kernel: CompiledKernel) -> float:
     return max(needed) / pairs
 
 
-@contextlib.contextmanager
-def using(chosen: dict[str, Tiling]) -> Iterator[None]:
-    """Let the kernels take these tilings, by pass, and for other passes the shipped ones."""
+class _Attention(torch.autograd.Function):
+    """The launches under tilings of one's own, without an operator around them."""
 
-    def looked_up(pass_name: str, *arguments: Any, **options: Any) -> Tiling:
-        if pass_name in chosen:
-            return chosen[pass_name]
-        return shipped_tiling(pass_name, *arguments, **options)
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, tilings: dict[str, Tiling]
+    ) -> Tensor:
+        out, lse = launch_forward(q, k, v, None, None, scale, q.shape[-1], tilings)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale, ctx.tilings = scale, tilings
+        return out
 
-    with mock.patch.object(launches, "shipped_tiling", looked_up):
-        yield
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, lse = ctx.saved_tensors
+        operands = (q, k, v, None, None, out, lse)
+        return (*launch_backward(grad_out, *operands, ctx.scale, ctx.tilings), None, None)
+
+
+def attending(chosen: dict[str, Tiling]) -> Attend:
+    """The kernels under these tilings, by pass, and for other passes under the shipped ones."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+        return _Attention.apply(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, chosen)
+
+    return attend
 
 
 def shapes_to_tune(head_dims: Iterable[int]) -> list[Shape]:
@@ -303,21 +316,16 @@ def shapes_to_tune(head_dims: Iterable[int]) -> list[Shape]:
 
 def time_tiling(shape: Shape, chosen: dict[str, Tiling]) -> float:
     """Milliseconds of the pass that ``chosen`` is about: forward alone, or the whole backward."""
-    attend = IMPLEMENTATIONS["fused"].build(shape, device())
-    with using(chosen):
-        return statistics.median(
-            timed(attend, shape, "forward" if "forward" in chosen else "backward")
-        )
+    pass_name = "forward" if "forward" in chosen else "backward"
+    return statistics.median(timed(attending(chosen), shape, pass_name))
 
 
 def run_once(shape: Shape, chosen: dict[str, Tiling]) -> None:
     """Compile and run what ``chosen`` is about, in a process whose only purpose is the cache."""
-    attend = IMPLEMENTATIONS["fused"].build(shape, device())
-    with using(chosen):
-        q, k, v, grad = draw(shape)
-        out = attend(q, k, v)
-        if "forward" not in chosen:
-            torch.autograd.grad(out, (q, k, v), grad)
+    q, k, v, grad = draw(shape)
+    out = attending(chosen)(q, k, v)
+    if "forward" not in chosen:
+        torch.autograd.grad(out, (q, k, v), grad)
 
 
 def tune(
@@ -504,9 +512,7 @@ def wrong_results(chosen: Chosen) -> Refused:
     """What is wrong against float64; of the backward pass, which is checked as one, both passes."""
     refused = set()
     for shape, tilings in by_shape(chosen).items():
-        attend = IMPLEMENTATIONS["fused"].build(shape, device())
-        with using(tilings):
-            shares = errors(attend, shape, backward=True)
+        shares = errors(attending(tilings), shape, backward=True)
         for pass_name, tiling in tilings.items():
             if not shares["forward" if pass_name == "forward" else "backward"] <= 1:
                 refused.add((pass_name, shape.head_dim, tiling))
@@ -516,9 +522,11 @@ def wrong_results(chosen: Chosen) -> Refused:
 def compiled_faults(chosen: Chosen, dtype: str, jobs: int | None = None) -> Refused:
     """What spills, serialises wgmma or else must not be shipped; needs no GPU."""
     launches = [
-        Launch(dtype, head_dim, shape.prefix, turned=turned, tilings=tuple(sorted(taken.items())))
+        Launch(
+            dtype, shape.head_dim, shape.prefix, turned=turned, tilings=tuple(sorted(taken.items()))
+        )
         for shape, taken in by_shape(chosen).items()
-        for head_dim, turned in variants(shape.head_dim)
+        for turned in (False, True)
     ]
     refused = set()
     for kernel in compile_all(launches, jobs):
@@ -532,18 +540,6 @@ def compiled_faults(chosen: Chosen, dtype: str, jobs: int | None = None) -> Refu
                 if padded_head_dim(shape.head_dim) == padded_head_dim(kernel.launch.head_dim)
             }
     return refused
-
-
-def variants(head_dim: int) -> list[tuple[int, bool]]:
-    """Head dims that share a tiling with this one, and are loaded otherwise; turned and not.
-
-    >>> variants(73)
-    [(73, False), (73, True), (77, False)]
-    """
-    padded = padded_head_dim(head_dim)
-    by_16, by_8 = (padded - 7, False), (padded - 3, False)
-    narrow = [by_8] if COPIED[8] <= padded <= WIDEST_IN_PLACE else []
-    return list(dict.fromkeys([(head_dim, False), (head_dim, True), by_16, *narrow]))
 
 
 def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:

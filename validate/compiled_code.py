@@ -26,7 +26,7 @@ import kernels.attention
 from kernels.attention.tilings import (
     KERNELS,
     PASSES,
-    WIDEST_IN_PLACE,
+    WIDEST_CUT,
     Tiling,
     padded_head_dim,
     shipped_tiling,
@@ -52,7 +52,7 @@ class Launch:
 
     Attributes:
         dtype: One of :data:`DTYPES`.
-        head_dim: Channels of a head, as they are stored.
+        head_dim: Channels of a head.
         prefix: Positions of the prefix.
         group: Query heads of a key-value head.
         turned: Whether queries and keys go through the rotary embedding, which pads them.
@@ -90,11 +90,13 @@ class Segment:
         in_loop: Whether it is a loop's body.
         operations: FLOPs of its matrix instructions, all warps of a program together.
         instructions: That each warp issues in it, of all kinds.
+        special: Those of them that the special-function unit serves.
     """
 
     in_loop: bool
     operations: int
     instructions: int
+    special: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +150,7 @@ class CompiledKernel:
         if self.name == "attention_query_gradient":
             return (3,) * (4 if self.constants["HAS_PREFIX"] else 2)
         if self.name == "attention_key_value_gradient":
-            loops = 2 if self.constants["CAUSAL"] else 1
+            loops = 1 + self.constants["CAUSAL"] + self.constants["END_APART"]
             return (PRODUCTS_BY_GRADIENT[self.constants["GRADIENT"]],) * loops
         return ()
 
@@ -187,10 +189,12 @@ class CompiledKernel:
             if self.launch.dtype != "float32":
                 if "mma.sync" in self.instructions or not self.instructions:
                     found.append("no wgmma")
-                # A loop over a square tile's diagonal runs once, and need not be a loop.
-                square = self.constants["BLOCK_QUERIES"] == self.constants["BLOCK_KEYS"]
-                on_diagonal = square and self.constants.get("CAUSAL", True)
-                if not all(segment.in_loop for segment in self.segments[on_diagonal:]):
+                # What runs once at most need not be a loop: a square tile's diagonal, an end.
+                c = self.constants
+                square = c["BLOCK_QUERIES"] == c["BLOCK_KEYS"] and c.get("CAUSAL", True)
+                ends = c.get("HAS_PREFIX", False) or c.get("END_APART", False)
+                loops = self.segments[square : len(self.segments) - ends]
+                if not all(segment.in_loop for segment in loops):
                     found.append("products outside of loops")
                 if not self.copies:
                     found.append("no asynchronous copies")
@@ -267,7 +271,7 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     from kernels.attention import launches, preparation
 
     width = padded_head_dim(launch.head_dim)
-    natural = width if width > WIDEST_IN_PLACE else launch.head_dim
+    natural = width if width > WIDEST_CUT else launch.head_dim
     channels = width if launch.turned else natural
     dtype = getattr(torch, launch.dtype)
     heads = KEY_HEADS * launch.group
@@ -281,14 +285,10 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     out = stored(QUERIES, heads, launch.head_dim)
     lse = torch.empty(2, heads, QUERIES)
     found: list[tuple[Any, str, dict[str, Any]]] = []
-    taken = launch.shipped
-
-    def tiling(pass_name: str, *sizes: int) -> Tiling:
-        return taken[pass_name]
-
-    with compiling(found, launch.passes), mock.patch.object(launches, "shipped_tiling", tiling):
-        launches.launch_forward(q, k, v, None, None, 0.1, launch.head_dim)
-        launches.launch_backward(out, q, k, v, None, None, out, lse, 0.1)
+    tilings = launch.shipped
+    with compiling(found, launch.passes):
+        launches.launch_forward(q, k, v, None, None, 0.1, launch.head_dim, tilings)
+        launches.launch_backward(out, q, k, v, None, None, out, lse, 0.1, tilings)
         if launch.turned and not launch.passes:
             plain_q, plain_k = (stored(*x.shape[1:3], launch.head_dim) for x in (q, k))
             for pairs in (launch.head_dim // 4, launch.head_dim // 2):  # half of a head, and all
@@ -296,10 +296,11 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
                 prepare = preparation.launch_preparation
                 prepare(plain_q, plain_k, None, table, width, False)
                 prepare(q, k, None, table, launch.head_dim, True)
-    return [_read(launch, *kernel) for kernel in found]
+    return [read(launch, *kernel) for kernel in found]
 
 
-def _read(launch: Launch, kernel: Any, log: str, options: dict[str, Any]) -> CompiledKernel:
+def read(launch: Launch, kernel: Any, log: str, options: dict[str, Any]) -> CompiledKernel:
+    """What a launch that :func:`compiling` found compiles to."""
     figures = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)
     registers = re.search(r"Used (\d+) registers", log)
     if not figures or not registers:
@@ -353,6 +354,7 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
     of_products = product_lines()
     labels: dict[str, int] = {}
     operations: list[int] = []  # of each instruction
+    special: list[bool] = []
     branches: list[tuple[int, str]] = []
     instructions: Counter[str] = Counter()
     in_product = False
@@ -375,6 +377,7 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
             elif branch := re.search(r"\bBRA\b.*(\.L_x_\d+)", text):
                 branches.append((len(operations), branch[1]))
             operations.append(flops)
+            special.append(bool(re.search(r"\bMUFU\b", text)))
     loops = sorted((labels[target], at) for at, target in branches if labels[target] <= at)
     innermost = [
         (start, end)
@@ -382,11 +385,11 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
         if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
     ]
     segments, at = [], 0
-    for start, end in innermost:
-        segments.append(Segment(False, sum(operations[at:start]), start - at))
-        segments.append(Segment(True, sum(operations[start : end + 1]), end + 1 - start))
+    for start, end in (*innermost, (len(operations), len(operations))):
+        for in_loop, first, last in ((False, at, start), (True, start, end + 1)):
+            found = sum(operations[first:last]), last - first, sum(special[first:last])
+            segments.append(Segment(in_loop, *found))
         at = end + 1
-    segments.append(Segment(False, sum(operations[at:]), len(operations) - at))
     return tuple(s for s in segments if s.operations), dict(sorted(instructions.items()))
 
 

@@ -20,10 +20,9 @@ from typing import Any
 from flopcount.sizes import require_choice
 from flopcount.tables import table
 from kernels.attention.tilings import (
-    COPIED,
     KERNELS,
     MAX_HEAD_DIM,
-    WIDEST_IN_PLACE,
+    WIDEST_CUT,
     gradient_launches,
     padded_head_dim,
     part_ranges,
@@ -41,19 +40,11 @@ from validate.processes import triton_processes
 
 DOCS = Path(__file__).parent.parent / "docs"
 RECORD, PAGE = DOCS / "kernels.csv", DOCS / "kernels.md"
-VARIANTS = (
-    (7, 768, 1, False),
-    (7, 0, 1, False),
-    (7, 768, 4, False),
-    (7, 768, 1, True),
-    (3, 768, 1, False),
-)
-"""What specialises a kernel: channels that padding adds, positions of the prefix, query heads of a
-key-value head, and whether there is a rotary embedding.
-
-Of eight heads that miss 7 channels of the padded head dim, tiles start at multiples of 16 bytes; of
-heads that miss 3, for which that could be too far before the head, at multiples of 8.
-"""
+VARIANTS = ((768, 1, False), (0, 1, False), (768, 4, False), (768, 1, True))
+"""What specialises a kernel: positions of the prefix, query heads of a key-value head, and whether
+there is a rotary embedding."""
+MISSING = 7
+"""Channels that padding adds to the recorded heads, as to those of 73."""
 NAMES = {kernel: name for name, kernel in KERNELS.items()}
 """The pass of each kernel."""
 HEAD_DIMS = (54, 64, 73, 78, 91, 96, 128)
@@ -79,11 +70,10 @@ def shipped_launches(dtypes: Iterable[str] = DTYPES) -> list[Launch]:
     for (_, size, padded), by_keys in tuned_tilings().items():
         tuned.setdefault((size, padded), set()).update(by_keys)
     return [
-        Launch(dtype, padded - missing, prefix, group, turned, keys)
-        for missing, prefix, group, turned in VARIANTS
+        Launch(dtype, padded - MISSING, prefix, group, turned, keys)
+        for prefix, group, turned in VARIANTS
         for dtype in dtypes
         for padded in range(16, MAX_HEAD_DIM + 1, 16)
-        if missing == 7 or (COPIED[8] <= padded <= WIDEST_IN_PLACE and dtype != "float32")
         for keys in sorted(tuned.get((4 if dtype == "float32" else 2, padded), {None}), key=str)
     ]
 
@@ -99,19 +89,18 @@ def expected_kernels(launches: Iterable[Launch]) -> dict[Launch, set[Kernel]]:
         gradients = gradient_launches(launch.head_dim)
         compiled = [(name, "", "") for name in ("attention_forward", "attention_query_gradient")]
         compiled += [("attention_key_value_gradient", c, g) for c in parts for g in gradients]
-        compiled += [("row_products", "", "")]
-        compiled += [("prepare_rows", "", "")] * launch.turned
-        in_place = padded_head_dim(launch.head_dim) <= WIDEST_IN_PLACE
+        compiled += [("row_products", "", ""), ("prepare_rows", "", "")]
         for kernel in compiled:
             identity: tuple[object, ...] = (launch.dtype, launch.head_dim, kernel)
             if pass_name := NAMES.get(kernel[0]):
-                # The gradient of keys and values sees one of two parts, whatever the other is; wide
-                # heads are stored padded whether there is a rotary embedding or not.
+                # The gradient of keys and values sees one of two parts, whatever the other is; the
+                # gradients of queries and keys are cut where these were not given padded.
                 has_prefix = launch.prefix > 0 and pass_name != "key_value"
-                turned = launch.turned and in_place
+                cut = padded_head_dim(launch.head_dim) <= WIDEST_CUT
+                turned = launch.turned and cut and pass_name != "forward" and kernel[2] != "v"
                 identity += (launch.group, turned, has_prefix, taken[pass_name])
-            elif kernel[0] == "row_products":
-                identity += (in_place and launch.group > 1,)
+            elif kernel[0] == "prepare_rows":
+                identity += (launch.turned,)
             if identity not in seen:
                 seen.add(identity)
                 found[launch].add(kernel)
@@ -300,8 +289,8 @@ loop whose multiplications do not add up to exactly one tile's products. Nothing
 speed.
 
 Every padded head dim is compiled for lengths that are multiples of 16: with a prefix, without one,
-with four query heads to a key-value head, and with a rotary embedding before it; with heads that
-start at multiples of 16 and of 8 bytes. A line gives the least and the greatest of what these show.
+with four query heads to a key-value head, and with a rotary embedding before it. A line gives the
+least and the greatest of what these show.
 
 {verdict}
 

@@ -7,9 +7,8 @@ Call the two functions of ``attention``; compare them with ``reference``. From t
 - ``operators``: the launches as PyTorch operators, with fakes, gradients and FLOPs;
 - ``flops``: the operators' FLOPs from shapes alone, level ``dense``;
 - ``launches``: tensors in, tensors out, without autograd;
-- ``preparation``: the pass before where there is a rotary embedding, which turns and pads, kernel
-  and launch;
+- ``preparation``: the pass before, which turns and pads, kernel and launch;
 - ``forward``, ``backward``: the kernels, each with the tiles it visits and the products it issues;
-- ``tiles``: pieces of kernels that both share, and how heads of any width are read in place;
+- ``tiles``: pieces of kernels that both share;
 - ``tilings``: how each kernel cuts its work, as plain data.
 """

@@ -6,10 +6,7 @@ and fp16 where ``TRITON_INTERPRET=1`` was set before Triton was imported;
 :func:`kernels.attention.launches.unsupported` says what they refuse, and why.
 
 Scores may be −inf: such a key has no weight, and a query all of whose keys are such is not a
-number, in the output and in the gradients of what it admits. Where heads are read in place
-(:mod:`kernels.attention.launches`), a neighbour's channels are multiplied by zeros: if any is
-infinite or not a number, so is the head. To hide a key, give it large finite channels; infinite
-ones serve where C is a multiple of 16.
+number, in the output and in the gradients of what it admits. A head sees its own channels alone.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from torch.nn import functional
 
 from kernels.attention.launches import TILE_ROWS, unsupported, within_reach
 from kernels.attention.operators import attention, prepare
-from kernels.attention.tilings import MAX_HEAD_DIM, WIDEST_IN_PLACE, padded_head_dim
+from kernels.attention.tilings import MAX_HEAD_DIM, WIDEST_CUT, padded_head_dim
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The kernels take the scale in fp32, and it must stay positive there.
@@ -42,8 +39,7 @@ def causal_attention(
 
     Args:
         q: queries, (B, N, H, C).
-        k: keys, (B, N, G, C); query head h reads key head h // (H / G). Infinite ones are right
-            where C is a multiple of 16 (see the module).
+        k: keys, (B, N, G, C); query head h reads key head h // (H / G).
         v: values, (B, N, G, C).
         scale: factor of the scores; C^-½ by default.
         angles: rotary embedding: radians by which the first P pairs of neighbouring channels of
@@ -84,8 +80,7 @@ def prefix_attention(
     Args:
         q: queries, (B, N, H, C): the last N of S = K + N positions.
         k: keys of all S positions, (B, S, G, C), or of the latents alone, (B, N, G, C), where the
-            prefix's are given apart, so that nothing has to be concatenated. Infinite ones are
-            right where C is a multiple of 16 (see the module).
+            prefix's are given apart, so that nothing has to be concatenated.
         v: values, of k's shape.
         prefix_k: keys of the prefix, (B, K, G, C).
         prefix_v: values of the prefix, (B, K, G, C).
@@ -128,9 +123,9 @@ def _attend(
     scale: float | None,
     angles: Tensor | None,
 ) -> Tensor:
-    """Turn and pad in one pass where there is something to turn or to pad; then attend.
+    """Turn and pad in one pass where there is something to turn; then attend.
 
-    What is not read in place is padded: wide heads, unless their width is a multiple of 16.
+    Wide heads are padded here, so that their gradients are stored padded and cut afterwards.
     """
     head_dim = q.shape[-1]
     if scale is None:
@@ -144,7 +139,7 @@ def _attend(
     num_positions = k.shape[1] + (0 if prefix_k is None else prefix_k.shape[1])
     table = None if angles is None else _table(angles, q, num_positions)
     stored = padded_head_dim(head_dim)
-    wide = WIDEST_IN_PLACE < stored != head_dim
+    wide = WIDEST_CUT < stored != head_dim
     if wide and table is None:
         table = q.new_empty(1, num_positions, 0, 2, dtype=torch.float32)
     if table is not None:

@@ -12,17 +12,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.forward import launch_sizes
+from kernels.attention.forward import keys_of, launch_sizes
 from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
-    first_loaded,
-    in_units,
-    load_shifted,
+    load_rows,
+    moved,
     product_over_channels,
-    shift_of,
+    rows_from,
+    rows_of,
+    step,
     store_rows,
-    visit_rows,
     zero_rows,
 )
 
@@ -35,7 +35,7 @@ def declare_row_products(grid, metadata, args):
     return {
         "name": metadata.name,
         "flops32": 2 * rows * args["HEAD_DIM"],
-        "bytes": rows * (2 * args["HEAD_DIM"] * args["out"].element_size() + 8),
+        "bytes": rows * (2 * args["HEAD_DIM"] * args["out"].element_size() + 12),
     }
 
 
@@ -45,8 +45,8 @@ def declare_key_value_gradient(grid, metadata, args):
     Of the four products, the scores count for the values where these have a launch of their own;
     that launch reads neither v nor delta.
     """
-    batch, _, _, size = launch_sizes(args)
-    n, keys, heads = args["num_latents"], args["num_keys"], args["num_heads"]
+    n, keys, heads = args["num_latents"], args["keys"][4], args["num_heads"]
+    batch, size = args["batch"], args["q"].element_size()
     pairs = n * (n + 1) // 2 if args["CAUSAL"] else n * keys
     gradients = len(args["GRADIENT"])
     read, rows = (1, 1) if args["GRADIENT"] == "v" else (2, 2)
@@ -61,7 +61,7 @@ def declare_key_value_gradient(grid, metadata, args):
 def declare_query_gradient(grid, metadata, args):
     """What a profile shows: three products over the admitted pairs; each operand's bytes once."""
     batch, pairs, elements, size = launch_sizes(args)
-    heads, n = args["num_heads"], args["num_latents"]
+    heads, n = args["num_heads"], args["latents"][4]
     gradient = batch * n * heads * args["HEAD_DIM"]
     return {
         "name": metadata.name,
@@ -75,169 +75,125 @@ def row_products(
     out,
     grad_out,
     lse,
-    delta,
+    statistics,
     out_strides,
     grad_out_strides,
     batch,
     num_latents,
+    num_rows,
     num_heads,
     BLOCK_QUERIES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIKE: tl.constexpr,
 ):
-    """Delta = Σ_channels out · grad_out: (B, N, H, C) twice -> (B, H, N) in fp32. No products.
+    """Statistics of rows, (2, B, H, num_rows) in fp32: log-sum-exp, and delta = Σ out · grad_out.
 
-    It is 0 where the log-sum-exp, (B, H, N), is −inf: a row without a finite score is not a number
-    by its weights, and must leave alone the keys that are hidden from it in a tile that it visits.
+    out and grad_out are (B, N, H, C), the sum is over channels, lse is (B, H, N). The log-sum-exp
+    goes to base 2, once for all tiles that need it. Beyond N, up to a multiple of every block, it
+    is infinite, so that weights are zero, and delta 0. Where it is −inf delta is 0, too: a row
+    without a finite score is not a number by its weights, and must leave alone the keys that are
+    hidden from it in a tile that it visits. No products.
     """
-    num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
+    num_blocks = num_rows // BLOCK_QUERIES
     first = tl.program_id(0) % num_blocks * BLOCK_QUERIES
     head = tl.program_id(0) // num_blocks
     b = (head // num_heads).to(tl.int64)
     h = (head % num_heads).to(tl.int64)
-    start = first_loaded(h, num_heads, grad_out_strides[2], HEAD_DIM, PARTS, UNIT)
-    shift = shift_of(start, h, grad_out_strides[2], UNIT)
-    out_tile = load_shifted(
-        out + b * in_units(out_strides[0], UNIT if ALIKE else 0),
-        h,
-        num_heads,
-        out_strides[2],
-        shift,
-        first,
-        num_latents,
-        out_strides[1],
-        out_strides[3],
-        BLOCK_QUERIES,
-        HEAD_DIM,
-        PARTS,
-        UNIT,
-        ALIKE,
-    )
-    grad_tile = load_shifted(
-        grad_out + b * in_units(grad_out_strides[0], UNIT if ALIKE else 0),
-        h,
-        num_heads,
-        grad_out_strides[2],
-        shift,
-        first,
-        num_latents,
-        grad_out_strides[1],
-        grad_out_strides[3],
-        BLOCK_QUERIES,
-        HEAD_DIM,
-        PARTS,
-        UNIT,
-        ALIKE,
-    )
+    out_rows = rows_from(rows_of(out, out_strides, num_latents, b, h), first)
+    grad_rows = rows_from(rows_of(grad_out, grad_out_strides, num_latents, b, h), first)
+    out_tile = load_rows(out_rows, BLOCK_QUERIES, PARTS, CHANNELS=HEAD_DIM)
+    grad_tile = load_rows(grad_rows, BLOCK_QUERIES, PARTS, CHANNELS=HEAD_DIM)
     total = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
     for i in tl.static_range(len(PARTS)):
         total += tl.sum(out_tile[i].to(tl.float32) * grad_tile[i].to(tl.float32), 1)
     queries = first + tl.arange(0, BLOCK_QUERIES)
-    rows = (b * num_heads + h) * num_latents + queries
-    row_lse = tl.load(lse + rows, mask=queries < num_latents, other=0.0)
-    total = tl.where(row_lse == float("-inf"), 0.0, total)
-    tl.store(delta + rows, total, mask=queries < num_latents)
+    lse += (b * num_heads + h) * num_latents
+    row_lse = tl.load(lse + queries, mask=queries < num_latents, other=float("inf"))
+    rows = (b * num_heads + h) * num_rows + queries
+    tl.store(statistics + rows, row_lse * LOG2_E)
+    rows += tl.cast(batch * num_heads, tl.int64) * num_rows
+    tl.store(statistics + rows, tl.where(row_lse == float("-inf"), 0.0, total))
 
 
 @triton.jit
 def add_key_value_tiles(
-    grad_k,
-    grad_v,
+    gradients,
     k,
     v,
-    q,
-    grad_out,
-    lse,
-    delta,
-    q_strides,
-    grad_out_strides,
+    visited,
     first,
     last,
-    num_latents,
-    keys,
+    first_key,
     group,
     scale_log2,
     BLOCK_QUERIES: tl.constexpr,
     PARTS: tl.constexpr,
-    Q_UNIT: tl.constexpr,
-    GRAD_UNIT: tl.constexpr,
-    CAUSAL: tl.constexpr,
+    MASK: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
     """Add what the query blocks from ``first`` to ``last`` of each head of the group give.
 
+    ``gradients`` are those of keys and values; ``visited`` is the first head's: rows of queries and
+    of the output's gradient, how far the next head's are, statistics, and how far in them delta
+    and the next head's lie. ``MASK`` is
+    "none", "end" (``last`` may lie inside of a block) or "causal", which is masked at its end, too.
     ``GRADIENT`` "v" issues two products per tile, k qᵀ and weights · grad_out; "k" three, k qᵀ,
     v grad_outᵀ and grad_scores · q; "kv" the four that these are together.
     """
+    grad_k, grad_v = gradients
+    q_rows, grad_rows = rows_from(visited[0], first), rows_from(visited[1], first)
+    q, grad_out = q_rows[0], grad_rows[0]
+    statistics = visited[4] + first
+    query = tl.arange(0, BLOCK_QUERIES)
     blocks = tl.cdiv(last - first, BLOCK_QUERIES)
+    start = first
     for i in tl.range(0, group * blocks, disable_licm=True):
-        member = i // blocks if group != 1 else 0
-        start = first + (i - member * blocks) * BLOCK_QUERIES
-        h = tl.cast(member, tl.int64)
-        q_tile = visit_rows(
-            q + h * q_strides[2] if group != 1 else q,
-            start,
-            num_latents,
-            q_strides[1],
-            q_strides[3],
-            BLOCK_QUERIES,
-            PARTS,
-            Q_UNIT,
-            False,
-            True,
+        if group != 1:
+            # Where a block of another head may be next, each is found from its number.
+            member = tl.cast(i // blocks, tl.int64)
+            start = first + i % blocks * BLOCK_QUERIES
+            q = rows_from(visited[0], start)[0] + member * visited[2]
+            grad_out = rows_from(visited[1], start)[0] + member * visited[3]
+            statistics = visited[4] + start + member * visited[6]
+        q_tile = load_rows(
+            moved(q_rows, q, last - start), BLOCK_QUERIES, PARTS, MASK == "none", MASK != "none"
         )
-        queries = start + tl.arange(0, BLOCK_QUERIES)
-        rows = h * num_latents + queries
+        scores = product_over_channels(k, q_tile) * scale_log2
         # Beyond the last query the log-sum-exp is infinite, so the weights are zero. The last query
         # is repeated there: zeros would make a key of −inf a score that is not a number.
-        row_lse = tl.load(lse + rows, mask=queries < num_latents, other=float("inf"))
-        scores = product_over_channels(k, q_tile) * scale_log2
-        weights = tl.exp2(scores - (row_lse * LOG2_E)[None, :])
-        if CAUSAL:
-            weights = tl.where(queries[None, :] >= keys[:, None], weights, 0.0)
-        grad_tile = visit_rows(
-            grad_out + h * grad_out_strides[2] if group != 1 else grad_out,
-            start,
-            num_latents,
-            grad_out_strides[1],
-            grad_out_strides[3],
-            BLOCK_QUERIES,
-            PARTS,
-            GRAD_UNIT,
-            False,
+        weights = tl.exp2(scores - tl.load(statistics + query)[None, :])
+        if MASK == "causal":
+            keys = tl.arange(0, weights.shape[0]) + (first_key - start)
+            weights = tl.where(query[None, :] >= keys[:, None], weights, 0.0)
+        grad_tile = load_rows(
+            moved(grad_rows, grad_out, last - start), BLOCK_QUERIES, PARTS, MASK == "none"
         )
         if GRADIENT != "k":
             grad_v = add_product_over_rows(grad_v, weights, grad_tile)
         if GRADIENT != "v":
-            row_delta = tl.load(delta + rows, mask=queries < num_latents, other=0.0)
             grad_weights = product_over_channels(v, grad_tile)
-            grad_scores = weights * (grad_weights - row_delta[None, :])
+            delta = tl.load(statistics + visited[5] + query)
+            grad_scores = weights * (grad_weights - delta[None, :])
             grad_k = add_product_over_rows(grad_k, grad_scores, q_tile)
+        q += step(q_rows, BLOCK_QUERIES)
+        grad_out += step(grad_rows, BLOCK_QUERIES)
+        statistics += BLOCK_QUERIES
+        start += BLOCK_QUERIES
     return grad_k, grad_v
 
 
 @triton.jit(launch_metadata=declare_key_value_gradient)
 def attention_key_value_gradient(
     q,
-    k,
-    v,
     grad_out,
-    lse,
-    delta,
-    grad_k,
-    grad_v,
+    statistics,
+    keys,
+    gradients,
     q_strides,
-    k_strides,
-    v_strides,
     grad_out_strides,
-    grad_k_strides,
-    grad_v_strides,
     batch,
     num_latents,
-    num_prefix,
-    num_keys,
+    num_rows,
     num_heads,
     group,
     scale,
@@ -245,18 +201,16 @@ def attention_key_value_gradient(
     BLOCK_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
-    Q_UNIT: tl.constexpr,
-    GRAD_UNIT: tl.constexpr,
     K_STORED: tl.constexpr,
     V_STORED: tl.constexpr,
     CAUSAL: tl.constexpr,
     GRADIENT: tl.constexpr,
+    END_APART: tl.constexpr,
 ):
     """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
 
-    k and its gradient are (B, num_keys, G, K_STORED), v and its (B, num_keys, G, V_STORED),
-    num_keys N or K; q and grad_out (B, N, H, C or more); lse and delta (B, H, N). Units are those
-    of q and of grad_out, which are visited; they are 0 where a key-value head has several queries'.
+    q and grad_out are (B, N, H, C̄), statistics (2, B, H, num_rows). ``keys`` is the range, as
+    in the forward kernel; ``gradients`` is alike, with K_STORED and V_STORED channels.
 
     One program owns BLOCK_KEYS = J keys of one key-value head and visits blocks of BLOCK_QUERIES
     = M queries (J is a multiple of M) of each of the H / G query heads:
@@ -264,237 +218,123 @@ def attention_key_value_gradient(
     - CAUSAL, with its first key j₀: from j₀ to min(j₀ + J, N), masked; then from j₀ + J to N;
     - prefix: from 0 to N.
 
+    The last block of queries, if N ends inside it, is masked: with END_APART in a loop of its own.
+
     Each visited tile issues four products, k qᵀ, weights · grad_out, v grad_outᵀ and
     grad_scores · q, of 2·M·J·(sum of parts) FLOPs, whole tiles always; none outside of a loop.
     So it is with GRADIENT "kv". Where heads are wide, one accumulator is all that fits the
     registers: "v" computes the values' gradient alone, by the first two products, and "k" the
     keys', by all but the second; five products in both launches together. A launch has
-    ⌈num_keys / J⌉ programs for each of B·G heads.
+    ⌈K or N / J⌉ programs for each of B·G heads.
     """
-    num_blocks = tl.cdiv(num_keys, BLOCK_KEYS)
+    num_blocks = tl.cdiv(keys[4], BLOCK_KEYS)
     first_key = tl.program_id(0) % num_blocks * BLOCK_KEYS
     head = tl.program_id(0) // num_blocks
     num_key_heads = num_heads // group
     b = (head // num_key_heads).to(tl.int64)
     g = (head % num_key_heads).to(tl.int64)
 
-    keys = first_key + tl.arange(0, BLOCK_KEYS)
-    h = g * group
-    q_start = first_loaded(h, num_heads, q_strides[2], HEAD_DIM, PARTS, Q_UNIT)
-    grad_start = first_loaded(h, num_heads, grad_out_strides[2], HEAD_DIM, PARTS, GRAD_UNIT)
-    q_shift = shift_of(q_start, h, q_strides[2], Q_UNIT)
-    grad_shift = shift_of(grad_start, h, grad_out_strides[2], GRAD_UNIT)
-    # In place, keys and values are loaded channel by channel: tiles whose neighbours were put out
-    # would be multiplied from registers, and read into them anew for each visited tile.
-    k_tile = load_shifted(
-        k + b * k_strides[0],
-        g,
-        num_key_heads,
-        k_strides[2],
-        q_shift,
-        first_key,
-        num_keys,
-        k_strides[1],
-        k_strides[3],
-        BLOCK_KEYS,
-        HEAD_DIM,
-        PARTS,
-        Q_UNIT,
-        Q_UNIT == 0,
-    )
-    v_tile = load_shifted(
-        v + b * v_strides[0],
-        g,
-        num_key_heads,
-        v_strides[2],
-        grad_shift,
-        first_key,
-        num_keys,
-        v_strides[1],
-        v_strides[3],
-        BLOCK_KEYS,
-        HEAD_DIM,
-        PARTS,
-        GRAD_UNIT,
-        GRAD_UNIT == 0,
-    )
+    k_rows, v_rows = keys_of(keys, b, g)
+    k_tile = load_rows(rows_from(k_rows, first_key), BLOCK_KEYS, PARTS)
+    v_tile = load_rows(rows_from(v_rows, first_key), BLOCK_KEYS, PARTS)
     scale_log2 = scale * LOG2_E
-    q += b * in_units(q_strides[0], Q_UNIT) + q_start
-    grad_out += b * in_units(grad_out_strides[0], GRAD_UNIT) + grad_start
-    rows = (b * num_heads + g * group) * num_latents
-    lse += rows
-    delta += rows
-    # The first loops are never empty, as in the forward kernel.
-    tl.assume(group > 0)
-    unmasked = tl.minimum(first_key + BLOCK_KEYS, num_latents) if CAUSAL else 0
-    if CAUSAL:
-        tl.assume(first_key < unmasked)
-    else:
-        tl.assume(unmasked < num_latents)
-    grad_k_tile = zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "v" else ()
-    grad_v_tile = zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "k" else ()
-    if CAUSAL:
-        grad_k_tile, grad_v_tile = add_key_value_tiles(
-            grad_k_tile,
-            grad_v_tile,
-            k_tile,
-            v_tile,
-            q,
-            grad_out,
-            lse,
-            delta,
-            q_strides,
-            grad_out_strides,
-            first_key,
-            unmasked,
-            num_latents,
-            keys,
-            group,
-            scale_log2,
-            BLOCK_QUERIES,
-            PARTS,
-            Q_UNIT,
-            GRAD_UNIT,
-            True,
-            GRADIENT,
-        )
-    grad_k_tile, grad_v_tile = add_key_value_tiles(
-        grad_k_tile,
-        grad_v_tile,
-        k_tile,
-        v_tile,
-        q,
-        grad_out,
-        lse,
-        delta,
-        q_strides,
-        grad_out_strides,
-        unmasked,
-        num_latents,
-        num_latents,
-        keys,
-        group,
-        scale_log2,
-        BLOCK_QUERIES,
-        PARTS,
-        Q_UNIT,
-        GRAD_UNIT,
-        False,
-        GRADIENT,
+    rows = (b * num_heads + g * group) * num_rows
+    visited = (
+        rows_of(q, q_strides, num_latents, b, g * group),
+        rows_of(grad_out, grad_out_strides, num_latents, b, g * group),
+        tl.cast(q_strides[2], tl.int64),
+        tl.cast(grad_out_strides[2], tl.int64),
+        statistics + rows,
+        tl.cast(batch * num_heads, tl.int64) * num_rows,
+        num_rows,
     )
+    tl.assume(group > 0)
+    state = (
+        zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "v" else (),
+        zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "k" else (),
+    )
+    # The first loop is never empty, as in the forward kernel.
+    if CAUSAL:
+        first = tl.minimum(first_key + BLOCK_KEYS, num_latents)
+        tl.assume(first_key < first)
+        state = add_key_value_tiles(
+            state, k_tile, v_tile, visited, first_key, first, first_key, group, scale_log2,
+            BLOCK_QUERIES, PARTS, "causal", GRADIENT,
+        )  # fmt: skip
+    else:
+        first = 0
+        tl.assume(first < num_latents)
+    whole = first
+    if END_APART:
+        whole += (num_latents - first) // BLOCK_QUERIES * BLOCK_QUERIES
+        state = add_key_value_tiles(
+            state, k_tile, v_tile, visited, first, whole, first_key, group, scale_log2,
+            BLOCK_QUERIES, PARTS, "none", GRADIENT,
+        )  # fmt: skip
+    state = add_key_value_tiles(
+        state, k_tile, v_tile, visited, whole, num_latents, first_key, group, scale_log2,
+        BLOCK_QUERIES, PARTS, "end", GRADIENT,
+    )  # fmt: skip
+    grad_k_rows, grad_v_rows = keys_of(gradients, b, g)
     if GRADIENT != "k":
-        store_rows(
-            grad_v + b * grad_v_strides[0] + g * grad_v_strides[2],
-            first_key,
-            num_keys,
-            grad_v_strides[1],
-            grad_v_strides[3],
-            grad_v_tile,
-            1.0,
-            grad_shift,
-            BLOCK_KEYS,
-            V_STORED,
-            PARTS,
-        )
+        store_rows(rows_from(grad_v_rows, first_key), state[1], 1.0, BLOCK_KEYS, V_STORED, PARTS)
     if GRADIENT != "v":
-        store_rows(
-            grad_k + b * grad_k_strides[0] + g * grad_k_strides[2],
-            first_key,
-            num_keys,
-            grad_k_strides[1],
-            grad_k_strides[3],
-            grad_k_tile,
-            scale,
-            q_shift,
-            BLOCK_KEYS,
-            K_STORED,
-            PARTS,
-        )
+        store_rows(rows_from(grad_k_rows, first_key), state[0], scale, BLOCK_KEYS, K_STORED, PARTS)
 
 
 @triton.jit
 def add_query_tiles(
     grad_q,
-    q,
-    grad_out,
-    row_lse_log2,
-    row_delta,
-    k,
-    v,
-    k_strides,
-    v_strides,
+    owned,
+    keys,
     first,
     last,
-    num_keys,
     queries,
     scale_log2,
     BLOCK_KEYS: tl.constexpr,
     PARTS: tl.constexpr,
-    K_UNIT: tl.constexpr,
-    V_UNIT: tl.constexpr,
     MASK: tl.constexpr,
 ):
     """Add what the key blocks from ``first`` to ``last`` give: three products per tile.
 
-    ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
+    ``owned`` is the block's: queries, gradient of the output, log-sum-exp in base 2, delta;
+    ``keys`` and ``MASK`` are the forward kernel's.
     """
+    q, grad_out, row_lse_log2, row_delta = owned
+    k_rows, v_rows = rows_from(keys[0], first), rows_from(keys[1], first)
+    k, v = k_rows[0], v_rows[0]
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_tile = visit_rows(
-            k,
-            start,
-            num_keys,
-            k_strides[1],
-            k_strides[3],
-            BLOCK_KEYS,
-            PARTS,
-            K_UNIT,
-            MASK == "none",
-        )
-        v_tile = visit_rows(
-            v,
-            start,
-            num_keys,
-            v_strides[1],
-            v_strides[3],
-            BLOCK_KEYS,
-            PARTS,
-            V_UNIT,
-            MASK == "none",
-        )
+        k_tile = load_rows(moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none")
+        v_tile = load_rows(moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none")
         scores = product_over_channels(q, k_tile) * scale_log2
         weights = tl.exp2(scores - row_lse_log2[:, None])
-        keys = start + tl.arange(0, BLOCK_KEYS)
         if MASK == "end":
-            weights = tl.where((keys < num_keys)[None, :], weights, 0.0)
+            inside = tl.arange(0, BLOCK_KEYS) < last - start
+            weights = tl.where(inside[None, :], weights, 0.0)
         if MASK == "causal":
-            weights = tl.where(queries[:, None] >= keys[None, :], weights, 0.0)
+            admitted = (queries - start)[:, None] >= tl.arange(0, BLOCK_KEYS)[None, :]
+            weights = tl.where(admitted, weights, 0.0)
         grad_weights = product_over_channels(grad_out, v_tile)
         grad_scores = weights * (grad_weights - row_delta[:, None])
         grad_q = add_product_over_rows(grad_q, grad_scores, k_tile)
+        k += step(k_rows, BLOCK_KEYS)
+        v += step(v_rows, BLOCK_KEYS)
     return grad_q
 
 
 @triton.jit(launch_metadata=declare_query_gradient)
 def attention_query_gradient(
     q,
-    prefix_k,
-    prefix_v,
-    k,
-    v,
+    prefix,
+    latents,
     grad_out,
-    lse,
-    delta,
+    statistics,
     grad_q,
     q_strides,
-    prefix_k_strides,
-    prefix_v_strides,
-    k_strides,
-    v_strides,
     grad_out_strides,
     grad_q_strides,
     batch,
-    num_latents,
-    num_prefix,
+    num_rows,
     num_heads,
     group,
     scale,
@@ -502,174 +342,54 @@ def attention_query_gradient(
     BLOCK_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
-    K_UNIT: tl.constexpr,
-    V_UNIT: tl.constexpr,
-    Q_ALIKE: tl.constexpr,
-    GRAD_ALIKE: tl.constexpr,
-    Q_STORED: tl.constexpr,
+    STORED: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
 ):
-    """Gradient of the queries, (B, N, H, Q_STORED); operands as in the forward kernel.
+    """Gradient of the queries, (B, N, H, STORED); operands as in the forward kernel.
 
     One program owns BLOCK_QUERIES queries of one head and visits exactly the forward kernel's
     tiles. Each issues three products, q kᵀ, grad_out vᵀ and grad_scores · k, of
     2·M·J·(sum of parts) FLOPs, whole tiles always; none outside of a loop. There are ⌈N / M⌉
     programs for each of B·H heads.
     """
+    num_latents = latents[4]
     num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
     first_query = (num_blocks - 1 - tl.program_id(0) % num_blocks) * BLOCK_QUERIES
     head = tl.program_id(0) // num_blocks
     b = (head // num_heads).to(tl.int64)
     h = (head % num_heads).to(tl.int64)
-    g = h // group
+    g = (head % num_heads // group).to(tl.int64)
 
     queries = first_query + tl.arange(0, BLOCK_QUERIES)
-    num_key_heads = num_heads // group
-    k_start = first_loaded(g, num_key_heads, k_strides[2], HEAD_DIM, PARTS, K_UNIT)
-    v_start = first_loaded(g, num_key_heads, v_strides[2], HEAD_DIM, PARTS, V_UNIT)
-    k_shift = shift_of(k_start, g, k_strides[2], K_UNIT)
-    q_tile = load_shifted(
-        q + b * in_units(q_strides[0], K_UNIT if Q_ALIKE else 0),
-        h,
-        num_heads,
-        q_strides[2],
-        k_shift,
-        first_query,
-        num_latents,
-        q_strides[1],
-        q_strides[3],
-        BLOCK_QUERIES,
-        HEAD_DIM,
-        PARTS,
-        K_UNIT,
-        Q_ALIKE,
+    q_rows = rows_from(rows_of(q, q_strides, num_latents, b, h), first_query)
+    grad_rows = rows_from(rows_of(grad_out, grad_out_strides, num_latents, b, h), first_query)
+    rows = (b * num_heads + h) * num_rows + queries
+    owned = (
+        load_rows(q_rows, BLOCK_QUERIES, PARTS),
+        load_rows(grad_rows, BLOCK_QUERIES, PARTS),
+        tl.load(statistics + rows),
+        tl.load(statistics + tl.cast(batch * num_heads, tl.int64) * num_rows + rows),
     )
-    grad_out_tile = load_shifted(
-        grad_out + b * in_units(grad_out_strides[0], V_UNIT if GRAD_ALIKE else 0),
-        h,
-        num_heads,
-        grad_out_strides[2],
-        shift_of(v_start, g, v_strides[2], V_UNIT),
-        first_query,
-        num_latents,
-        grad_out_strides[1],
-        grad_out_strides[3],
-        BLOCK_QUERIES,
-        HEAD_DIM,
-        PARTS,
-        V_UNIT,
-        GRAD_ALIKE,
-    )
-    rows = (b * num_heads + h) * num_latents + queries
-    inside = queries < num_latents
-    row_lse_log2 = tl.load(lse + rows, mask=inside, other=float("inf")) * LOG2_E
-    row_delta = tl.load(delta + rows, mask=inside, other=0.0)
+    keys = keys_of(latents, b, g)
     tile = zero_rows(BLOCK_QUERIES, PARTS)
     scale_log2 = scale * LOG2_E
-
-    k += b * in_units(k_strides[0], K_UNIT) + k_start
-    v += b * in_units(v_strides[0], V_UNIT) + v_start
     end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
     # Never empty, as in the forward kernel.
     tl.assume(first_query < end)
     tile = add_query_tiles(
-        tile,
-        q_tile,
-        grad_out_tile,
-        row_lse_log2,
-        row_delta,
-        k,
-        v,
-        k_strides,
-        v_strides,
-        first_query,
-        end,
-        num_latents,
-        queries,
-        scale_log2,
-        BLOCK_KEYS,
-        PARTS,
-        K_UNIT,
-        V_UNIT,
-        "causal",
+        tile, owned, keys, first_query, end, queries, scale_log2, BLOCK_KEYS, PARTS, "causal"
     )
     tile = add_query_tiles(
-        tile,
-        q_tile,
-        grad_out_tile,
-        row_lse_log2,
-        row_delta,
-        k,
-        v,
-        k_strides,
-        v_strides,
-        0,
-        first_query,
-        num_latents,
-        queries,
-        scale_log2,
-        BLOCK_KEYS,
-        PARTS,
-        K_UNIT,
-        V_UNIT,
-        "none",
+        tile, owned, keys, 0, first_query, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
     )
     if HAS_PREFIX:
-        prefix_k += b * in_units(prefix_k_strides[0], K_UNIT) + k_start
-        prefix_v += b * in_units(prefix_v_strides[0], V_UNIT) + v_start
-        whole = num_prefix // BLOCK_KEYS * BLOCK_KEYS
+        keys = keys_of(prefix, b, g)
+        whole = prefix[4] // BLOCK_KEYS * BLOCK_KEYS
         tile = add_query_tiles(
-            tile,
-            q_tile,
-            grad_out_tile,
-            row_lse_log2,
-            row_delta,
-            prefix_k,
-            prefix_v,
-            prefix_k_strides,
-            prefix_v_strides,
-            0,
-            whole,
-            num_prefix,
-            queries,
-            scale_log2,
-            BLOCK_KEYS,
-            PARTS,
-            K_UNIT,
-            V_UNIT,
-            "none",
+            tile, owned, keys, 0, whole, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
         )
         tile = add_query_tiles(
-            tile,
-            q_tile,
-            grad_out_tile,
-            row_lse_log2,
-            row_delta,
-            prefix_k,
-            prefix_v,
-            prefix_k_strides,
-            prefix_v_strides,
-            whole,
-            num_prefix,
-            num_prefix,
-            queries,
-            scale_log2,
-            BLOCK_KEYS,
-            PARTS,
-            K_UNIT,
-            V_UNIT,
-            "end",
+            tile, owned, keys, whole, prefix[4], queries, scale_log2, BLOCK_KEYS, PARTS, "end"
         )
-    store_rows(
-        grad_q + b * grad_q_strides[0] + h * grad_q_strides[2],
-        first_query,
-        num_latents,
-        grad_q_strides[1],
-        grad_q_strides[3],
-        tile,
-        scale,
-        k_shift,
-        BLOCK_QUERIES,
-        Q_STORED,
-        PARTS,
-    )
+    grad_q_rows = rows_from(rows_of(grad_q, grad_q_strides, num_latents, b, h), first_query)
+    store_rows(grad_q_rows, tile, scale, BLOCK_QUERIES, STORED, PARTS)

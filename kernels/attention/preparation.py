@@ -1,4 +1,4 @@
-"""The pass before the attention where there are angles: rotary embedding and padding.
+"""The pass before the attention: rotary embedding where there are angles, and padding.
 
 Letters: B batch, S positions, H heads (of queries or of keys), C channels of a head, P pairs of
 channels that turn. The pass is linear and, but for the padding, orthogonal: its backward pass is
@@ -7,12 +7,13 @@ the pass itself with the angles turned back and the padding cut off.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.attention.tiles import load_rows, store_rows
-from kernels.attention.tilings import part_ranges, row_options
+from kernels.attention.tiles import load_rows, rows_from, rows_of, store_rows
+from kernels.attention.tilings import padded_head_dim, part_ranges, row_options
 
 BLOCK_ROWS = 32
 
@@ -88,44 +89,18 @@ def prepare_rows(
     b = (tl.program_id(0) // num_blocks).to(tl.int64)
     for i in tl.static_range(len(sources)):
         if (tl.program_id(1) == i) & (first < lengths[i]):
-            strides = source_strides[i]
+            table_rows = (table + b * table_stride, num_positions, TURNED, 1)
             table_tile = load_rows(
-                table + b * table_stride,
-                offsets[i] + first,
-                num_positions,
-                TURNED,
-                1,
-                BLOCK,
-                TURNED,
-                TABLE_PARTS,
-                False,
+                rows_from(table_rows, offsets[i] + first), BLOCK, TABLE_PARTS, CHANNELS=TURNED
             )
+            strides = (lengths[i] * heads[i] * STORED, heads[i] * STORED, STORED, 1)
             for head in tl.range(0, heads[i]):
                 h = tl.cast(head, tl.int64)
-                tile = load_rows(
-                    sources[i] + b * strides[0] + h * strides[2],
-                    first,
-                    lengths[i],
-                    strides[1],
-                    strides[3],
-                    BLOCK,
-                    LOADED,
-                    PARTS,
-                    False,
-                )
-                store_rows(
-                    targets[i] + (b * lengths[i] * heads[i] + h) * STORED,
-                    first,
-                    lengths[i],
-                    heads[i] * STORED,
-                    1,
-                    turn_rows(tile, table_tile, TURNED, PARTS, BACK),
-                    1.0,
-                    0,
-                    BLOCK,
-                    STORED,
-                    PARTS,
-                )
+                source = rows_from(rows_of(sources[i], source_strides[i], lengths[i], b, h), first)
+                target = rows_from(rows_of(targets[i], strides, lengths[i], b, h), first)
+                tile = load_rows(source, BLOCK, PARTS, CHANNELS=LOADED)
+                tile = turn_rows(tile, table_tile, TURNED, PARTS, BACK)
+                store_rows(target, tile, 1.0, BLOCK, STORED, PARTS)
 
 
 def launch_preparation(
@@ -136,7 +111,7 @@ def launch_preparation(
     channels: int,
     back: bool,
 ) -> list[Tensor]:
-    """Prepare all operands that are given in one launch.
+    """Prepare queries and keys in one launch.
 
     Args:
         q: queries, (B, N, H, C), the last of all positions; turned.
@@ -150,8 +125,37 @@ def launch_preparation(
         New contiguous tensors, (B, ·, ·, channels), in the order of the arguments given.
     """
     sources = [x for x in (q, k, prefix_k) if x is not None]
+    offsets = tuple(0 if x is prefix_k else table.shape[1] - x.shape[1] for x in sources)
+    return _launch(sources, offsets, table, channels, back)
+
+
+def padded(*operands: Tensor | None, head_dim: int) -> list[Tensor | None]:
+    """Operands with zeros up to the padded head dim: copies, in one launch, of those without.
+
+    A head's own channels alone are read: were its neighbours' multiplied with zeros, one that is
+    infinite or not a number would be seen.
+
+    Args:
+        operands: (B, ·, ·, C or the padded head dim), or none.
+        head_dim: C.
+
+    Returns:
+        Each operand itself where it has the padded head dim; else contiguous, with so many.
+    """
+    channels = padded_head_dim(head_dim)
+    narrow = [x for x in operands if x is not None and x.shape[-1] < channels]
+    if not narrow:
+        return list(operands)
+    table = narrow[0].new_empty(1, 0, 0, 2, dtype=torch.float32)
+    copies = iter(_launch(narrow, (0,) * len(narrow), table, channels, False))
+    return [next(copies) if x is not None and x.shape[-1] < channels else x for x in operands]
+
+
+def _launch(
+    sources: list[Tensor], offsets: tuple[int, ...], table: Tensor, channels: int, back: bool
+) -> list[Tensor]:
     targets = [x.new_empty(*x.shape[:-1], channels) for x in sources]
-    batch, loaded = q.shape[0], q.shape[-1]
+    batch, _, _, loaded = sources[0].shape
     lengths = tuple(x.shape[1] for x in sources)
     parts = part_ranges(max(loaded, channels))
     # (B, positions, 2·P), each sequence's rows contiguous.
@@ -164,7 +168,7 @@ def launch_preparation(
         tuple(x.stride() for x in sources),
         lengths,
         tuple(x.shape[2] for x in sources),
-        tuple(0 if x is prefix_k else positions - x.shape[1] for x in sources),
+        offsets,
         table,
         table.stride(0),
         positions,

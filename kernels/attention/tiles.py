@@ -3,13 +3,8 @@
 A tile of rows × channels is a tuple with one tensor per part of the head dim; ``PARTS`` holds
 each part's first channel and width, ((0, 64), (64, 16)) for head dim 73.
 
-Heads lie side by side in a row of the tensor, so one of 73 channels seldom starts where sixteen
-bytes do, and would be loaded element by element. A visited tile is therefore loaded from the last
-multiple of ``UNIT`` elements before its head on, with some of its neighbours' channels, and the
-tile that it is multiplied with has zeros there. How far the head starts into the tile is its
-``shift``; what is computed from visited tiles is shifted alike, and is cut out when it is stored.
-``UNIT`` 0 means rows that are wide enough and start well: the head dim is a multiple of 16, or they
-were stored with zeros up to one.
+What is visited is stored with zeros up to a multiple of 16 channels: rows start at sixteen bytes,
+so tiles are copied to shared memory asynchronously, and no channel is masked.
 """
 
 from __future__ import annotations
@@ -21,167 +16,79 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def first_loaded(
-    head, num_heads, stride, HEAD_DIM: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr
-):
-    """Where a head's visited tiles start in a row: a multiple of ``UNIT``, in the row in whole."""
-    stride = tl.cast(stride, tl.int64)
-    if UNIT == 0:
-        start = head * stride
-    else:
-        width: tl.constexpr = PARTS[len(PARTS) - 1][0] + PARTS[len(PARTS) - 1][1]
-        last = (num_heads - 1) * stride + HEAD_DIM - width
-        start = tl.minimum(head * stride // UNIT, last // UNIT) * UNIT
-    return start
+def rows_of(x, strides, num_rows, b, head):
+    """A head's rows in (batch, length, heads, channels): where, how many, how far apart."""
+    return x + b * strides[0] + head * strides[2], num_rows, strides[1], strides[3]
 
 
 @triton.jit
-def shift_of(start, head, stride, UNIT: tl.constexpr):
-    """Channels of a visited tile before its head's own, ``start`` being where it was loaded."""
-    return 0 if UNIT == 0 else tl.cast(head * stride - start, tl.int32)
+def rows_from(rows, first):
+    """The rows from ``first`` on: a tensor may pass 2³¹ elements, within a tile 32 bits suffice."""
+    base, num_rows, row_stride, channel_stride = rows
+    return (
+        base + tl.cast(first, tl.int64) * row_stride,
+        num_rows - first,
+        row_stride,
+        channel_stride,
+    )
 
 
 @triton.jit
-def in_units(stride, UNIT: tl.constexpr):
-    """A stride as the multiple of ``UNIT`` that it is, for the compiler to know."""
-    return stride if UNIT == 0 else stride // UNIT * UNIT
+def moved(rows, base, num_rows):
+    """Rows that lie as far apart, elsewhere."""
+    return base, num_rows, rows[2], rows[3]
+
+
+@triton.jit
+def step(rows, num_rows: tl.constexpr):
+    """Elements from a row to the one ``num_rows`` further, for a pointer that moves with a loop.
+
+    A loop that computed each tile's place from its first row would count in 64 bits throughout.
+    """
+    return tl.cast(rows[2], tl.int64) * num_rows
 
 
 @triton.jit
 def load_rows(
-    base,
-    first,
-    num_rows,
-    row_stride,
-    channel_stride,
+    rows,
     ROWS: tl.constexpr,
-    STORED: tl.constexpr,
     PARTS: tl.constexpr,
-    WHOLE: tl.constexpr,
+    WHOLE: tl.constexpr = False,
     REPEAT: tl.constexpr = False,
+    CHANNELS: tl.constexpr = 256,
 ):
-    """Rows ``first`` to ``first + ROWS`` of a (num_rows, STORED) matrix; zeros outside of it.
+    """The first ``ROWS`` of the rows, of ``CHANNELS`` channels; zeros outside of them.
 
-    ``WHOLE`` promises that all rows lie inside, ``REPEAT`` repeats the last one that does.
+    ``WHOLE`` promises that all lie inside, ``REPEAT`` repeats the last one that does.
     """
-    # A tensor may pass 2³¹ elements; within one tile 32 bits are enough.
-    base += tl.cast(first, tl.int64) * row_stride
-    rows = tl.arange(0, ROWS)
+    base, num_rows, row_stride, channel_stride = rows
+    row = tl.arange(0, ROWS)
+    inside = (row < num_rows)[:, None]
     if REPEAT:
-        rows = tl.minimum(rows, num_rows - 1 - first)
+        row = tl.minimum(row, num_rows - 1)
     tile = ()
     for i in tl.static_range(len(PARTS)):
-        channels = PARTS[i][0] + tl.arange(0, PARTS[i][1])
-        pointers = base + rows[:, None] * row_stride + channels[None, :] * channel_stride
-        if (WHOLE or REPEAT) and PARTS[i][0] + PARTS[i][1] <= STORED:
+        channels = (PARTS[i][0] + tl.arange(0, PARTS[i][1]))[None, :]
+        pointers = base + row[:, None] * row_stride + channels * channel_stride
+        if (WHOLE or REPEAT) and PARTS[i][0] + PARTS[i][1] <= CHANNELS:
             part = tl.load(pointers)
-        elif PARTS[i][0] + PARTS[i][1] <= STORED:
-            part = tl.load(pointers, mask=(first + rows < num_rows)[:, None], other=0.0)
-        else:
-            inside = (first + rows < num_rows)[:, None] & (channels < STORED)[None, :]
+        elif PARTS[i][0] + PARTS[i][1] <= CHANNELS:
             part = tl.load(pointers, mask=inside, other=0.0)
+        else:
+            part = tl.load(pointers, mask=inside & (channels < CHANNELS), other=0.0)
         tile = tile + (part,)
     return tile
 
 
 @triton.jit
-def visit_rows(
-    base,
-    first,
-    num_rows,
-    row_stride,
-    channel_stride,
-    ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
-    UNIT: tl.constexpr,
-    WHOLE: tl.constexpr,
-    REPEAT: tl.constexpr = False,
-):
-    """A visited tile, ``base`` being where :func:`first_loaded` says: no channel is masked."""
-    width: tl.constexpr = PARTS[len(PARTS) - 1][0] + PARTS[len(PARTS) - 1][1]
-    return load_rows(
-        base,
-        first,
-        num_rows,
-        in_units(row_stride, UNIT),
-        channel_stride if UNIT == 0 else 1,
-        ROWS,
-        width,
-        PARTS,
-        WHOLE,
-        REPEAT,
-    )
-
-
-@triton.jit
-def load_shifted(
-    base,
-    head,
-    num_heads,
-    head_stride,
-    shift,
-    first,
-    num_rows,
-    row_stride,
-    channel_stride,
-    ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PARTS: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIKE: tl.constexpr,
-):
-    """A head's rows, ``shift`` channels into the tile, zeros around: what a visited tile meets.
-
-    ``ALIKE`` promises that they are stored as the visited ones are, with the shift that is theirs
-    by nature: they are loaded in the same way, and the neighbours' channels are put out. Otherwise
-    each channel is loaded on its own.
-    """
-    if ALIKE:
-        start = first_loaded(head, num_heads, head_stride, HEAD_DIM, PARTS, UNIT)
-        tile = visit_rows(
-            base + start, first, num_rows, row_stride, channel_stride, ROWS, PARTS, UNIT, False
-        )
-        if UNIT != 0:
-            own = ()
-            for i in tl.static_range(len(PARTS)):
-                channels = PARTS[i][0] + tl.arange(0, PARTS[i][1]) - shift
-                inside = ((channels >= 0) & (channels < HEAD_DIM))[None, :]
-                own = own + (tl.where(inside, tile[i], 0.0),)
-            tile = own
-    else:
-        base += head * head_stride + tl.cast(first, tl.int64) * row_stride
-        rows = tl.arange(0, ROWS)
-        tile = ()
-        for i in tl.static_range(len(PARTS)):
-            channels = (PARTS[i][0] + tl.arange(0, PARTS[i][1]) - shift)[None, :]
-            pointers = base + rows[:, None] * row_stride + channels * channel_stride
-            inside = (first + rows < num_rows)[:, None] & (channels >= 0) & (channels < HEAD_DIM)
-            tile = tile + (tl.load(pointers, mask=inside, other=0.0),)
-    return tile
-
-
-@triton.jit
-def store_rows(
-    base,
-    first,
-    num_rows,
-    row_stride,
-    channel_stride,
-    tile,
-    factor,
-    shift,
-    ROWS: tl.constexpr,
-    STORED: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """Store ``tile · factor`` from channel ``shift`` on, where it lies in (num_rows, STORED)."""
-    base += tl.cast(first, tl.int64) * row_stride - shift * channel_stride
-    rows = tl.arange(0, ROWS)
+def store_rows(rows, tile, factor, ROWS: tl.constexpr, STORED: tl.constexpr, PARTS: tl.constexpr):
+    """Store ``tile · factor`` in the first ``ROWS`` of the rows, where it lies in them."""
+    base, num_rows, row_stride, channel_stride = rows
+    row = tl.arange(0, ROWS)[:, None]
     for i in tl.static_range(len(PARTS)):
         channels = (PARTS[i][0] + tl.arange(0, PARTS[i][1]))[None, :]
-        pointers = base + rows[:, None] * row_stride + channels * channel_stride
-        own = (channels >= shift) & (channels < shift + STORED)
-        inside = (first + rows < num_rows)[:, None] & own
+        pointers = base + row * row_stride + channels * channel_stride
+        inside = (row < num_rows) & (channels < STORED)
         tl.store(pointers, (tile[i] * factor).to(base.dtype.element_ty), mask=inside)
 
 

@@ -22,11 +22,10 @@ PASSES = tuple(KERNELS)
 MAX_HEAD_DIM = 256
 WIDEST_PART = 128
 WIDEST_TOGETHER = 128
-WIDEST_IN_PLACE = 96
-"""The widest padded head dim at which heads of other widths are read where they lie."""
-COPIED = {16: 16, 8: 80}
-"""Bytes of an asynchronous copy in place, and the least padded head dim that it is worth while for:
-more copies stand beside the same products."""
+WIDEST_CUT = 96
+"""The widest padded head dim whose gradients are stored without the padding: element by element, as
+odd rows need it, wider ones spill registers or make products wait for each other."""
+WIDEST_END_APART = 128
 TUNED = Path(__file__).parent / "tuned.csv"
 """The tilings that were measured to be fastest on a GPU: ``benchmarks.tune`` writes them."""
 
@@ -69,20 +68,27 @@ class Tiling(NamedTuple):
 TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
     ("forward", 2): {
         64: Tiling(128, 64, 8, 3, 128),
+        96: Tiling(128, 128, 8, 3),
         128: Tiling(128, 64, 8, 3),
         192: Tiling(128, 64, 8, 2),
         256: Tiling(128, 32, 8, 2),
     },
     ("key_value", 2): {
-        64: Tiling(32, 64, 4, 2, 168),
-        192: Tiling(32, 128, 8, 2),
-        256: Tiling(16, 128, 8, 2),
+        64: Tiling(32, 64, 4, 3, 168),
+        80: Tiling(64, 128, 8, 3),
+        96: Tiling(64, 128, 8, 2),
+        192: Tiling(32, 128, 8, 3),
+        256: Tiling(16, 128, 8, 3),
     },
     ("query", 2): {
-        64: Tiling(128, 32, 8, 2, 128),
+        32: Tiling(128, 64, 8, 3, 128),
+        64: Tiling(128, 32, 8, 3, 128),
+        96: Tiling(128, 128, 8, 3),
         128: Tiling(128, 64, 8, 2),
-        208: Tiling(128, 32, 8, 2),
-        256: Tiling(128, 16, 8, 2),
+        208: Tiling(128, 32, 8, 3),
+        224: Tiling(128, 16, 8, 3),
+        240: Tiling(128, 16, 8, 2, 255),
+        256: Tiling(128, 16, 8, 3),
     },
     ("forward", 4): {
         64: Tiling(32, 32, 4, 2),
@@ -158,18 +164,31 @@ def gradient_launches(head_dim: int) -> tuple[str, ...]:
     return ("kv",) if padded_head_dim(head_dim) <= WIDEST_TOGETHER else ("v", "k")
 
 
+def end_apart(head_dim: int) -> bool:
+    """Whether the ``key_value`` pass masks the last block of queries in a loop of its own.
+
+    The loop before it then masks nothing. Where heads are wide, a third loop spills registers or
+    makes products wait for each other.
+
+    >>> end_apart(128), end_apart(129)
+    (True, False)
+    """
+    return padded_head_dim(head_dim) <= WIDEST_END_APART
+
+
 def row_options(head_dim: int) -> dict[str, int]:
     """The launch options of the passes over rows, where they are not Triton's own.
 
     Rows of wide heads, output and gradient side by side in fp32, are spread over more warps. For
-    rows of 160 channels the assembler would aim at 128 registers, and spill.
+    rows of 160 channels the assembler would aim at 128 registers, for those of 208 that are padded
+    at 48, and spill.
 
     >>> row_options(128), row_options(129), row_options(160)
     ({}, {'num_warps': 8}, {'num_warps': 8, 'maxnreg': 255})
     """
     padded = padded_head_dim(head_dim)
     options = {"num_warps": 8} if padded > WIDEST_PART else {}
-    return {**options, "maxnreg": 255} if padded == 160 else options
+    return {**options, "maxnreg": 255} if padded in (160, 208) else options
 
 
 def tuned_tilings(path: Path = TUNED) -> dict[tuple[str, int, int], dict[int, Tiling]]:

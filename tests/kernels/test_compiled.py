@@ -20,7 +20,7 @@ def narrow_offsets(x, stride):
 
 
 def compiled():
-    """Name, loaded and stored channels, ptxas's log, Triton's code and PTX of each kernel."""
+    """Name, channels loaded, stored, turned or not, ptxas's log, Triton's code and PTX of each."""
 
     def drawn(*shape):
         return torch.empty(shape, dtype=torch.bfloat16)
@@ -39,7 +39,7 @@ def compiled():
     return [
         (
             kernel.metadata.name,
-            (options.get("LOADED"), options.get("STORED")),
+            (options.get("LOADED"), options.get("STORED"), options.get("TURNED", 0) > 0),
             log,
             kernel.asm["ttir"],
             kernel.asm["ptx"],
@@ -66,11 +66,12 @@ def test_the_pass_before_the_attention_spills_nothing_and_moves_16_bytes_at_a_ti
         for name, channels, log, _, ptx in kernels
         if name == "prepare_rows" and "0 bytes stack frame, 0 bytes spill stores" in log
     }
-    assert seen[64, 64] == ({16}, {16})
+    assert seen[64, 64, True] == ({16}, {16})
     # Rows of 73 channels start at any multiple of 2 bytes; those of 80, their padded form, at 16.
     # A thread's part of the 16 channels from 64 on is 8 bytes.
-    assert seen[73, 80] == ({2, 16}, {8, 16})
-    assert seen[80, 73] == ({8, 16}, {2})
+    assert seen[73, 80, True] == ({2, 16}, {8, 16})
+    assert seen[73, 80, False] == ({2}, {8, 16})
+    assert seen[80, 73, True] == ({8, 16}, {2})
 
 
 def narrow(ttir):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from kernels.attention import backward, forward
+from kernels.attention import backward, forward, preparation
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.reference import admitted_pairs
 
@@ -18,6 +18,7 @@ DECLARED = {
     "row_products": backward.declare_row_products,
     "attention_key_value_gradient": backward.declare_key_value_gradient,
     "attention_query_gradient": backward.declare_query_gradient,
+    "prepare_rows": preparation.declare_preparation,
 }
 
 
@@ -67,12 +68,14 @@ def test_every_launch(launches, dtype):
             width: 2 * pairs * product,
             "bytes": 2 * rows + 2 * (latents + prefix) + lse.nbytes,
         },
-        # Reads out and its gradient; writes delta.
+        # Reads out, its gradient and log-sum-exp; writes that in base 2, and delta.
         {
             "name": "row_products",
             "flops32": batch * n * heads * 2 * channels,
-            "bytes": 2 * rows + 2 * lse.nbytes,
+            "bytes": 2 * rows + 3 * lse.nbytes,
         },
+        # Reads the output's gradient; writes it padded.
+        {"name": "prepare_rows", "flops32": 0, "bytes": rows // channels * (channels + 16)},
         # Reads q, the output's gradient, k, v, log-sum-exp, delta; writes two gradients.
         {
             "name": "attention_key_value_gradient",
@@ -100,6 +103,7 @@ def test_every_kernel_declares_by_its_own_function(launches):
         backward.row_products,
         backward.attention_key_value_gradient,
         backward.attention_query_gradient,
+        preparation.prepare_rows,
     ):
         assert kernel.kwargs["launch_metadata"] is DECLARED[kernel.fn.__name__]
 

@@ -111,12 +111,14 @@ def test_a_square_tiles_diagonal_need_not_be_a_loop(compiled):
     assert changed.faults() == ["products outside of loops"]
 
 
-def test_heads_are_copied_16_bytes_at_a_time_wherever_they_start(compiled):
-    # 73 channels start anywhere; what is visited is copied from the 16 bytes before, unpadded.
-    (forward,) = of(compiled, SHIPPED[0], "attention_forward")
-    assert forward.constants["K_UNIT"] == forward.constants["V_UNIT"] == 8
-    assert 16 in forward.copies
-    assert min(forward.copies) >= 8
+def test_an_end_need_not_be_a_loop(compiled):
+    kernel = of(compiled, SHIPPED[0], "attention_forward")[0]
+    *others, last = kernel.segments
+    straight = (*others, dataclasses.replace(last, in_loop=False))
+    assert dataclasses.replace(kernel, segments=straight).faults() == []
+    without = kernel.constants | {"HAS_PREFIX": False}
+    changed = dataclasses.replace(kernel, constants=without, segments=straight[2:])
+    assert changed.faults() == ["products outside of loops"]
 
 
 def test_passes_alone(compiled):
@@ -138,6 +140,7 @@ CODE = """
         /*0010*/                   HGMMA.64x32x16.F32.BF16 R24, gdesc[UR4], R24, gsb0 ;
 .L_x_2:
         /*0020*/                   HGMMA.64x16x16.F32.BF16 R24, gdesc[UR4], R24, gsb0 ;
+        /*0028*/                   MUFU.EX2 R4, R5 ;
         /*0030*/               @P0 BRA `(.L_x_2) ;
         /*0040*/               @P1 BRA `(.L_x_3) ;
         /*0050*/                   HGMMA.64x8x16.F32.BF16 R24, gdesc[UR4], R24, gsb0 ;
@@ -155,7 +158,8 @@ def test_loops_are_told_from_what_surrounds_them():
         (True, 2 * 2 * 64 * 16 * 16),
         (False, 2 * 2 * 64 * 8 * 16),
     ]
-    assert [s.instructions for s in segments] == [2, 2, 4]
+    assert [s.instructions for s in segments] == [2, 3, 4]
+    assert [s.special for s in segments] == [0, 1, 0]
     assert instructions == {f"m64n{n}k16": 1 for n in (8, 16, 32, 64)}
 
 

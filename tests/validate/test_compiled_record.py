@@ -4,10 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import torch
 
 import kernels.attention
-from kernels.attention.launches import unit_of
 from kernels.attention.tilings import Tiling
 from validate import compiled_code, compiled_record
 from validate.compiled_code import DTYPES, Launch
@@ -39,15 +37,6 @@ def test_every_padded_head_dim_is_shipped():
                 (True, False, False), (False, False, False), (True, True, False),
                 (True, False, True),
             }  # fmt: skip
-
-
-def test_heads_that_start_at_16_and_at_8_bytes_are_shipped():
-    for launch in shipped_launches():
-        width = -(-launch.head_dim // 16) * 16
-        if launch.dtype != "float32" and width <= 96:
-            heads = torch.empty(2, 16, 8, launch.head_dim, dtype=torch.float16)
-            assert unit_of(heads, launch.head_dim) == (8 if width - launch.head_dim == 7 else 4)
-    assert {73, 77, 89, 93} <= {launch.head_dim for launch in shipped_launches()}
 
 
 def test_what_is_recorded_was_compiled_from_the_code_as_it_is():
@@ -189,7 +178,7 @@ def test_a_tiling_tuned_for_more_keys_is_compiled_too(monkeypatch):
     assert expected[most] == {("attention_forward", "", "")}
     assert expected[dataclasses.replace(most, prefix=0)] == {("attention_forward", "", "")}
     assert expected[dataclasses.replace(most, keys=512)] == set()
-    assert len(expected[dataclasses.replace(most, keys=1280)]) == 5
+    assert len(expected[dataclasses.replace(most, keys=1280)]) == 6
     assert set(stale([], launches)) == {x for x in launches if expected[x]}
 
 

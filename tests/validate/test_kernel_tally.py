@@ -46,6 +46,11 @@ def test_every_tuned_tiling():
         assert not wrong(shape)
 
 
+def forward_launch(shape):
+    """The launch of the forward kernel, among those of the passes over rows."""
+    return next(launch for launch in tally(shape) if launch.name == "attention_forward")
+
+
 def test_tilings_tuned_by_keys_are_counted_as_they_run(monkeypatch):
     few, many = Tiling(64, 64, 4, 2), Tiling(64, 32, 4, 2)
     tuned = {(name, 2, 80): {512: few, 600: many} for name in ("forward", "query")}
@@ -54,8 +59,8 @@ def test_tilings_tuned_by_keys_are_counted_as_they_run(monkeypatch):
     shapes = kernel_tally.tuned_shapes()
     assert shapes == tuple(AttentionShape(1, 131, keys - 131, 1, 1, 73) for keys in (512, 600))
     assert not any(wrong(shape) for shape in shapes)
-    forward = [tally(shape)[0].constants for shape in shapes]
-    assert [(x["BLOCK_QUERIES"], x["BLOCK_KEYS"]) for x in forward] == [(64, 64), (64, 32)]
+    constants = [forward_launch(shape).constants for shape in shapes]
+    assert [(x["BLOCK_QUERIES"], x["BLOCK_KEYS"]) for x in constants] == [(64, 64), (64, 32)]
 
 
 @settings(max_examples=6, deadline=None)
@@ -67,8 +72,7 @@ def test_drawn_shapes(shape):
 def test_loops_and_their_iterations():
     # Tiles of 128 × 64: the diagonal's block has ⌈70/64⌉ of them, none lies below it, and the
     # prefix of 40 has no whole block and an end. Each costs 2 products of 2 · 128 · 64 · 16.
-    launch = tally(SMALL)[0]
-    assert launch.name == "attention_forward"
+    launch = forward_launch(SMALL)
     assert launch.trips == [2, 0, 0, 1]
     assert launch.operations == [n * 2 * 2 * 128 * 64 * 16 for n in launch.trips]
     assert launch.outside == 0
@@ -92,8 +96,8 @@ def test_a_kernel_that_visits_one_more_tile_is_found(monkeypatch):
     attend = forward.attend_tiles
 
     def further(*arguments):
-        first, last, width = arguments[8], arguments[9], arguments[13]
-        return attend(*arguments[:8], first, last + width, *arguments[10:])
+        last, width = arguments[4], arguments[7]
+        return attend(*arguments[:4], last + width, *arguments[5:])
 
     monkeypatch.setattr(forward, "attend_tiles", further)
     assert wrong(SMALL) == {"self forward", "cross forward"}

@@ -23,6 +23,7 @@ from flopcount.encoder_lm import EncoderDecoderLM
 from flopcount.hf import FAMILIES
 from validate import hf_configs, hf_experts, hf_scans
 from validate.configurations import draw
+from validate.published import PUBLISHED
 from validate.scan_differences import CONVOLUTION
 from validate.scan_differences import differences as scan_differences
 
@@ -36,7 +37,6 @@ DRAWN_FOR_ONE = 4
 
 PUBLISHED_SEQ_LEN = 500
 STRATEGIES = hf_configs.DRAWN | hf_experts.DRAWN | hf_scans.DRAWN
-PUBLISHED = hf_configs.PUBLISHED | hf_experts.PUBLISHED | hf_scans.PUBLISHED
 Differences = dict[str, int]
 Beyond = dict[tuple[str, str], tuple[int, int]]
 """FLOPs of a layer's term, forward and backward."""

@@ -1,8 +1,7 @@
-"""Configs that families read from Hugging Face are tried on: drawn small ones, published sizes.
+"""Configs that families read from Hugging Face are tried on: drawn small ones.
 
 A strategy per family draws what a config.json may say: sizes of any kind, odd ones too, and every
-option that changes the network given, left out or null. Published sizes are written by hand from
-the models' files; a size that the family's class takes by itself is left out.
+option that changes the network given, left out or null.
 """
 
 from __future__ import annotations
@@ -380,94 +379,3 @@ DRAWN: dict[str, Strategy] = {
     "glm4": decoders("given", multiple=4, options=optional(*TIED, "attention_bias")),
 }
 """A strategy for each ``model_type``."""
-
-LLAMA = dict(model_type="llama", num_hidden_layers=32, num_attention_heads=32)
-PUBLISHED: dict[str, Config] = {
-    "GPT-2": dict(model_type="gpt2"),
-    "Llama-2-7B": dict(model_type="llama"),
-    "Llama-3-8B": LLAMA
-    | dict(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_key_value_heads=8
-    ),
-    "Llama-3.2-1B": dict(
-        model_type="llama", vocab_size=128256, hidden_size=2048, intermediate_size=8192,
-        num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
-        tie_word_embeddings=True,
-    ),
-    "Llama-3-70B": dict(
-        model_type="llama", vocab_size=128256, hidden_size=8192, intermediate_size=28672,
-        num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
-    ),
-    "Mistral-7B-v0.1": dict(model_type="mistral"),
-    "Qwen2.5-7B": dict(
-        model_type="qwen2", vocab_size=152064, hidden_size=3584, intermediate_size=18944,
-        num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-        use_sliding_window=False, sliding_window=131072, max_window_layers=28,
-    ),
-    "Qwen3-0.6B": dict(
-        model_type="qwen3", vocab_size=151936, hidden_size=1024, intermediate_size=3072,
-        num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
-        tie_word_embeddings=True,
-    ),
-    "Qwen3-8B": dict(
-        model_type="qwen3", vocab_size=151936, hidden_size=4096, intermediate_size=12288,
-        num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
-    ),
-    "Gemma-2-9B": dict(
-        model_type="gemma2", vocab_size=256000, hidden_size=3584, intermediate_size=14336,
-        num_hidden_layers=42, num_attention_heads=16, num_key_value_heads=8, head_dim=256,
-    ),
-    "Gemma-3-4B": dict(
-        model_type="gemma3",
-        text_config=dict(
-            model_type="gemma3_text", hidden_size=2560, intermediate_size=10240,
-            num_hidden_layers=34, sliding_window=1024,
-        ),
-    ),
-    "Phi-2": dict(
-        model_type="phi", vocab_size=51200, hidden_size=2560, intermediate_size=10240,
-        num_hidden_layers=32, num_attention_heads=32, partial_rotary_factor=0.4,
-    ),
-    "Phi-3-mini": dict(model_type="phi3", sliding_window=2047),
-    "Falcon-7B": dict(
-        model_type="falcon", vocab_size=65024, hidden_size=4544, num_hidden_layers=32,
-        num_attention_heads=71, multi_query=True, parallel_attn=True, bias=False, alibi=False,
-    ),
-    "OPT-125m": dict(model_type="opt"),
-    "OPT-350m": dict(
-        model_type="opt", hidden_size=1024, ffn_dim=4096, num_hidden_layers=24,
-        num_attention_heads=16, word_embed_proj_dim=512, do_layer_norm_before=False,
-    ),
-    "Pythia-1.4B": dict(
-        model_type="gpt_neox", vocab_size=50304, hidden_size=2048, intermediate_size=8192,
-        num_hidden_layers=24, num_attention_heads=16, rotary_pct=0.25,
-    ),
-    "BLOOM-560m": dict(
-        model_type="bloom", vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16
-    ),
-    "MPT-7B": dict(
-        model_type="mpt", vocab_size=50432, d_model=4096, n_layers=32, n_heads=32,
-        expansion_ratio=4, attn_config=dict(alibi=True),
-    ),
-    "OLMo-2-7B": dict(model_type="olmo2", vocab_size=100352),
-    "SmolLM3-3B": dict(model_type="smollm3"),
-    "GLM-4-9B": dict(
-        model_type="glm", vocab_size=151552, hidden_size=4096, intermediate_size=13696,
-        num_hidden_layers=40, num_attention_heads=32, num_key_value_heads=2, head_dim=128,
-        attention_bias=True, partial_rotary_factor=0.5,
-    ),
-    "BERT-base": dict(model_type="bert", architectures=["BertForMaskedLM"]),
-    "BERT-large": dict(
-        model_type="bert", architectures=["BertModel"], hidden_size=1024, intermediate_size=4096,
-        num_hidden_layers=24, num_attention_heads=16,
-    ),
-    "T5-base": dict(
-        model_type="t5", d_model=768, d_ff=3072, num_heads=12, num_layers=12,
-        num_decoder_layers=12,
-    ),
-    "T5-v1.1-large": dict(
-        model_type="t5", d_model=1024, d_ff=2816, num_heads=16, num_layers=24,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-    ),
-}  # fmt: skip
-"""Sizes of well-known models."""

@@ -1,6 +1,6 @@
-"""Configs of families with experts: drawn small ones, and published sizes.
+"""Configs of families with experts: drawn small ones.
 
-As in :mod:`validate.hf_configs`. Published sizes are written by hand from the models' files.
+As in :mod:`validate.hf_configs`.
 """
 
 from __future__ import annotations
@@ -194,91 +194,3 @@ DRAWN: dict[str, Strategy] = {
     ),
 }
 """A strategy for each ``model_type``."""
-
-LLAMA4 = dict(
-    model_type="llama4_text", vocab_size=202048, hidden_size=5120, intermediate_size=8192,
-    intermediate_size_mlp=16384,
-    num_hidden_layers=48, num_attention_heads=40, num_key_value_heads=8, head_dim=128,
-    num_experts_per_tok=1, attention_chunk_size=8192, no_rope_layers=[],
-)  # fmt: skip
-PUBLISHED: dict[str, Config] = {
-    "Mixtral-8x7B": dict(model_type="mixtral", sliding_window=None),
-    "Mixtral-8x22B": dict(
-        model_type="mixtral", vocab_size=32768, hidden_size=6144, intermediate_size=16384,
-        num_hidden_layers=56, num_attention_heads=48, num_key_value_heads=8,
-        num_local_experts=8, num_experts_per_tok=2,
-    ),
-    "Qwen1.5-MoE-A2.7B": dict(model_type="qwen2_moe"),
-    "Qwen3-30B-A3B": dict(
-        model_type="qwen3_moe", vocab_size=151936, hidden_size=2048, intermediate_size=6144,
-        num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
-        num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, norm_topk_prob=True,
-        decoder_sparse_step=1, mlp_only_layers=[],
-    ),
-    "Qwen3-235B-A22B": dict(
-        model_type="qwen3_moe", vocab_size=151936, hidden_size=4096, intermediate_size=12288,
-        num_hidden_layers=94, num_attention_heads=64, num_key_value_heads=4, head_dim=128,
-        num_experts=128, num_experts_per_tok=8, moe_intermediate_size=1536, norm_topk_prob=True,
-    ),
-    "DeepSeek-V2-Lite": dict(
-        model_type="deepseek_v2", vocab_size=102400, hidden_size=2048, intermediate_size=10944,
-        num_hidden_layers=27, num_attention_heads=16, num_key_value_heads=16, q_lora_rank=None,
-        kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
-        n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6,
-        moe_intermediate_size=1408, first_k_dense_replace=1, moe_layer_freq=1,
-        topk_method="greedy", scoring_func="softmax",
-    ),
-    "DeepSeek-V2": dict(
-        model_type="deepseek_v2", vocab_size=102400, hidden_size=5120, intermediate_size=12288,
-        num_hidden_layers=60, num_attention_heads=128, num_key_value_heads=128,
-        q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64,
-        v_head_dim=128, n_routed_experts=160, n_shared_experts=2, num_experts_per_tok=6,
-        moe_intermediate_size=1536, first_k_dense_replace=1, n_group=8, topk_group=3,
-        topk_method="group_limited_greedy",
-    ),
-    "DeepSeek-V3": dict(model_type="deepseek_v3"),
-    "Kimi-K2": dict(
-        model_type="kimi_k2", vocab_size=163840, hidden_size=7168, intermediate_size=18432,
-        num_hidden_layers=61, num_attention_heads=64, num_key_value_heads=64, q_lora_rank=1536,
-        kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
-        n_routed_experts=384, n_shared_experts=1, num_experts_per_tok=8,
-        moe_intermediate_size=2048, first_k_dense_replace=1, n_group=1, topk_group=1,
-        num_nextn_predict_layers=0,
-    ),
-    "gpt-oss-20b": dict(
-        model_type="gpt_oss", num_hidden_layers=24, num_local_experts=32,
-        num_experts_per_tok=4, experts_per_token=4,
-    ),
-    "gpt-oss-120b": dict(model_type="gpt_oss"),
-    "Llama-4-Scout": dict(
-        model_type="llama4",
-        text_config=LLAMA4 | dict(
-            num_local_experts=16, interleave_moe_layer_step=1, use_qk_norm=True,
-            attn_temperature_tuning=True,
-        ),
-    ),
-    "Llama-4-Maverick": dict(
-        model_type="llama4",
-        text_config=LLAMA4 | dict(
-            num_local_experts=128, interleave_moe_layer_step=2, use_qk_norm=False,
-            attn_temperature_tuning=True,
-        ),
-    ),
-    "GLM-4.5": dict(
-        model_type="glm4_moe", vocab_size=151552, hidden_size=5120, intermediate_size=12288,
-        num_hidden_layers=92, num_attention_heads=96, num_key_value_heads=8, head_dim=128,
-        attention_bias=True, use_qk_norm=True, n_routed_experts=160, n_shared_experts=1,
-        num_experts_per_tok=8, moe_intermediate_size=1536, first_k_dense_replace=3,
-        partial_rotary_factor=0.5,
-    ),
-    "GLM-4.5-Air": dict(
-        model_type="glm4_moe", head_dim=128, attention_bias=True, use_qk_norm=False,
-        partial_rotary_factor=0.5,
-    ),
-    "MiniMax-M2": dict(
-        model_type="minimax_m2", rotary_dim=64, use_qk_norm=True, qk_norm_type="per_layer",
-        num_mtp_modules=3, mtp_transformer_layers=1, use_mtp=True, scoring_func="sigmoid",
-        use_routing_bias=True, shared_intermediate_size=0,
-    ),
-}  # fmt: skip
-"""Sizes of well-known models."""

@@ -1,6 +1,6 @@
-"""Configs of families with scans: drawn small ones, and published sizes.
+"""Configs of families with scans: drawn small ones.
 
-As in :mod:`validate.hf_configs`. Published sizes are written by hand from the models' files.
+As in :mod:`validate.hf_configs`.
 """
 
 from __future__ import annotations
@@ -183,28 +183,3 @@ DRAWN: dict[str, Strategy] = {
     "mamba2": mamba2(),
 }
 """A strategy for each ``model_type``."""
-
-PUBLISHED: dict[str, Config] = {
-    "MiniMax-Text-01": dict(
-        model_type="minimax", vocab_size=200064, hidden_size=6144, intermediate_size=9216,
-        num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, head_dim=128,
-        num_local_experts=32, num_experts_per_tok=2, block_size=256,
-        layer_types=(["linear_attention"] * 7 + ["full_attention"]) * 10,
-        full_attn_alpha_factor=3.5565588200778455, linear_attn_alpha_factor=3.5565588200778455,
-        mlp_alpha_factor=3.5565588200778455,
-    ),
-    "MiniMax-Text-01, its own file": dict(
-        model_type="minimax_text_01", vocab_size=200064, hidden_size=6144,
-        intermediate_size=9216, num_hidden_layers=80, num_attention_heads=64,
-        num_key_value_heads=8, head_dim=128, num_local_experts=32, num_experts_per_tok=2,
-        attn_type_list=([0] * 7 + [1]) * 10, rotary_dim=64, postnorm=True,
-        shared_intermediate_size=0, shared_moe_mode="sigmoid", sliding_window=None,
-        layernorm_full_attention_alpha=3.5565588200778455, layernorm_full_attention_beta=1.0,
-        layernorm_linear_attention_alpha=3.5565588200778455, layernorm_linear_attention_beta=1.0,
-        layernorm_mlp_alpha=3.5565588200778455, layernorm_mlp_beta=1.0,
-    ),
-    "Qwen3-Next-80B-A3B": dict(model_type="qwen3_next"),
-    "Jamba-v0.1": dict(model_type="jamba"),
-    "Mamba-Codestral-7B": dict(model_type="mamba2"),
-}  # fmt: skip
-"""Sizes of well-known models."""

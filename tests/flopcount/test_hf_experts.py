@@ -6,7 +6,7 @@ from transformers import AutoConfig
 import flopcount as fc
 from flopcount.causal_lm import CausalLM
 from flopcount.mixture_lm import MixtureLM
-from validate import families, hf_experts
+from validate import families, hf_experts, published
 
 TOTALS = {
     # All parameters, to the unit; then, in billions, what the source states of all, and of those
@@ -33,7 +33,7 @@ TOTALS = {
 @pytest.mark.parametrize("name", TOTALS)
 def test_published_parameters(name):
     total, stated, stated_active, embedding, source = TOTALS[name]
-    model = fc.from_hf(hf_experts.PUBLISHED[name])
+    model = fc.from_hf(published.EXPERTS[name])
     params = model.params()
     assert params.total == total, source
     active = params.active
@@ -47,7 +47,7 @@ def test_published_parameters(name):
 
 
 def test_every_published_size_is_stated():
-    assert set(TOTALS) == set(hf_experts.PUBLISHED)
+    assert set(TOTALS) == set(published.EXPERTS)
 
 
 def buffers(model):
@@ -56,13 +56,13 @@ def buffers(model):
 
 def test_a_file_holds_more_than_parameters():
     # 58 of DeepSeek-V3's 61 layers have a correction of 256 experts' scores.
-    assert buffers(fc.from_hf(hf_experts.PUBLISHED["DeepSeek-V3"])) == 58 * 256 == 14_848
+    assert buffers(fc.from_hf(published.EXPERTS["DeepSeek-V3"])) == 58 * 256 == 14_848
     # The file of GLM-4.5 holds 358,337,791,296 numbers: with the module for a further token, which
     # has copies of the embedding and of the head, and 90 · 160 numbers in corrections.
-    whole = fc.from_hf(hf_experts.PUBLISHED["GLM-4.5"], mtp=True)
+    whole = fc.from_hf(published.EXPERTS["GLM-4.5"], mtp=True)
     assert buffers(whole) == 90 * 160
     assert whole.params().total + 90 * 160 + 2 * 151_552 * 5120 == 358_337_791_296
-    air = fc.from_hf(hf_experts.PUBLISHED["GLM-4.5-Air"], mtp=True)
+    air = fc.from_hf(published.EXPERTS["GLM-4.5-Air"], mtp=True)
     assert air.params().total + 46 * 128 + 2 * 151_552 * 4096 == 110_468_824_832
 
 
@@ -355,7 +355,7 @@ def test_the_same_decoder_without_experts():
 
 
 def test_what_is_understood_in_plain_words():
-    said = " ".join(str(fc.from_hf(hf_experts.PUBLISHED["DeepSeek-V3"])).split())
+    said = " ".join(str(fc.from_hf(published.EXPERTS["DeepSeek-V3"])).split())
     assert "671,026,404,352 parameters, of which a token uses 37,552,282,624" in said
     assert (
         "3 layers, dense (0 to 2): latent attention, keys and values of a latent of 512 channels"
@@ -371,5 +371,5 @@ def test_what_is_understood_in_plain_words():
     turning, other = llama.split("layers, full none")
     assert "queries and keys normed per head" in turning
     assert "normed" not in other
-    scout = str(fc.from_hf(hf_experts.PUBLISHED["Llama-4-Scout"]))
+    scout = str(fc.from_hf(published.EXPERTS["Llama-4-Scout"]))
     assert scout.startswith("llama4_text")

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoConfig
 
 import flopcount as fc
-from validate import families, hf_scans
+from validate import families, hf_scans, published
 
 STATED = {
     # In billions what the source states, of all parameters and of those that a token uses, and how
@@ -17,10 +17,10 @@ STATED = {
 }
 
 
-@pytest.mark.parametrize("name", hf_scans.PUBLISHED)
+@pytest.mark.parametrize("name", published.SCANS)
 def test_published_parameters(name):
     stated, stated_active, tables, source = STATED[name]
-    model = fc.from_hf(hf_scans.PUBLISHED[name])
+    model = fc.from_hf(published.SCANS[name])
     assert model.reading.not_looked_at == ()
     active = model.params().active - tables * model.vocab_size * model.num_channels
     for found, figure in ((model.params().total, stated), (active, stated_active)):

@@ -10,7 +10,7 @@ import flopcount as fc
 from flopcount import masks
 from flopcount.operations import MLA
 from models.latent import FORMS, LatentDecoder
-from validate import families, generation, hugging_face, matrix
+from validate import generation, hugging_face, matrix, published
 
 NOTHING = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
 LLAMA = NOTHING | dict(
@@ -237,7 +237,7 @@ def test_a_published_size_behind_a_cache():
     """DeepSeek-V3, without data: one token behind 300 positions, latents expanded for all 301."""
     from transformers import DynamicCache
 
-    config = families.PUBLISHED["DeepSeek-V3"]
+    config = published.PUBLISHED["DeepSeek-V3"]
     network = hugging_face.build(config).eval()
     tokens = torch.zeros((1, 301), dtype=torch.long, device="meta")
     cache = DynamicCache(config=network.config)

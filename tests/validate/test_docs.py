@@ -7,7 +7,7 @@ import pytest
 
 import flopcount as fc
 from flopcount.conventions import CONVENTIONS
-from validate import matrix, mutation, proof, verification, who_counts_what
+from validate import gallery, matrix, mutation, proof, verification, who_counts_what
 from validate.source_code import code_of
 
 
@@ -63,6 +63,38 @@ def test_the_commands_write_what_they_print(tmp_path, monkeypatch, capsys):
     assert who_counts_what.main() == 0
     assert who_counts_what.main(write=True) == 0
     assert (tmp_path / "docs" / "page.md").read_text() == capsys.readouterr().out
+
+
+def test_the_gallery_is_current():
+    assert gallery.PAGE.read_text() == gallery.page(), "run python -m validate.gallery --write"
+    picture = (gallery.PAGE.parent / gallery.PLOT).read_text()
+    assert all(f">{name}<" in picture for name in gallery.MODELS)
+
+
+def test_a_line_of_the_gallery_by_hand():
+    # Llama-3-8B: d = 4096, f = 14336, L = 32, g·c = 1024, V = 128256 and its norms; N with them.
+    matmul = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
+    # A token of 2,048 attends to (2048 + 1)/2 on average: 2·2·d FLOPs a pair, a layer.
+    attention = 32 * 4 * 4096 * 2049 / 2
+    forward = 2 * matmul + attention
+    assert gallery.line("Llama-3-8B", 2048) == [
+        f"{3 * forward:.3e}",
+        f"{3 * forward / (6 * 8_030_261_248):.3f}",
+        f"{forward / (2 * matmul):.3f}",
+        f"{attention / forward:.1%}",
+    ]
+
+
+def test_the_gallery_draws_the_same_bytes_each_time():
+    assert gallery.plot() == gallery.plot()
+
+
+def test_the_gallery_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "PAGE", tmp_path / "docs" / "gallery.md")
+    monkeypatch.setattr(gallery, "MODELS", ("Llama-3-8B", "DeepSeek-V3"))
+    assert gallery.main(write=True) == 0
+    assert "DeepSeek-V3" in (tmp_path / "docs" / "gallery.md").read_text()
+    assert (tmp_path / "docs" / gallery.PLOT).is_file()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from flopcount import rows
 from flopcount.hf import FAMILIES
-from validate import families, hf_experts
+from validate import families, published
 
 COMMON = dict(
     vocab_size=9, hidden_size=12, intermediate_size=7, num_hidden_layers=2, num_attention_heads=2,
@@ -111,7 +111,7 @@ def test_no_other_family_executes_more():
 
 @pytest.mark.parametrize("name", ["Qwen1.5-MoE-A2.7B", "gpt-oss-20b", "Llama-4-Maverick"])
 def test_published_sizes(name):
-    found = families.compare(hf_experts.PUBLISHED[name], 1000, device="meta")
+    found = families.compare(published.EXPERTS[name], 1000, device="meta")
     assert set(found.values()) == {0}
     assert {"parameters", "buffers", "forward", "backward"} < set(found)
 

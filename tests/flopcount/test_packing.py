@@ -14,6 +14,7 @@ import flopcount as fc
 from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
 from flopcount.masks import Causal, Chunked, Full, Packed
 from flopcount.mixture_lm import MixtureLM
+from flopcount.packing import histogram
 
 COMMON = dict(vocab_size=11, num_channels=8, num_layers=3, num_heads=4, intermediate_size=9)
 GEMMA = fc.CausalLM(**COMMON, seq_len=10, attention=("sliding", "full"), window=3)
@@ -102,7 +103,9 @@ def test_by_hand():
 
 
 def test_a_histogram_is_its_list():
+    assert histogram([3, 5, 3, 3], 10, 2) == ((3, 3), (5, 1))
     listed = GEMMA.flops(documents=[3, 5, 3, 3], batch_size=2)
+    assert listed.padding == Fraction(20 - 14, 20)
     assert GEMMA.flops(documents={3: 3, 5: 1}, batch_size=2).terms == listed.terms
     assert GEMMA.flops(documents=np.array([3, 5, 3, 3]), batch_size=2).total == listed.total
     corpus = GEMMA.flops(documents={9: 10**9}, batch_size=10**9)
@@ -152,7 +155,7 @@ def test_what_is_refused(call, message):
         call()
 
 
-@pytest.mark.parametrize("documents", ["34", 3, 3.0, [3.0], {"3": 1}, [None]])
+@pytest.mark.parametrize("documents", ["34", b"\x03", 3, 3.0, [3.0], {"3": 1}, [None]])
 def test_what_has_the_wrong_type(documents):
     with pytest.raises(TypeError, match="documents = "):
         LLAMA.flops(documents=documents)

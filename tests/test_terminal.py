@@ -21,6 +21,11 @@ PROGRAMS = sorted(
     for path in (ROOT / room).rglob("*.py")
     if re.search(r"^if __name__ == .__main__.:", path.read_text("utf-8"), re.MULTILINE)
 )
+HELPFUL = {
+    "benchmarks.issue", "validate.compiled_record", "validate.emulator", "validate.emulator.shipped",
+    "validate.gallery", "validate.who_counts_what",
+}  # fmt: skip
+"""Programs that can print their help without any package."""
 PERCEIVER = (
     "perceiver-ar --vocab-size 262 --num-latents 512 --num-prefix 3584 --num-channels 512 "
     "--num-layers 9 --prefix-dropout 0.5"
@@ -43,6 +48,9 @@ COMMANDS = [
     "explain --level executed",
     "explain --convention article",
     "explain --convention megatron-lm --architecture decoder",
+    f"params {DECODER}",
+    f"generate {DECODER} --prompt-len 100 --new-tokens 20",
+    f"roofline {DECODER} --device h100 --cached 100",
     "article",
     f"plan --budgets 1e18 1e21 {PLAN} {PRICED}",
     "fit RUNS --num-bootstrap 5 --predict 1e20",
@@ -187,7 +195,7 @@ def test_a_program_without_its_packages_says_what_to_install(hidden, program):
     lab = [name for name, extra in extras._EXTRAS.items() if extra == "lab"]
     status, out, error = run(program, "--help", **hidden(*lab, "sympy", "matplotlib"))
     if status == 0:  # It needs nothing before it works.
-        assert program.removeprefix("validate.") in ("compiled_record", "gallery", "who_counts_what")
+        assert program in HELPFUL
         return
     package = error.decode().split()[2].rstrip(",")
     assert (status, out) == (1, b"")
@@ -238,9 +246,9 @@ def test_every_extra_is_one_that_installs_the_package():
         ("cont decoder --vocab-size 8", "'cont' is no command: did you mean 'count'?"),
         ("count decodr --seq-len 8", "count: 'decodr' is no command: did you mean 'decoder'?"),
         ("count --json decodr", "count: 'decodr' is no command: did you mean 'decoder'?"),
-        ("compare", "compare: expected one of perceiver-ar, decoder"),
-        ("zzz", "'zzz' is no command: expected one of count, compare, explain, article"),
-        ("", "expected one of count, compare, explain, article, plan, fit, devices"),
+        ("compare", "compare: expected one of hf, perceiver-ar, decoder"),
+        ("zzz", "'zzz' is no command: expected one of count, params, generate"),
+        ("", "expected one of count, params, generate, roofline, compare, explain, article"),
     ],
 )
 def test_a_wrong_command_is_one_line(capsys, arguments, line):

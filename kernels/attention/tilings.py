@@ -99,6 +99,7 @@ TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
         256: Tiling(16, 16, 8, 2, 255),
     },
     ("query", 4): {
+        16: Tiling(32, 32, 4, 2, 96),
         64: Tiling(32, 32, 4, 2),
         128: Tiling(32, 16, 8, 2, 255),
         160: Tiling(16, 16, 8, 2, 128),

@@ -44,8 +44,8 @@ PIPES = {
     ),
     "uniform": (*sorted(UNIFORM), "R2UR", "S2UR", "VOTEU"),
     "control": (
-        "BRA", "EXIT", "BSSY", "BSYNC", "BREAK", "BAR", "NOP", "DEPBAR", "MEMBAR", "FENCE",
-        "WARPGROUP",
+        "BRA", "EXIT", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "BAR", "NOP", "DEPBAR", "MEMBAR",
+        "FENCE", "WARPGROUP",
     ),
     "alu": (
         "IADD3", "VIADD", "LEA", "SHF", "LOP3", "PLOP3", "ISETP", "SEL", "VIMNMX", "VIADDMNMX",

@@ -301,7 +301,7 @@ class Machine:
                 return None
             return [(group, kind)]
         if kind == "convergence":
-            expected = self.convergence[at.operands[0]][group.warps]
+            expected = self._meeting(at)[group.warps]
             if (group.lanes == (expected & ~self.exited[group.warps])).all():
                 self.executed[at.index] += len(group.warps)
                 group.pc += 1
@@ -325,6 +325,10 @@ class Machine:
             group.pc += 1
             return None
         return [(group.some(taken, target, lanes), ""), (group.some(going, at.index + 1, rest), "")]
+
+    def _meeting(self, at: Instruction) -> Array:
+        """Lanes that have to meet at an instruction: those of its register, or all."""
+        return self.convergence[at.operands[0]] if at.operands else np.ones_like(self.exited)
 
     def _released(
         self, waiting: list[tuple[Group, str]]
@@ -357,7 +361,7 @@ class Machine:
                 quads = group.warps // WARPGROUP
                 present = np.bincount(quads)[quads] == WARPGROUP
             else:
-                expected = self.convergence[self.code.instructions[pc].operands[0]]
+                expected = self._meeting(self.code.instructions[pc])
                 met = group.lanes == (expected & ~self.exited)[group.warps]
                 present = met.all(1)
             if present.any():

@@ -1423,6 +1423,16 @@ def _converge(d: Decoder) -> Run:
     return _no_effect
 
 
+@opcode("WARPSYNC")
+def _meet(d: Decoder) -> Run:
+    """All lanes of the warp that have not ended."""
+    d.number_of_operands(0)
+    if d.take("ALL") != "ALL" or d.at.guard:
+        raise d.at.unknown("this meeting of lanes")
+    d.wait = "convergence"
+    return _no_effect
+
+
 @opcode("BAR")
 def _barrier(d: Decoder) -> Run:
     d.number_of_operands(1)

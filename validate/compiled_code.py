@@ -158,8 +158,10 @@ class CompiledKernel:
         """FLOPs of a run in which the loops of the source have so many iterations.
 
         Source: each segment's own operations; where code that is no loop stands for a loop of at
-        most one iteration, it runs as often.
+        most one iteration, it runs as often. Loops of code that never multiplies give none.
         """
+        if not self.segments:
+            return 0
         return sum(s.operations * n for s, n in zip(self.segments, trips, strict=True))
 
     @property

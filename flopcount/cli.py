@@ -817,7 +817,8 @@ def with_config(words: list[str]) -> list[str]:
 def _is_config(word: str) -> bool:
     from flopcount.hf import file_of
 
-    return word.endswith(".json") or file_of(f"{word}/config.json") is not None
+    # A slash is a path's, or a hub's name, which `from_hf` answers.
+    return word.endswith(".json") or "/" in word or file_of(f"{word}/config.json") is not None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -440,6 +440,7 @@ def test_devices(capsys):
     [
         (["count", *PERCEIVER, "--num-heads", "7"], "num_channels = 512 is not divisible"),
         (["count", "hf", "meta-llama/Llama-3.1-8B"], "nothing is downloaded, so expected the path"),
+        (["count", "meta-llama/Llama-3.1-8B"], "nothing is downloaded, so expected the path"),
         (["params", "nowhere.json"], "config = 'nowhere.json': there is no such file"),
         (["explain", "nowhere.json"], "config = 'nowhere.json': there is no such file"),
         (["count", *PERCEIVER, "--convention", "gpt"], "convention = 'gpt'"),

@@ -152,6 +152,11 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
                 bit = predicates.get(guard, 0)
                 needed[""] = needed.get("", 0) | uses & bit
                 needed[guard] = needed.get(guard, 0) | uses & ~bit
+            for name in names:  # what is needed either way is needed
+                both = needed.get(name, 0) & needed.get(f"!{name}", 0)
+                needed[""] = needed.get("", 0) | both
+            always = needed.get("", 0)
+            needed = {name: bits & ~always if name else bits for name, bits in needed.items()}
             if needed != before[i] or keep != kept[i]:
                 before[i], kept[i], changed = needed, keep, True
     return [

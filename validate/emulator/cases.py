@@ -13,6 +13,9 @@ from validate.emulator.counts import Counts, count
 from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.processes import triton_processes
 
+STATISTICS_ROWS = 256
+"""Statistics of rows are padded to a multiple of it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -42,12 +45,7 @@ class Case:
 
     def in_place(self) -> bool:
         """Whether all operands are read where they lie, in every pass."""
-        from kernels.attention.launches import unit_of
-
-        units = {unit_of(x, self.head_dim) for x in self.operands(values=False)[0]}
-        whole = self.head_dim == padded_head_dim(self.head_dim)
-        alike = len(units) == 1 and None not in units and self.heads == self.key_heads
-        return not self.pairs and (whole or alike)
+        return not self.pairs and self.head_dim == padded_head_dim(self.head_dim)
 
     def operands(self, values: bool = True) -> tuple[list[Any], Any, Any]:
         """Queries, keys and values (and the prefix's), angles, and the output's gradient.
@@ -188,7 +186,8 @@ def seen(case: Case) -> dict[str, dict[str, int]]:
     Returns:
         ``executed``: FLOPs of tile products by pass, on tensor cores, or of fused multiply-adds in
         fp32. ``bytes``: of each kernel, what it declares minus the distinct bytes that its launches
-        touch; none where operands are copied to be padded.
+        touch; none where operands are copied to be padded, and the forward kernel's alone where
+        the backward ones touch statistics of rows beyond the last query.
     """
     lines = [f"attention/tiles.py:{line}" for line in product_lines()]
     executed = {"forward": 0, "backward": 0}
@@ -201,7 +200,10 @@ def seen(case: Case) -> dict[str, dict[str, int]]:
         traffic = counts.memory()
         distinct = traffic["global load distinct bytes"] + traffic["global store distinct bytes"]
         declared[counts.code.name] += counts.declared["bytes"] - distinct
-    return {"executed": executed, "bytes": dict(declared) if case.in_place() else {}}
+    exact = list(declared) if case.in_place() else []
+    if case.queries % STATISTICS_ROWS:
+        exact = exact[:1]  # the forward kernel
+    return {"executed": executed, "bytes": {name: declared[name] for name in exact}}
 
 
 def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
@@ -247,10 +249,10 @@ def _formula(case: Case) -> dict[str, int]:
 CASES = (
     Case("bfloat16", 73, 131, 100, 8, 8),
     Case("float32", 19, 70, 33, 2, 1),
-    Case("bfloat16", 64, 260, 130, 4, 1),
+    Case("bfloat16", 64, 256, 130, 4, 1),
     Case("float16", 54, 35, 70, 4, 4, apart=True),
     Case("bfloat16", 200, 66, 33),
-    Case("float16", 128, 131, 66, 2, 2),
+    Case("float16", 128, 256, 66, 2, 2),
     Case("bfloat16", 91, 140, 0, 8, 8, batch=2),
     Case("float16", 1, 5, 3, 2, 1),
     Case("float32", 128, 40, 20),

@@ -25,7 +25,7 @@ from validate.emulator.assembly import Code, Instruction
 from validate.emulator.launching import EmulatedLaunch
 from validate.emulator.machine import LANES, WARPGROUP, Group, Machine, Operation
 from validate.emulator.memory import Array, GlobalMemory
-from validate.emulator.operations import FIRST_BIT, UNIFORM
+from validate.emulator.operations import FIRST_BIT, SLOTS, UNIFORM
 
 SECTOR, BANKS, BANK_BYTES = 32, 32, 4
 STACK_POINTER = 1
@@ -103,9 +103,10 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
 
     Registers that are needed after an instruction are what any of its successors needs before it;
     needed before it is what is needed after it and not defined by it for certain, and, if it is
-    kept, what it uses. What a guarded instruction uses is needed where its guard holds, and what
-    one with the same guard defines is not, as long as the guard's predicate stays what it is; a
-    branch that is taken tells of its guard, too.
+    kept, what it uses; all of it bit by bit, since the compiler packs predicates into single bits
+    of registers whose other bits hold anything. What a guarded instruction uses is needed where its
+    guard holds, and what one with the same guard defines is not, as long as the guard's predicate
+    stays what it is; a branch that is taken tells of its guard, too.
 
     Raises:
         ValueError: if an address or a guard depends on data, so that only running them counts.
@@ -115,6 +116,7 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
     for operation in operations:
         if on_stack and operation.defines >> STACK_POINTER & 1 and operation.at.index > on_stack[0]:
             raise ValueError(f"the stack pointer moves: {operation.at}")
+    data = [_Data(operation) for operation in operations]
     guards = [_guard(operation) for operation in operations]
     names = {guard.removeprefix("!") for guard in guards} - {""}
     predicates = {sign + name: _guard_bit(name) for name in names for sign in ("", "!")}
@@ -124,7 +126,7 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
     while changed:
         changed = False
         for i in reversed(range(count)):
-            operation, guard = operations[i], guards[i]
+            operation, guard, defined = operations[i], guards[i], data[i].defines
             opposite = guard[1:] if guard.startswith("!") else f"!{guard}"
             needed: dict[str, int] = {}
             for successor, way in _successors(code, operation, guard, opposite):
@@ -134,22 +136,27 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
             for name, bits in needed.items():
                 if not guard or name != opposite:
                     wanted |= bits
-            defines = operation.defines & wanted
+            defines = defined & wanted
             if operation.from_memory and defines:
                 raise ValueError(f"a count depends on data: {operation.at}")
             keep = operation.wait in ("branch", "exit", "convergence") or bool(
                 defines or operation.observe or operation.at.opcode in ("BSSY", "BREAK")
             )
             for name in tuple(needed):
-                if not guard or (name == guard and not operation.defines & predicates[name]):
-                    needed[name] &= ~operation.defines
-                if name and operation.defines & predicates[name]:
+                if not guard or (name == guard and not defined & predicates[name]):
+                    needed[name] &= ~defined
+                if name and defined & predicates[name]:
                     needed[""] = needed.get("", 0) | needed.pop(name)
-            uses = operation.observed if operation.observe else operation.uses if keep else 0
+            uses = data[i].uses(defines) if keep else 0
             if uses:
                 bit = predicates.get(guard, 0)
                 needed[""] = needed.get("", 0) | uses & bit
                 needed[guard] = needed.get(guard, 0) | uses & ~bit
+            for name in names:  # what is needed either way is needed
+                both = needed.get(name, 0) & needed.get(f"!{name}", 0)
+                needed[""] = needed.get("", 0) | both
+            always = needed.get("", 0)
+            needed = {name: bits & ~always if name else bits for name, bits in needed.items()}
             if needed != before[i] or keep != kept[i]:
                 before[i], kept[i], changed = needed, keep, True
     return [
@@ -160,6 +167,41 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
         else operation
         for keep, operation in zip(kept, operations, strict=True)
     ]
+
+
+class _Data:
+    """What an instruction uses and defines, 32 bits for each of the bits that stand for registers.
+
+    Attributes:
+        defines: Every bit that it defines.
+    """
+
+    def __init__(self, operation: Operation) -> None:
+        self.defines = _widened(operation.defines)
+        self._bitwise = () if operation.observe else operation.bitwise
+        parts = sum(1 << source for source in {source for _, source, _ in self._bitwise})
+        uses = operation.observed if operation.observe else operation.uses
+        self._whole = _widened(uses & ~parts)
+        self._predicates = self.defines & _PREDICATES
+
+    def uses(self, wanted: int) -> int:
+        """What it uses where these bits of what it defines are wanted."""
+        used = self._whole
+        for result, source, mask in self._bitwise:
+            bits = _WORD if wanted & self._predicates else wanted >> 32 * result & _WORD
+            used |= (bits & mask) << 32 * source
+        return used
+
+
+_WORD = 0xFFFFFFFF
+
+
+def _widened(bits: int) -> int:
+    """32 bits for each bit."""
+    return sum(_WORD << 32 * i for i in range(bits.bit_length()) if bits >> i & 1)
+
+
+_PREDICATES = _widened((1 << SLOTS) - (1 << FIRST_BIT["P"]))
 
 
 def _successors(
@@ -182,7 +224,8 @@ def _guard(operation: Operation) -> str:
 
 def _guard_bit(name: str) -> int:
     kind = name.rstrip("0123456789")
-    return 0 if name in ("PT", "UPT") else 1 << FIRST_BIT[kind] + int(name[len(kind) :])
+    bit = 0 if name in ("PT", "UPT") else 1 << FIRST_BIT[kind] + int(name[len(kind) :])
+    return _widened(bit)
 
 
 class Traffic:
@@ -266,6 +309,7 @@ class Traffic:
         mask: Array | None,
         size: int,
         stores: bool,
+        data: Array | None = None,
     ) -> None:
         """Lanes access shared memory."""
         programs = len(addresses) // g.machine.num_warps

@@ -162,6 +162,8 @@ class Operation:
             touches none anyway.
         observed: Registers that ``observe`` and the guard use.
         from_memory: Whether what it defines comes from memory, or from tensor cores.
+        bitwise: Results, operands and masks: a bit of the result needs the operand's same bit alone
+            where the mask has it, and none of its bits where not. Other operands are needed whole.
     """
 
     at: Instruction
@@ -174,6 +176,7 @@ class Operation:
     observe: Callable[[Group, Array | None], None] | None = None
     observed: int = 0
     from_memory: bool = False
+    bitwise: tuple[tuple[int, int, int], ...] = ()
 
 
 class Machine:

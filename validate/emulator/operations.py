@@ -9,9 +9,10 @@ Letters: a, b, c operands; m the lanes that execute, None where all do.
 
 from __future__ import annotations
 
+import itertools
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class Decoder:
         self.observe: Run | None = None
         self.observed = 0
         self.from_memory = False
+        self.bitwise: list[tuple[int, int, int]] = []
         self.modifiers = list(at.modifiers)
 
     # Operands.
@@ -329,6 +331,15 @@ class Decoder:
         self.observe, self.observed = observe, self.uses
         return observe
 
+    def by_bits(self, result: str, text: str, mask: int = 0xFFFFFFFF) -> None:
+        """Note that bits of a register are needed by the same bits of the result alone."""
+        found, operand = REGISTER.fullmatch(result), REGISTER.fullmatch(text.removeprefix("~"))
+        if found and operand and operand[2] != "Z":
+            of = LAST[found[1]] if found[2] == "Z" else int(found[2])
+            self.bitwise.append(
+                (FIRST_BIT[found[1]] + of, FIRST_BIT[operand[1]] + int(operand[2]), mask)
+            )
+
     def label(self, i: int) -> None:
         """Require operand i to be a label of the code."""
         if not re.fullmatch(r"`\(\.L_x_\d+\)", self.operand(i)):
@@ -399,7 +410,7 @@ def decoded(code: Code) -> list[Operation]:
         found.append(
             Operation(
                 at, run, guard, decoder.uniform, decoder.uses, decoder.defines, decoder.wait,
-                decoder.observe, decoder.observed, decoder.from_memory,
+                decoder.observe, decoder.observed, decoder.from_memory, tuple(decoder.bitwise),
             )
         )  # fmt: skip
     return found
@@ -482,6 +493,8 @@ def _multiply_add(d: Decoder) -> Run:
     d.number_of_operands(5 if kind == "X" else 4)
     put = d.write(d.operand(0))
     a, b, c = (d.integer(d.operand(i)) for i in (1, 2, 3))
+    if kind == "MOV" and d.operand(1) == d.operand(2) == "RZ":
+        d.by_bits(d.operand(0), d.operand(3))
     if kind == "X":
         if d.operand(3).startswith("-"):
             raise d.at.unknown("a negated number beside a carry")
@@ -591,9 +604,13 @@ def _logic(d: Decoder) -> Run:
     found = d.write_predicate(texts.pop(0)) if PREDICATE.fullmatch(texts[0]) else None
     if len(texts) != 6 or texts[5] not in ("!PT", "!UPT"):
         raise d.at.unknown("this form of an operation on bits")
+    if any(text.startswith("-") and REGISTER.fullmatch(text[1:]) for text in texts[1:4]):
+        raise d.at.unknown("a negated number in an operation on bits")
     put, table = d.write(texts[0]), int(texts[4], 16)
     a, b, c = (d.integer(text) for text in texts[1:4])
     ones = U32(0xFFFFFFFF)
+    for i, text in enumerate(texts[1:4]):
+        d.by_bits(texts[0], text, _depends(table, texts[1:4], i))
 
     def run(g: Group, m: Array | None) -> None:
         result = _looked_up(table, a(g), b(g), c(g), ones)
@@ -602,6 +619,20 @@ def _logic(d: Decoder) -> Run:
             found(g, result != 0, m)
 
     return run
+
+
+def _depends(table: int, texts: Sequence[str], i: int) -> int:
+    """The bits of a table's result that depend on operand i, where others may be known."""
+    ones, mask = 0xFFFFFFFF, 0
+    values = [
+        (int(x, 16),) if re.match("-?0x", x) else (0,) if x.endswith("RZ") else (0, ones)
+        for x in texts
+    ]
+    values[i] = (0,)
+    for chosen in itertools.product(*values):
+        flipped = (*chosen[:i], ones, *chosen[i + 1 :])
+        mask |= _looked_up(table, *chosen, ones) ^ _looked_up(table, *flipped, ones)
+    return mask & ones
 
 
 @opcode("PLOP3")
@@ -736,6 +767,7 @@ def _permute(d: Decoder) -> Run:
 def _move(d: Decoder) -> Run:
     d.number_of_operands(2)
     put, a = d.write(d.operand(0)), d.integer(d.operand(1))
+    d.by_bits(*d.at.operands)
     return lambda g, m: put(g, a(g), m)
 
 
@@ -802,6 +834,7 @@ def _from_predicates(d: Decoder) -> Run:
     put, a, bits = d.write(d.operand(0)), d.integer(d.operand(2)), int(d.operand(3), 16)
     if d.operand(1) != "PR" or bits > 0x7F:
         raise d.at.unknown("this form")
+    d.by_bits(d.operand(0), d.operand(2), 0xFFFFFFFF & ~bits)
     chosen = [i for i in range(7) if bits >> i & 1]
     for i in chosen:
         d.predicate(f"P{i}")
@@ -1188,27 +1221,31 @@ def _shared_access(d: Decoder) -> Run:
     def run(g: Group, m: Array | None) -> None:
         lanes, shared = _lanes(g, m), g.machine.shared
         where = shared.offsets(d.at, g.programs, address(g), lanes, size)
-        tell(g, m)
         units = shared.units(size)
         if not stores:
+            tell(g, m)
             _put_words(g, number, _words(units[where], words), m)
-        elif lanes is None:
-            units[where] = _words_of(g, number, words, size)
+            return
+        data = _words_of(g, number, words, size)
+        tell(g, m, data)
+        if lanes is None:
+            units[where] = data
         else:
-            units[where[lanes]] = _words_of(g, number, words, size)[lanes]
+            units[where[lanes]] = data[lanes]
 
     return run
 
 
-def _told_of_shared(d: Decoder, address: Reader, size: int, stores: bool) -> Run:
-    """Tell observers of an access to shared memory."""
+def _told_of_shared(d: Decoder, address: Reader, size: int, stores: bool) -> Callable[..., None]:
+    """Tell observers of an access to shared memory, and of the data that are stored if known."""
 
-    def tell(g: Group, m: Array | None) -> None:
+    def tell(g: Group, m: Array | None, data: Array | None = None) -> None:
         for observer in g.machine.observers:
-            observer.shared_access(g, d.at, address(g), _lanes(g, m), size, stores)
+            observer.shared_access(g, d.at, address(g), _lanes(g, m), size, stores, data)
 
     d.from_memory = not stores
-    return d.observes(tell)
+    d.observes(tell)
+    return tell
 
 
 @opcode("LDGSTS")
@@ -1329,13 +1366,15 @@ def _matrices(d: Decoder) -> Run:
             raise MachineError(f"a matrix that some lanes do not take part in: {d.at}")
         shared = g.machine.shared
         where = shared.offsets(d.at, g.programs, address(g), None, 16)
-        tell(g, None)
         rows = shared.units(16)
         registers = g.R[number : number + count]
         if stores:
             data = registers.reshape(count, len(g.warps), 8, 4).transpose(1, 0, 2, 3)
-            rows[where] = _turned(data, kind).reshape(len(g.warps), 8 * count, 4)
+            data = _turned(data, kind).reshape(len(g.warps), 8 * count, 4)
+            tell(g, None, data)
+            rows[where] = data
         else:
+            tell(g, None)
             data = _turned(rows[where].reshape(len(g.warps), count, 8, 4), kind)
             registers[:] = data.reshape(len(g.warps), count, LANES).transpose(1, 0, 2)
 

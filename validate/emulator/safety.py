@@ -3,7 +3,8 @@
 Each finding names the instruction. What would be found by chance on a GPU is found whatever the
 order in which warps run, since it is asked what orders two accesses, not which came first here:
 
-- between two warps of a program, a barrier that both pass;
+- between two warps of a program, a barrier that both pass; or nothing, where both store the same
+  and nobody reads it before the next barrier;
 - a copy to shared memory (``LDGSTS``) is done when its warp has waited for its group;
 - a product (``HGMMA``) reads its operands and writes its accumulators until its warpgroup has
   waited for its group; registers that it uses are ready at the ``WARPGROUP.ARRIVE`` before it;
@@ -59,6 +60,7 @@ class Safety:
         self.writer = np.full(shape, NOBODY, np.int32)
         self.reader = np.full(shape, NOBODY, np.int32)
         self.written, self.read = (np.full(shape, -1, np.int32) for _ in range(2))
+        self.value = np.zeros(shape, np.uint16)
         self.copied, self.serial = (np.zeros(shape, np.int32) for _ in range(2))
         self.reading = np.zeros(shape, np.int16)
         self.epoch = np.zeros(programs, np.int32)
@@ -114,10 +116,11 @@ class Safety:
         mask: Array | None,
         size: int,
         stores: bool,
+        data: Array | None = None,
     ) -> None:
         """Lanes access shared memory."""
         if stores:
-            self._write(g, at, addresses, mask, size, False)
+            self._write(g, at, addresses, mask, size, data)
             return
         places, warps, epochs = self._granules(g, addresses, mask, size)
         writer = self.writer[places]
@@ -135,7 +138,7 @@ class Safety:
         self, g: Group, at: Instruction, addresses: Array, mask: Array | None, size: int
     ) -> None:
         """Lanes copy to shared memory."""
-        self._write(g, at, addresses, mask, size, True)
+        self._write(g, at, addresses, mask, size, None)
 
     def _write(
         self,
@@ -144,21 +147,42 @@ class Safety:
         addresses: Array,
         mask: Array | None,
         size: int,
-        copies: bool,
+        data: Array | None,
     ) -> None:
+        """Lanes write data, or (None) copy.
+
+        Where warps store the same between the same barriers, as they do with what each of them
+        holds, their order decides nothing: who then reads before the next barrier races, and so
+        does who stores something else.
+        """
         places, warps, epochs = self._granules(g, addresses, mask, size)
         writer = self.writer[places]
         written, _ = self._write_epochs(places)
         self._find(IN_FLIGHT, at, written == NEVER)
-        self._find(RACE, at, (writer != NOBODY) & (writer != warps) & (written == epochs))
+        several = (writer != NOBODY) & (writer != warps) & (written == epochs)
+        values = None
+        if data is not None:
+            granules = np.ascontiguousarray(data).view(np.uint16)
+            granules = granules.reshape(*addresses.shape, -1)
+            values = (granules if mask is None else granules[mask]).ravel()
+            same = (self.copied[places] == 0) & (self.value[places] == values)
+            self._find(RACE, at, several & ~same)
+        else:
+            self._find(RACE, at, several)
         reader = self.reader[places]
         self._find(RACE, at, (reader != NOBODY) & (reader != warps) & (self.read[places] == epochs))
         self._find(STILL_READ, at, self.reading[places])
         self.writer[places] = warps
-        self._find(RACE, at, self.writer[places] != warps)
+        together = self.writer[places] != warps
+        if values is None:
+            self._find(RACE, at, together)
+        else:
+            self.value[places] = values
+            self._find(RACE, at, together & (self.value[places] != values))
+            self.writer[places[several | together]] = SEVERAL
         self.written[places] = epochs
         self.serial[places] = self.fences[warps]
-        self.copied[places] = self.committed[warps] + 1 if copies else 0
+        self.copied[places] = self.committed[warps] + 1 if data is None else 0
 
     def commit_copies(self, g: Group, at: Instruction) -> None:
         """Copies since the last commit are a group."""
@@ -233,7 +257,7 @@ class Safety:
         readers = self.last_fence[quads[:, None] * WARPGROUP + np.arange(WARPGROUP)].min(1)
         by_reader = readers[:, None] > written
         width = self.fenced.shape[1]
-        by_writer = self.fenced[writer, np.minimum(serial, width - 1)] < epochs
+        by_writer = (writer >= 0) & (self.fenced[writer, np.minimum(serial, width - 1)] < epochs)
         self._find(UNFENCED, at, (writer != NOBODY) & (written != NEVER) & ~by_reader & ~by_writer)
         for quad, row in zip(quads.tolist(), places, strict=True):
             self.reading[row] += 1

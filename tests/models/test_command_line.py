@@ -1,5 +1,6 @@
 """The command line, from training to text."""
 
+import contextlib
 import os
 import random
 import re
@@ -210,13 +211,17 @@ def test_an_interrupted_sweep_ends_in_a_line(run, corpus, tmp_path):
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 180
-    while sum(steps_done(run) > 0 for run in folder.glob("runs/*")) < 2:
-        assert time.monotonic() < deadline
-        assert sweep.poll() is None, sweep.communicate()
-        time.sleep(0.01)
-    os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does: to the sweep and to all its runs
-    _, error = sweep.communicate(timeout=300)
+    try:
+        deadline = time.monotonic() + 600
+        while sum(steps_done(run) > 0 for run in folder.glob("runs/*")) < 2:
+            assert time.monotonic() < deadline
+            assert sweep.poll() is None, sweep.communicate()
+            time.sleep(0.01)
+        os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does: to the sweep and to all its runs
+        _, error = sweep.communicate(timeout=600)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(sweep.pid, signal.SIGKILL)
     assert sweep.returncode == 130
     assert "Traceback" not in error
     assert error.splitlines()[-1].startswith("interrupted: ")

@@ -7,6 +7,7 @@ more, such as element-wise work that is not fused. So the seconds are a lower bo
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from fractions import Fraction
@@ -165,13 +166,9 @@ class Roofline:
             return at.total.bound_by == "compute"
 
         # FLOPs grow as the batch, bytes no faster, so it turns once.
-        if not computes(LARGEST_BATCH):
-            return None
-        low, high = 0, LARGEST_BATCH
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if computes(middle) else (middle, high)
-        return high
+        batches = range(1, LARGEST_BATCH + 1)
+        index = bisect.bisect_left(batches, True, key=computes)
+        return batches[index] if index < len(batches) else None
 
     def to_dict(self) -> dict[str, Any]:
         """The roofline as plain data."""

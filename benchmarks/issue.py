@@ -56,7 +56,7 @@ def trips(pass_name: str, owned: int, visited: int, queries: int) -> tuple[int, 
     """Tiles of one head that a causal launch visits: on the diagonal, and in the loop beside it.
 
     >>> trips("forward", 128, 64, 512), trips("key_value", 128, 32, 300)
-    ((8, 12), (10, 12))
+    ((8, 12), (10, 8))
     """
     diagonal = beside = 0
     for first in range(0, queries, owned):

@@ -17,8 +17,9 @@ PAIRS = Target("flopcount.masks", ("Causal.pairs",))
 
 @pytest.mark.xfail(
     run=False,
-    reason="with twenty modules it takes a quarter of an hour, and survivors of inference, rooflines, "
-    "inputs and the conventions of training codes are still to be judged: python -m validate.mutation",
+    reason="with twenty modules it takes a quarter of an hour, and survivors of inference, "
+    "rooflines, inputs and the conventions of training codes are still to be judged: "
+    "python -m validate.mutation",
 )
 def test_every_mutant_is_found_or_listed_with_the_reason():
     result = run()

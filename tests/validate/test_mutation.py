@@ -47,8 +47,8 @@ def test_weaker_witnesses_leave_survivors(monkeypatch):
     monkeypatch.setattr(matrix, "CHECKS", matrix.CHECKS[1:2])
     assert late in survivors(RECOMPUTED, ROWS)
     # No trace knows what an element costs; the known numbers tell.
-    costs = Formulas(Target("flopcount.operations", ("attend",)))
-    assert "flopcount.operations.attend: 5 -> 6" in survivors(costs, ROWS)
+    costs = Formulas(Target("flopcount.operations", ("cross_entropy",)))
+    assert "flopcount.operations.cross_entropy: 5 -> 6" in survivors(costs, ROWS)
     assert survivors(costs, KNOWN_NUMBERS) == []
 
 

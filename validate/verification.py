@@ -103,7 +103,8 @@ def sources() -> dict[str, str]:
     table = TUNED.relative_to(ROOT).as_posix()
     found = {table: hashlib.sha256(TUNED.read_bytes()).hexdigest()[:16]}
     while waiting:
-        path = ROOT.joinpath(*waiting.pop().split(".")).with_suffix(".py")
+        path = ROOT.joinpath(*waiting.pop().split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         name = path.relative_to(ROOT).as_posix()
         if name in found or not path.is_file():
             continue

@@ -18,7 +18,9 @@ import contextlib
 import dataclasses
 import functools
 import json as json_format
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -251,6 +253,34 @@ JUDGES: dict[str, Callable[[], list[Check]]] = {
 }
 
 
+LONGEST = 60.0
+"""Seconds of processor time after which a check is taken to have no end."""
+
+
+@contextlib.contextmanager
+def ending(seconds: float) -> Iterator[None]:
+    """Raise in code that computes for longer, in a main thread where the system has that clock.
+
+    Raises:
+        TimeoutError: In the code, when its time is over.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "ITIMER_PROF"):
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"no end after {seconds} s")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 class Judges:
     """Asks the witnesses; the check that found the last mutant is asked first."""
 
@@ -263,8 +293,9 @@ class Judges:
             checks = self.checks[name]
             for index, check in enumerate(checks):
                 try:
-                    check()
-                # A mutant may fail in any way; whichever, it is noticed.
+                    with ending(LONGEST):
+                        check()
+                # A mutant may fail in any way, or never end; whichever, it is noticed.
                 except (Exception, pytest.fail.Exception):
                     checks.insert(0, checks.pop(index))
                     return name

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -57,6 +58,20 @@ def test_a_counter_that_is_wrong_already_is_refused(monkeypatch):
     judges = Judges([KNOWN_NUMBERS])
     with first.applied(), pytest.raises(ValueError, match="before it is changed"):
         run([PRODUCTS], judges)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no timer that interrupts")
+def test_a_mutant_that_never_ends_is_found(monkeypatch):
+    def endless():
+        while True:
+            pass
+
+    judges = Judges(())
+    judges.checks = {ROWS: [lambda: None, endless]}
+    monkeypatch.setattr(mutation, "LONGEST", 0.05)
+    assert judges.found_by([ROWS]) == ROWS
+    judges.checks = {ROWS: [lambda: None]}
+    assert judges.found_by([ROWS]) is None
 
 
 def test_a_mutant_is_taken_back():

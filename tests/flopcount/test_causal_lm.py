@@ -360,7 +360,7 @@ ASKS = (
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(OPTIONS, st.sampled_from(sorted(SMALL)))
 def test_arrays_and_symbols_count_as_ints_do(drawn, name):
     drawn |= dict(window=3, chunk=4, num_positions=20)
@@ -376,7 +376,7 @@ def test_arrays_and_symbols_count_as_ints_do(drawn, name):
             assert sympy.sympify(expression).subs(symbol, value) == expected
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(OPTIONS, st.integers(2**20, 2**61))
 def test_nothing_overflows_whatever_the_options(drawn, large):
     sizes = dict(num_channels=large, vocab_size=large, seq_len=large, num_layers=large,
@@ -386,7 +386,7 @@ def test_nothing_overflows_whatever_the_options(drawn, large):
         assert ask(small(**drawn | arrays))[1] == ask(small(**drawn | sizes))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(OPTIONS)
 def test_twice_what_a_token_multiplies_is_its_forward_pass_without_attention(drawn):
     model = small(**drawn, window=3, chunk=4)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import sympy
-from hypothesis import given, settings
+from hypothesis import given
 
 import flopcount as fc
 from flopcount import comparison
@@ -43,7 +43,6 @@ def assert_differences_add_up(model):
             assert 0 not in found
 
 
-@settings(deadline=None)
 @given(models())
 def test_differences_add_up_exactly(model):
     assert_differences_add_up(model)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import sympy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flopcount.architectures import (
@@ -70,7 +70,6 @@ def test_what_a_field_cannot_be_is_refused_by_its_name(architecture, name):
         | st.tuples(st.just("full") | st.integers(), st.just("word") | st.none()),
     }[type(kind)]
 
-    @settings(deadline=None)
     @given(wrong)
     def refused(value):
         with pytest.raises((TypeError, ValueError), match=rf"^{name}\b") as caught:
@@ -127,7 +126,6 @@ def test_arrays_of_any_integers_count_as_their_elements_do(architecture, name, d
             assert (answer[index] if isinstance(answer, np.ndarray) else answer) == expected
 
 
-@settings(deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("architecture", DESCRIBED)
 def test_nothing_overflows(architecture, data):

@@ -94,7 +94,7 @@ def test_decoding_by_hand():
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(prompt=st.integers(1, 12), new=st.integers(1, 12), batch=st.integers(1, 3))
 def test_reading_and_decoding_is_one_pass_over_all(model, prompt, new, batch):
     mla = {"mla": "expanded"} if model is DEEPSEEK else {}
@@ -112,7 +112,7 @@ def test_reading_and_decoding_is_one_pass_over_all(model, prompt, new, batch):
     )  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(prompt=st.integers(1, 12), new=st.integers(1, 12))
 def test_so_it_is_with_an_encoder(prompt, new):
     # The decoder reads a token of its own, then those that it makes but the last.
@@ -138,7 +138,7 @@ def test_keys_of_an_encoder_are_made_once():
     assert T5.cache(5).elements == 3 * 2 * 8 * (5 + 6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(prefix=st.integers(0, 5), latents=st.integers(1, 6), new=st.integers(1, 6), data=st.data())
 def test_so_it_is_with_a_prefix(prefix, latents, new, data):
     kept = data.draw(st.integers(1, latents))
@@ -156,7 +156,7 @@ def test_so_it_is_with_a_prefix(prefix, latents, new, data):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(cached=st.integers(0, 9), new=st.integers(1, 9))
 def test_dense_decoding_is_the_sum_of_its_steps(model, cached, new):
     forms = ("expanded", "latent", "absorbed") if model is DEEPSEEK else (None,)
@@ -168,7 +168,7 @@ def test_dense_decoding_is_the_sum_of_its_steps(model, cached, new):
 
 @pytest.mark.parametrize("model", ATTENDING, ids=lambda model: type(model).__name__)
 @pytest.mark.parametrize("level", ["causal", "dense"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(prompt=st.integers(1, 12), chunk=st.integers(1, 13), cached=st.integers(0, 9))
 def test_a_prompt_in_chunks_is_the_sum_of_its_passes(model, level, prompt, chunk, cached):
     forms = ("expanded", "latent", "absorbed") if model is DEEPSEEK else (None,)

@@ -201,7 +201,7 @@ ASKS = (
 VARIED = sorted((SMALL | ALL).keys() - {"attention", "num_key_value_heads", "head_dim"})
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(OPTIONS, st.sampled_from(VARIED))
 def test_arrays_and_symbols_count_as_ints_do(drawn, name):
     drawn |= dict(window=3, chunk=4, num_positions=20)
@@ -219,7 +219,7 @@ def test_arrays_and_symbols_count_as_ints_do(drawn, name):
             assert sympy.sympify(expression).subs(symbol, value) == expected
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(OPTIONS, st.integers(2**20, 2**61))
 def test_nothing_overflows_whatever_the_options(drawn, large):
     sizes = dict(
@@ -232,7 +232,7 @@ def test_nothing_overflows_whatever_the_options(drawn, large):
         assert ask(small(**drawn | arrays))[1] == ask(small(**drawn | sizes))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(OPTIONS)
 def test_twice_what_a_token_multiplies_is_its_forward_pass_without_attention(drawn):
     model = small(**drawn, window=3, chunk=4)
@@ -240,7 +240,7 @@ def test_twice_what_a_token_multiplies_is_its_forward_pass_without_attention(dra
     assert model.flops().forward - attention == 2 * 7 * model.params().matmul_active
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(OPTIONS)
 def test_a_token_that_uses_all_experts_uses_all_parameters(drawn):
     params = small(**drawn, window=3, chunk=4, num_experts=3).params()

@@ -46,7 +46,7 @@ def packed(draw):
     return batch
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(packed())
 def test_pairs_are_those_enumerated(batch):
     for mask, admits in ADMITS.items():
@@ -61,7 +61,7 @@ def test_pairs_are_those_enumerated(batch):
         assert Packed(mask, lengths, len(batch)).pairs(10, 10) == pairs
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(packed(), st.sampled_from(MODELS), st.booleans())
 def test_attention_is_the_sum_over_documents(batch, model, training):
     documents = list(itertools.chain(*batch))

@@ -342,7 +342,7 @@ def numbers_of(fit):
 
 
 @pytest.mark.parametrize(("rows", "fit"), FITS.values(), ids=FITS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**32))
 def test_the_order_of_rows_never_matters(rows, fit, seed):
     ordered = rows()

@@ -37,7 +37,7 @@ def recorded(model):
     return logits, lengths
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     num_prefix=st.integers(0, 5),
     num_latents=st.integers(1, 5),

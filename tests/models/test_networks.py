@@ -34,7 +34,7 @@ def draw_tokens(vocab_size, *shape):
     return torch.randint(vocab_size, shape)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     vocab_size=st.integers(1, 9),
     num_latents=st.integers(1, 5),

@@ -63,7 +63,7 @@ def test_tilings_tuned_by_keys_are_counted_as_they_run(monkeypatch):
     assert [(x["BLOCK_QUERIES"], x["BLOCK_KEYS"]) for x in constants] == [(64, 64), (64, 32)]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(configurations.kernel_shapes())
 def test_drawn_shapes(shape):
     assert not wrong(shape)

@@ -34,7 +34,7 @@ def test_the_articles_models_at_full_size(check, model):
     assert disagreements(check, model) == {}
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(configurations.models(), st.booleans())
 def test_fvcore_on_drawn_configurations(model, training):
     assert set(matrix.fvcore_forward(model, modes=(training,)).values()) == {0}
@@ -47,7 +47,7 @@ def test_fvcore_on_drawn_configurations(model, training):
     ids=lambda value: getattr(value, "witness", value),
 )
 def test_drawn_configurations(check, drawn):
-    @settings(max_examples=drawn, deadline=None)
+    @settings(max_examples=drawn)
     @given(configurations.models())
     def on_drawn(model):
         assert disagreements(check, model) == {}

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.optests import OpCheckError
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.attention.attention import causal_attention, prefix_attention
@@ -46,7 +47,7 @@ def test_a_fake_of_a_wrong_shape_is_found():
         return 2 * x
 
     doubled.register_fake(lambda x: x.new_empty(x.shape[0] + 1))
-    with pytest.raises(torch.testing._internal.optests.OpCheckError):
+    with pytest.raises(OpCheckError):
         torch.library.opcheck(doubled, (torch.ones(2),))
 
 

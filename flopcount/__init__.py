@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from flopcount.hf import from_hf
     from flopcount.inference import expected_tokens_per_round
+    from flopcount.meter import Meter
     from flopcount.mixture_lm import MixtureLM
     from flopcount.optima import compare_optima
     from flopcount.planning import isoflop_runs, plan
@@ -45,6 +46,7 @@ __all__ = [
     "EncoderLM",
     "Llama",
     "Memory",
+    "Meter",
     "MixtureLM",
     "Peak",
     "PerceiverAR",
@@ -73,6 +75,7 @@ _HOMES = {
     "Device": "devices",
     "Llama": "architectures",
     "Memory": "devices",
+    "Meter": "meter",
     "EncoderDecoderLM": "encoder_lm",
     "EncoderLM": "encoder_lm",
     "MixtureLM": "mixture_lm",

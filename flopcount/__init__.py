@@ -99,17 +99,22 @@ _HOMES = {
     "roofline": "rooflines",
 }
 
+_MODULES = ("testing", "torch")
+"""What needs an extra, and so stands in a module of its own."""
+
 
 def __getattr__(name: str) -> "Any":
     """Load a public name when it is first used, so that importing the package costs nothing."""
-    if name not in _HOMES:
+    if name not in _HOMES and name not in _MODULES:
         raise AttributeError(f"module 'flopcount' has no attribute {name!r}")
     import importlib
 
+    if name in _MODULES:
+        return importlib.import_module(f"flopcount.{name}")
     value = getattr(importlib.import_module(f"flopcount.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted((*__all__, *_MODULES))

@@ -1,10 +1,18 @@
 """What holds for all tests: where there is no GPU, kernels run in Triton's interpreter."""
 
+import importlib.util
 import os
 
 import hypothesis
 import pytest
 import torch
+
+# Doctests are looked for in every module; these need what `make test-adapters` installs.
+collect_ignore = [
+    f"flopcount/callbacks/{name}.py"
+    for name, needed in (("lightning", "lightning"), ("transformers", "accelerate"))
+    if not importlib.util.find_spec(needed)
+]
 
 # How long an example takes says what else the machine does.
 hypothesis.settings.register_profile("untimed", deadline=None)

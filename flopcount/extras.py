@@ -20,6 +20,10 @@ _EXTRAS = {
     "hypothesis": "testing",
     "torch": "torch",
     "transformers": "dev",
+    "lightning": "adapters",
+    "accelerate": "adapters",
+    "tensorboard": "adapters",
+    "wandb": "adapters",
     **dict.fromkeys(
         (
             "triton",

@@ -186,7 +186,8 @@ class Meter:
         window: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        causal = _count_of(model, _int("batch_size", batch_size), checkpointing)
+        batch_size = _int("batch_size", batch_size)
+        causal = _count_of(model, batch_size, checkpointing)
         if executed is not None and not isinstance(executed, Count):
             raise TypeError(f"executed = {quoted(executed)}: expected a count of one step, or None")
         if executed is not None and executed.batch_size != causal.batch_size:
@@ -199,7 +200,7 @@ class Meter:
             found.peak(dtype)
         devices = _int("num_devices", num_devices)
         self.speed = Speed(causal, executed or causal, found, dtype, devices)
-        self.tokens_per_step = _int("tokens", causal.tokens)
+        self.batch_size, self.tokens_per_step = batch_size, _int("tokens", causal.tokens)
         if total_steps is not None and total_tokens is not None:
             raise ValueError(
                 f"total_steps = {quoted(total_steps)}, total_tokens = {quoted(total_tokens)}: "
@@ -231,6 +232,14 @@ class Meter:
         if not now >= self._last:
             raise ValueError(f"clock = {now} after {self._last}: expected one that never goes back")
         return now
+
+    def require_batch_size(self, batch_size: int) -> None:
+        """Raise a ValueError if a loop takes other steps than those that are counted."""
+        if batch_size != self.batch_size:
+            raise ValueError(
+                f"batch_size = {self.batch_size}: expected {quoted(batch_size)}, the sequences "
+                "that all devices take in a step, accumulated gradients included"
+            )
 
     def step(self) -> None:
         """Tell that a step has ended."""

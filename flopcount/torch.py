@@ -502,14 +502,13 @@ def _multiplies_nothing(packet: Any, name: str) -> bool:
     PyTorch's own operators act element by element, view, have one tensor alone, or are known by
     their names; of others nothing is known.
 
-    >>> aten = torch.ops.aten
-    >>> for operator in (aten.add, aten.sum, aten.native_layer_norm, aten._cudnn_rnn, aten.linalg_qr):
-    ...     print(operator, _multiplies_nothing(operator, operator._qualified_op_name))
-    aten.add True
-    aten.sum True
-    aten.native_layer_norm True
-    aten._cudnn_rnn False
-    aten.linalg_qr False
+    >>> for name in ("add", "sum", "native_layer_norm", "_cudnn_rnn", "linalg_qr"):
+    ...     print(name, _multiplies_nothing(getattr(torch.ops.aten, name), f"aten::{name}"))
+    add True
+    sum True
+    native_layer_norm True
+    _cudnn_rnn False
+    linalg_qr False
     """
     library, _, own = name.partition("::")
     if _MULTIPLIES_NOTHING.fullmatch(name):
@@ -568,10 +567,10 @@ def counting(
             fused consists of products like any other, which are counted in whole at both.
         batch_size: Sequences of the block, for ``per_sequence``.
         tokens: Of the block, for ``per_token``; ``batch_size`` unless given.
-        names: The counter's names: a pattern of paths (``"(itself)"`` for the module's own), in which ``*`` stands for anything within
-            a name, with a layer and the terms of the products that such a module executes, in
-            order: ``{"layers.*.attention.query": ("decoder", "query")}``. A term ``"query+key"``
-            stands for two.
+        names: The counter's names: by a pattern of paths, a layer and the terms of the products
+            that such a module executes, in order, as in ``{"layers.*.query": ("decoder",
+            "query")}``. A ``*`` stands for anything within a name, ``"(itself)"`` for what
+            ``module`` executes itself, and a term ``"query+key"`` for two in one product.
         custom_mapping: FLOPs of operators of one's own, as FlopCounterMode takes them: by the
             operator, a function of the arguments' shapes and of ``out_shape``.
 

@@ -355,11 +355,16 @@ class _Frame:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """A product of a module's forward pass: its number within a call, and its label."""
+    """A product of a module's forward pass: its number within a call, and its label.
+
+    Attributes:
+        multiplies: Whether it is one, or an operator whose gradients may be.
+    """
 
     module: str
     number: int
     label: str
+    multiplies: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -426,10 +431,13 @@ class _Counter(FlopCounterMode):
             return out
         phase: Phase = "recompute" if self._in_backward() else "forward"
         places = self._record(phase, func_packet, out, args, kwargs, None)
-        if torch.is_grad_enabled():
-            # The number of the node made last; if none was made for this operator, it is known.
-            number = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
-            self._places.setdefault(number, places)
+        # The node made last is the operator's own, or, of one within a function with a backward
+        # pass of its own, the function's. Where no node was made, the last one's products come
+        # first, so that they keep their gradients.
+        number = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+        known = self._places.setdefault(number, [])
+        if not known or places[0].multiplies:
+            known.extend(places)
         return out
 
     def _record(
@@ -440,6 +448,7 @@ class _Counter(FlopCounterMode):
         name = str(getattr(packet, "_qualified_op_name", getattr(packet, "__name__", packet)))
         label = name.rpartition("::")[2].lstrip("_")
         products: list[tuple[int, _Product | None]]
+        of = of and sorted(of, key=lambda place: not place.multiplies)
         module = of[0].module if of else frame.module
         if name in _FORMULAS and packet not in self.custom:
             call = _Call(_bound(packet, args, kwargs), out, self.causal)
@@ -467,7 +476,7 @@ class _Counter(FlopCounterMode):
                     places.append(self._new_place(frame, own))
                 place = places[index]
             self.entries.append(_Entry(place, phase, flops, product))
-        return places or [_Place(frame.module, frame.products, label)]
+        return places or [_Place(frame.module, frame.products, label, multiplies=False)]
 
     @staticmethod
     def _new_place(frame: _Frame, label: str) -> _Place:

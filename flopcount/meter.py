@@ -188,18 +188,16 @@ class Meter:
     ) -> None:
         batch_size = _int("batch_size", batch_size)
         causal = _count_of(model, batch_size, checkpointing)
-        if executed is not None and not isinstance(executed, Count):
+        if executed is None:
+            executed = causal
+        elif not isinstance(executed, Count):
             raise TypeError(f"executed = {quoted(executed)}: expected a count of one step, or None")
-        if executed is not None and executed.batch_size != causal.batch_size:
-            raise ValueError(
-                f"executed is a count of batch_size = {quoted(executed.batch_size)}: expected the "
-                f"meter's, {causal.batch_size}"
-            )
+        _require_step("executed", executed, batch_size)
         found = None if device is None else find_device(device)
         if found is not None:
             found.peak(dtype)
         devices = _int("num_devices", num_devices)
-        self.speed = Speed(causal, executed or causal, found, dtype, devices)
+        self.speed = Speed(causal, executed, found, dtype, devices)
         self.batch_size, self.tokens_per_step = batch_size, _int("tokens", causal.tokens)
         if total_steps is not None and total_tokens is not None:
             raise ValueError(
@@ -292,10 +290,6 @@ def _count_of(model: Any, batch_size: int, checkpointing: str | None) -> Count:
             raise ValueError(
                 f"checkpointing = {quoted(checkpointing)} beside a count: expected a count with it"
             )
-        if model.batch_size is not None and model.batch_size != batch_size:
-            raise ValueError(
-                f"batch_size = {batch_size}: expected that of the count, {quoted(model.batch_size)}"
-            )
         count = model
     elif callable(getattr(model, "flops", None)):
         count = model.flops(batch_size=batch_size, checkpointing=checkpointing)
@@ -304,8 +298,18 @@ def _count_of(model: Any, batch_size: int, checkpointing: str | None) -> Count:
             f"model = {quoted(model)}: expected an architecture, for example by "
             "flopcount.from_hf(config), or the count of a step"
         )
-    if type(count.total) is not int:
-        raise TypeError("model has sizes that are no ints: expected one model, of ints")
+    _require_step("model", count, batch_size)
+    return count
+
+
+def _require_step(name: str, count: Count, batch_size: int) -> None:
+    """Raise unless it is the count of one step of ``batch_size`` sequences, in ints."""
+    if type(count.with_recompute) is not int:
+        raise TypeError(f"{name} has sizes that are no ints: expected one model, of ints")
+    if count.batch_size != batch_size:
+        raise ValueError(
+            f"batch_size = {batch_size}: expected that of the count that is given as {name}, "
+            f"{quoted(count.batch_size)}"
+        )
     if count.with_recompute.bit_length() > LARGEST_BITS:
         raise ValueError(f"a step of {quoted(count.total)} FLOPs: expected what a float can hold")
-    return count

@@ -612,6 +612,8 @@ def counting(
     batch_size = _one_int("batch_size", batch_size)
     tokens = batch_size if tokens is None else _one_int("tokens", tokens)
     patterns = _patterns(names)
+    if not isinstance(custom_mapping, Mapping | None):
+        raise TypeError(f"custom_mapping = {quoted(custom_mapping)}: expected a mapping, or None")
 
     def make(counter: _Counter) -> ModuleCount:
         terms = tuple(_terms(counter.entries, patterns))
@@ -680,6 +682,10 @@ def count(
 
     """
     require_flag("backward", backward)
+    if not isinstance(keywords, Mapping | None):
+        raise TypeError(f"keywords = {quoted(keywords)}: expected a mapping, or None")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module = {quoted(module)}: expected a torch.nn.Module")
     called = dict(keywords or {})
     tensors = [x for x in tree_flatten((inputs, called))[0] if isinstance(x, torch.Tensor)]
     if batch_size is None:

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import sympy
+import torch
 import tyro
 
 import flopcount as fc
@@ -555,6 +556,55 @@ class Boundaries:
         if not np.all((rate >= 0) & (rate < 1.001)):
             raise AssertionError(f"utilisation {rate}")
 
+    def meter_steps(self) -> None:
+        """A meter on a clock of one second a step, judged by :func:`expected_total`."""
+        r = self.random_state
+        model, batch_size, now = self.tame_model(), self.any_of(1, 8), [0.0]
+        steps = r.randrange(1, 6)
+        device = fc.Device("own", {"bf16": fc.Peak(1e30, "x")})
+        meter = fc.Meter(
+            self.any_of(model), batch_size, self.any_of(None, device), self.any_of(1, 4),
+            dtype=self.any_of("bf16"), checkpointing=self.any_of(None, "reentrant"),
+            executed=self.any_of(None), total_steps=self.any_of(None, 9),
+            total_tokens=self.any_of(None), price_per_device_hour=self.any_of(None, 2.5),
+            warmup_steps=self.any_of(0, 1), window=self.any_of(None, 2),
+            clock=self.any_of(lambda: now[0]),
+        )  # fmt: skip
+        for _ in range(steps):
+            now[0] += 1
+            meter.step()
+        reading = meter.reading()
+        str(reading), reading.to_dict()
+        rate = reading.flops_per_second
+        if rate is None:
+            return
+        expected = expected_total(model, "causal", True, int(batch_size))
+        if rate != expected:
+            raise AssertionError(f"{rate} FLOP/s, expected {expected}")
+
+    def measure_modules(self) -> None:
+        """A module of two layers, measured and judged by hand, and subtracted from itself."""
+        r = self.random_state
+        rows, inputs, outputs = (r.randrange(1, 9) for _ in range(3))
+        layers = torch.nn.Linear(inputs, outputs), torch.nn.Linear(outputs, 3)
+        measured = fc.torch.count(
+            self.any_of(torch.nn.Sequential(*layers)),
+            torch.ones(rows, inputs),
+            level=self.any_of("dense", "causal"),
+            backward=self.any_of(True, False),
+            keywords=self.any_of(None, {}),
+            batch_size=self.any_of(None, 1),
+            tokens=self.any_of(None, 7),
+            names=self.any_of(None, {"*": ("mlp", "linear")}, {"0": ("mlp", self.any_of("up"))}),
+            custom_mapping=self.any_of(None, {}),
+        )
+        str(measured), measured.to_dict()
+        if (measured - measured).nonzero.terms or measured.not_counted:
+            raise AssertionError(f"{measured} differs from itself, or lacks something")
+        products = 2 * rows * outputs * (inputs + 3)
+        if measured.forward != products:
+            raise AssertionError(f"{measured.forward} FLOPs forward, expected {products}")
+
     def describe_devices(self) -> None:
         """Devices and peaks of one's own."""
         peak = fc.Peak(self.any_of(1e12, 5), self.any_of("a datasheet"))
@@ -827,6 +877,8 @@ BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "prompts, decoding and caches": (Boundaries.generate, 0.08),
     "tilings and executed FLOPs": (Boundaries.count_executed, 0.06),
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
+    "meters": (Boundaries.meter_steps, 0.04),
+    "modules": (Boundaries.measure_modules, 0.02),
     "devices": (Boundaries.describe_devices, 0.05),
     "compare and explain": (Boundaries.compare_and_explain, 0.04),
     "optima by every count": (Boundaries.compare_optima, 0.02),

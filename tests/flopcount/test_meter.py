@@ -131,7 +131,7 @@ def test_a_count_stands_for_a_model():
     meter = fc.Meter(MODEL.flops("dense"), 1, MINE, warmup_steps=0, clock=clock)
     take(meter, clock, 1)
     assert (meter.reading().mfu, meter.reading().hfu) == (None, MODEL.flops("dense").total / 1e6)
-    with pytest.raises(ValueError, match="batch_size = 3: expected that of the count, 2"):
+    with pytest.raises(ValueError, match=r"batch_size = 3: expected that of the count .* 2"):
         fc.Meter(count, 3)
     with pytest.raises(ValueError, match="expected a count with it"):
         fc.Meter(count, 2, checkpointing="reentrant")
@@ -181,7 +181,7 @@ def test_the_default_clock_is_monotonic():
         (dict(total_steps=0), "total_steps = 0"),
         (dict(checkpointing="some"), "checkpointing = 'some'"),
         (dict(executed=3), "executed = 3: expected a count"),
-        (dict(executed=MODEL.flops()), "executed is a count of batch_size = 1"),
+        (dict(executed=MODEL.flops()), "the count that is given as executed, 1"),
     ],
 )
 def test_arguments_are_checked(options, message):

@@ -4,8 +4,8 @@
 found in ``docs/verification.json`` and writes the page from the record. The page is a function of
 the record and of what the code declares, so whether it is current can be told in seconds:
 :func:`stale` compares the record with formulas, witnesses, mutants and draws as they are, and with
-the code of every file on which a verdict depends. Comments, docstrings, tests and pages do not
-matter. A run that is interrupted leaves record and page as they were.
+the code of every file on which a verdict depends. Comments, docstrings, tests, pages and a file's
+place in the project do not matter. A run that is interrupted leaves record and page as they were.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from validate import (
 )
 from validate.mutants import mutants_of
 from validate.networks import head_dim, num_prefix
-from validate.source_code import code_of
+from validate.source_code import placeless
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -72,7 +72,9 @@ def mutants() -> dict[str, str]:
     """A digest of every module's mutants, by which a changed formula is told."""
     return {
         entry.target.module: hashlib.sha256(
-            "\n".join(mutant.name for mutant in mutants_of(entry.target)).encode()
+            "\n".join(
+                mutant.name.removeprefix(entry.target.module) for mutant in mutants_of(entry.target)
+            ).encode()
         ).hexdigest()[:16]
         for entry in mutation.FORMULAS
     }
@@ -93,7 +95,7 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 
 
 def sources() -> dict[str, str]:
-    """A digest of the code of every file on which a verdict depends, by its path.
+    """A digest of the code of every file on which a verdict depends, and where the file is now.
 
     Those are the formulas that are changed, the matrix, and all of the project that they import:
     witnesses, networks and kernels, with the table of tilings that these read.
@@ -109,7 +111,7 @@ def sources() -> dict[str, str]:
         if name in found or not path.is_file():
             continue
         source = path.read_text(encoding="utf-8")
-        found[name] = hashlib.sha256(code_of(source).encode()).hexdigest()[:16]
+        found[name] = hashlib.sha256(placeless(source).encode()).hexdigest()[:16]
         waiting += _imported(ast.parse(source))
     return dict(sorted(found.items()))
 
@@ -177,20 +179,27 @@ def current(quick: bool) -> dict[str, Any]:
     }
 
 
+def _changed(recorded: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Names whose content only one of two has; what lies elsewhere has not changed."""
+    new = {name for name, content in now.items() if content not in recorded.values()}
+    gone = {name for name, content in recorded.items() if content not in now.values()}
+    return sorted(new | gone)
+
+
 def stale(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What the record says differently from the code as it is now, by :func:`current`."""
     reasons = []
     names = [[entry["formula"], entry["witness"]] for entry in recorded["verdicts"]]
     if names != now["names"]:
         reasons.append("formulas or witnesses have changed")
-    for module in sorted({*now["mutants"], *recorded["mutants"]}):
-        if now["mutants"].get(module) != recorded["mutants"].get(module):
-            reasons.append(f"formulas of {module} have changed")
+    reasons += [
+        f"formulas of {name} have changed" for name in _changed(recorded["mutants"], now["mutants"])
+    ]
     if recorded["census"] != now["census"]:
         reasons.append("other configurations are drawn")
-    for name in sorted({*now["sources"], *recorded.get("sources", {})}):
-        if now["sources"].get(name) != recorded.get("sources", {}).get(name):
-            reasons.append(f"{name} has changed")
+    reasons += [
+        f"{name} has changed" for name in _changed(recorded.get("sources", {}), now["sources"])
+    ]
     return reasons
 
 

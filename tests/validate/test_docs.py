@@ -8,7 +8,7 @@ import pytest
 import flopcount as fc
 from flopcount.conventions import CONVENTIONS
 from validate import gallery, matrix, mutation, proof, verification, who_counts_what
-from validate.source_code import code_of
+from validate.source_code import code_of, placeless
 
 
 def test_who_counts_what_is_current():
@@ -171,6 +171,34 @@ def test_what_cannot_alter_a_result_is_no_change():
     plain = "def f(x):\n    return x + 1\n"
     assert code(plain) == code('def f(x):  # why\n\n    """What."""\n    return (x + 1)\n')
     assert code(plain) != code(plain.replace("1", "2"))
+
+
+def test_a_moved_file_is_no_change(fresh, now):
+    sources, mutants = now["sources"], now["mutants"]
+    moved = {f"elsewhere/{name}": content for name, content in sources.items()}
+    renamed = {f"elsewhere.{name}": content for name, content in mutants.items()}
+    assert verification.stale(fresh, now | {"sources": moved, "mutants": renamed}) == []
+    one = {**moved, "elsewhere/models/perceiver_ar.py": "another"}
+    assert verification.stale(fresh, now | {"sources": one}) == [
+        "elsewhere/models/perceiver_ar.py has changed",
+        "models/perceiver_ar.py has changed",
+    ]
+
+
+def test_where_an_import_comes_from_is_no_change():
+    before = (
+        "import torch\nfrom models.blocks import MLP, Layer as Block\nfrom models import llama\n"
+    )
+    after = (
+        "import torch\nfrom models.networks import llama\n"
+        "from models.networks.blocks import Layer as Block\nfrom models.networks.mlp import MLP\n"
+    )
+    assert placeless(before) == placeless(after) != placeless(before.replace("Block", "Layer"))
+    # Whose code it is does matter where it is not the project's.
+    assert placeless("from torch import exp") != placeless("from numpy import exp")
+    inside = "def f():\n    from models import llama\n    return llama.x\n"
+    assert placeless(inside) == placeless(inside.replace("models", "models.networks"))
+    assert placeless(inside) != placeless(inside.replace("llama.x", "llama.y"))
 
 
 def test_an_interrupted_run_leaves_the_record_as_it_was(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ from benchmarks.steps import (
 from flopcount.terminal import Parser
 from models.results import Table, environment, write_environment
 from validate.emulator import cases as emulator_cases
-from validate.processes import triton_processes
+from validate.witnesses.processes import triton_processes
 
 GEMM = (4096, 4096, 4096)
 """M, N and K of the calibration: whole tiles for any kernel that a library may pick."""

@@ -18,8 +18,15 @@ from unittest import mock
 
 from flopcount.tables import table
 from kernels.attention.tilings import KERNELS
-from validate.compiled_code import CompiledKernel, Launch, Segment, compile_all, compiling, read
-from validate.processes import triton_processes
+from validate.witnesses.compiled_code import (
+    CompiledKernel,
+    Launch,
+    Segment,
+    compile_all,
+    compiling,
+    read,
+)
+from validate.witnesses.processes import triton_processes
 
 TENSOR, ISSUE, SPECIAL = 4096, 4, 16
 """FLOPs, warp instructions and special functions of a multiprocessor in a clock."""

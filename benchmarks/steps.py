@@ -19,7 +19,7 @@ from benchmarks.peers import shapes_of_model
 from benchmarks.profiler import Kernel, verdict
 from kernels.attention.tilings import KERNELS
 from models.perceiver_ar import PerceiverAR
-from validate.networks import term_of
+from validate.witnesses.networks import term_of
 
 SEED_MODELS = {
     "512x9-V32000-m1536": dict(vocab_size=32_000, num_prefix=1536, num_channels=512, num_layers=9),

@@ -46,7 +46,8 @@ from kernels.attention.tilings import (
 )
 from models.processes import fresh_processes
 from models.results import Table, environment, read_table, write_environment
-from validate.compiled_code import (
+from validate.compiled_record import NAMES
+from validate.witnesses.compiled_code import (
     QUERIES,
     CompiledKernel,
     Launch,
@@ -54,8 +55,7 @@ from validate.compiled_code import (
     compile_launch,
     kernel_code,
 )
-from validate.compiled_record import NAMES
-from validate.processes import triton_processes
+from validate.witnesses.processes import triton_processes
 
 REGISTERS = 255
 """The most that a thread can have."""

@@ -47,7 +47,7 @@ PLACES = {  # source, and how many processes it has at least when all have been 
     "verification": ("from validate import verification; verification.record(2)", 4),
     "compilers": (
         "from validate.compiled_record import shipped_launches\n"
-        "from validate.compiled_code import compile_all\n"
+        "from validate.witnesses.compiled_code import compile_all\n"
         "compile_all(shipped_launches(), jobs=2)",
         4,
     ),
@@ -225,7 +225,7 @@ ALLOWED = {
     "models/sweep.py": "its fork server's children call end_with_parent",
     "models/kill_test.py": "its sweep calls end_with_parent",
     "models/provenance.py": "git answers at once",
-    "validate/compiled_code.py": "nvdisasm answers at once",
+    "validate/witnesses/compiled_code.py": "nvdisasm answers at once",
     "models/results.py": "nvidia-smi answers at once",
     "benchmarks/test_counter.py": "an import is timed",
 }

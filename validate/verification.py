@@ -25,17 +25,13 @@ import torch
 from flopcount.conventions import CONVENTIONS
 from kernels.attention.tilings import TUNED
 from models.processes import fresh_processes
-from validate import (
-    configurations,
-    elementwise_trace,
-    families,
-    matrix,
-    mutation,
-    proof,
-)
-from validate.mutants import mutants_of
-from validate.networks import head_dim, num_prefix
-from validate.source_code import placeless
+from validate import matrix, proof
+from validate.mutation import judging
+from validate.mutation.mutants import mutants_of
+from validate.witnesses import configurations, elementwise_trace
+from validate.witnesses.hugging_face import families
+from validate.witnesses.networks import head_dim, num_prefix
+from validate.witnesses.source_code import placeless
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -76,7 +72,7 @@ def mutants() -> dict[str, str]:
                 mutant.name.removeprefix(entry.target.module) for mutant in mutants_of(entry.target)
             ).encode()
         ).hexdigest()[:16]
-        for entry in mutation.FORMULAS
+        for entry in judging.FORMULAS
     }
 
 
@@ -100,8 +96,8 @@ def sources() -> dict[str, str]:
     Those are the formulas that are changed, the matrix, and all of the project that they import:
     witnesses, networks and kernels, with the table of tilings that these read.
     """
-    formulas = [entry.target.module for entry in mutation.FORMULAS]
-    waiting = ["validate.matrix", "validate.mutation", *formulas]
+    formulas = [entry.target.module for entry in judging.FORMULAS]
+    waiting = ["validate.matrix", "validate.mutation.judging", *formulas]
     table = TUNED.relative_to(ROOT).as_posix()
     found = {table: hashlib.sha256(TUNED.read_bytes()).hexdigest()[:16]}
     while waiting:
@@ -128,8 +124,8 @@ def expected(quick: bool) -> list[list[str]]:
 
 def judged(modules: list[str]) -> tuple[dict[str, Any], float]:
     """What became of some modules' mutants, and how long it took."""
-    result = mutation.run(mutation.formulas_of(modules))
-    return result.to_dict(mutation.equivalent_mutants()), result.seconds
+    result = judging.run(judging.formulas_of(modules))
+    return result.to_dict(judging.equivalent_mutants()), result.seconds
 
 
 def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
@@ -139,7 +135,7 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
         processes: How many checks, or modules' mutants, run at the same time.
         quick: As ``python -m validate --quick``; the mutants are judged all the same.
     """
-    modules = [entry.target.module for entry in mutation.FORMULAS]
+    modules = [entry.target.module for entry in judging.FORMULAS]
     shares = [modules[start::processes] for start in range(processes)]
     before = sources()
     found = []
@@ -239,7 +235,7 @@ def _assumptions() -> str:
 
 
 def _mutation(recorded: dict[str, Any]) -> str:
-    kinds = list(mutation.JUDGES)
+    kinds = list(judging.JUDGES)
     modules = recorded["mutation"]
     rows = [
         [
@@ -255,7 +251,7 @@ def _mutation(recorded: dict[str, Any]) -> str:
     rows.append(["all", *(sum(column) for column in columns)])
     headings = ["module", "mutants", *(f"found by {kind}" for kind in kinds)]
     by_reason: dict[str, list[str]] = {}
-    for name, reason in mutation.equivalent_mutants().items():
+    for name, reason in judging.equivalent_mutants().items():
         by_reason.setdefault(reason, []).append(name)
     equivalent = "\n".join(
         f"- {reason}: {'; '.join(f'`{name}`' for name in names)}"

@@ -17,7 +17,7 @@ from benchmarks.shapes import Shape
 from kernels.attention.tilings import KERNELS
 from models.results import read_table
 from models.throughput import measure, tiling_of
-from validate.kernel_tally import tallying
+from validate.witnesses.kernel_tally import tallying
 
 pytestmark = pytest.mark.interpreter
 BF16 = PATHS["bfloat16"]

@@ -5,8 +5,8 @@ import torch
 
 from benchmarks import issue
 from kernels.attention.tilings import shipped_tiling
-from validate.compiled_code import CompiledKernel, Launch, Segment
-from validate.kernel_tally import AttentionShape, tally
+from validate.witnesses.compiled_code import CompiledKernel, Launch, Segment
+from validate.witnesses.kernel_tally import AttentionShape, tally
 
 pytestmark = pytest.mark.interpreter
 

@@ -14,8 +14,8 @@ from kernels.attention import tilings
 from kernels.attention.attention import prefix_attention
 from kernels.attention.tilings import PASSES, Tiling, shipped_tiling
 from models.results import read_table
-from validate.compiled_code import CompiledKernel, Launch, Segment
-from validate.kernel_tally import tallying
+from validate.witnesses.compiled_code import CompiledKernel, Launch, Segment
+from validate.witnesses.kernel_tally import tallying
 
 pytestmark = pytest.mark.interpreter
 

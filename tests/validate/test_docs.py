@@ -7,8 +7,9 @@ import pytest
 
 import flopcount as fc
 from flopcount.conventions import CONVENTIONS
-from validate import gallery, matrix, mutation, proof, verification, who_counts_what
-from validate.source_code import code_of, placeless
+from validate import gallery, matrix, proof, verification, who_counts_what
+from validate.mutation import judging
+from validate.witnesses.source_code import code_of, placeless
 
 
 def test_who_counts_what_is_current():
@@ -138,8 +139,8 @@ def test_changes_make_the_record_stale(recorded, fresh, now, monkeypatch):
     assert verification.stale(fresh, now | {"names": names}) == [
         "formulas or witnesses have changed"
     ]
-    fewer = mutation.Formulas(mutation.Target("flopcount.masks", ("Causal.pairs",)))
-    monkeypatch.setattr(mutation, "FORMULAS", (fewer, mutation.FORMULAS[2]))
+    fewer = judging.Formulas(judging.Target("flopcount.masks", ("Causal.pairs",)))
+    monkeypatch.setattr(judging, "FORMULAS", (fewer, judging.FORMULAS[2]))
     monkeypatch.setattr(verification, "DRAWN", 10)
     changed = {"mutants": verification.mutants(), "census": verification.census()}
     reasons = verification.stale(fresh, now | changed)
@@ -152,7 +153,7 @@ def test_changed_code_of_witnesses_networks_and_kernels_makes_it_stale(fresh, no
     sources = now["sources"]
     for name in (
         "flopcount/executed.py",
-        "validate/fvcore_trace.py",
+        "validate/witnesses/fvcore_trace.py",
         "models/perceiver_ar.py",
         "kernels/attention/forward.py",
         "kernels/attention/backward.py",

@@ -1,6 +1,6 @@
 """Configs of families with experts: drawn small ones.
 
-As in :mod:`validate.hf_configs`.
+As in :mod:`validate.witnesses.hugging_face.configs`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from validate.hf_configs import (
+from validate.witnesses.hugging_face.configs import (
     ACTIVATIONS,
     SIZES,
     TIED,

@@ -6,7 +6,7 @@ import pytest
 
 from flopcount import rows
 from flopcount.hf import FAMILIES
-from validate import families, published
+from validate.witnesses.hugging_face import families, published
 
 COMMON = dict(
     vocab_size=9, hidden_size=12, intermediate_size=7, num_hidden_layers=2, num_attention_heads=2,

@@ -31,8 +31,8 @@ from kernels.attention.tilings import (
     padded_head_dim,
     shipped_tiling,
 )
-from validate.processes import triton_processes
-from validate.source_code import code_of
+from validate.witnesses.processes import triton_processes
+from validate.witnesses.source_code import code_of
 
 SOURCES = ("forward.py", "backward.py", "preparation.py", "tiles.py", "launches.py")
 """The files of ``kernels/attention`` that are compiled, or decide how."""
@@ -443,7 +443,7 @@ def differences(
     """
     import torch
 
-    from validate import kernel_tally
+    from validate.witnesses import kernel_tally
 
     cases = tuple(
         (dataclasses.replace(launch, keys=queries + prefix), (heads, queries, prefix))

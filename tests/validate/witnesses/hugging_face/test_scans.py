@@ -12,7 +12,7 @@ from flopcount.count import product_term
 from flopcount.operations import Pass
 from flopcount.recurrent import GatedDeltaNet, LightningAttention, Mamba1, Mamba2
 from flopcount.rows import Product, Tensor
-from validate.scan_differences import convolution, differences
+from validate.witnesses.hugging_face.scan_differences import convolution, differences
 
 transformers = pytest.importorskip("transformers")
 CONFIGURATIONS = 15

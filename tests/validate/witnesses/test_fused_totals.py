@@ -6,7 +6,8 @@ from torch.utils.flop_counter import flop_registry
 
 import flopcount as fc
 from flopcount.rows import Product
-from validate import configurations, fused, matrix
+from validate import matrix
+from validate.witnesses import configurations, fused
 
 MODELS = [
     fc.PerceiverAR(

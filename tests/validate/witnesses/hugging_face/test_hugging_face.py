@@ -6,8 +6,8 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.initialization import no_init_weights
 
-from validate import hugging_face
-from validate.hugging_face import UncountedError, build, observe
+from validate.witnesses.hugging_face import networks
+from validate.witnesses.hugging_face.networks import UncountedError, build, observe
 
 N = 13
 SMALL = dict(
@@ -72,8 +72,8 @@ def test_a_llama_by_hand():
 )  # fmt: skip
 def test_published_sizes(config, parameters, buffers):
     network = build(config)
-    assert hugging_face.num_parameters(network) == parameters
-    assert hugging_face.num_buffers(network) == buffers
+    assert networks.num_parameters(network) == parameters
+    assert networks.num_buffers(network) == buffers
 
 
 def test_a_head_follows_architectures():
@@ -179,7 +179,7 @@ def test_heads_that_admit_different_pairs_are_found(monkeypatch):
 
 def counted(network):
     """FlopCounterMode's total, with nothing refused."""
-    given = hugging_face.inputs(network, seq_len=N, batch_size=2, target_len=None)
+    given = networks.inputs(network, seq_len=N, batch_size=2, target_len=None)
     with FlopCounterMode(display=False) as counter:
         network(**given)
     return counter.get_total_flops()
@@ -187,7 +187,7 @@ def counted(network):
 
 def as_transformers_runs(config, attention, device):
     """A network whose experts are run as transformers would: in a grouped product of bf16."""
-    text = hugging_face.read(config)
+    text = networks.read(config)
     text.use_cache = False
     with torch.device(device), no_init_weights():
         network = transformers.AutoModelForCausalLM.from_config(
@@ -216,10 +216,10 @@ def test_a_default_that_counts_0_is_refused(attention, experts, device, hidden, 
     # The counter says nothing of what it does not see.
     assert counted(network) == everything - hidden
     with pytest.raises(UncountedError, match=f"{attention if attention != 'eager' else experts}'"):
-        hugging_face.require_countable(network)
+        networks.require_countable(network)
     # Were its config silent, the operator itself would be refused.
-    monkeypatch.setattr(hugging_face, "require_countable", lambda network: None)
-    monkeypatch.setattr(hugging_face, "build", lambda config, device: network)
+    monkeypatch.setattr(networks, "require_countable", lambda network: None)
+    monkeypatch.setattr(networks, "build", lambda config, device: network)
     with pytest.raises(UncountedError, match=r"counts it as 0"):
         observe(config, seq_len=N, batch_size=2)
 

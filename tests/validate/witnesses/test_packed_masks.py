@@ -3,7 +3,7 @@
 import pytest
 
 import flopcount as fc
-from validate.hugging_face import packed_pairs
+from validate.witnesses.hugging_face.networks import packed_pairs
 
 SIZES = dict(
     vocab_size=11, hidden_size=12, intermediate_size=10, num_hidden_layers=2,

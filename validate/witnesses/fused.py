@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import kernels.attention.operators  # noqa: F401  registers the operators that are counted
 from kernels.attention.flops import fvcore_handle
 from kernels.attention.reference import reference_attention
-from validate import fvcore_trace
-from validate.networks import build, tokens
+from validate.witnesses import fvcore_trace
+from validate.witnesses.networks import build, tokens
 
 if TYPE_CHECKING:
     from flopcount.architectures import Architecture

@@ -7,9 +7,17 @@ import sys
 import pytest
 
 from flopcount.masks import Causal
-from validate import matrix, mutation
-from validate.mutants import Target, mutants_of
-from validate.mutation import KNOWN_NUMBERS, ROWS, Formulas, Judges, equivalent_mutants, run
+from validate import matrix
+from validate.mutation import judging
+from validate.mutation.judging import (
+    KNOWN_NUMBERS,
+    ROWS,
+    Formulas,
+    Judges,
+    equivalent_mutants,
+    run,
+)
+from validate.mutation.mutants import Target, mutants_of
 
 PRODUCTS = Formulas(Target("flopcount.rows", ("Row.flops", "Product")))
 RECOMPUTED = Formulas(Target("flopcount.blocks", ("Layers.rows",)))
@@ -35,7 +43,7 @@ def test_every_mutant_is_found_or_listed_with_the_reason():
 
 
 def survivors(formulas, *judges):
-    with mutation.kept_witnesses():
+    with judging.kept_witnesses():
         result = run([formulas], Judges(judges))
     return [mutant.name for mutant in result.survivors[formulas.target.module]]
 
@@ -68,7 +76,7 @@ def test_a_mutant_that_never_ends_is_found(monkeypatch):
 
     judges = Judges(())
     judges.checks = {ROWS: [lambda: None, endless]}
-    monkeypatch.setattr(mutation, "LONGEST", 0.05)
+    monkeypatch.setattr(judging, "LONGEST", 0.05)
     assert judges.found_by([ROWS]) == ROWS
     judges.checks = {ROWS: [lambda: None]}
     assert judges.found_by([ROWS]) is None
@@ -104,18 +112,18 @@ def test_what_is_changed():
 
 
 def test_the_command_fails_on_survivors_and_on_stale_entries(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(mutation, "FORMULAS", (PRODUCTS,))
-    assert mutation.main() == 0
+    monkeypatch.setattr(judging, "FORMULAS", (PRODUCTS,))
+    assert judging.main() == 0
     assert "flopcount.rows" in capsys.readouterr().out
     listed = tmp_path / "equivalent.json"
-    monkeypatch.setattr(mutation, "EQUIVALENT", listed)
+    monkeypatch.setattr(judging, "EQUIVALENT", listed)
     listed.write_text(json.dumps({"a reason": ["flopcount.rows.Row.flops: 2 -> 2"]}))
-    assert mutation.main() == 1
+    assert judging.main() == 1
     assert "STALE" in capsys.readouterr().out
     listed.write_text("{}")
-    monkeypatch.setattr(mutation, "FORMULAS", (dataclasses.replace(PRODUCTS, judges=()),))
-    assert mutation.main(json=True) == 1
+    monkeypatch.setattr(judging, "FORMULAS", (dataclasses.replace(PRODUCTS, judges=()),))
+    assert judging.main(json=True) == 1
     survivors = json.loads(capsys.readouterr().out)["flopcount.rows"]["survivors"]
     assert survivors == [mutant.name for mutant in mutants_of(PRODUCTS.target)]
     with pytest.raises(ValueError, match=r"flopcount\.laws"):
-        mutation.main(modules=("flopcount.laws",))
+        judging.main(modules=("flopcount.laws",))

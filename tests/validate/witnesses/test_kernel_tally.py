@@ -10,8 +10,8 @@ import flopcount as fc
 from flopcount import masks
 from kernels.attention import backward, forward, tilings
 from kernels.attention.tilings import TILINGS, Tiling
-from validate import configurations, kernel_tally
-from validate.kernel_tally import AttentionShape, tally
+from validate.witnesses import configurations, kernel_tally
+from validate.witnesses.kernel_tally import AttentionShape, tally
 
 SMALL = AttentionShape(1, 70, 40, 1, 1, 9)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from validate.networks import build, tokens
+from validate.witnesses.networks import build, tokens
 
 if TYPE_CHECKING:
     from flopcount.architectures import Architecture

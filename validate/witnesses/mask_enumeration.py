@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flopcount as fc
-from validate.networks import Term, build, head_dim, tokens
+from validate.witnesses.networks import Term, build, head_dim, tokens
 
 if TYPE_CHECKING:
     from flopcount.architectures import Architecture

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from validate.networks import Term, build, term_of, tokens
+from validate.witnesses.networks import Term, build, term_of, tokens
 
 if TYPE_CHECKING:
     from flopcount.architectures import Architecture

@@ -8,7 +8,8 @@ import flopcount as fc
 from flopcount import rows
 from flopcount.hf import FAMILIES
 from flopcount.mixture_lm import MixtureLM
-from validate import further_predictions, matrix
+from validate import matrix
+from validate.witnesses.hugging_face import further_predictions
 
 SMALL = dict(
     model_type="deepseek_v3", vocab_size=9, hidden_size=12, intermediate_size=7,
@@ -71,17 +72,17 @@ def test_every_family_with_modules_is_named():
 
 
 def test_modules_that_count_as_0_are_refused(monkeypatch):
-    from validate import hugging_face
+    from validate.witnesses.hugging_face import networks
 
-    original = hugging_face.build
+    original = networks.build
 
     def with_grouped_experts(config):
         network = original(config)
         network.set_experts_implementation("grouped_mm")
         return network
 
-    monkeypatch.setattr(hugging_face, "build", with_grouped_experts)
-    with pytest.raises(hugging_face.UncountedError, match="grouped_mm"):
+    monkeypatch.setattr(networks, "build", with_grouped_experts)
+    with pytest.raises(networks.UncountedError, match="grouped_mm"):
         disagreements()
 
 

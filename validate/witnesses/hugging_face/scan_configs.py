@@ -1,6 +1,6 @@
 """Configs of families with scans: drawn small ones.
 
-As in :mod:`validate.hf_configs`.
+As in :mod:`validate.witnesses.hugging_face.configs`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from validate.hf_configs import (
+from validate.witnesses.hugging_face.configs import (
     ACTIVATIONS,
     BOOLEANS,
     MOST_LAYERS,
@@ -25,7 +25,7 @@ from validate.hf_configs import (
     per_layer,
     together,
 )
-from validate.hf_experts import layers_of, mixtures
+from validate.witnesses.hugging_face.expert_configs import layers_of, mixtures
 
 TYPES = ("full_attention", "linear_attention")
 FACTORS = st.sampled_from([1, 1.5])

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from kernels.attention.tilings import Tiling
-from validate import compiled_code, compiled_record
-from validate.compiled_code import Launch, compile_all, matrix_segments
+from validate import compiled_record
+from validate.witnesses import compiled_code
+from validate.witnesses.compiled_code import Launch, compile_all, matrix_segments
 
 # Every dtype, a wide head and narrow ones, with a prefix and without; what they all compile to is
 # in the record of validate.compiled_record.

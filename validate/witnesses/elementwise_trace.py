@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from validate.networks import build, tokens
+from validate.witnesses.networks import build, tokens
 
 if TYPE_CHECKING:
     from flopcount.architectures import Architecture

@@ -21,7 +21,7 @@ import flopcount as fc
 from kernels.attention.launches import INTERPRETED, launch_backward, launch_forward
 from kernels.attention.tilings import tuned_tilings
 from models.throughput import tiling_of
-from validate.processes import triton_processes
+from validate.witnesses.processes import triton_processes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,9 @@ import flopcount as fc
 from flopcount import masks
 from flopcount.operations import MLA
 from models.latent import FORMS, LatentDecoder
-from validate import generation, hugging_face, matrix, published
+from validate import matrix
+from validate.witnesses import generation
+from validate.witnesses.hugging_face import networks, published
 
 NOTHING = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
 LLAMA = NOTHING | dict(
@@ -238,7 +240,7 @@ def test_a_published_size_behind_a_cache():
     from transformers import DynamicCache
 
     config = published.PUBLISHED["DeepSeek-V3"]
-    network = hugging_face.build(config).eval()
+    network = networks.build(config).eval()
     tokens = torch.zeros((1, 301), dtype=torch.long, device="meta")
     cache = DynamicCache(config=network.config)
     seen = []

@@ -1,11 +1,11 @@
 """Whether a wrong formula would be noticed: ``python -m validate.mutation``.
 
-Every formula of the counter is changed, one small change at a time (:mod:`validate.mutants`), and
-the witnesses judge each mutant: first what they saw of the real networks, traced once and kept;
-then the tests' known numbers, published or derived by hand. A mutant that neither tells from the
-counter survives. Survivors that equal the counter wherever it can be asked are listed, with the
-reason, in ``equivalent_mutants.json``; an entry that is no survivor any more fails like a survivor
-that is no entry.
+Every formula of the counter is changed, one small change at a time
+(:mod:`validate.mutation.mutants`), and the witnesses judge each mutant: first what they saw of the
+real networks, traced once and kept; then the tests' known numbers, published or derived by hand. A
+mutant that neither tells from the counter survives. Survivors that equal the counter wherever it
+can be asked are listed, with the reason, in ``equivalent_mutants.json``; an entry that is no
+survivor any more fails like a survivor that is no entry.
 
 General tools (mutmut, cosmic-ray) run a test command per mutant and change no term of a tuple; here
 a mutant is judged in milliseconds, against rows that were traced before.
@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import json as json_format
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -29,22 +28,21 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import tyro
 
 import flopcount as fc
 from flopcount.tables import table
-from validate import (
+from validate import matrix
+from validate.mutation.mutants import Mutant, Target, mutants_of
+from validate.witnesses import (
     elementwise_trace,
     fvcore_trace,
     kernel_tally,
     mask_enumeration,
-    matrix,
     networks,
     torch_counter,
 )
-from validate.mutants import Mutant, Target, mutants_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 
 ROWS, DOTS, KNOWN_NUMBERS = "kept rows", "kept dots", "known numbers"
@@ -445,10 +443,3 @@ def main(modules: tuple[str, ...] = (), json: bool = False) -> int:
         for name in stale:
             print(f"STALE in {EQUIVALENT.name}: {name}")
     return 1 if survivors or stale else 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(tyro.cli(main, prog="python -m validate.mutation"))
-    except ValueError as error:
-        sys.exit(f"mutation: {error}")

@@ -1,9 +1,10 @@
 """The counter against transformers' own networks, family by family.
 
 For a config, what :func:`flopcount.from_hf` counts is held against what
-:mod:`validate.hugging_face` sees of the network that transformers builds from it: parameters and
-buffers, dense totals of both passes, every product of the forward pass by module, recomputation in
-both flavours, and the causal count against the pairs that the network's masks admit.
+:mod:`validate.witnesses.hugging_face.networks` sees of the network that transformers builds from
+it: parameters and buffers, dense totals of both passes, every product of the forward pass by
+module, recomputation in both flavours, and the causal count against the pairs that the network's
+masks admit.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ import flopcount as fc
 from flopcount.causal_lm import Group
 from flopcount.encoder_lm import EncoderDecoderLM
 from flopcount.hf import FAMILIES
-from validate import hf_configs, hf_experts, hf_scans
-from validate.configurations import draw
-from validate.published import PUBLISHED
-from validate.scan_differences import CONVOLUTION
-from validate.scan_differences import differences as scan_differences
+from validate.witnesses.configurations import draw
+from validate.witnesses.hugging_face import configs, expert_configs, scan_configs
+from validate.witnesses.hugging_face.published import PUBLISHED
+from validate.witnesses.hugging_face.scan_differences import CONVOLUTION
+from validate.witnesses.hugging_face.scan_differences import differences as scan_differences
 
 if TYPE_CHECKING:
-    from validate.hugging_face import Seen
+    from validate.witnesses.hugging_face.networks import Seen
 
 BATCH_SIZE = 2
 DRAWN = 40
@@ -36,7 +37,7 @@ DRAWN_FOR_ONE = 4
 """How many configs are drawn for one that is tried."""
 
 PUBLISHED_SEQ_LEN = 500
-STRATEGIES = hf_configs.DRAWN | hf_experts.DRAWN | hf_scans.DRAWN
+STRATEGIES = configs.DRAWN | expert_configs.DRAWN | scan_configs.DRAWN
 Differences = dict[str, int]
 Beyond = dict[tuple[str, str], tuple[int, int]]
 """FLOPs of a layer's term, forward and backward."""
@@ -237,7 +238,7 @@ def executed_beyond(model: Any) -> Beyond:
 
     Llama-4's code multiplies every token by all E experts and weights those that it was not routed
     to by 0: E - k experts more, of 2dx FLOPs in each of three products with x hidden channels. For
-    scans see :mod:`validate.scan_differences`.
+    scans see :mod:`validate.witnesses.hugging_face.scan_differences`.
     """
     beyond: Beyond = {}
     for group in model.groups():
@@ -288,10 +289,10 @@ def compare(
             enumerated.
     """
     # It loads transformers, which takes seconds.
-    from validate import hugging_face
+    from validate.witnesses.hugging_face import networks
 
     model = fc.from_hf(config, seq_len, target_len=target_len)
-    seen = hugging_face.observe(
+    seen = networks.observe(
         config,
         seq_len=seq_len,
         batch_size=BATCH_SIZE,
@@ -390,7 +391,7 @@ def drawn(family: str, number: int = DRAWN) -> list[Case]:
 
     More are drawn than asked for, and those that say what none has said before come first.
     """
-    lengths = hf_scans.SEQ_LENS.get(family, hf_configs.seq_lens())
+    lengths = scan_configs.SEQ_LENS.get(family, configs.seq_lens())
     targets = lengths if has_two_stacks(family) else st.none()
     strategy = st.tuples(STRATEGIES[family], lengths, targets)
     pool = {
@@ -407,7 +408,7 @@ def drawn(family: str, number: int = DRAWN) -> list[Case]:
 
 def published(family: str) -> list[Case]:
     """Well-known models of a family, by the model type of the text."""
-    seq_len = hf_scans.PUBLISHED_SEQ_LENS.get(family, PUBLISHED_SEQ_LEN)
+    seq_len = scan_configs.PUBLISHED_SEQ_LENS.get(family, PUBLISHED_SEQ_LEN)
     target_len = seq_len // 3 if has_two_stacks(family) else None
     return [
         Case(name, config, seq_len, target_len)
@@ -436,7 +437,7 @@ def confirmed(family: str) -> str:
 
 def witness(family: str) -> str:
     """Who confirms a family."""
-    stand_in = hf_configs.STAND_INS.get(family, family)
+    stand_in = configs.STAND_INS.get(family, family)
     at = "" if stand_in == family else ", at its sizes"
     return f"transformers' {FAMILIES[stand_in].heads[0]}{at}, under torch FlopCounterMode"
 

@@ -7,7 +7,8 @@ import pytest
 import flopcount as fc
 from flopcount import masks, rows
 from flopcount.hf import FAMILIES
-from validate import families, matrix, published
+from validate import matrix
+from validate.witnesses.hugging_face import families, published
 
 LLAMA = dict(
     model_type="llama", vocab_size=9, hidden_size=12, intermediate_size=7, num_hidden_layers=2,
@@ -155,11 +156,11 @@ def test_positions_of_the_encoder_taken_for_those_of_the_decoder_are_found(intro
 def test_a_head_that_is_tied_although_the_file_unties_it():
     # transformers' class of T5 ties all heads; made from the config alone, its network has V·d
     # fewer parameters than a file with both tensors.
-    from validate import hugging_face
+    from validate.witnesses.hugging_face import networks
 
     t5 = dict(model_type="t5", vocab_size=9, d_model=6, num_layers=1, decoder_start_token_id=0)
     tied, own = (
-        hugging_face.num_parameters(hugging_face.build(t5 | dict(tie_word_embeddings=tie)))
+        networks.num_parameters(networks.build(t5 | dict(tie_word_embeddings=tie)))
         for tie in (True, False)
     )
     assert own - tied == 9 * 6

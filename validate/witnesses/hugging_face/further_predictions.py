@@ -14,8 +14,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 import flopcount as fc
-from validate import families
-from validate.configurations import draw
+from validate.witnesses.configurations import draw
+from validate.witnesses.hugging_face import families
 
 FAMILIES = ("deepseek_v3", "kimi_k2", "glm4_moe")
 """Families whose modules transformers has code for."""
@@ -54,13 +54,13 @@ def observe(config: dict[str, Any], number: int, seq_len: int) -> Seen:
     from transformers.initialization import no_init_weights
     from transformers.modeling_layers import MtpModel
 
-    from validate import hugging_face
+    from validate.witnesses.hugging_face import networks
 
-    network = hugging_face.build(config)
+    network = networks.build(config)
     with torch.device("meta"), no_init_weights():
         modules = MtpModel(network, number)
     modules.train()
-    hugging_face.require_countable(modules)
+    networks.require_countable(modules)
     batch_size, channels = families.BATCH_SIZE, network.config.hidden_size
     place = {"device": "meta"}
     tokens = torch.zeros((batch_size, seq_len), dtype=torch.long, **place)

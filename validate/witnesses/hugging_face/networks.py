@@ -26,9 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from validate.hf_configs import STAND_INS
-from validate.hf_scans import in_transformers_names
-from validate.symbolic_trace import Products
+from validate.witnesses.hugging_face.configs import STAND_INS
+from validate.witnesses.hugging_face.scan_configs import in_transformers_names
+from validate.witnesses.symbolic_trace import Products
 
 TESTED_TRANSFORMERS = "5.24.0"
 COUNTABLE = {

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import flopcount as fc
 from flopcount.recurrent import GatedDeltaNet, LightningAttention, Mamba1, Mamba2
 from models.generation import generate
-from validate import families
-from validate.families import BATCH_SIZE
-from validate.networks import build as build_own
+from validate.witnesses.hugging_face import families
+from validate.witnesses.hugging_face.families import BATCH_SIZE
+from validate.witnesses.networks import build as build_own
 
 Differences = dict[str, int]
 FAMILIES = tuple(family for family in families.WITNESSED if family != "bert")
@@ -67,11 +67,11 @@ def elements(cache: Any) -> int:
 def generating(config: dict[str, Any]) -> Any:
     """The network that ``config`` describes, to generate with."""
     # It loads transformers, which takes seconds.
-    from validate import hugging_face
+    from validate.witnesses.hugging_face import networks
 
     torch.manual_seed(0)
-    network = hugging_face.build(config, device="cpu").eval()
-    hugging_face.require_countable(network)
+    network = networks.build(config, device="cpu").eval()
+    networks.require_countable(network)
     network.generation_config.update(
         use_cache=True, do_sample=False, pad_token_id=0, eos_token_id=None
     )
@@ -174,8 +174,8 @@ def witness(family: str) -> str:
 def beyond_prompt(model: Any, prompt_len: int) -> int:
     """FLOPs of reading a prompt that are executed, or seen by the counter, beyond level ``dense``.
 
-    :func:`validate.families.executed_beyond` states them; and a convolution of w taps, where there
-    is a cache, works on w positions at least.
+    :func:`~validate.witnesses.hugging_face.families.executed_beyond` states them; and a convolution
+    of w taps, where there is a cache, works on w positions at least.
     """
     read = dataclasses.replace(model, seq_len=prompt_len)
     total = sum(forward for forward, _ in families.executed_beyond(read).values())

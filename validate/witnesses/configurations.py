@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.article import EXPERIMENTS
-from validate.kernel_tally import AttentionShape
+from validate.witnesses.kernel_tally import AttentionShape
 
 SEED_MODELS = tuple(model for experiment in EXPERIMENTS for model in experiment.models())
 

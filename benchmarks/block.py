@@ -25,9 +25,9 @@ from benchmarks.measurement import device, require_gpu, rounds_ms, working_dtype
 from benchmarks.peers import no_tf32, with_attention
 from benchmarks.shapes import Shape
 from flopcount.terminal import Parser
-from models.blocks import Attention, initialize
+from models.networks.blocks import Attention, initialize
+from models.networks.rotary import rotary_angles
 from models.results import Table, environment, write_environment
-from models.rotary import rotary_angles
 
 VARIANTS = {
     "fused": ("fused", False),

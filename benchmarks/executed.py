@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.shapes import Shape
 from flopcount.masks import Causal, Full, Owner
 from kernels.attention.tilings import KERNELS
-from models.throughput import tiling_of
+from models.training.throughput import tiling_of
 
 
 def executed_ops(shape: Shape, element_size: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ import flopcount as fc
 from benchmarks.implementations import IMPLEMENTATIONS, Attend
 from benchmarks.measurement import device
 from benchmarks.shapes import Shape
-from models.blocks import ATTENTION
+from models.networks.blocks import ATTENTION
 
 
 def with_attention(name: str, shapes: Iterable[Shape]) -> str:

@@ -18,7 +18,7 @@ from benchmarks.measurement import device, working_dtype
 from benchmarks.peers import shapes_of_model
 from benchmarks.profiler import Kernel, verdict
 from kernels.attention.tilings import KERNELS
-from models.perceiver_ar import PerceiverAR
+from models.networks.perceiver_ar import PerceiverAR
 from validate.witnesses.networks import term_of
 
 SEED_MODELS = {

@@ -1,10 +1,10 @@
 """Training steps of the article's models: ``python -m benchmarks.training throughput | curves``.
 
 ``throughput`` times whole steps (forward, backward, clipping, optimiser) of
-``models.step.TrainStep`` with each attention, compiled and not, and of a public Perceiver AR where
-it is installed. MFU is causal FLOPs over the rate of a large bf16 product, measured in the same
-run. ``curves`` trains the same model with the reference attention and with the fused one from the
-same seed, and with the reference once more in two micro-batches: the same mathematics rounded
+``models.training.step.TrainStep`` with each attention, compiled and not, and of a public Perceiver
+AR where it is installed. MFU is causal FLOPs over the rate of a large bf16 product, measured in the
+same run. ``curves`` trains the same model with the reference attention and with the fused one from
+the same seed, and with the reference once more in two micro-batches: the same mathematics rounded
 otherwise, which says how much of a difference is noise.
 """
 
@@ -26,13 +26,13 @@ from benchmarks.measurement import device, measure_ceilings, require_gpu
 from benchmarks.peers import shapes_of_model, with_attention
 from benchmarks.steps import SEED_MODELS, TINY, seed_model
 from flopcount.terminal import Parser
-from models.data import CorpusConfig
-from models.perceiver_ar import PerceiverAR
+from models.data.corpus import CorpusConfig
+from models.networks.perceiver_ar import PerceiverAR
 from models.results import Table, environment, read_table, write_environment
-from models.step import Execution, TrainStep
-from models.throughput import measure as rated
-from models.throughput import peak_device, seconds_per_step
-from models.training import ModelConfig, Recipe, TrainConfig, train
+from models.training.run import ModelConfig, Recipe, TrainConfig, train
+from models.training.step import Execution, TrainStep
+from models.training.throughput import measure as rated
+from models.training.throughput import peak_device, seconds_per_step
 
 VARIANTS = {
     "fused, compiled": ("fused", "default"),
@@ -72,7 +72,7 @@ Step = Callable[[], Any]
 
 
 def our_step(model: fc.PerceiverAR, batch_size: int, attention: str, compile_mode: str) -> Step:
-    """A step of our network and ``models.step.TrainStep`` on one random batch."""
+    """A step of our network and ``models.training.step.TrainStep`` on one random batch."""
     name = with_attention(attention, shapes_of_model(model, batch_size))
     torch.manual_seed(0)
     network = PerceiverAR(**model.arguments(), attention=name).to(device())

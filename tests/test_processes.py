@@ -21,9 +21,9 @@ PATIENCE = 120
 SLEEPS = "import time; time.sleep(600)"
 SWEEP = """
 from pathlib import Path
-from models.data import CorpusConfig
-from models.sweep import SweepConfig, run_sweep
-from models.training import ModelConfig, Recipe
+from models.data.corpus import CorpusConfig
+from models.sweeps.run import SweepConfig, run_sweep
+from models.training.run import ModelConfig, Recipe
 Path("text.txt").write_text("and the quick brown fox; " * 400)
 Path("other.txt").write_text("jumps over the lazy dog; " * 400)
 run_sweep(SweepConfig(
@@ -222,8 +222,8 @@ def test_what_has_not_begun_when_a_pool_fails_is_not_begun(tmp_path):
 STARTS = re.compile(r"subprocess\.(run|Popen|call|check_\w+)\(|ProcessPoolExecutor\(|get_context\(")
 ALLOWED = {
     "models/processes.py": "ends them with their parent",
-    "models/sweep.py": "its fork server's children call end_with_parent",
-    "models/kill_test.py": "its sweep calls end_with_parent",
+    "models/sweeps/local.py": "its fork server's children call end_with_parent",
+    "models/sweeps/kill_test.py": "its sweep calls end_with_parent",
     "models/provenance.py": "git answers at once",
     "validate/witnesses/compiled_code.py": "nvdisasm answers at once",
     "models/results.py": "nvidia-smi answers at once",

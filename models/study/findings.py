@@ -25,8 +25,8 @@ from flopcount.fitting.results import CONFIDENCE, interval
 from models.results import read_table
 from models.study.design import PREDICTION, Planned, Row, Study, counter, off_rule, plan, sized
 from models.study.prediction import BOOTSTRAP, approaches, columns_of
-from models.throughput import measure
-from models.training import ModelConfig
+from models.training.run import ModelConfig
+from models.training.throughput import measure
 
 SURFACE = "3, variable-projection"
 """The fit whose optimum is recounted."""

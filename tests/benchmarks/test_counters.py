@@ -16,7 +16,7 @@ from benchmarks.profiler import EXPONENTIALS, PATHS, Kernel, ProfilerError, pars
 from benchmarks.shapes import Shape
 from kernels.attention.tilings import KERNELS
 from models.results import read_table
-from models.throughput import measure, tiling_of
+from models.training.throughput import measure, tiling_of
 from validate.witnesses.kernel_tally import tallying
 
 pytestmark = pytest.mark.interpreter

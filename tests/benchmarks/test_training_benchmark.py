@@ -10,7 +10,7 @@ from benchmarks import block, peers, training
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation
 from benchmarks.shapes import Shape
 from kernels.attention.reference import reference_attention
-from models.blocks import ATTENTION
+from models.networks.blocks import ATTENTION
 from models.results import read_table
 
 pytestmark = pytest.mark.interpreter

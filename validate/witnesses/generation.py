@@ -1,6 +1,6 @@
 """Witness: cached generation, as transformers and as our own networks run it, pass by pass.
 
-``generate`` of transformers, with a cache that grows, or :func:`models.generation.generate` runs on
+``generate`` of transformers, with a cache that grows, or :mod:`models.networks.generation` runs on
 real tensors. Of every forward pass FlopCounterMode gives the FLOPs, which the counter's prefill and
 decoding at level ``dense`` have to be, and of the cache in the end the elements are counted.
 """
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import flopcount as fc
 from flopcount.recurrent import GatedDeltaNet, LightningAttention, Mamba1, Mamba2
-from models.generation import generate
+from models.networks.generation import generate
 from validate.witnesses.hugging_face import families
 from validate.witnesses.hugging_face.families import BATCH_SIZE
 from validate.witnesses.networks import build as build_own

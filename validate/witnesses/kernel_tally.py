@@ -20,7 +20,7 @@ import triton
 import flopcount as fc
 from kernels.attention.launches import INTERPRETED, launch_backward, launch_forward
 from kernels.attention.tilings import tuned_tilings
-from models.throughput import tiling_of
+from models.training.throughput import tiling_of
 from validate.witnesses.processes import triton_processes
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import flopcount as fc
 from flopcount.architectures import Architecture
-from models import decoder, llama, perceiver_ar
+from models.networks import decoder, llama, perceiver_ar
 
 Term = tuple[str, str]
 """A layer and a term of the counter, for example ``("hybrid", "scores")``."""

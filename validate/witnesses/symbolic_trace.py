@@ -33,9 +33,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.decoder import Decoder
-from models.llama import Llama
-from models.perceiver_ar import PerceiverAR
+from models.networks.decoder import Decoder
+from models.networks.llama import Llama
+from models.networks.perceiver_ar import PerceiverAR
 
 TESTED_TORCH = ("2.13",)
 HINTS = {"B": 7, "N": 11, "M": 23, "K": 13, "H": 5, "C": 17, "V": 37, "w": 3}

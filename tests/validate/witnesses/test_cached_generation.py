@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import flopcount as fc
 from flopcount import masks
 from flopcount.operations import MLA
-from models.latent import FORMS, LatentDecoder
+from models.networks.latent import FORMS, LatentDecoder
 from validate import matrix
 from validate.witnesses import generation
 from validate.witnesses.hugging_face import networks, published

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flopcount.fitting.results import interval_text
+from flopcount.isoflop.results import interval_text
 from models.files import write_atomically
 from models.results import between_marks, markdown
 from models.study.design import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import flopcount
-from flopcount.planning import isoflop_runs
+from flopcount.isoflop.plan import isoflop_runs
 from models.data.corpus import CorpusConfig
 from models.limits import AboveZero, AtLeastOne, AtLeastZero, NotNegative, Seed, check_fields
 from models.training.run import ModelConfig, Recipe, TrainConfig
@@ -89,7 +89,7 @@ class SweepRun:
 
 
 def plan_runs(config: SweepConfig) -> list[SweepRun]:
-    """Give each shape the steps that a budget affords, by :func:`flopcount.planning.isoflop_runs`.
+    """Give each shape the steps that a budget affords, by :func:`flopcount.isoflop_runs`.
 
     Raises:
         TypeError: if a value is of another type than its field.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from flopcount.fitting import Optimum, Profile
+    from flopcount.isoflop.profiles import Profile
+    from flopcount.isoflop.results import Optimum
 
 _LOSS = "validation loss, nats per token"
 _FLOPS = "training FLOPs"

@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 
 import flopcount
-from flopcount.planning import LAWS
+from flopcount.isoflop.plan import LAWS
 from models.configuration import read_config
 from models.files import write_atomically
 from models.provenance import code_commit
@@ -35,7 +35,8 @@ from models.sweeps.plots import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from flopcount.fitting import Optimum, ProfilesFit
+    from flopcount.isoflop.profiles import ProfilesFit
+    from flopcount.isoflop.results import Optimum
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _BOOTSTRAP = 1000

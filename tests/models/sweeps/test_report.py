@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import flopcount
-from flopcount.laws import chinchilla_approach_2
+from flopcount.isoflop.laws import chinchilla_approach_2
 from models.configuration import claim_folder
 from models.sweeps import plots
 from models.sweeps.plan import SweepConfig, plan_runs

@@ -126,4 +126,4 @@ def test_the_command_fails_on_survivors_and_on_stale_entries(monkeypatch, tmp_pa
     survivors = json.loads(capsys.readouterr().out)["flopcount.rows"]["survivors"]
     assert survivors == [mutant.name for mutant in mutants_of(PRODUCTS.target)]
     with pytest.raises(ValueError, match=r"flopcount\.laws"):
-        judging.main(modules=("flopcount.laws",))
+        judging.main(modules=("flopcount.isoflop.laws",))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from flopcount.fitting.results import Interval, Optimum, interval, interval_text, optimum
-from flopcount.laws import ScalingLaw, power
+from flopcount.isoflop.laws import ScalingLaw, power
+from flopcount.isoflop.results import Interval, Optimum, interval, interval_text, optimum
 from flopcount.sizes import require_positive_number
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from flopcount.architectures import Architecture
 from flopcount.comparison import signed
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import LEVELS, described
-from flopcount.laws import CHINCHILLA_SURFACE, LossSurface
-from flopcount.planning import PARTS, require_concrete
+from flopcount.isoflop.laws import CHINCHILLA_SURFACE, LossSurface
+from flopcount.isoflop.plan import PARTS, require_concrete
 from flopcount.sizes import quoted, require_choice, require_positive_number
 from flopcount.tables import shown, table
 
@@ -190,8 +190,8 @@ def compare_optima(
     require_concrete(model, "model")
     if not isinstance(law, LossSurface):
         raise TypeError(
-            f"law = {quoted(law)}: expected a flopcount.laws.LossSurface, since a power law has "
-            "the same optimum for a budget whatever counts it"
+            f"law = {quoted(law)}: expected a flopcount.isoflop.laws.LossSurface, since a power "
+            "law has the same optimum for a budget whatever counts it"
         )
     scaled = {name: size for name in SCALED if (size := getattr(model, name, None)) is not None}
     if not scaled.keys() >= set(SCALED[:3]):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from flopcount.cli import main
-from flopcount.laws import CHINCHILLA_TABLE_3
+from flopcount.isoflop.laws import CHINCHILLA_TABLE_3
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "isoflop.md"
-DATA = Path(os.environ.get("FLOPCOUNT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("FLOPCOUNT_DATA", Path(__file__).parents[4] / "shared" / "data"))
 POINTS = DATA / "scaling" / "chinchilla_figure4_epoch.csv"
 NEEDS_POINTS = pytest.mark.skipif(
     not POINTS.exists(),

@@ -13,7 +13,7 @@ from flopcount.architectures import Architecture, PerceiverAR
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import LEVELS, Count, ParameterCount
 from flopcount.devices import Device, find_device, require_utilisation
-from flopcount.laws import (
+from flopcount.isoflop.laws import (
     CHINCHILLA_SURFACE,
     LossSurface,
     ScalingLaw,
@@ -458,8 +458,8 @@ def plan(
         aspect_ratios: Least and largest d / L.
         shapes: Instead of a search, (d, L) of each model, with the architecture's default heads.
         law: The prior: ``"chinchilla-1"``, ``"chinchilla-2"``, ``"chinchilla-3"``, or a
-            :class:`~flopcount.laws.ScalingLaw` or :class:`~flopcount.laws.LossSurface`, such as a
-            fit's.
+            :class:`~flopcount.isoflop.laws.ScalingLaw` or
+            :class:`~flopcount.isoflop.laws.LossSurface`, such as a fit's.
         num_models: Models per budget.
         reach: Largest N over N_opt, and N_opt over smallest.
         level: ``"causal"`` (the default) or ``"dense"``.

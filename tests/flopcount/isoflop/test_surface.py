@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from flopcount.cli import main
-from flopcount.fitting import fit_surface, read_runs
-from flopcount.laws import LossSurface, read_law
+from flopcount.isoflop.laws import LossSurface, read_law
+from flopcount.isoflop.runs import read_runs
+from flopcount.isoflop.surface import fit_surface
 
-DATA = Path(os.environ.get("FLOPCOUNT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("FLOPCOUNT_DATA", Path(__file__).parents[4] / "shared" / "data"))
 EPOCH = DATA / "scaling" / "chinchilla_figure4_epoch.csv"
 KYO = DATA / "scaling" / "chinchilla_figure4_kyo.csv"
 DELTA = 1e-3
@@ -299,7 +300,7 @@ def test_published_tables_against_the_oracle():
 def test_the_bootstrap_keeps_to_one_core():
     # Without a limit from the environment a BLAS with threads takes CPU time on every core.
     code = (
-        "import time, runpy, sys; from flopcount.fitting import fit_surface, read_runs; "
+        "import time, runpy, sys; from flopcount import fit_surface, read_runs; "
         f"table = runpy.run_path({__file__!r})['drawn_table'](3); runs = read_runs(table); "
         "wall, cpu = time.perf_counter(), time.process_time(); "
         "fit_surface(runs, objective='variable-projection', num_bootstrap=100); "
@@ -314,7 +315,7 @@ def test_the_bootstrap_keeps_to_one_core():
 
 @pytest.mark.parametrize("log", [True, False])
 def test_gradient_and_hessian_are_the_derivatives(log):
-    from flopcount.fitting.surface import _Problem
+    from flopcount.isoflop.surface import _Problem
 
     generator = np.random.default_rng(3)
     x, y, weights = generator.random((3, 1, 12)) * 3
@@ -332,7 +333,7 @@ def test_gradient_and_hessian_are_the_derivatives(log):
 
 def test_the_objective_is_the_published_sum():
     # δ = 1e-3; residuals of log loss 5e-4 and 3e-3: 0.5·(5e-4)² + 1e-3·(3e-3 - 0.5e-3) = 2.625e-6.
-    from flopcount.fitting.surface import _residuals
+    from flopcount.isoflop.surface import _residuals
 
     runs = read_runs({"N": [1e6, 1e7], "D": [1e8, 1e8], "loss": np.exp([-3e-3, -5e-4])})
     flat = LossSurface(1.0, 0.0, 0.0, 0.3, 0.3, "flat")

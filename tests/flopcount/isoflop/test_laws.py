@@ -2,7 +2,7 @@
 
 import pytest
 
-from flopcount.laws import (
+from flopcount.isoflop.laws import (
     CHINCHILLA_SURFACE,
     CHINCHILLA_TABLE_3,
     CHINCHILLA_TABLE_A3,

@@ -7,7 +7,8 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from flopcount.fitting.results import (
+from flopcount.isoflop.laws import LossSurface
+from flopcount.isoflop.results import (
     CONFIDENCE,
     Interval,
     Optimum,
@@ -16,8 +17,7 @@ from flopcount.fitting.results import (
     optimum,
     require_bootstrap,
 )
-from flopcount.fitting.runs import Runs, flag_notes
-from flopcount.laws import LossSurface
+from flopcount.isoflop.runs import Runs, flag_notes
 from flopcount.sizes import quoted, require_choice, require_positive_number
 from flopcount.tables import table
 
@@ -365,7 +365,7 @@ def fit_surface(
     runs with replacement.
 
     Args:
-        runs: At least 5 runs, as :func:`~flopcount.fitting.read_runs` returns them.
+        runs: At least 5 runs, as :func:`~flopcount.isoflop.runs.read_runs` returns them.
         objective: A key of :data:`OBJECTIVES`.
         delta: Huber's δ; 1e-3 unless given, and none for ``"least-squares-log"``.
         num_bootstrap: Bootstrap fits; 0 gives no intervals.
@@ -383,8 +383,8 @@ def fit_surface(
     Source: Hoffmann et al. 2022 (arXiv 2203.15556), section 3.3; on the loss itself arXiv
     2603.22339.
 
-    >>> from flopcount.fitting import read_runs
-    >>> from flopcount.laws import CHINCHILLA_SURFACE
+    >>> from flopcount import read_runs
+    >>> from flopcount.isoflop.laws import CHINCHILLA_SURFACE
     >>> grid = [(n, d) for n in (1e8, 1e9, 1e10) for d in (1e9, 1e10, 1e11)]
     >>> table = {"N": [n for n, _ in grid], "D": [d for _, d in grid],
     ...          "loss": [CHINCHILLA_SURFACE.loss(n, d) for n, d in grid]}

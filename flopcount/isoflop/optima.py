@@ -6,10 +6,10 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from flopcount.fitting.frontier import Frontier, lines
-from flopcount.fitting.results import CONFIDENCE, Optimum, require_bootstrap
-from flopcount.fitting.runs import Runs, flag_notes, warning_lines
-from flopcount.laws import Estimate, fit_power_law
+from flopcount.isoflop.frontier import Frontier, lines
+from flopcount.isoflop.laws import Estimate, fit_power_law
+from flopcount.isoflop.results import CONFIDENCE, Optimum, require_bootstrap
+from flopcount.isoflop.runs import Runs, flag_notes, warning_lines
 from flopcount.sizes import quoted, require_positive_number
 from flopcount.tables import table
 
@@ -118,7 +118,7 @@ def fit_optima(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> OptimaFit:
-    """Fit N_opt = k_N·C^a and D_opt = k_D·C^b to optima, by :func:`~flopcount.laws.fit_power_law`.
+    """Fit N_opt = k_N·C^a and D_opt = k_D·C^b to optima.
 
     An exponent that is not given is fitted with its factor in log space; a factor of a given
     exponent in linear space. The bootstrap draws optima with replacement.
@@ -138,9 +138,9 @@ def fit_optima(
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range, or there are too few budgets.
 
-    Source: as :func:`~flopcount.laws.fit_power_law`.
+    Source: as :func:`~flopcount.isoflop.laws.fit_power_law`.
 
-    >>> from flopcount.fitting import read_runs
+    >>> from flopcount import read_runs
     >>> table = {"N": [3e6, 6e6, 12e6], "C": [1e12, 4e12, 16e12], "D": [2e6, 4e6, 8e6]}
     >>> fit = fit_optima(read_runs(table, optima=True))
     >>> round(fit.frontier.law.a, 9), round(fit.frontier.law.k_n, 9)

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flopcount.fitting.columns import LARGEST, SMALLEST, FlaggedRow
-from flopcount.fitting.frontier import NO_FLOOR, Frontier, fit_frontier
-from flopcount.fitting.results import (
+from flopcount.isoflop.columns import LARGEST, SMALLEST, FlaggedRow
+from flopcount.isoflop.frontier import NO_FLOOR, Frontier, fit_frontier
+from flopcount.isoflop.laws import CHINCHILLA_SURFACE, LossSurface
+from flopcount.isoflop.results import (
     CONFIDENCE,
     Interval,
     Optimum,
@@ -17,9 +18,8 @@ from flopcount.fitting.results import (
     interval_text,
     require_bootstrap,
 )
-from flopcount.fitting.runs import Runs, flag_notes
-from flopcount.fitting.surface import fit_surface
-from flopcount.laws import CHINCHILLA_SURFACE, LossSurface
+from flopcount.isoflop.runs import Runs, flag_notes
+from flopcount.isoflop.surface import fit_surface
 from flopcount.sizes import quoted, require_positive_number
 from flopcount.tables import table
 
@@ -453,7 +453,7 @@ def fit_isoflop_profiles(
     draws runs with replacement within each budget.
 
     Args:
-        runs: As :func:`~flopcount.fitting.read_runs` returns them.
+        runs: As :func:`~flopcount.isoflop.runs.read_runs` returns them.
         budgets: C of the profiles, FLOPs; runs near none of them are reported and not used.
         num_bootstrap: Bootstrap fits; 0 gives no intervals.
         seed: Of the bootstrap's draws.
@@ -461,7 +461,7 @@ def fit_isoflop_profiles(
 
     Returns:
         A :class:`ProfilesFit`, with the method's own bias at the sizes sampled, on a surface fitted
-        to the same runs by :func:`~flopcount.fitting.fit_surface`.
+        to the same runs by :func:`~flopcount.isoflop.surface.fit_surface`.
 
     Raises:
         TypeError: If ``runs`` is of another type, or an argument of the wrong type.
@@ -469,8 +469,8 @@ def fit_isoflop_profiles(
 
     Source: Hoffmann et al. 2022 (arXiv 2203.15556), section 3.2.
 
-    >>> from flopcount.fitting import read_runs
-    >>> from flopcount.laws import CHINCHILLA_SURFACE as surface
+    >>> from flopcount import read_runs
+    >>> from flopcount.isoflop.laws import CHINCHILLA_SURFACE as surface
     >>> sizes = [(c, surface.n_opt(c) * r) for c in (1e20, 1e22) for r in (0.5, 1, 2)]
     >>> fit = fit_isoflop_profiles(read_runs({
     ...     "C": [c for c, _ in sizes], "N": [n for _, n in sizes],

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flopcount.fitting.columns import (
+from flopcount.isoflop.columns import (
     FlaggedRow,
     cells_of,
     describe_selection,
@@ -24,7 +24,7 @@ from flopcount.fitting.columns import (
     rows_where,
     unknown_unit,
 )
-from flopcount.laws import FLOPS_PER_PARAM_TOKEN
+from flopcount.isoflop.laws import FLOPS_PER_PARAM_TOKEN
 from flopcount.sizes import quoted
 from flopcount.tables import table
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.article import EXPERIMENTS, reference_budget
-from flopcount.laws import CHINCHILLA_SURFACE, ScalingLaw, read_law
-from flopcount.planning import budget_from_gpu_hours, plan, throughput
+from flopcount.isoflop.laws import CHINCHILLA_SURFACE, ScalingLaw, read_law
+from flopcount.isoflop.plan import budget_from_gpu_hours, plan, throughput
 
 PUBLISHED_STEPS = {
     "1": [50000, 31421, 21231],

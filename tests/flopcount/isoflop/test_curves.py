@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from flopcount.fitting import fit_training_curves, read_curves
-from flopcount.laws import CHINCHILLA_SURFACE, read_law
+from flopcount.isoflop.curves import fit_training_curves, read_curves
+from flopcount.isoflop.laws import CHINCHILLA_SURFACE, read_law
 
 
 def two_rates(order=("good", "bad"), shift=0.0):

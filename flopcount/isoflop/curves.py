@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flopcount.fitting.columns import (
+from flopcount.isoflop.columns import (
     FlaggedRow,
     cell_text,
     cells_of,
@@ -21,10 +21,10 @@ from flopcount.fitting.columns import (
     rows_where,
     telling_columns,
 )
-from flopcount.fitting.frontier import NO_FLOOR, Frontier, fit_frontier
-from flopcount.fitting.results import CONFIDENCE, Optimum, require_bootstrap
-from flopcount.fitting.runs import described, flag_notes, read_warnings, warning_lines
-from flopcount.laws import FLOPS_PER_PARAM_TOKEN
+from flopcount.isoflop.frontier import NO_FLOOR, Frontier, fit_frontier
+from flopcount.isoflop.laws import FLOPS_PER_PARAM_TOKEN
+from flopcount.isoflop.results import CONFIDENCE, Optimum, require_bootstrap
+from flopcount.isoflop.runs import described, flag_notes, read_warnings, warning_lines
 from flopcount.sizes import quoted
 from flopcount.tables import table
 
@@ -95,7 +95,7 @@ def read_curves(
 ) -> Curves:
     """Read training curves: one row per run and point of training, in any order.
 
-    Units and contradictions are dealt with as by :func:`~flopcount.fitting.read_runs`. A name
+    Units and contradictions are dealt with as by :func:`~flopcount.isoflop.runs.read_runs`. A name
     identifies a run: one N, and one loss at equal FLOPs. A row that repeats another is left out.
 
     Args:

@@ -8,10 +8,10 @@ import pytest
 import sympy
 
 import flopcount as fc
-from flopcount import optima
 from flopcount.conventions import CONVENTIONS
-from flopcount.laws import CHINCHILLA_SURFACE, LossSurface, chinchilla_approach_2
-from flopcount.optima import compare_optima
+from flopcount.isoflop import ways_to_count
+from flopcount.isoflop.laws import CHINCHILLA_SURFACE, LossSurface, chinchilla_approach_2
+from flopcount.isoflop.ways_to_count import compare_optima
 
 LLAMA = fc.Llama(
     vocab_size=1000, seq_len=128, num_channels=64, num_layers=2, num_heads=2,
@@ -101,7 +101,7 @@ def test_layers_of_several_kinds_have_their_share():
     )  # fmt: skip
     numbers = found(gemma, 1e15)["causal"]
     # At s = 3 there are 15 layers, 5 of them full.
-    size = optima._polynomial([840, 1680, 2520, 3360, 4200], [
+    size = ways_to_count._polynomial([840, 1680, 2520, 3360, 4200], [
         dataclasses.replace(
             gemma, num_channels=16 * s, num_layers=5 * s, num_heads=2 * s, intermediate_size=40 * s
         ).flops().per_token
@@ -116,7 +116,7 @@ def test_layers_of_several_kinds_have_their_share():
 
 def test_what_is_no_cubic_is_refused():
     with pytest.raises(ValueError, match="expected a cubic in the factor"):
-        optima._polynomial([1, 2, 3, 4, 5], [s**4 for s in (1, 2, 3, 4, 5)])
+        ways_to_count._polynomial([1, 2, 3, 4, 5], [s**4 for s in (1, 2, 3, 4, 5)])
 
 
 def test_a_prefix_is_covered_by_the_articles_counts_alone():

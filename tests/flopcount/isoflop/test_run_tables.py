@@ -9,15 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flopcount.cli import main
-from flopcount.fitting import (
-    fit_isoflop_profiles,
-    fit_optima,
-    fit_surface,
-    fit_training_curves,
-    read_curves,
-    read_runs,
-)
-from flopcount.fitting.columns import heading_name, is_rate, positive
+from flopcount.isoflop.columns import heading_name, is_rate, positive
+from flopcount.isoflop.curves import fit_training_curves, read_curves
+from flopcount.isoflop.optima import fit_optima
+from flopcount.isoflop.profiles import fit_isoflop_profiles
+from flopcount.isoflop.runs import read_runs
+from flopcount.isoflop.surface import fit_surface
 
 
 def write(tmp_path, text):

@@ -6,18 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from flopcount.fitting import (
-    approach_2_bias,
-    fit_isoflop_profiles,
-    fit_optima,
-    fit_surface,
-    fit_training_curves,
-    profiles,
-    read_curves,
-    read_runs,
-)
-from flopcount.fitting.results import outside
-from flopcount.laws import CHINCHILLA_SURFACE, CHINCHILLA_TABLE_3, LossSurface
+from flopcount.isoflop import profiles
+from flopcount.isoflop.curves import fit_training_curves, read_curves
+from flopcount.isoflop.laws import CHINCHILLA_SURFACE, CHINCHILLA_TABLE_3, LossSurface
+from flopcount.isoflop.optima import fit_optima
+from flopcount.isoflop.profiles import approach_2_bias, fit_isoflop_profiles
+from flopcount.isoflop.results import outside
+from flopcount.isoflop.runs import read_runs
+from flopcount.isoflop.surface import fit_surface
 
 
 def on_surface(surface, centres, budgets=(1e18, 1e20, 1e22), span=16.0, num_models=7):

@@ -38,7 +38,7 @@ PLACES = {  # source, and how many processes it has at least when all have been 
     "sweep": (SWEEP, 5),
     # the sweep, too; the one that is left alone is left out
     "kill test": (
-        "from pathlib import Path; from models import kill_test\n"
+        "from pathlib import Path; from models.sweeps import kill_test\n"
         "kill_test.run_sweep = lambda *_, **__: None\n"
         "kill_test.kill_test(Path('killed'), kills=50, sweep_share=0)",
         6,
@@ -53,30 +53,33 @@ PLACES = {  # source, and how many processes it has at least when all have been 
     ),
     "compile ahead": (
         "import time, torch; torch.cuda.is_available = lambda: True\n"
-        "from benchmarks import attention; attention._run_once = time.sleep\n"
-        "attention.compile_ahead([(600,), (600,)], 2)",
+        "from benchmarks.attention import timing; timing._run_once = time.sleep\n"
+        "timing.compile_ahead([(600,), (600,)], 2)",
         4,
     ),
     "tune": (
         "import time, torch; torch.cuda.is_available = lambda: True\n"
-        "from benchmarks import tune\n"
+        "from benchmarks.tiling import tune\n"
         "with tune._pool(2) as pool: list(pool.map(time.sleep, [600, 600]))",
         4,
     ),
     "random cases": (
-        "from benchmarks import soundness; soundness.check_random(1000, 200, jobs=2)",
+        "from benchmarks.attention import soundness; soundness.check_random(1000, 200, jobs=2)",
         4,
     ),
     # Ray's own: it ends a cluster that was started for a sweep
     "ray": (
-        "import time; from models import ray_sweep\nray_sweep.connect(num_cpus=1); time.sleep(600)",
+        "import time; from models.sweeps import ray\nray.connect(num_cpus=1); time.sleep(600)",
         6,
     ),
     # the guard, the tool's shell, and what it starts
-    "sanitizer": ("from benchmarks import soundness; soundness.check_sanitizer(['memcheck'])", 4),
+    "sanitizer": (
+        "from benchmarks.attention import soundness; soundness.check_sanitizer(['memcheck'])",
+        4,
+    ),
     "profiler": (
-        "from pathlib import Path; from benchmarks import profiler\n"
-        "profiler.profile('benchmarks.counters', [], Path('log'))",
+        "from pathlib import Path; from benchmarks.counters import profiler\n"
+        "profiler.profile('benchmarks', ['counters'], Path('log'))",
         4,
     ),
     "schedule": (

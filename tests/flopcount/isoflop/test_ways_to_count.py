@@ -151,7 +151,7 @@ def test_refusals():
             compare_optima(model, 1e18)
     with pytest.raises(TypeError, match="model = 3: expected a flopcount architecture"):
         compare_optima(3, 1e18)
-    with pytest.raises(TypeError, match=r"law = .*expected a flopcount\.laws\.LossSurface"):
+    with pytest.raises(TypeError, match=r"law = .*expected a flopcount\.isoflop.*\.LossSurface"):
         compare_optima(LLAMA, 1e18, law=chinchilla_approach_2())
     with pytest.raises(ValueError, match="budget = 0"):
         compare_optima(LLAMA, 0)

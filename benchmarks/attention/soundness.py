@@ -1,4 +1,4 @@
-"""Whether the kernels are right where they are timed: ``python -m benchmarks.soundness PART``.
+"""Whether the kernels are right where they are timed: ``python -m benchmarks soundness PART``.
 
 ``random`` holds drawn shapes against float64, output and gradients, in every 16-bit dtype, with
 grouped heads, keys of the prefix apart, and inputs by strides; ``determinism`` runs the same input
@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import shares_of_allowed
-from benchmarks.attention import one_line
+from benchmarks.attention.accuracy import shares_of_allowed
+from benchmarks.attention.timing import one_line
 from benchmarks.measurement import FINDING, ROOT, device, working_dtype
 from flopcount.terminal import Parser
 from kernels.attention.attention import prefix_attention
@@ -137,7 +137,7 @@ def _specified(inputs: Iterable[Tensor], grad: Tensor) -> list[Tensor]:
 def error(case: Case) -> float:
     """The largest error against float64, as a share of what is allowed: above 1 is wrong.
 
-    By :func:`benchmarks.accuracy.shares_of_allowed`, over all heads and sequences.
+    By :func:`benchmarks.attention.accuracy.shares_of_allowed`, over all heads and sequences.
     """
     q, k, v, grad = operands(case)
     exact = _specified((q.double(), k.double(), v.double()), grad.double())
@@ -206,7 +206,8 @@ def check_sanitizer(tools: Iterable[str]) -> tuple[int, list[str]]:
                 "86",
                 sys.executable,
                 "-m",
-                "benchmarks.soundness",
+                "benchmarks",
+                "soundness",
                 "once",
             ],
             cwd=ROOT,
@@ -245,7 +246,7 @@ def record(out: Path, check: str, cases: int, wrong: list[str]) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks.soundness", description=__doc__)
+    parser = Parser(prog="python -m benchmarks soundness", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     for name in ("random", "determinism", "sanitizer"):
         part = parts.add_parser(name)
@@ -275,7 +276,3 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"error: {error}; remaining: run the same command where it is")
             raise SystemExit(FINDING) from None
     raise SystemExit(0 if record(given.out, given.part, *check) else FINDING)
-
-
-if __name__ == "__main__":
-    main()

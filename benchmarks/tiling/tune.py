@@ -1,4 +1,4 @@
-"""Search for the fastest tiling of each kernel: ``python -m benchmarks.tune --out DIR``.
+"""Search for the fastest tiling of each kernel: ``python -m benchmarks tune --out DIR``.
 
 For each padded head dim and pass, candidates are pruned by what fits the hardware and
 timed on the hybrid layer; the fastest few are timed on the other shapes too. ``tilings.csv`` grows
@@ -29,11 +29,18 @@ import torch
 import triton
 from torch import Tensor
 
-from benchmarks.attention import SIZES, draw, errors, one_line, require_working_device, timed
-from benchmarks.cases import shape_of
-from benchmarks.implementations import Attend
+from benchmarks.attention.cases import shape_of
+from benchmarks.attention.implementations import Attend
+from benchmarks.attention.shapes import Shape
+from benchmarks.attention.timing import (
+    SIZES,
+    draw,
+    errors,
+    one_line,
+    require_working_device,
+    timed,
+)
 from benchmarks.measurement import require_gpu, working_dtype
-from benchmarks.shapes import Shape
 from flopcount.terminal import Parser
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.tilings import (
@@ -566,7 +573,7 @@ def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks.tune", description=__doc__)
+    parser = Parser(prog="python -m benchmarks tune", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--head-dims", type=int, nargs="+", default=list(HEAD_DIMS))
     parser.add_argument(
@@ -625,7 +632,3 @@ def main(arguments: list[str] | None = None) -> None:
     for path in (given.out / TUNED.name, *([TUNED] if given.ship else [])):
         write_tuned(path, chosen, element_size)
         print(path)
-
-
-if __name__ == "__main__":
-    main()

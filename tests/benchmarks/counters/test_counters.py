@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import flopcount as fc
-from benchmarks import counters, executed, profiler, steps
+from benchmarks.attention.peers import shapes_of_model
+from benchmarks.attention.shapes import Shape
+from benchmarks.counters import executed, profiler, steps
+from benchmarks.counters import run as counters
+from benchmarks.counters.profiler import EXPONENTIALS, PATHS, Kernel, ProfilerError, parse, verdict
 from benchmarks.measurement import FINDING
-from benchmarks.peers import shapes_of_model
-from benchmarks.profiler import EXPONENTIALS, PATHS, Kernel, ProfilerError, parse, verdict
-from benchmarks.shapes import Shape
 from kernels.attention.tilings import KERNELS
 from models.results import read_table
 from models.training.throughput import measure, tiling_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable
 
-from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.shapes import Shape
+from benchmarks.attention.implementations import IMPLEMENTATIONS
+from benchmarks.attention.shapes import Shape
 
 Row = dict[str, str]
 OURS = next(name for name, implementation in IMPLEMENTATIONS.items() if implementation.ours)

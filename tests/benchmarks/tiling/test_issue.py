@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import issue
+from benchmarks.tiling import issue
 from kernels.attention.tilings import shipped_tiling
 from validate.witnesses.compiled_code import CompiledKernel, Launch, Segment
 from validate.witnesses.kernel_tally import AttentionShape, tally

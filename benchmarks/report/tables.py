@@ -1,4 +1,4 @@
-"""Tables and plots from the CSVs of results: ``python -m benchmarks.report DIR``.
+"""Tables and plots from the CSVs of results: ``python -m benchmarks report DIR``.
 
 Nothing is measured here. Ratios are our time over theirs: below 1 we are faster.
 """
@@ -9,11 +9,11 @@ import collections
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.aims import aims_markdown
-from benchmarks.cases import OURS, PEERS, Row, best, by_case, over, shape_of
-from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.attention.cases import OURS, PEERS, Row, best, by_case, over, shape_of
+from benchmarks.attention.implementations import IMPLEMENTATIONS
+from benchmarks.attention.shapes import PASSES, SETS
 from benchmarks.measurement import ROOT
-from benchmarks.shapes import PASSES, SETS
+from benchmarks.report.aims import aims_markdown
 from flopcount.terminal import Parser
 from models.results import NO_GPU, markdown, read_table
 
@@ -197,7 +197,7 @@ OTHER_TABLES = {
 def write_report(folder: Path) -> list[Path]:
     """Write what the folder's CSVs give: ``attention.md``, ``attention.png``, further tables.
 
-    ``aims.md`` says which aims of :mod:`benchmarks.aims` are reached.
+    ``aims.md`` says which aims of :mod:`benchmarks.report.aims` are reached.
 
     Raises:
         ValueError: if the folder holds no results.
@@ -230,7 +230,7 @@ def write_report(folder: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks.report", description=__doc__)
+    parser = Parser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the results")
     parser.add_argument(
         "--readme", action="store_true", help="put the short table between README.md's marks"
@@ -245,7 +245,3 @@ def main(arguments: list[str] | None = None) -> None:
             )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-
-
-if __name__ == "__main__":
-    main()

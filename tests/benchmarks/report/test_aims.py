@@ -5,16 +5,17 @@ import json
 
 import pytest
 
-from benchmarks import aims, attention, report
-from benchmarks.shapes import SETS, Shape
-from benchmarks.steps import SEED_MODELS
-from benchmarks.training import THROUGHPUT_COLUMNS, VARIANTS
+from benchmarks.attention import timing
+from benchmarks.attention.shapes import SETS, Shape
+from benchmarks.counters.steps import SEED_MODELS
+from benchmarks.report import aims, tables
+from benchmarks.step.training import THROUGHPUT_COLUMNS, VARIANTS
 
 TIMES = {"fused": 0.8, "sdpa-flash": 1.0, "cudnn": 1.2, "flex": 2.0}
 
 
 def row(shape, pass_name, name, ms):
-    return dict.fromkeys(attention.COLUMNS, "") | {
+    return dict.fromkeys(timing.COLUMNS, "") | {
         **{size: str(value) for size, value in vars(shape).items()},
         "device": "made up", "pass": pass_name, "implementation": name, "status": "ok",
         "ms": str(ms), "causal_tflops": str(480 / ms), "floor_ms": "0.4", "binds": "exp",
@@ -99,7 +100,7 @@ def test_training():
 
 def written(folder, rows):
     with (folder / "attention.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, attention.COLUMNS)
+        writer = csv.DictWriter(file, timing.COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
 
@@ -108,7 +109,7 @@ def test_the_page_of_aims(rows, tmp_path):
     written(tmp_path, rows)
     old, new = ({"ceilings": {"matmul_flops_per_second": rate}} for rate in (1.0, 1e15))
     (tmp_path / "attention.jsonl").write_text(f"{json.dumps(old)}\n{json.dumps(new)}\n")
-    assert tmp_path / "aims.md" in report.write_report(tmp_path)
+    assert tmp_path / "aims.md" in tables.write_report(tmp_path)
     page = (tmp_path / "aims.md").read_text()
     assert page.startswith("Device: made up.")
     assert f"| {BEST} | at most 0.8 | 0.800 | 0.800 | reached |" in page
@@ -118,32 +119,32 @@ def test_the_page_of_aims(rows, tmp_path):
 
 def test_the_short_table(rows, tmp_path, monkeypatch):
     rows = [each for each in rows if (each["pass"], each["head_dim"]) != ("backward", "54")]
-    lines = report.headline_markdown(rows).splitlines()
+    lines = tables.headline_markdown(rows).splitlines()
     assert len(lines) == 2 + len(SETS["article"])
     assert lines[2] == (
         "| 1792 | 54 | 0.800 | 600 | 50% (exp) | 0.80× | – | – | – | – |"
     )  # fmt: skip
     written(tmp_path, rows)
     readme = tmp_path / "README.md"
-    readme.write_text(f"Above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
-    monkeypatch.setattr(report, "README", readme)
-    report.main([str(tmp_path), "--readme"])
+    readme.write_text(f"Above\n{tables.BEGIN}\nold\n{tables.END}\nbelow\n")
+    monkeypatch.setattr(tables, "README", readme)
+    tables.main([str(tmp_path), "--readme"])
     text = readme.read_text()
     assert text.startswith("Above\n")
     assert text.endswith("\nbelow\n")
     assert "old" not in text
     assert lines[2] in text
-    assert report.with_headline(text, rows) == text
+    assert tables.with_headline(text, rows) == text
 
 
 def test_a_readme_without_marks_and_a_run_without_a_gpu_are_refused(rows):
     with pytest.raises(ValueError, match="must have the lines"):
-        report.with_headline(f"{report.END} {report.BEGIN}", rows)
-    text = f"{report.BEGIN} {report.END}"
+        tables.with_headline(f"{tables.END} {tables.BEGIN}", rows)
+    text = f"{tables.BEGIN} {tables.END}"
     with pytest.raises(ValueError, match="measured on a GPU"):
-        report.with_headline(text, [each | {"device": "no GPU"} for each in rows])
+        tables.with_headline(text, [each | {"device": "no GPU"} for each in rows])
     with pytest.raises(ValueError, match="measured on a GPU"):
-        report.with_headline(text, [])
+        tables.with_headline(text, [])
 
 
 def test_what_the_aims_name_is_what_is_measured():

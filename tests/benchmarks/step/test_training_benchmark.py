@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 
-from benchmarks import block, peers, training
-from benchmarks.implementations import IMPLEMENTATIONS, Implementation
-from benchmarks.shapes import Shape
+from benchmarks.attention import peers
+from benchmarks.attention.implementations import IMPLEMENTATIONS, Implementation
+from benchmarks.attention.shapes import Shape
+from benchmarks.step import block, training
 from kernels.attention.reference import reference_attention
 from models.networks.blocks import ATTENTION
 from models.results import read_table

@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from benchmarks.cases import OURS, Row, by_case, over
-from benchmarks.shapes import PASSES, SETS, Shape
+from benchmarks.attention.cases import OURS, Row, by_case, over
+from benchmarks.attention.shapes import PASSES, SETS, Shape
 from models.results import read_table
 
 UNALIGNED = (73, 78, 91)

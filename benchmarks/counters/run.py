@@ -1,4 +1,4 @@
-"""Hardware counters against ``executed``: ``python -m benchmarks.counters PART --out DIR``.
+"""Hardware counters against ``executed``: ``python -m benchmarks counters PART --out DIR``.
 
 Parts: ``probe`` says whether Nsight Compute is there and permitted; ``kernels`` profiles a GEMM
 whose count is known, then each kernel of each case once, and holds tensor-core operations against
@@ -23,14 +23,13 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks import profiler
-from benchmarks.attention import compile_ahead, draw
-from benchmarks.executed import executed_ops
-from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.measurement import FINDING, device
-from benchmarks.profiler import Kernel, ProfilerError, verdict
-from benchmarks.shapes import ARTICLE_HEAD_DIMS, Shape
-from benchmarks.steps import (
+from benchmarks.attention.implementations import IMPLEMENTATIONS
+from benchmarks.attention.shapes import ARTICLE_HEAD_DIMS, Shape
+from benchmarks.attention.timing import compile_ahead, draw
+from benchmarks.counters import profiler
+from benchmarks.counters.executed import executed_ops
+from benchmarks.counters.profiler import Kernel, ProfilerError, verdict
+from benchmarks.counters.steps import (
     SEED_MODELS,
     STEP_COLUMNS,
     dispatched,
@@ -38,6 +37,7 @@ from benchmarks.steps import (
     seed_model,
     step_rows,
 )
+from benchmarks.measurement import FINDING, device
 from flopcount.terminal import Parser
 from models.results import Table, environment, write_environment
 from validate.emulator import cases as emulator_cases
@@ -195,7 +195,7 @@ def probe(out: Path) -> str:
 
 def _profiled(arguments: list[str], log: Path) -> list[Kernel]:
     log.parent.mkdir(parents=True, exist_ok=True)
-    return profiler.profile("benchmarks.counters", ["workload", *arguments], log)
+    return profiler.profile("benchmarks", ["counters", "workload", *arguments], log)
 
 
 def run_kernels(out: Path, drawn: int = 24, jobs: int = 0, emulate: int = 0) -> tuple[Path, bool]:
@@ -313,7 +313,7 @@ def _attention_call(shape: Shape) -> Callable[[], Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks.counters", description=__doc__)
+    parser = Parser(prog="python -m benchmarks counters", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     for name in ("probe", "kernels", "step"):
         part = parts.add_parser(name)
@@ -350,7 +350,3 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 _TWO = ["728x13-V32000-m1536", "512x9-V262-m3584"]
-
-
-if __name__ == "__main__":
-    main()

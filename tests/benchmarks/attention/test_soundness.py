@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks import soundness
-from benchmarks.accuracy import WrongResultError, shares_of_allowed
+from benchmarks.attention import soundness
+from benchmarks.attention.accuracy import WrongResultError, shares_of_allowed
 from benchmarks.measurement import FINDING
 from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention

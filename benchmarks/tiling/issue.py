@@ -1,6 +1,6 @@
 """What a tile costs of a multiprocessor: executed instructions of ours and of a peer, no time.
 
-``python -m benchmarks.issue`` compiles our kernels for Hopper without a GPU, and fla-core's beside
+``python -m benchmarks issue`` compiles our kernels for Hopper without a GPU, and fla-core's beside
 them if it is there, and reads the loops of the assembled code. Clocks are those for which each unit
 of one H100 multiprocessor is busy with one tile: 4,096 bf16 tensor-core FLOPs, 4 warp instructions
 and 16 special functions a clock (NVIDIA's Hopper white paper; CUDA programming guide, arithmetic
@@ -144,7 +144,7 @@ def report(
     )
 
 
-def main(
+def compare(
     head_dims: tuple[int, ...] = HEAD_DIMS, queries: int = 512, batch: int = 80, heads: int = 8
 ) -> int:
     """Print tensor, issue and special-function clocks of each loop's tile, and of a launch.
@@ -170,7 +170,8 @@ def main(
     return 0
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     import tyro
 
-    sys.exit(tyro.cli(main, prog="python -m benchmarks.issue"))
+    sys.exit(tyro.cli(compare, prog="python -m benchmarks issue", args=arguments))

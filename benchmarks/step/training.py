@@ -1,4 +1,4 @@
-"""Training steps of the article's models: ``python -m benchmarks.training throughput | curves``.
+"""Training steps of the article's models: ``python -m benchmarks training throughput | curves``.
 
 ``throughput`` times whole steps (forward, backward, clipping, optimiser) of
 ``models.training.step.TrainStep`` with each attention, compiled and not, and of a public Perceiver
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 import flopcount as fc
-from benchmarks.attention import one_line, require_working_device
+from benchmarks.attention.peers import shapes_of_model, with_attention
+from benchmarks.attention.timing import one_line, require_working_device
+from benchmarks.counters.steps import SEED_MODELS, TINY, seed_model
 from benchmarks.measurement import device, measure_ceilings, require_gpu
-from benchmarks.peers import shapes_of_model, with_attention
-from benchmarks.steps import SEED_MODELS, TINY, seed_model
 from flopcount.terminal import Parser
 from models.data.corpus import CorpusConfig
 from models.networks.perceiver_ar import PerceiverAR
@@ -252,7 +252,7 @@ def curves_plot(rows: list[dict[str, str]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks.training", description=__doc__)
+    parser = Parser(prog="python -m benchmarks training", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     for name in ("throughput", "curves"):
         part = parts.add_parser(name)
@@ -276,7 +276,3 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         model, files = next(iter(models.values())), tuple(given.files)
         print(curves(given.out, model, given.steps, given.batch_size, files))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Attention against its peers, from unpadded q, k, v to an unpadded output.
 
-``python -m benchmarks.attention --out DIR --shapes article``. Letters as in
-:mod:`benchmarks.shapes`.
+``python -m benchmarks attention --out DIR --shapes article``. Letters as in
+:mod:`benchmarks.attention.shapes`.
 Each implementation is first held against float64; one that is wrong or fails is recorded as such
 and not timed. ``attention.csv`` grows row by row, and a later run adds what is missing.
 """
@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import WrongResultError, shares_of_allowed
-from benchmarks.implementations import IMPLEMENTATIONS, Attend, NotApplicableError
+from benchmarks.attention.accuracy import WrongResultError, shares_of_allowed
+from benchmarks.attention.implementations import IMPLEMENTATIONS, Attend, NotApplicableError
+from benchmarks.attention.shapes import FORWARD_ONLY, PASSES, SETS, Shape
 from benchmarks.measurement import (
     Ceilings,
     device,
@@ -26,7 +27,6 @@ from benchmarks.measurement import (
     rounds_ms,
     working_dtype,
 )
-from benchmarks.shapes import FORWARD_ONLY, PASSES, SETS, Shape
 from flopcount.terminal import Parser
 from kernels.attention.reference import reference_attention
 from models.processes import fresh_processes
@@ -70,7 +70,7 @@ def errors(attend: Attend, shape: Shape, backward: bool) -> dict[str, float]:
     """The largest error by pass, as a share of what is allowed; above 1 is wrong.
 
     Compared are the first head of the first sequence and the last of the last, by
-    :func:`benchmarks.accuracy.shares_of_allowed`; everything has to be finite.
+    :func:`benchmarks.attention.accuracy.shares_of_allowed`; everything has to be finite.
 
     Raises:
         WrongResultError: if a value is not finite or a shape is not the operand's.
@@ -257,7 +257,7 @@ def _shown(row: dict[str, object]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks.attention", description=__doc__)
+    parser = Parser(prog="python -m benchmarks attention", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--shapes", nargs="+", choices=SETS, default=["article"])
     parser.add_argument(
@@ -269,7 +269,3 @@ def main(arguments: list[str] | None = None) -> None:
     if given.shapes != ["tiny"]:
         require_gpu(parser, "--shapes tiny")
     print(run(given.out, given.shapes, given.implementations, given.passes, given.jobs))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from benchmarks import tune
-from benchmarks.shapes import Shape
+from benchmarks.attention.shapes import Shape
+from benchmarks.tiling import tune
 from kernels.attention import tilings
 from kernels.attention.attention import prefix_attention
 from kernels.attention.tilings import PASSES, Tiling, shipped_tiling

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.shapes import Shape
+from benchmarks.attention.shapes import Shape
 from flopcount.masks import Causal, Full, Owner
 from kernels.attention.tilings import KERNELS
 from models.training.throughput import tiling_of

@@ -7,10 +7,17 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from benchmarks import attention, implementations, report
-from benchmarks.implementations import IMPLEMENTATIONS, Implementation, heads_first, padded_to
+from benchmarks.attention import implementations
+from benchmarks.attention import timing as attention
+from benchmarks.attention.implementations import (
+    IMPLEMENTATIONS,
+    Implementation,
+    heads_first,
+    padded_to,
+)
+from benchmarks.attention.shapes import SETS, Shape
 from benchmarks.measurement import Ceilings, measure_ceilings
-from benchmarks.shapes import SETS, Shape
+from benchmarks.report import tables as report
 from kernels.attention.reference import admitted_pairs, reference_attention
 from models.results import Table, environment, read_table
 

@@ -1,4 +1,4 @@
-"""The attention block as trained, against the best PyTorch has: ``python -m benchmarks.block``.
+"""The attention block as trained, against the best PyTorch has: ``python -m benchmarks block``.
 
 Query, key and value projections, rotary embedding, attention and output projection of the hybrid
 layer, forward and backward, under autocast: what padding and layout copies cost around a kernel
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 import flopcount as fc
-from benchmarks.accuracy import WrongResultError, shares_of_allowed
-from benchmarks.attention import one_line, require_working_device
+from benchmarks.attention.accuracy import WrongResultError, shares_of_allowed
+from benchmarks.attention.peers import no_tf32, with_attention
+from benchmarks.attention.shapes import Shape
+from benchmarks.attention.timing import one_line, require_working_device
 from benchmarks.measurement import device, require_gpu, rounds_ms, working_dtype
-from benchmarks.peers import no_tf32, with_attention
-from benchmarks.shapes import Shape
 from flopcount.terminal import Parser
 from models.networks.blocks import Attention, initialize
 from models.networks.rotary import rotary_angles
@@ -207,7 +207,7 @@ def run_all(out: Path, shapes: Iterable[Shape], variants: Iterable[str]) -> Path
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks.block", description=__doc__)
+    parser = Parser(prog="python -m benchmarks block", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, to try the path")
@@ -215,7 +215,3 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.tiny:
         require_gpu(parser, "--tiny")
     print(run_all(given.out, TINY if given.tiny else SHAPES, given.variants))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
-"""Attention under pytest-benchmark: ``pytest benchmarks/test_attention.py`` on a GPU.
+"""Attention under pytest-benchmark: ``pytest benchmarks/attention/test_attention.py`` on a GPU.
 
-The same implementations, shapes, checks and clock as ``python -m benchmarks.attention``, whose CSV,
+The same implementations, shapes, checks and clock as ``python -m benchmarks attention``, whose CSV,
 table and plot are the record; this is for comparing two states of a kernel while working on it
 (``--benchmark-autosave``, ``--benchmark-compare``).
 """
@@ -8,10 +8,10 @@ table and plot are the record; this is for comparing two states of a kernel whil
 import pytest
 import torch
 
-from benchmarks.attention import draw, errors
-from benchmarks.implementations import IMPLEMENTATIONS, NotApplicableError
+from benchmarks.attention.implementations import IMPLEMENTATIONS, NotApplicableError
+from benchmarks.attention.shapes import PASSES, SETS
+from benchmarks.attention.timing import draw, errors
 from benchmarks.measurement import device, rounds_ms
-from benchmarks.shapes import PASSES, SETS
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import flopcount as fc
-from benchmarks.implementations import IMPLEMENTATIONS, Attend
+from benchmarks.attention.implementations import IMPLEMENTATIONS, Attend
+from benchmarks.attention.shapes import Shape
 from benchmarks.measurement import device
-from benchmarks.shapes import Shape
 from models.networks.blocks import ATTENTION
 
 
@@ -21,7 +21,7 @@ def with_attention(name: str, shapes: Iterable[Shape]) -> str:
     compiled or timed.
 
     Args:
-        name: of :data:`benchmarks.implementations.IMPLEMENTATIONS`, or one that ``models`` has.
+        name: of :data:`~benchmarks.attention.implementations.IMPLEMENTATIONS`, or of ``models``.
         shapes: the attention calls that the network makes.
 
     Raises:

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import flopcount as fc
-from benchmarks.executed import executed_ops
+from benchmarks.attention.peers import shapes_of_model
+from benchmarks.counters.executed import executed_ops
+from benchmarks.counters.profiler import Kernel, verdict
 from benchmarks.measurement import device, working_dtype
-from benchmarks.peers import shapes_of_model
-from benchmarks.profiler import Kernel, verdict
 from kernels.attention.tilings import KERNELS
 from models.networks.perceiver_ar import PerceiverAR
 from validate.witnesses.networks import term_of

@@ -125,5 +125,5 @@ def test_the_command_fails_on_survivors_and_on_stale_entries(monkeypatch, tmp_pa
     assert judging.main(json=True) == 1
     survivors = json.loads(capsys.readouterr().out)["flopcount.rows"]["survivors"]
     assert survivors == [mutant.name for mutant in mutants_of(PRODUCTS.target)]
-    with pytest.raises(ValueError, match=r"flopcount\.laws"):
+    with pytest.raises(ValueError, match=r"flopcount\.isoflop\.laws"):
         judging.main(modules=("flopcount.isoflop.laws",))

@@ -180,9 +180,9 @@ def test_a_moved_file_is_no_change(fresh, now):
     moved = {f"elsewhere/{name}": content for name, content in sources.items()}
     renamed = {f"elsewhere.{name}": content for name, content in mutants.items()}
     assert verification.stale(fresh, now | {"sources": moved, "mutants": renamed}) == []
-    one = {**moved, "elsewhere/models/perceiver_ar.py": "another"}
+    one = {**moved, "elsewhere/models/networks/perceiver_ar.py": "another"}
     assert verification.stale(fresh, now | {"sources": one}) == [
-        "elsewhere/models/perceiver_ar.py has changed",
+        "elsewhere/models/networks/perceiver_ar.py has changed",
         "models/networks/perceiver_ar.py has changed",
     ]
 

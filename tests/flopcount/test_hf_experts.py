@@ -6,7 +6,8 @@ from transformers import AutoConfig
 import flopcount as fc
 from flopcount.causal_lm import CausalLM
 from flopcount.mixture_lm import MixtureLM
-from validate.witnesses.hugging_face import expert_configs, families, published
+from flopcount.testing import expert_configs
+from validate.witnesses.hugging_face import families, published
 
 TOTALS = {
     # All parameters, to the unit; then, in billions, what the source states of all, and of those

@@ -4,7 +4,8 @@ import pytest
 from transformers import AutoConfig
 
 import flopcount as fc
-from validate.witnesses.hugging_face import families, published, scan_configs
+from flopcount.testing import scan_configs
+from validate.witnesses.hugging_face import families, published
 
 STATED = {
     # In billions what the source states, of all parameters and of those that a token uses, and how

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import flopcount as fc
 import kernels.attention.operators  # noqa: F401  registers the operators
+from flopcount.testing import models
 from flopcount.torch import _MULTIPLIES, GAPS, count, counting
-from validate.configurations import models
-from validate.networks import PRODUCTS, build, tokens
+from validate.witnesses.networks import PRODUCTS, build, tokens
 
 
 class Function(nn.Module):

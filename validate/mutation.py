@@ -74,7 +74,7 @@ FORMULAS = (
     ),
     Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.hybrid_lm"), (KNOWN_NUMBERS,)),
-    Formulas(Target("flopcount.inference"), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.inference", leaving_out=("CacheCount.__str__",)), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.packing"), (KNOWN_NUMBERS,)),
     Formulas(
         Target("flopcount.rooflines", leaving_out=("Roofline.__", "Roofline.plot")),
@@ -116,6 +116,7 @@ FORMULAS = (
 KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_conventions.py",
     "tests/flopcount/test_codes.py",
+    "tests/flopcount/test_inputs.py",
     "tests/flopcount/test_elementwise.py",
     "tests/flopcount/test_counter.py",
     "tests/flopcount/test_sizes.py",

@@ -100,6 +100,7 @@ def test_by_hand():
     assert "padding" not in whole.to_dict()
     both = found + whole
     assert (both.padding, both.filled) == (Fraction(1, 10), 18)
+    assert ((found + found).filled, (whole + whole).filled) == (16, None)
 
 
 def test_a_histogram_is_its_list():

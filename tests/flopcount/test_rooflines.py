@@ -106,6 +106,17 @@ def test_where_it_turns():
     assert bound == ["bandwidth", "compute"]
     fast = dataclasses.replace(DEVICE, bandwidth=fc.Bandwidth(1e9, "stated here"))
     assert fc.roofline(LLAMA, fast).turns_at == 1
+    # A bandwidth between those at which a batch of 2^20 and one less (more) turn.
+    total = fc.roofline(LLAMA, DEVICE).total
+
+    def bandwidth(batch):
+        moved = total.weights + batch * (total.cache + total.activations)
+        return total.peak * moved / (batch * total.flops)
+
+    for turn, found in ((2**20, 2**20), (2**20 + 1, None)):
+        between = (bandwidth(turn) + bandwidth(turn - 1)) / 2
+        device = dataclasses.replace(DEVICE, bandwidth=fc.Bandwidth(between, "stated here"))
+        assert fc.roofline(LLAMA, device).turns_at == found
     # No further batch than the largest is looked at.
     with mock.patch.object(rooflines, "LARGEST_BATCH", turns):
         assert fc.roofline(LLAMA, slow).turns_at == turns

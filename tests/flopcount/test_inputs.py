@@ -40,8 +40,8 @@ def test_latents_experts_and_predictions():
         LayerInputs(number=4, hidden_channels=7, num_experts=3, top_k=2, **latents),
     )
     assert (found.num_predictions, found.num_latents, found.num_channels) == (2, 7, 8)
-    ((at, blocks),) = model.network(Pass(1, 7))
-    twice = inputs_of(((at, (*blocks, blocks[-1])),), model.params())
+    network = model.network(Pass(1, 7))
+    twice = inputs_of((*network, network[-1]), model.params())
     assert (twice.num_predictions, twice.num_layers) == (4, 9)
     # The tables: 11·8 of tokens alone, untied.
     assert (found.num_table_params, found.num_tied_params) == (88, 0)

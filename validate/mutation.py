@@ -119,6 +119,7 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_conventions.py",
     "tests/flopcount/test_codes.py",
     "tests/flopcount/test_inputs.py",
+    "tests/flopcount/test_masks.py",
     "tests/flopcount/test_elementwise.py",
     "tests/flopcount/test_counter.py",
     "tests/flopcount/test_sizes.py",

@@ -167,7 +167,9 @@ def test_windows_as_each_code_takes_them():
     # no norms around blocks: 3·336 + 88 + 8.
     assert per_token("olmo-core", WINDOW) == 6 * 1104 + 3 * 246
     assert WINDOW.flops(convention="nanotron").lacks == ("windows",)
-    within = "both attention products within windows"
+    within, square = "both attention products within windows", "both attention products"
+    for name in ("torchtitan", "levanter"):
+        assert square in {term.term for term in LLAMA.flops(convention=name).terms}
     assert within in {term.term for term in WINDOW.flops(convention="torchtitan").terms}
     assert within in {term.term for term in WINDOW.flops(convention="levanter").terms}
     # A window that no position reaches is none.

@@ -123,10 +123,11 @@ def expected(quick: bool) -> list[list[str]]:
     ]
 
 
-def judged(modules: list[str]) -> tuple[dict[str, Any], float]:
-    """What became of some modules' mutants, and how long it took."""
+def judged(modules: list[str]) -> tuple[dict[str, Any], list[str], float]:
+    """What became of some modules' mutants, which entries are stale, and how long it took."""
     result = judging.run(judging.formulas_of(modules))
-    return result.to_dict(judging.equivalent_mutants()), result.seconds
+    listed = judging.equivalent_mutants()
+    return result.to_dict(listed), result.stale(listed), result.seconds
 
 
 def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
             )
         outcomes = [future.result() for future in mutated]
     found += matrix.unverified()
-    became = {name: entry for modules_of, _ in outcomes for name, entry in modules_of.items()}
+    became = {name: entry for modules_of, *_ in outcomes for name, entry in modules_of.items()}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -160,7 +161,8 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
         "verdicts": [vars(verdict) for verdict in found],
         "census": census(),
         "mutation": {name: became[name] for name in modules},
-        "mutation_seconds": round(sum(seconds for _, seconds in outcomes)),
+        "mutation_seconds": round(sum(seconds for *_, seconds in outcomes)),
+        "no_mutants": sorted(name for _, names, _ in outcomes for name in names),
         "mutants": mutants(),
         "sources": before,
     }

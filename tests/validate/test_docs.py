@@ -122,6 +122,7 @@ def test_what_was_recorded_holds(recorded):
     verdicts = [matrix.Verdict(**entry) for entry in recorded["verdicts"]]
     assert all(verdict.holds or verdict.unverified for verdict in verdicts)
     assert not any(entry["survivors"] for entry in recorded["mutation"].values())
+    assert not recorded["no_mutants"]
     assert min(recorded["census"].values()) > 0
 
 

@@ -17,6 +17,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json as json_format
 import signal
 import threading
@@ -72,7 +73,7 @@ FORMULAS = (
     ),
     Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.hybrid_lm"), (KNOWN_NUMBERS,)),
-    Formulas(Target("flopcount.inference"), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.inference", leaving_out=("CacheCount.__str__",)), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.packing"), (KNOWN_NUMBERS,)),
     Formulas(
         Target("flopcount.rooflines", leaving_out=("Roofline.__", "Roofline.plot")),
@@ -99,7 +100,8 @@ FORMULAS = (
         ),
         (KNOWN_NUMBERS,),
     ),
-    Formulas(Target("flopcount.rows")),
+    # Types, which stand beside the formulas.
+    Formulas(Target("flopcount.rows", leaving_out=("Part", "AnyRow"))),
     Formulas(Target("flopcount.count")),
     Formulas(Target("flopcount.executed"), (DOTS, KNOWN_NUMBERS)),
     Formulas(Target("flopcount.conventions"), (KNOWN_NUMBERS,)),
@@ -114,6 +116,8 @@ FORMULAS = (
 KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_conventions.py",
     "tests/flopcount/test_codes.py",
+    "tests/flopcount/test_inputs.py",
+    "tests/flopcount/test_masks.py",
     "tests/flopcount/test_elementwise.py",
     "tests/flopcount/test_counter.py",
     "tests/flopcount/test_sizes.py",
@@ -355,12 +359,15 @@ def equivalent_mutants() -> dict[str, str]:
     return {name: reason for reason, names in by_reason.items() for name in names}
 
 
-def run(formulas: Iterable[Formulas] = FORMULAS, judges: Judges | None = None) -> Result:
-    """Judge every mutant.
+def run(
+    formulas: Iterable[Formulas] = FORMULAS, judges: Judges | None = None, step: int = 1
+) -> Result:
+    """Judge the mutants.
 
     Args:
         formulas: What to change.
         judges: Who judges; every kind of witness unless given.
+        step: Of each module, every one that many mutants on; all of them unless given.
 
     Raises:
         ValueError: If a witness disagrees with the counter as it stands.
@@ -376,7 +383,7 @@ def run(formulas: Iterable[Formulas] = FORMULAS, judges: Judges | None = None) -
         for entry in formulas:
             found: collections.Counter[str] = collections.Counter()
             survivors = []
-            for mutant in mutants_of(entry.target):
+            for mutant in itertools.islice(mutants_of(entry.target), 0, None, step):
                 with mutant.applied():
                     judge = asked.found_by(name for name in entry.judges if name in asked.checks)
                 if judge is None:

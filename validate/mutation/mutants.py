@@ -1,10 +1,10 @@
 """Mutants: one small change each to a formula of the counter, applied while the program runs.
 
-What is changed, one at a time: every constant (one more, one less, a flag reversed, self and cross
-exchanged), sign, operator, factor and term (an operand, an argument or an entry of a tuple left out
-or one more), comparison, choice between terms, exact helper (left out), and default value. A mutant
-replaces a function's code object, so whoever has imported the function meets it. What raises errors
-is no formula and stays as it is.
+What is changed, one at a time: every constant, those of the module included (one more, one less, a
+flag reversed, self and cross exchanged), sign, operator, factor and term (an operand, an argument
+or an entry of a tuple left out or one more), comparison, choice between terms, exact helper (left
+out), and default value. A mutant replaces a function's code object, so whoever has imported the
+function meets it. What raises errors is no formula and stays as it is.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Target:
 
     Attributes:
         module: The module, for example ``"flopcount.layers"``.
-        names: Functions and methods (``"Row.flops"``), and classes, of which the fields' defaults
-            are changed; all of the module if empty.
+        names: Functions and methods (``"Row.flops"``), classes, of which the fields' defaults are
+            changed, and the module's constants; all of the module if empty.
         leaving_out: How the names of what is no formula begin.
     """
 
@@ -237,13 +237,12 @@ class _Replace(ast.NodeTransformer):
         return self.new if node is self.old else self.generic_visit(node)
 
 
-def _replaced(function: ast.FunctionDef, old: ast.AST, new: ast.AST) -> ast.FunctionDef:
-    """A copy of ``function`` with ``new`` where ``old`` stands in it."""
-    place = next(i for i, node in enumerate(ast.walk(function)) if node is old)
-    copied = copy.deepcopy(function)
+def _replaced(definition: Any, old: ast.AST, new: ast.AST) -> Any:
+    """A copy of ``definition`` with ``new`` where ``old`` stands in it."""
+    place = next(i for i, node in enumerate(ast.walk(definition)) if node is old)
+    copied = copy.deepcopy(definition)
     target = next(node for i, node in enumerate(ast.walk(copied)) if i == place)
-    changed: ast.FunctionDef = _Replace(target, copy.deepcopy(new)).visit(copied)
-    return changed
+    return _Replace(target, copy.deepcopy(new)).visit(copied)
 
 
 def _code(function: ast.FunctionDef, path: str, closure: tuple[str, ...] = ()) -> types.CodeType:
@@ -294,8 +293,15 @@ def _function_object(module: types.ModuleType, name: str) -> Any:
     return found.func if isinstance(found, functools.cached_property) else found
 
 
-def _definitions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+Definition = ast.FunctionDef | ast.ClassDef | ast.Assign
+
+
+def _definitions(tree: ast.Module) -> Iterator[tuple[str, Definition]]:
     for node in tree.body:
+        if isinstance(node, ast.Assign) and not isinstance(node.value, ast.DictComp):
+            (target,) = node.targets
+            if isinstance(target, ast.Name):
+                yield target.id, node
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, node
         if isinstance(node, ast.ClassDef):
@@ -339,7 +345,23 @@ def _of_defaults(function: Any, defaults: dict[str, ast.expr]) -> Iterator[Chang
                 yield node.lineno, change, function, "__kwdefaults__", keywords
 
 
+def _of_constant(module: types.ModuleType, name: str, node: ast.Assign) -> Iterator[Change]:
+    """Changes of a module's constant, which its functions meet, and not who has imported it."""
+    for old in _formula_nodes(node.value):
+        for new, change in _changes(old):
+            value = ast.fix_missing_locations(ast.Expression(_replaced(node, old, new).value))
+            # What cannot be built stops the import.
+            with contextlib.suppress(Exception):
+                yield (
+                    node.lineno, change, module, name,
+                    eval(compile(value, name, "eval"), vars(module)),
+                )  # fmt: skip
+
+
 def _of_definition(module: types.ModuleType, name: str, node: Any, path: str) -> Iterator[Change]:
+    if isinstance(node, ast.Assign):
+        yield from _of_constant(module, name, node)
+        return
     if isinstance(node, ast.ClassDef):
         defaults = {
             field.target.id: field.value

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from flopcount.inference import BITS
 from flopcount.masks import Causal
 from validate import matrix
 from validate.mutation import judging
@@ -24,22 +25,13 @@ RECOMPUTED = Formulas(Target("flopcount.blocks", ("Layers.rows",)))
 PAIRS = Target("flopcount.masks", ("Causal.pairs",))
 
 
-@pytest.mark.xfail(
-    run=False,
-    reason="with twenty modules it takes a quarter of an hour, and survivors of inference, "
-    "rooflines, inputs and the conventions of training codes are still to be judged: "
-    "python -m validate.mutation",
-)
-def test_every_mutant_is_found_or_listed_with_the_reason():
-    result = run()
+def test_one_mutant_in_thirty_is_found_or_listed_with_the_reason():
+    # All of them are in the record, which test_docs holds to the code.
+    result = run(step=30)
     assert [mutant.name for mutant in result.unlisted(equivalent_mutants())] == []
-    assert result.stale(equivalent_mutants()) == []
     modules = result.to_dict(equivalent_mutants())
-    assert sum(entry["mutants"] for entry in modules.values()) > 1_000
-    # What the networks execute is found by what was traced of them; conventions by known numbers
-    # alone.
-    assert modules["flopcount.blocks"]["found"][ROWS] > 80
-    assert set(modules["flopcount.conventions"]["found"]) == {KNOWN_NUMBERS}
+    assert sum(entry["mutants"] for entry in modules.values()) > 150
+    assert set(modules) == {entry.target.module for entry in judging.FORMULAS}
 
 
 def survivors(formulas, *judges):
@@ -96,6 +88,25 @@ def test_a_mutant_is_taken_back():
                 wrong = None
             assert wrong != right, mutant.name
         assert answers() == right
+
+
+def test_constants_of_a_module_are_changed_for_its_functions():
+    from flopcount import inference, operations
+
+    costs = Target("flopcount.operations", ("SOFTMAX",))
+    assert {mutant.change for mutant in mutants_of(costs)} == {
+        "5 -> 6", "5 -> 4", "4 -> 5", "4 -> 3"
+    }  # fmt: skip
+    assert survivors(Formulas(costs), ROWS) == [
+        f"flopcount.operations.SOFTMAX: {change}"
+        for change in ("5 -> 6", "5 -> 4", "4 -> 5", "4 -> 3")
+    ]
+    assert survivors(Formulas(costs), KNOWN_NUMBERS) == []
+    assert (operations.SOFTMAX.forward_cost, operations.SOFTMAX.backward_cost) == (5, 4)
+    # Of a table, its entries.
+    for mutant in mutants_of(Target("flopcount.inference", ("BITS",))):
+        with mutant.applied():
+            assert len(set(inference.BITS.items()) - set(BITS.items())) == 1, mutant.name
 
 
 def test_what_is_changed():

@@ -600,8 +600,7 @@ def counting(
     (1280, 1280)
 
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module = {quoted(module)}: expected a torch.nn.Module")
+    require_module(module)
     for path, submodule in module.named_modules():
         if getattr(submodule, "_compiled_call_impl", None) or hasattr(submodule, "_orig_mod"):
             raise ValueError(
@@ -684,8 +683,7 @@ def count(
     require_flag("backward", backward)
     if not isinstance(keywords, Mapping | None):
         raise TypeError(f"keywords = {quoted(keywords)}: expected a mapping, or None")
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module = {quoted(module)}: expected a torch.nn.Module")
+    require_module(module)
     called = dict(keywords or {})
     tensors = [x for x in tree_flatten((inputs, called))[0] if isinstance(x, torch.Tensor)]
     if batch_size is None:
@@ -702,6 +700,12 @@ def count(
         if backward:
             _sum(returned).backward()  # type: ignore[no-untyped-call]
     return counted.count
+
+
+def require_module(module: object) -> None:
+    """Raise a TypeError unless it is a module."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module = {quoted(module)}: expected a torch.nn.Module")
 
 
 def _sum(returned: Any) -> torch.Tensor:

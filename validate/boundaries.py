@@ -31,6 +31,7 @@ import torch
 import tyro
 
 import flopcount as fc
+from flopcount import testing
 from flopcount.architectures import ARCHITECTURES, Choice, Dimension, Flag, Pattern
 from flopcount.cli import COMMANDS
 from flopcount.cli import main as command_line
@@ -605,6 +606,31 @@ class Boundaries:
         if measured.forward != products:
             raise AssertionError(f"{measured.forward} FLOPs forward, expected {products}")
 
+    def draw_for_tests(self) -> None:
+        """Strategies, and the assertion on a network that is of another kind."""
+        r = self.random_state
+        strategy = r.choice(
+            [
+                lambda: testing.models(self.any_of(5)),
+                lambda: testing.configs(self.any_of("llama", "jamba")),
+                lambda: testing.lengths(self.any_of("llama", "qwen3_next")),
+            ]
+        )()
+        if strategy.is_empty:
+            raise AssertionError(f"{strategy} draws nothing")
+        if r.random() < 0.1:
+            model = fc.Decoder(vocab_size=3, seq_len=2, num_channels=2, num_layers=1, num_heads=1)
+            module = self.any_of(torch.nn.Embedding(3, 3))
+            options = dict(batch_size=self.any_of(1), training=self.any_of(True))
+            options |= dict(level=self.any_of("dense"), keywords=self.any_of(None))
+            try:
+                testing.assert_counts(module, self.any_of(model), **options)
+            except AssertionError as error:
+                if "parameters: the module has 9," not in str(error):
+                    raise AssertionError(f"{error}, expected another number") from None
+            else:
+                raise AssertionError("no difference, expected one")
+
     def describe_devices(self) -> None:
         """Devices and peaks of one's own."""
         peak = fc.Peak(self.any_of(1e12, 5), self.any_of("a datasheet"))
@@ -879,6 +905,7 @@ BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
     "meters": (Boundaries.meter_steps, 0.04),
     "modules": (Boundaries.measure_modules, 0.02),
+    "strategies": (Boundaries.draw_for_tests, 0.03),
     "devices": (Boundaries.describe_devices, 0.05),
     "compare and explain": (Boundaries.compare_and_explain, 0.04),
     "optima by every count": (Boundaries.compare_optima, 0.02),

@@ -53,10 +53,16 @@ def assert_counts(
         ValueError: If an argument is out of range, or the module is in the other mode.
 
     """
-    import flopcount.torch as meter
+    from flopcount import torch as meter
 
     if not isinstance(architecture, Architecture):
         raise TypeError(f"architecture = {quoted(architecture)}: expected one of flopcount's")
+    meter.require_module(module)
+    if (
+        type(stated := architecture.params().total) is not int
+        or type(architecture.length) is not int
+    ):
+        raise TypeError("architecture has sizes that are no ints: expected one network, of ints")
     if module.training is not require_flag("training", training):
         mode = "train" if training else "eval"
         raise ValueError(
@@ -77,7 +83,6 @@ def assert_counts(
     formula = architecture.flops(
         level, training=training, batch_size=batch_size, checkpointing=checkpointing
     )
-    stated = architecture.params().total
     own = sum(parameter.numel() for parameter in module.parameters())
     problems = [f"could not be counted: {uncounted}" for uncounted in measured.not_counted]
     if own != stated:

@@ -6,10 +6,12 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 # Over $(VENV): what other libraries' loops need, without a second PyTorch.
 ADAPTERS := .venv-adapters
+# For who changes a formula: the counter alone, installed in seconds.
+COUNTER := .venv-counter
 DEMO_MODEL := perceiver-ar --vocab-size 262 --num-latents 128 --num-prefix 128 --num-channels 48 \
 	--num-layers 2 --num-heads 2
 
-.PHONY: demo test test-adapters lint setup clean
+.PHONY: demo test test-counter test-adapters lint setup clean
 
 setup: $(INSTALLED)
 
@@ -38,6 +40,14 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadgroup
 
+test-counter: $(COUNTER)/.installed
+	$(COUNTER)/bin/python -m pytest --numprocesses 2 tests/flopcount flopcount
+
+$(COUNTER)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(COUNTER)
+	$(COUNTER)/bin/python -m pip install --quiet --constraint constraints.txt '.[symbolic,fit,plot,testing]' pytest pytest-xdist
+	touch $@
+
 test-adapters: $(ADAPTERS)/.installed
 	OMP_NUM_THREADS=1 $(ADAPTERS)/bin/python -m pytest tests/adapters flopcount/callbacks
 
@@ -49,4 +59,4 @@ $(ADAPTERS)/.installed: $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(ADAPTERS) build dist .mypy_cache .ruff_cache .hypothesis runs
+	rm -rf $(VENV) $(ADAPTERS) $(COUNTER) build dist .mypy_cache .ruff_cache .hypothesis runs

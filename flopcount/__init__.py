@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from flopcount.inference import expected_tokens_per_round
     from flopcount.mixture_lm import MixtureLM
     from flopcount.optima import compare_optima
+    from flopcount.parallel import Parallel, per_device, pipeline_bubble
     from flopcount.planning import isoflop_runs, plan
     from flopcount.rooflines import expected_experts, roofline
 
@@ -46,6 +47,7 @@ __all__ = [
     "Llama",
     "Memory",
     "MixtureLM",
+    "Parallel",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -60,6 +62,8 @@ __all__ = [
     "fit_training_curves",
     "from_hf",
     "isoflop_runs",
+    "per_device",
+    "pipeline_bubble",
     "plan",
     "read_curves",
     "read_runs",
@@ -76,6 +80,7 @@ _HOMES = {
     "EncoderDecoderLM": "encoder_lm",
     "EncoderLM": "encoder_lm",
     "MixtureLM": "mixture_lm",
+    "Parallel": "parallel",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",
@@ -90,6 +95,8 @@ _HOMES = {
     "fit_training_curves": "fitting",
     "from_hf": "hf",
     "isoflop_runs": "planning",
+    "per_device": "parallel",
+    "pipeline_bubble": "parallel",
     "plan": "planning",
     "read_curves": "fitting",
     "read_runs": "fitting",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
     from flopcount.devices import Bandwidth, Device, Memory, Peak
+    from flopcount.distributed import per_device, pipeline_bubble
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from flopcount.inference import expected_tokens_per_round
     from flopcount.mixture_lm import MixtureLM
     from flopcount.optima import compare_optima
-    from flopcount.parallel import Parallel, per_device, pipeline_bubble
+    from flopcount.parallel import Parallel
     from flopcount.planning import isoflop_runs, plan
     from flopcount.rooflines import expected_experts, roofline
 
@@ -95,8 +96,8 @@ _HOMES = {
     "fit_training_curves": "fitting",
     "from_hf": "hf",
     "isoflop_runs": "planning",
-    "per_device": "parallel",
-    "pipeline_bubble": "parallel",
+    "per_device": "distributed",
+    "pipeline_bubble": "distributed",
     "plan": "planning",
     "read_curves": "fitting",
     "read_runs": "fitting",

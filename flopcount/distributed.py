@@ -270,12 +270,13 @@ class PerDevice:
                 lines.append([str(stage.index), *cells])
                 first = stage.index
         words = [
-            f"{name} {value}"
-            for name, value in dataclasses.asdict(self.parallel).items()
-            if name in ("tensor", "pipeline", "data", "expert", "chunks", "zero") and value != 1
-            and (name, value) != ("zero", 0)
-        ]  # fmt: skip
-        words += ["sequence"] * self.parallel.sequence
+            f"{'no ' * (value is False)}{field.name}"
+            if isinstance(value, bool)
+            else f"{field.name} {value}"
+            for field in dataclasses.fields(self.parallel)
+            for value in [getattr(self.parallel, field.name)]
+            if value != field.default
+        ]
         notes = [
             f"all {shown(self.parallel.devices)} devices: {shown(self.total)} FLOPs, "
             f"{float(self.overhead):.2%} more than the model's; the largest stage has "
@@ -362,7 +363,7 @@ def per_device(
     >>> 8 * step.largest.count.total == llama.flops().total
     True
     >>> step.largest.bytes  # of 8 all-reduces for every two layers, and the ends'
-    75862503424
+    75631861760
     """
     if not isinstance(model, Architecture):
         raise TypeError(f"model = {quoted(model)}: expected a model that flopcount counts")

@@ -316,8 +316,8 @@ class Experts(Region):
     def choices(self, at: Pass) -> int:
         """Positions that experts compute on, each of which as often as it is routed, all layers.
 
-        Without a capacity B·k·n. With it each of E experts has room for ⌈capacity · k·n/E⌉ of a
-        microbatch, and computes on all of it: Fedus et al. 2021 (arXiv 2101.03961), equation 3.
+        Without a capacity B·k·n. With it each of E experts has slots for ⌈capacity · k·n/E⌉ of a
+        microbatch, and computes on all of them: Fedus et al. 2021 (arXiv 2101.03961), equation 3.
         """
         mixture, capacity = self.whole, self.share.parallel.capacity
         assert isinstance(mixture, MixtureOfExperts)
@@ -327,10 +327,10 @@ class Experts(Region):
             return number
         parts = inside.length // at.length if self.share.parallel.expert > 1 else 1
         routed = self.share.microbatch * inside.length // parts * mixture.top_k
-        room = math.ceil(Fraction(str(capacity)) * routed / mixture.num_experts)
+        each = math.ceil(Fraction(str(capacity)) * routed / mixture.num_experts)
         microbatches = at.batch // self.share.microbatch
-        rooms: int = at.layers * microbatches * parts * mixture.num_experts * room
-        return rooms
+        slots: int = at.layers * microbatches * parts * mixture.num_experts * each
+        return slots
 
     def _exchange(
         self, at: Pass, choices: int, term: str, forward: Kind, backward: Kind

@@ -57,8 +57,8 @@ def test_one_device_does_everything_and_sends_nothing():
 
 
 def test_megatrons_all_reduces():
-    # Shoeybi et al. 2019, section 3: two all-reduces in each pass of a layer. Narayanan et al. 2021,
-    # section 3.2: 8bsh (t - 1)/t elements of a layer and microbatch.
+    # Shoeybi et al. 2019, section 3: two all-reduces in each pass of a layer. Narayanan et al.
+    # 2021, section 3.2: 8bsh (t - 1)/t elements of a layer and microbatch.
     stage = only(fc.per_device(GPT, fc.Parallel(tensor=4), batch_size=5))
     for phase in ("forward", "backward"):
         times, elements = moved(stage, layer="decoder", phase=phase, kind="all-reduce")
@@ -75,8 +75,8 @@ def test_megatrons_all_reduces():
 
 
 def test_sequence_parallelism_sends_as_much():
-    # Korthikanti et al. 2022, section 4.2.2: four all-gathers and four reduce-scatters of a layer in
-    # both passes, in place of four all-reduces, and as many bytes.
+    # Korthikanti et al. 2022, section 4.2.2: four all-gathers and four reduce-scatters of a layer
+    # in both passes, in place of four all-reduces, and as many bytes.
     plain = only(fc.per_device(GPT, fc.Parallel(tensor=2), batch_size=3))
     stage = only(fc.per_device(GPT, fc.Parallel(tensor=2, sequence=True), batch_size=3))
     for kind in ("all-gather", "reduce-scatter"):
@@ -88,7 +88,7 @@ def test_sequence_parallelism_sends_as_much():
     assert moved(stage, layer="output", kind="reduce-scatter", phase="backward")[1] == 3 * 96
     # What both devices have, each of its half of the sequence, is added up once a step: in each
     # layer two norms of 2 · 16 and two biases of 16; the table of positions; the final norm.
-    times, elements = moved(stage, phase="update", group="tensor")
+    _, elements = moved(stage, phase="update", group="tensor")
     assert elements == 4 * (2 * 2 * 16 + 2 * 16) + 6 * 16 + 2 * 16
     updates = sum(each.bytes for each in stage.collectives if each.phase == "update")
     assert stage.bytes - updates == plain.bytes
@@ -197,7 +197,8 @@ def test_stages_and_their_ends():
     # The embedding on the first stage; the output layer and a norm on the last.
     assert first.params - second.params == 24 * 16
     assert last.params - second.params == 24 * 16 + 16
-    # Three microbatches of two sequences, forward from all but the last, back from all but the first.
+    # Three microbatches of two sequences, forward from all but the last, back from all but the
+    # first.
     for stage, forward, backward in ((first, 3, 0), (second, 3, 3), (last, 0, 3)):
         size = 2 * 12 * 16
         assert moved(stage, kind="send", phase="forward") == (forward, forward * size)
@@ -377,7 +378,7 @@ def test_a_capacity_pads_experts():
     stage = only(fc.per_device(ten, fc.Parallel(capacity=1.1)))
     up = next(term for term in stage.count.terms if term.term == "expert up")
     assert up.forward == 2 * 2 * 4 * 11 * 16 * 12
-    # A tensor group's devices have room each for the choices of their part of the sequence.
+    # A tensor group's devices have slots each for the choices of their part of the sequence.
     parallel = fc.Parallel(tensor=2, sequence=True, data=2, expert=2, capacity=1.5)
     stage = only(fc.per_device(EXPERTS, parallel))
     up = next(term for term in stage.count.terms if term.term == "expert up")
@@ -526,7 +527,7 @@ def test_dtypes():
         (dict(chunks=2), "chunks = 2 with pipeline = 1"),
         (dict(stages=[1, 2], pipeline=2), "expected a tuple"),
         (dict(stages=(1, 2, 3), pipeline=2), "pipeline · chunks = 2 parts"),
-        (dict(stages=(1, -2), pipeline=2), r"stages\\[1\\] = -2"),
+        (dict(stages=(1, -2), pipeline=2), r"stages\[1\] = -2"),
         (dict(pipeline=4097), "expected at most the most that are listed = 4096"),
         (dict(vocab_multiple=0), "vocab_multiple = 0"),
         (dict(capacity=0), "capacity = 0"),
@@ -593,10 +594,14 @@ def test_as_text_and_as_data():
     text = str(found)
     assert repr(found) == text
     for words in (
-        "tensor 2, pipeline 4, data 4, expert 2, zero 1, sequence", "1 to 2", "all 32 devices",
+        "tensor 2, pipeline 4, data 4, expert 2, sequence, zero 1", "all 32 devices",
         "all-to-all", "up to 2 times as often", "Collectives of a device of stage",
     ):  # fmt: skip
         assert " ".join(words.split()) in " ".join(text.split())
+    stages = str(fc.per_device(LLAMA, fc.Parallel(pipeline=4, zero=3, data=2, reshard=False)))
+    assert "pipeline 4, data 2, zero 3, no reshard" in " ".join(stages.split())
+    assert ["1 to 2" in line for line in stages.splitlines()].count(True) == 1
+    assert "one device" in str(fc.per_device(LLAMA, fc.Parallel()))
     data = found.to_dict()
     assert (data["devices"], data["microbatches"], len(data["stages"])) == (32, 2, 4)
     stage = data["stages"][0]
@@ -605,11 +610,14 @@ def test_as_text_and_as_data():
 
 
 def test_the_command(capsys):
-    words = (
-        "parallel llama --vocab-size 24 --seq-len 12 --num-channels 16 --num-layers 4 --num-heads 8 "
-        "--num-key-value-heads 4 --head-dim 6 --intermediate-size 20 --tensor 2 --pipeline 2 "
-        "--sequence --stages 3 1 --batch-size 4 --checkpointing reentrant"
-    ).split()
+    sizes = dict(
+        vocab_size=24, seq_len=12, num_channels=16, num_layers=4, num_heads=8,
+        num_key_value_heads=4, head_dim=6, intermediate_size=20, tensor=2, pipeline=2,
+        checkpointing="reentrant", batch_size=4,
+    )  # fmt: skip
+    words = ["parallel", "llama", "--sequence", "--stages", "3", "1"]
+    for name, size in sizes.items():
+        words += [f"--{name.replace('_', '-')}", str(size)]
     parallel = fc.Parallel(tensor=2, pipeline=2, sequence=True, stages=(3, 1))
     found = fc.per_device(LLAMA, parallel, batch_size=4, checkpointing="reentrant")
     assert main(words) == 0
@@ -618,5 +626,5 @@ def test_the_command(capsys):
     data = json.loads(capsys.readouterr().out)
     assert data["total"] == found.total
     assert data["stages"][0]["bytes"] == math.floor(found.stages[0].bytes)
-    assert main([*words[:-4], "--batch-size", "4", "--data", "3"]) == 2
+    assert main([*words, "--data", "3"]) == 2
     assert "batch_size = 4 is not divisible" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -388,11 +389,13 @@ def per_device(
         length = divide("the sequence's positions", length, "tensor", parallel.tensor)
     at = Pass(batch // parallel.data, length, training=training)
     share = Share(parallel, size)
-    stages = tuple(
-        _stage(index, part, padded, share, at, level, checkpointing, dtypes)
-        for index, part in enumerate(parts_of(padded, parallel))
-    )
-    return PerDevice(padded, parallel, batch, size, whole, stages, training)
+    known: dict[Part, Stage] = {}
+    stages = []
+    for index, part in enumerate(parts_of(padded, parallel)):
+        if part not in known:
+            known[part] = _stage(part, padded, share, at, level, checkpointing, dtypes)
+        stages.append(dataclasses.replace(known[part], index=index))
+    return PerDevice(padded, parallel, batch, size, whole, tuple(stages), training)
 
 
 def require_divisible_model(model: Any, parallel: Parallel) -> None:
@@ -481,7 +484,7 @@ def parts_of(model: Any, parallel: Parallel) -> Iterator[Part]:
     groups: tuple[Group, ...] = (Group("", number, {}, (0,), 1),)
     if isinstance(model, CausalLM):
         groups = model.groups()
-    bounds = [sum(own[:index]) for index in range(parts + 1)]
+    bounds = [0, *itertools.accumulate(own)]
     tied = model.tie_embeddings and stages > 1
     if tied:
         output = dataclasses.replace(output, tied=False)  # a copy of the first stage's
@@ -509,7 +512,6 @@ def _before(group: Group, layer: int) -> int:
 
 
 def _stage(
-    index: int,
     part: Part,
     model: Any,
     share: Share,
@@ -565,11 +567,9 @@ def _stage(
         checkpointing=checkpointing,
         batch_size=at.batch,
         tokens=at.batch * model.length,
-        request=f"a device of stage {index} of {parallel.pipeline}",
     )
-    return Stage(
-        index, part.layers, count, sum(tensor.count for tensor in trained), tuple(collectives)
-    )
+    params = sum(tensor.count for tensor in trained)
+    return Stage(0, part.layers, count, params, tuple(collectives))
 
 
 def in_common(

@@ -259,12 +259,12 @@ class PerDevice:
         """A line for each run of stages that do the same."""
         lines: list[list[Any]] = []
         first = 0
+        again = self.whole.checkpointing is not None
         for stage in self.stages:
-            cells = [
-                stage.layers, stage.count.forward, stage.count.backward, stage.count.recompute,
-                f"{float(Fraction(stage.count.total, self.largest.count.total or 1)):.2%}",
-                stage.params, round(stage.bytes),
-            ]  # fmt: skip
+            count = stage.count
+            cells = [stage.layers, count.forward, count.backward]
+            cells += [count.recompute] if again else []
+            cells += [stage.params, round(stage.bytes)]
             if lines and lines[-1][1:] == cells:
                 lines[-1][0] = f"{first} to {stage.index}"
             else:
@@ -276,12 +276,12 @@ class PerDevice:
             else f"{field.name} {value}"
             for field in dataclasses.fields(self.parallel)
             for value in [getattr(self.parallel, field.name)]
-            if value != field.default
+            if value != field.default and field.name != "stages"
         ]
         notes = [
             f"all {shown(self.parallel.devices)} devices: {shown(self.total)} FLOPs, "
             f"{float(self.overhead):.2%} more than the model's; the largest stage has "
-            f"{float(self.imbalance):.4g} of the mean's",
+            f"{float(self.imbalance):.4g} times the mean's",
             f"a device waits {float(self.bubble):.2%} of a step of {shown(self.microbatches)} "
             "microbatches, were all stages equal",
         ]
@@ -292,11 +292,12 @@ class PerDevice:
             )
         phase = "forward and backward" if self.training else "forward alone"
         return table(
-            ["stage", "layers", "forward", "backward", "recompute", "of the largest", "parameters",
-             "bytes sent, at least"],
+            ["stage", "layers", "forward", "backward", *["recompute"] * again, "parameters",
+             "bytes sent"],
             lines,
             title=f"FLOPs of each device of {self.model.title}, {self.whole.label}, {phase}, batch "
-            f"of {shown(self.batch_size)}: {', '.join(words) or 'one device'}",
+            f"of {shown(self.batch_size)}, and bytes that it sends at least: "
+            f"{', '.join(words) or 'one device'}",
             note="\n".join(notes),
             keys=2,
         )  # fmt: skip
@@ -313,9 +314,10 @@ class PerDevice:
             for key, same in together.items()
         ]
         return table(
-            ["group", "devices", "collective", "phase", "dtype", "times", "bytes sent, at least"],
+            ["group", "devices", "collective", "phase", "dtype", "times", "bytes sent"],
             lines,
-            title=f"Collectives of a device of stage {most.index} in a step",
+            title=f"Collectives of a device of stage {most.index} in a step, and bytes that it "
+            "sends at least",
             footer=["total", *[None] * 4, sum(line[5] for line in lines), round(most.bytes)],
             keys=4,
         )

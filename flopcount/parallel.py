@@ -267,11 +267,9 @@ class Heads(Region):
         """As of any region, and what is added up before the optimizer's step."""
         yield from super().rows(at)
         devices = self.share.parallel.tensor
-        for whole, part in zip(self.whole.rows(at), self.part.rows(at), strict=True):
-            if not isinstance(part, Tensor) or not isinstance(whole, Tensor):
-                continue
-            copies = devices * part.count // whole.count
-            if copies > 1:
+        pairs: Any = zip(self.whole.rows(at), self.part.rows(at), strict=True)
+        for whole, part in pairs:
+            if isinstance(part, Tensor) and (copies := devices * part.count // whole.count) > 1:
                 yield Transfer(
                     part=part.part, layer=part.layer, term=part.name, group="tensor", size=copies,
                     times=1, elements=part.count, update="all-reduce", dtype="gradients",
@@ -385,7 +383,6 @@ def _attention(block: Attention, share: Share) -> Any:
     part = dataclasses.replace(
         block,
         num_heads=heads,
-        num_key_heads=own,
         query_channels=heads * block.head_dim,
         key_channels=own * block.head_dim,
     )

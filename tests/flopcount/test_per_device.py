@@ -77,6 +77,7 @@ def test_megatrons_all_reduces():
         assert moved(stage, layer=layer, phase=phase) == (5, 5 * elements)
     assert moved(stage, layer="loss", dtype="fp32") == (15, 5 * 3 * 6)
     assert len(stage.collectives) == 9
+    assert (stage.count.batch_size, stage.count.tokens) == (5, 5 * 6)
 
 
 def test_sequence_parallelism_sends_as_much():
@@ -98,6 +99,10 @@ def test_sequence_parallelism_sends_as_much():
     updates = sum(each.bytes for each in stage.collectives if each.phase == "update")
     assert stage.bytes - updates == plain.bytes
     assert stage.count.total == plain.count.total
+    model = dataclasses.replace(GPT, seq_len=8)
+    stage = only(fc.per_device(model, fc.Parallel(tensor=4, sequence=True)))
+    _, elements = moved(stage, phase="update", group="tensor")
+    assert elements == 4 * (2 * 2 * 16 + 2 * 16) + 8 * 16 + 2 * 16
 
 
 def test_flops_of_a_tensor_group():
@@ -210,6 +215,8 @@ def test_stages_and_their_ends():
         assert moved(stage, kind="send", phase="backward") == (backward, backward * size)
     assert first.bytes == 3 * 2 * 12 * 16 * 2 + first.params * 4  # both of two replicas' halves
     assert found.bubble == Fraction(3, 6)
+    assert type(first.bytes) is int
+    assert fc.per_device(LLAMA, fc.Parallel(data=2), microbatch_size=3).batch_size == 6
 
 
 def test_interleaved_stages():
@@ -246,6 +253,14 @@ def test_stages_of_layers_that_differ():
     assert found.stages[1].count.total == per_layer["sparse"] + logits
 
 
+def test_stages_of_a_pattern_that_is_not_the_same_backwards():
+    # Dense, sparse, dense, twice: the first stage has one of each, the second dense alone.
+    model = dataclasses.replace(EXPERTS, mlp=("dense", "sparse", "dense"), num_layers=6)
+    stages = fc.per_device(model, fc.Parallel(pipeline=3, stages=(2, 2, 2))).stages
+    layers = [{term.layer for term in stage.count.terms} for stage in stages]
+    assert layers == [{"dense", "sparse"}, {"dense"}, {"dense", "sparse", "output"}]
+
+
 def test_tied_ends_of_a_pipeline():
     tied = dataclasses.replace(LLAMA, tie_embeddings=True)
     found = fc.per_device(tied, fc.Parallel(pipeline=2, tensor=2))
@@ -253,6 +268,9 @@ def test_tied_ends_of_a_pipeline():
     # Both have half of the table of 24 rows, and add its gradients up.
     for stage in (first, last):
         assert moved(stage, group="embedding") == (1, 12 * 16)
+        assert [each.bytes for each in stage.collectives if each.group == "embedding"] == [
+            12 * 16 * 4
+        ]
     assert last.params - first.params == 16
     assert (
         sum(stage.params for stage in found.stages) - 12 * 16
@@ -261,10 +279,10 @@ def test_tied_ends_of_a_pipeline():
     assert found.total == tied.flops().total
     alone = only(fc.per_device(tied, fc.Parallel(tensor=2)))
     assert moved(alone, group="embedding") == (0, 0)
-    three = fc.per_device(
-        dataclasses.replace(tied, num_layers=3), fc.Parallel(pipeline=3), training=False
-    )
-    assert all(moved(stage, group="embedding") == (0, 0) for stage in three.stages)
+    three = dataclasses.replace(tied, num_layers=3)
+    for training, times in ((True, [1, 0, 1]), (False, [0, 0, 0])):
+        found = fc.per_device(three, fc.Parallel(pipeline=3), training=training)
+        assert [moved(stage, group="embedding")[0] for stage in found.stages] == times
 
 
 @pytest.mark.parametrize(
@@ -285,6 +303,7 @@ def test_replicas_that_keep_parts(zero, reshard, expected):
     stage = only(fc.per_device(LLAMA, parallel, batch_size=12))
     assert stage.bytes == Fraction(3, 4) * expected * LLAMA.params().total
     assert {each.size for each in stage.collectives} == {4}
+    assert all(each.elements for each in stage.collectives)
     one = only(fc.per_device(LLAMA, parallel, gradients="bf16"))
     assert one.bytes == Fraction(3, 4) * 2 * (3 if zero == 3 and reshard else 2) * (
         LLAMA.params().total
@@ -320,7 +339,10 @@ def test_experts_on_replicas():
     # All of four replicas' positions might choose the two experts of one device.
     assert found.busiest_experts == 4
     assert fc.per_device(EXPERTS, fc.Parallel(data=8, expert=8)).busiest_experts == 4
-    assert fc.per_device(EXPERTS, fc.Parallel(data=8)).busiest_experts == 1
+    alone = fc.per_device(EXPERTS, fc.Parallel(data=8))
+    assert alone.busiest_experts == 1
+    assert moved(only(alone), group="data") == (1, EXPERTS.params().total)
+    assert len(only(alone).collectives) == 1
 
 
 def test_experts_of_a_tensor_group():
@@ -332,11 +354,16 @@ def test_experts_of_a_tensor_group():
     assert terms["shared expert up"] == 2 * 2 * 12 * 16 * 4
     assert moved(stage, layer="sparse", term="experts", phase="forward") == (2, 2 * 12 * 16)
     assert moved(stage, layer="sparse", term="experts", phase="backward") == (2, 2 * 12 * 16)
+    assert moved(stage, layer="sparse") == (8, 8 * 12 * 16)  # attention's, too, and no other
     along = only(fc.per_device(EXPERTS, fc.Parallel(tensor=2, sequence=True)))
     terms = {term.term: term.forward for term in along.count.terms if term.layer == "sparse"}
     assert terms["router"] == 2 * 2 * 6 * 16 * 8
     assert terms["expert up"] == 2 * 2 * 12 * 2 * 16 * 6
     assert moved(along, term="router", phase="update") == (1, 2 * 16 * 8)
+    assert moved(along, layer="sparse", phase="forward") == (8, 8 * 12 * 16)
+    alone = dataclasses.replace(EXPERTS, shared_size=None)
+    stage = only(fc.per_device(alone, fc.Parallel(tensor=2)))
+    assert moved(stage, layer="sparse", term="experts", phase="forward") == (2, 2 * 12 * 16)
 
 
 def test_experts_of_both():
@@ -358,6 +385,7 @@ def test_experts_of_both():
     assert 8 * stage.count.total == EXPERTS.flops(batch_size=4).total
     experts = 2 * 8 * 3 * 16 * 12
     assert moved(stage, group="expert data", kind="all-reduce") == (1, experts // 2 // 2)
+    assert moved(stage, term="norm", layer="sparse", phase="update") == (1, 2 * 16)
     biased = dataclasses.replace(EXPERTS, expert_bias=True)
     update = moved(only(fc.per_device(biased, parallel)), term="expert down", phase="update")
     assert update == (1, 2 * 4 * 16)  # the biases of four experts in two layers
@@ -556,7 +584,10 @@ def test_devices_that_cannot_be(options, message):
         (LLAMA, dict(pipeline=3), {}, "num_layers = 4 is not divisible"),
         (LLAMA, dict(pipeline=2, stages=(1, 2)), {}, "of 3 layers: expected num_layers = 4"),
         (LLAMA, dict(pipeline=2, chunks=2), dict(batch_size=3), "microbatches = 3"),
+        (LLAMA, dict(pipeline=2, chunks=2, data=2), dict(batch_size=12, microbatch_size=2),
+         "microbatches = 3"),
         (LLAMA, dict(data=2), dict(batch_size=3), "batch_size = 3 is not divisible"),
+        (LLAMA, dict(data=2), dict(batch_size=6, microbatch_size=2), "batch_size = 6 is not"),
         (LLAMA, dict(data=2, expert=2), {}, "expert = 2 of a Llama"),
         (LLAMA, dict(capacity=1.0), {}, "capacity = 1.0 of a Llama"),
         (EXPERTS, dict(data=3, expert=3), {}, "num_experts = 8 is not divisible by expert = 3"),
@@ -612,6 +643,7 @@ def test_as_text_and_as_data():
     stage = data["stages"][0]
     assert sum(each["bytes"] for each in stage["collectives"]) == stage["bytes"]
     assert sum(term["total"] for term in stage["terms"]) == stage["total"]
+    assert {each["kind"] for each in stage["collectives"]} > {"send", "all-gather"}
 
 
 def test_the_command(capsys):

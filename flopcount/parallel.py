@@ -295,11 +295,12 @@ class Experts(Region):
         choices = self.choices(at)
         if parallel.expert > 1:
             yield from self._exchange(at, choices, "to experts", "all-gather", "reduce-scatter")
-        experts = set()
         rows = list(super().rows(at))
-        for row in rows:
-            if isinstance(row, Tensor) and row.used is not None:
-                experts.add((row.layer, row.name))
+        experts = {
+            (row.layer, row.name)
+            for row in rows
+            if isinstance(row, Tensor) and row.used is not None
+        }
         for row in rows:
             if isinstance(row, Tensor) and (row.layer, row.name) in experts:
                 number, *factors = row.factors

@@ -47,6 +47,7 @@ def test_a_wrong_plan_is_a_failure(monkeypatch):
         ("prompts, decoding and caches", masks.Causal, "pairs"),
         ("meters", masks.Causal, "pairs"),
         ("modules", flopcount.torch, "_flops"),
+        ("many devices", masks.Causal, "pairs"),
     ],
 )
 def test_a_wrong_part_is_a_failure(monkeypatch, boundary, home, name):

@@ -20,7 +20,15 @@ from flopcount.count import product_term
 from flopcount.devices import DEFAULT_DTYPE, Device, find_device
 from flopcount.inference import bits
 from flopcount.rows import Cached, Product, Tensor
-from flopcount.sizes import quoted, require_at_most, require_size
+from flopcount.sizes import (
+    Size,
+    equal,
+    is_symbolic,
+    maximum,
+    quoted,
+    require_at_most,
+    require_size,
+)
 from flopcount.tables import shown, table
 
 if TYPE_CHECKING:
@@ -95,15 +103,25 @@ class Bound:
         return self.flops / self.bytes if self.bytes else 0.0
 
     @property
+    def computing(self) -> float:
+        """Seconds of computing."""
+        return self.flops / self.peak
+
+    @property
+    def moving(self) -> float:
+        """Seconds of moving bytes."""
+        return self.bytes / self.bandwidth
+
+    @property
     def seconds(self) -> float:
         """The longer of computing and of moving bytes."""
-        return max(self.flops / self.peak, self.bytes / self.bandwidth)
+        longer: float = maximum(self.computing, self.moving)
+        return longer
 
     @property
     def bound_by(self) -> str:
         """``"compute"`` or ``"bandwidth"``."""
-        compute = self.flops / self.peak >= self.bytes / self.bandwidth
-        return "compute" if compute else "bandwidth"
+        return "compute" if self.computing >= self.moving else "bandwidth"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -252,6 +270,75 @@ class Roofline:
         )  # fmt: skip
 
 
+def bounds(
+    model: Architecture,
+    *,
+    cached: Size,
+    positions: Size,
+    batch_size: Size,
+    widths: dict[str, Any],
+    mla: str | None,
+    peak: Any,
+    bandwidth: Any,
+) -> tuple[Bound, ...]:
+    """What each term of a pass needs at least, of numbers or symbols.
+
+    Args:
+        model: As of :func:`roofline`, as the next three and ``mla``.
+        cached: See there.
+        positions: See there.
+        batch_size: See there.
+        widths: Bytes of an element by name: ``dtype``, ``weights``, ``cache``.
+        mla: See there.
+        peak: FLOP/s.
+        bandwidth: Bytes/s.
+    """
+    behind = is_symbolic(cached) or cached > 0
+    inference = "decode" if equal(positions, 1) and behind else "prefill"
+    at = model._pass_behind(inference, positions, batch_size, cached, mla, None)
+    rows = list(rows_of(model.network(at.at(logits=1))))
+    tensors = {(row.layer, row.name): row for row in rows if isinstance(row, Tensor)}
+    terms: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(layer: str, term: str, **more: Any) -> None:
+        sums = terms.setdefault(
+            (layer, term), dict.fromkeys(("flops", "weights", "cache", "activations"), 0)
+        )
+        for name, value in more.items():
+            sums[name] += value
+
+    def mixing(name: str) -> str:
+        """The term of what has no weight: attention, that to another stack, or a scan."""
+        if name.startswith("cross "):
+            return "cross attention"
+        return "attention" if name in ("scores", "values", *KEPT) else "scan"
+
+    for row in rows:
+        if isinstance(row, Cached):
+            # What was there is read, what is new is written: together what there is then.
+            add(row.layer, mixing(row.name), cache=row.elements * widths["cache"])
+        elif isinstance(row, Product) and not (equal(row.times, 0) or equal(row.M, 0)):
+            flops = product_term(row, "causal", None, False, None).forward
+            if row.weight is None:
+                # Queries in and what the heads give out; keys and values are the cache's.
+                side = row.times * row.M * row.K if row.term.endswith(("scores", "values")) else 0
+                add(row.layer, mixing(row.term), flops=flops,
+                    activations=side * widths["dtype"])  # fmt: skip
+                continue
+            tensor = tensors[row.weight]
+            read = row.times // batch_size * row.N * row.K
+            if tensor.used is not None:
+                experts, chosen = tensor.factors[0], tensor.used[0]
+                read *= experts * (1 - (1 - chosen / experts) ** (batch_size * positions))
+            moved = row.times * row.M * (row.K + row.N)
+            add(row.layer, row.term, flops=flops, weights=read * widths["weights"],
+                activations=moved * widths["dtype"])  # fmt: skip
+    return tuple(
+        Bound(layer, term, **sums, peak=peak, bandwidth=bandwidth)
+        for (layer, term), sums in terms.items()
+    )
+
+
 def roofline(
     model: Any,
     device: str | Device,
@@ -313,55 +400,16 @@ def roofline(
             raise TypeError(f"{name} = {quoted(value)}: expected one integer")
     widths = {name: bits(name, value) / 8 for name, value in
               dict(dtype=dtype, weights=weights, cache=cache).items()}  # fmt: skip
-    inference = "decode" if positions == 1 and cached else "prefill"
-    at = model._pass_behind(inference, positions, batch_size, cached, mla, None)
-    rows = list(rows_of(model.network(at.at(logits=1))))
-    tensors = {(row.layer, row.name): row for row in rows if isinstance(row, Tensor)}
-    terms: dict[tuple[str, str], dict[str, float]] = {}
-
-    def add(layer: str, term: str, **more: float) -> None:
-        sums = terms.setdefault(
-            (layer, term), dict.fromkeys(("flops", "weights", "cache", "activations"), 0)
-        )
-        for name, value in more.items():
-            sums[name] += value
-
-    def mixing(name: str) -> str:
-        """The term of what has no weight: attention, that to another stack, or a scan."""
-        if name.startswith("cross "):
-            return "cross attention"
-        return "attention" if name in ("scores", "values", *KEPT) else "scan"
-
-    for row in rows:
-        if isinstance(row, Cached):
-            # What was there is read, what is new is written: together what there is then.
-            add(row.layer, mixing(row.name), cache=row.elements * widths["cache"])
-        elif isinstance(row, Product) and row.times and row.M:
-            flops = product_term(row, "causal", None, False, None).forward
-            if row.weight is None:
-                # Queries in and what the heads give out; keys and values are the cache's.
-                side = row.times * row.M * row.K if row.term.endswith(("scores", "values")) else 0
-                add(row.layer, mixing(row.term), flops=flops,
-                    activations=side * widths["dtype"])  # fmt: skip
-                continue
-            tensor = tensors[row.weight]
-            read = float(row.times // batch_size * row.N * row.K)
-            if tensor.used is not None:
-                experts, chosen = tensor.factors[0], tensor.used[0]
-                read *= experts * (1 - (1 - chosen / experts) ** (batch_size * positions))
-            moved = row.times * row.M * (row.K + row.N)
-            add(row.layer, row.term, flops=flops, weights=read * widths["weights"],
-                activations=moved * widths["dtype"])  # fmt: skip
-    bounds = tuple(
-        Bound(layer, term, **sums, peak=peak, bandwidth=found.bandwidth.bytes_per_second)  # type: ignore[arg-type]
-        for (layer, term), sums in terms.items()
-    )
+    terms = bounds(
+        model, **given, widths=widths, mla=mla, peak=peak,
+        bandwidth=found.bandwidth.bytes_per_second,
+    )  # fmt: skip
     kept = model.cache(cached + positions, batch_size=batch_size, mla=mla).elements
     return Roofline(
         model,
         found,
         given | dict(dtype=dtype, weights=weights, cache=cache, mla=mla),
-        bounds,
+        terms,
         model.params().total * widths["weights"],
         kept * widths["cache"],
     )

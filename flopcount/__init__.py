@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
+    from flopcount.explorer import explore
     from flopcount.fitting import (
         fit_isoflop_profiles,
         fit_optima,
@@ -54,6 +55,7 @@ __all__ = [
     "expected_experts",
     "expected_tokens_per_round",
     "explain",
+    "explore",
     "fit_isoflop_profiles",
     "fit_optima",
     "fit_surface",
@@ -84,6 +86,7 @@ _HOMES = {
     "expected_experts": "rooflines",
     "expected_tokens_per_round": "inference",
     "explain": "explanation",
+    "explore": "explorer",
     "fit_isoflop_profiles": "fitting",
     "fit_optima": "fitting",
     "fit_surface": "fitting",

@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any
 
 from flopcount.masks import Causal
-from flopcount.sizes import Size, exact_ratio, is_array, is_symbolic, minimum
+from flopcount.sizes import Size, equal, exact_ratio, is_array, is_symbolic, minimum
 
 Terms = tuple[tuple[str, str, Size], ...]
 
@@ -504,7 +504,7 @@ def _width(layer: LayerInputs) -> Size:
 
 def _own_heads(inputs: Inputs, per_token: Callable[[LayerInputs], Any]) -> Terms:
     """What a code counts of heads of d / h channels beyond the model's own; nothing if it has d."""
-    if HEAD_DIM not in inputs.features:
+    if all(equal(left, right) for name, left, right in inputs.held_apart if name == HEAD_DIM):
         return ()
     flops = exact_ratio(inputs.num_latents * _sum(inputs, per_token), 1)
     return (("layers", OWN_HEADS, flops),)

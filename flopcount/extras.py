@@ -14,6 +14,7 @@ _EXTRAS = {
     "sympy": "symbolic",
     "pandas": "fit",
     "matplotlib": "plot",
+    "jinja2": "explore",
     "ray": "ray",
     "datasets": "hf",
     "pytest": "dev",
@@ -24,7 +25,6 @@ _EXTRAS = {
             "triton",
             "filelock",
             "fvcore",
-            "jinja2",
             "safetensors",
             "scipy",
             "sentencepiece",
@@ -67,7 +67,8 @@ def advice(error: ImportError) -> str:
     folders = (_CHECKOUT / name for name in ("models", "validate", "benchmarks"))
     in_checkout = any(program.is_relative_to(folder) for folder in folders)
     return _missing(
-        package, "lab" if in_checkout and extra in ("", "symbolic", "fit", "plot") else extra
+        package,
+        "lab" if in_checkout and extra in ("", "symbolic", "fit", "plot", "explore") else extra,
     )
 
 

@@ -342,7 +342,8 @@ def maximum(left: Any, right: Any) -> Any:
     if is_symbolic(left) or is_symbolic(right):
         from sympy import Max
 
-        return Max(left, right)
+        # What it finds out about its arguments to simplify itself takes longer than all the rest.
+        return Max(left, right, evaluate=False)
     return max(left, right)
 
 

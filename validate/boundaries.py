@@ -466,6 +466,8 @@ class Boundaries:
             batch_size=batch_size, weights=self.any_of("bf16", "int4"), mla=self.any_of(None),
         )  # fmt: skip
         str(bound), bound.to_dict()
+        if r.random() < 0.02:
+            fc.explore(self.any_of(model))
         fc.expected_experts(self.any_of(8), self.any_of(2), self.any_of(3))
         expected_tokens_per_round(self.any_of(0.5, 0.0), self.any_of(1, 4))
         if level == "dense" or isinstance(model, fc.PerceiverAR):
@@ -784,10 +786,15 @@ class Boundaries:
         if arguments[0] == "fit":
             good = str(Path(folder_of_runs().name, "runs.csv"))
             arguments.append(r.choice([good, good, good, "nowhere.csv", __file__, "/", ""]))
-        if arguments[0] in ("count", "compare", "params", "generate", "roofline"):
+        if arguments[0] in ("count", "compare", "params", "generate", "roofline", "explore"):
             arguments += model
         if arguments[0] == "roofline":
             arguments += ["--device", r.choice(["h100", *words])]
+        if arguments[0] == "explore":
+            arguments += [
+                "--out",
+                r.choice([str(Path(folder_of_runs().name, "page.html")), "/", ""]),
+            ]
         if arguments[0] == "generate":
             arguments += ["--prompt-len", r.choice(["3", *words]), "--new-tokens", "4"]
         if arguments[0] in ("count", "explain") and r.random() < 0.3:

@@ -1,5 +1,5 @@
-# `make demo` and `make test` set up what they need: a virtual environment in .venv, pinned by
-# constraints.txt.
+# `make demo`, `make test` and `make docs` set up what they need: a virtual environment in .venv,
+# pinned by constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_MODEL := perceiver-ar --vocab-size 262 --num-latents 128 --num-prefix 128 --num-channels 48 \
 	--num-layers 2 --num-heads 2
 
-.PHONY: demo test lint setup clean
+.PHONY: demo docs test lint setup clean
 
 setup: $(INSTALLED)
 
@@ -35,6 +35,10 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadgroup
+
+docs: setup
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis runs

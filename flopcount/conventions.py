@@ -1,6 +1,6 @@
 """Published ways to count, each reproducing its own publication's or code's numbers.
 
-Letters as in :mod:`flopcount.layers`; S = n for the conventions of decoder-only models, m is the
+Letters as :class:`Inputs` has them; S = n for the conventions of decoder-only models, m is the
 number of prefix positions before dropout and p the prefix dropout. Training is 3 · forward in every
 one of them. A convention that was never defined for a part does not cover it: never 0.
 

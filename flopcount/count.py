@@ -399,7 +399,7 @@ class Count(Flops):
         return self.plus(other) if isinstance(other, Count) else NotImplemented
 
     def plus(self, *others: Count) -> Count:
-        """This count and others, as :meth:`__add__` has it."""
+        """This count and others, as ``+`` has it."""
         for other in others:
             for name in ("model", "level", "convention", "training", "checkpointing", "part"):
                 mine, its = getattr(self, name), getattr(other, name)
@@ -448,14 +448,14 @@ class Count(Flops):
 
     @functools.cached_property
     def elementwise(self) -> WorkCount | None:
-        """Element-wise FLOPs, never part of :attr:`total`; None where they are not counted."""
+        """Element-wise FLOPs, in no :attr:`Flops.total`; None where they are not counted."""
         if self.work is None or self.part is None:
             return self.work and self.work()
         return self.work().where(lambda term: term.part == self.part)
 
     @property
     def per_token(self) -> Any:
-        """:attr:`total` per latent token, exactly: an int, or a fraction where need be."""
+        """:attr:`Flops.total` per latent token, exactly: an int, or a fraction where need be."""
         return exact_ratio(self.total, self.tokens)
 
     @property
@@ -467,7 +467,7 @@ class Count(Flops):
 
     @property
     def per_sequence(self) -> Any:
-        """:attr:`total` per sequence, exactly."""
+        """:attr:`Flops.total` per sequence, exactly."""
         return exact_ratio(self.total, self.batch_size)
 
     @property
@@ -568,7 +568,7 @@ class Count(Flops):
         """Hardware FLOPs utilisation at this level: like :meth:`mfu`, with recomputation.
 
         It counts the products that the level counts; what a kernel's tiling adds is in it at level
-        ``executed`` alone, see :meth:`Architecture.executed`.
+        ``executed`` alone, see :meth:`~flopcount.architectures.Architecture.executed`.
         """
         return self._utilisation(
             "HFU", self.with_recompute, seconds, tokens_per_second, device, dtype, num_devices

@@ -71,6 +71,7 @@ SETTINGS = (
     Setting("weights", "bytes of a weight", 2, False),
     Setting("cache", "bytes of a cached number", 2, False),
 )
+"""What figures depend on beside a model."""
 
 
 @dataclasses.dataclass(frozen=True)

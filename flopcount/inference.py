@@ -1,7 +1,7 @@
 """Inference: reading a prompt, generating tokens behind it, and what is cached meanwhile.
 
 Nothing here is a formula: each request is one or more passes (:class:`flopcount.operations.Pass`)
-of the network that :meth:`Architecture.flops` counts, and the blocks know what a pass behind a
+of the network that ``flops`` counts, and the blocks know what a pass behind a
 cache multiplies.
 """
 
@@ -145,7 +145,7 @@ class Inference(abc.ABC):
         Args:
             prompt_len: P, positions of each prompt; of an encoder-decoder, the encoder reads them,
                 and the decoder one token.
-            level: ``"causal"``, the default, or ``"dense"``, as for :meth:`flops`.
+            level: ``"causal"``, the default, or ``"dense"``, as for ``flops``.
             logits: Of which positions logits are computed: ``"last"`` (of every chunk, as
                 transformers does), ``"all"``, or how many of the last.
             batch_size: B, prompts.

@@ -433,9 +433,9 @@ def plan(
     """Propose, for each budget, a family of models around the predicted optimum.
 
     Targets are evenly spaced in log N from N_opt / reach to N_opt · reach. Among the shapes within
-    half a step of that spacing, each takes the one of least |log(N / target)| in steps, plus 0.05
-    for a width that is no multiple of 128, for a head dim other than 64 and 128, and per e-fold of
-    d / L away from 64. Given ``shapes`` are taken as they are. Steps come from
+    half a step of that spacing, each takes the one of least ``|log(N / target)|`` in steps, plus
+    0.05 for a width that is no multiple of 128, for a head dim other than 64 and 128, and per
+    e-fold of d / L away from 64. Given ``shapes`` are taken as they are. Steps come from
     :func:`isoflop_runs`.
 
     The data suffices while a run sees at most one effective epoch, D <= T for D latent tokens and

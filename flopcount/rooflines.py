@@ -363,7 +363,7 @@ def roofline(
         dtype: Of computing and of activations.
         weights: Of weights as they are stored: a key of :data:`flopcount.inference.BITS`.
         cache: Of the cache, likewise.
-        mla: As for :meth:`prefill`.
+        mla: As for :meth:`~flopcount.inference.Inference.prefill`.
 
     Returns:
         A :class:`Roofline`. Of experts, as many are read as uniform routing leads one to expect:
@@ -371,7 +371,8 @@ def roofline(
 
     Raises:
         TypeError: If an argument has the wrong type, or is an array or a symbol.
-        ValueError: If the device or its bandwidth is not known, or as of :meth:`prefill`.
+        ValueError: If the device or its bandwidth is not known, or as of
+            :meth:`~flopcount.inference.Inference.prefill`.
 
     Source: Williams et al. 2009, Roofline: an insightful visual performance model.
 

@@ -33,6 +33,7 @@ OBJECTIVES = {
     "variable-projection": "Huber on the loss by variable projection",
     "least-squares-log": "least squares on the log of the loss",
 }
+"""What a fit of a surface may minimise."""
 HUBER_DELTA = 1e-3
 """Hoffmann et al. 2022 (arXiv 2203.15556), section 3.3 and Appendix D.3: of log loss. On the loss,
 the same share of the runs' median loss, so that both objectives forgive the same outliers."""

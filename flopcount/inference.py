@@ -31,7 +31,7 @@ from flopcount.sizes import (
     require_size,
     safe_for,
 )
-from flopcount.tables import shown, table
+from flopcount.tables import Table, shown
 
 BITS = {
     "fp64": 64, "fp32": 32, "tf32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "fp4": 4,
@@ -87,18 +87,21 @@ class CacheCount(Tally):
             "terms": self.records(),
         }
 
-    def __str__(self) -> str:
-        return table(
-            ["part", "layer", "name", "elements"],
-            [list(record.values()) for record in self.records()],
-            title=f"Cache of {self.model.title} behind {shown(self.positions)} positions, batch of "
-            f"{shown(self.batch_size)}",
-            footer=["total", None, None, self.elements],
-            note=", ".join(
-                f"{shown(self.bytes(dtype))} bytes in {dtype}" for dtype in ("bf16", "fp8", "int4")
-            ),
-            keys=3,
-        )
+    def _tables(self) -> list[Table | str]:
+        return [
+            Table(
+                ["part", "layer", "name", "elements"],
+                [list(record.values()) for record in self.records()],
+                title=f"Cache of {self.model.title} behind {shown(self.positions)} positions, "
+                f"batch of {shown(self.batch_size)}",
+                footer=["total", None, None, self.elements],
+                note=", ".join(
+                    f"{shown(self.bytes(dtype))} bytes in {dtype}"
+                    for dtype in ("bf16", "fp8", "int4")
+                ),
+                keys=3,
+            )
+        ]
 
 
 def kept(network: Network) -> tuple[Cached, ...]:

@@ -11,14 +11,14 @@ import bisect
 import dataclasses
 import functools
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flopcount import extras
 from flopcount.architectures import Architecture
 from flopcount.blocks import rows_of
 from flopcount.count import product_term
 from flopcount.devices import DEFAULT_DTYPE, Device, find_device
 from flopcount.inference import bits
+from flopcount.pictures import Drawn
 from flopcount.rows import Cached, Product, Tensor
 from flopcount.sizes import (
     Size,
@@ -29,10 +29,7 @@ from flopcount.sizes import (
     require_at_most,
     require_size,
 )
-from flopcount.tables import shown, table
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from flopcount.tables import Shown, Table, shown
 
 LARGEST_BATCH = 2**20
 KEPT = ("keys", "latents", "rotary keys")
@@ -125,7 +122,7 @@ class Bound:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Roofline:
+class Roofline(Shown, Drawn):
     """What bounds the time of one pass on a device; all bytes and seconds are lower bounds.
 
     Attributes:
@@ -199,24 +196,18 @@ class Roofline:
             "weight_bytes": self.weight_bytes,
             "cache_bytes": self.cache_bytes,
             "fits": self.fits,
-            "terms": [
-                dataclasses.asdict(term)
-                | {"intensity": term.intensity, "seconds": term.seconds, "bound": term.bound_by}
-                for term in self.terms
-            ],
+            "terms": self.records(),
         }
 
-    def plot(self, path: str | Path) -> None:
-        """Draw the roofline with the terms on it (extra ``plot``).
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per term."""
+        return [
+            dataclasses.asdict(term)
+            | {"intensity": term.intensity, "seconds": term.seconds, "bound": term.bound_by}
+            for term in self.terms
+        ]
 
-        Args:
-            path: The file; its suffix says the format.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-        """
-        figure = extras.load("matplotlib.figure", "plot").Figure(layout="constrained")
-        axes = figure.subplots()
+    def _draw(self, axes: Any) -> None:
         peak, bandwidth = self.total.peak, self.total.bandwidth
         ridge = peak / bandwidth
         terms = [term for term in (*self.terms, self.total) if term.flops]
@@ -234,12 +225,8 @@ class Roofline:
             title=f"{self.model.title} on {self.device.name}",
         )
         axes.legend(fontsize="small")
-        figure.savefig(path)
 
-    def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
+    def _tables(self) -> list[Table | str]:
         rows = [
             [
                 term.layer, term.term, term.flops, round(term.bytes), round(term.intensity, 2),
@@ -257,7 +244,7 @@ class Roofline:
             + {None: "", True: ": they fit the memory", False: ": MORE than the memory"}[self.fits],
         ]
         total = self.total
-        return table(
+        return [Table(
             ["layer", "term", "FLOPs", "bytes, at least", "FLOPs per byte", "bound by", "µs"],
             rows,
             title=f"Roofline of {self.model.title} on {self.device.name}: {asked}",
@@ -267,7 +254,7 @@ class Roofline:
             ],
             note="\n".join(notes),
             keys=2,
-        )  # fmt: skip
+        )]  # fmt: skip
 
 
 def bounds(

@@ -216,7 +216,8 @@ class Roofline(Shown, Drawn):
         axes.plot([low, ridge, high], [low * bandwidth, peak, peak], color="black")
         for term in terms:
             rate = min(peak, term.intensity * bandwidth)
-            axes.plot(term.intensity, rate, "o", label=f"{term.layer} {term.term}".strip())
+            mark = "k*" if term is self.total else "o"
+            axes.plot(term.intensity, rate, mark, label=f"{term.layer} {term.term}".strip())
         axes.set(
             xscale="log",
             yscale="log",

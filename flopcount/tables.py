@@ -360,6 +360,10 @@ def _rendered(part: Sequence[_Column], width: int, space: _Space, has_footer: bo
     for row in zip(*(column.cells for column in part), strict=True):
         grid.add_row(*row)
     stream = io.StringIO()
-    console = Console(file=stream, width=width, color_system=None, markup=False, highlight=False)
+    # In a notebook rich would display the table, and leave the text empty.
+    console = Console(
+        file=stream, width=width, color_system=None, markup=False, highlight=False,
+        force_jupyter=False,
+    )  # fmt: skip
     console.print(grid)
     return "\n".join(line.rstrip() for line in printable(stream.getvalue()).rstrip().splitlines())

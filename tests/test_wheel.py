@@ -65,6 +65,7 @@ def test_the_wheel_holds_only_flopcount(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"flopcount"}
     assert "flopcount/py.typed" in names
     assert "flopcount/architectures.py" in names
+    assert "flopcount/explorer.html.jinja" in names
 
 
 def test_no_extra_is_installed(alone, tmp_path):
@@ -95,6 +96,16 @@ def test_the_command_line_works(alone, tmp_path):
             "import flopcount as fc; fc.Decoder(vocab_size=9, seq_len=3, num_channels=4, "
             "num_layers=1, num_heads=2).flops().to_frame()",
             "fit",
+        ),
+        (
+            "import flopcount as fc; fc.explore(fc.Decoder(vocab_size=9, seq_len=3, "
+            "num_channels=4, num_layers=1, num_heads=2))",
+            "explore",
+        ),
+        (
+            "import flopcount as fc; fc.Decoder(vocab_size=9, seq_len=3, num_channels=4, "
+            "num_layers=1, num_heads=2).flops().plot()",
+            "plot",
         ),
     ],
 )

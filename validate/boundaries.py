@@ -439,7 +439,13 @@ class Boundaries:
             ]
         )
         count = model.flops(batch_size=self.any_of(1, 2, np.array([1, 2])), **options)
-        count.self_part.total, str(count), count.to_dict()
+        count.self_part.total, self.show(count)
+
+    def show(self, found: Any) -> None:
+        """Whatever prints: as text, in a notebook, as plain data, a frame and a picture."""
+        str(found), found._repr_html_(), found.to_dict()
+        if self.random_state.random() < 0.05:
+            found.to_frame(), found.plot()
 
     def generate(self) -> None:
         """Prompts, decoding, drafts and caches; both together are one pass over all positions."""
@@ -465,7 +471,7 @@ class Boundaries:
             model, self.any_of("h100"), cached=self.any_of(0, 9), positions=self.any_of(1, 3),
             batch_size=batch_size, weights=self.any_of("bf16", "int4"), mla=self.any_of(None),
         )  # fmt: skip
-        str(bound), bound.to_dict()
+        self.show(bound)
         if r.random() < 0.02:
             fc.explore(self.any_of(model))
         fc.expected_experts(self.any_of(8), self.any_of(2), self.any_of(3))

@@ -29,6 +29,7 @@ from flopcount.sizes import (
     Size,
     assumptions,
     exact_ratio,
+    is_array,
     is_symbolic,
     multiply,
     quoted,
@@ -359,6 +360,9 @@ def _replaced(model: Any, **sizes: Any) -> Architecture:
 def on_sliders(model: Architecture) -> tuple[Architecture, list[dict[str, Any]]]:
     """A model with a symbol for every size that a page has a slider for, and these sliders."""
     sympy = extras.load("sympy", EXTRA)
+    for name, value in model.arguments().items():
+        if is_array(value) or is_symbolic(value):
+            raise TypeError(f"{name} = {quoted(value)}: expected one number, to begin with")
     kept: Any = getattr(model, "_kept", None)
     if getattr(model, "prefix_dropout", 0) and kept:
         # How many are kept is an integer; the probability that gives it is none.
@@ -370,8 +374,6 @@ def on_sliders(model: Architecture) -> tuple[Architecture, list[dict[str, Any]]]
         if value is None:
             longest = model._longest()
             value = DEFAULT_LENGTH if longest is None else min(DEFAULT_LENGTH, longest[1])
-        if type(value) is not int:
-            raise TypeError(f"{name} = {quoted(value)}: expected one integer, to begin with")
         if not value:
             continue
         # Of fewer layers than their pattern has, some kinds of layers would be missing.

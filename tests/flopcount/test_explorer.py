@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import sympy
 
@@ -326,8 +327,11 @@ def test_the_page_needs_nothing_else():
 def test_what_a_page_is_made_of_is_checked():
     with pytest.raises(TypeError, match="expected a model that flopcount counts"):
         fc.explore({"model_type": "gpt2"})
-    with pytest.raises(TypeError, match="num_layers = n: expected one integer"):
+    with pytest.raises(TypeError, match="num_layers = n: expected one number"):
         fc.explore(dataclasses.replace(model_of("gemma2"), num_layers=n))
+    halves = dataclasses.replace(model_of("perceiver-ar"), prefix_dropout=np.array([0.5, 0.25]))
+    with pytest.raises(TypeError, match=r"prefix_dropout = .*: expected one number"):
+        fc.explore(halves)
 
 
 def test_a_length_that_nobody_gave_is_what_the_model_takes():

@@ -58,6 +58,7 @@ def shown() -> dict[str, Shown]:
         "comparison": fc.compare(model),
         "explanation": fc.explain("decoder"),
         "roofline": fc.roofline(llama, "h100", cached=8),
+        "many devices": fc.per_device(llama, fc.Parallel(tensor=2, data=2)),
         "article": reproduce(),
         "plan": fc.plan(
             [1e18, 1e19], vocab_size=262, num_latents=512, batch_size=80, num_models=3

@@ -357,7 +357,8 @@ def per_device(
         ValueError: If the model is none whose division is known, a size does not divide another, or
             an option is unknown.
 
-    Source: of each transfer, at :class:`Share`, :class:`Ends` and :class:`Experts`; what they are
+    Source: of each transfer, at :class:`~flopcount.parallel.Share`,
+    :class:`~flopcount.parallel.Ends` and :class:`~flopcount.parallel.Experts`; what they are
     least is :data:`SENT`.
 
     >>> import flopcount as fc

@@ -1,5 +1,5 @@
-# `make demo` and `make test` set up what they need: a virtual environment in .venv, pinned by
-# constraints.txt.
+# `make demo`, `make test` and `make docs` set up what they need: a virtual environment in .venv,
+# pinned by constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -11,7 +11,7 @@ COUNTER := .venv-counter
 DEMO_MODEL := perceiver-ar --vocab-size 262 --num-latents 128 --num-prefix 128 --num-channels 48 \
 	--num-layers 2 --num-heads 2
 
-.PHONY: demo test test-counter test-adapters lint setup clean
+.PHONY: demo docs test test-counter test-adapters lint setup clean
 
 setup: $(INSTALLED)
 
@@ -57,6 +57,10 @@ $(ADAPTERS)/.installed: $(INSTALLED)
 		> "$$($(ADAPTERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
 	$(ADAPTERS)/bin/python -m pip install --quiet --constraint constraints.txt '.[adapters]'
 	touch $@
+
+docs: setup
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) $(ADAPTERS) $(COUNTER) build dist .mypy_cache .ruff_cache .hypothesis runs

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
+    from flopcount.explorer import explore
     from flopcount.hf import from_hf
     from flopcount.inference import expected_tokens_per_round
     from flopcount.isoflop.curves import fit_training_curves, read_curves
@@ -56,6 +57,7 @@ __all__ = [
     "expected_experts",
     "expected_tokens_per_round",
     "explain",
+    "explore",
     "fit_isoflop_profiles",
     "fit_optima",
     "fit_surface",
@@ -90,6 +92,7 @@ _HOMES = {
     "expected_experts": "rooflines",
     "expected_tokens_per_round": "inference",
     "explain": "explanation",
+    "explore": "explorer",
     "fit_isoflop_profiles": "isoflop.profiles",
     "fit_optima": "isoflop.optima",
     "fit_surface": "isoflop.surface",

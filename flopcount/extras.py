@@ -14,6 +14,7 @@ _EXTRAS = {
     "sympy": "symbolic",
     "pandas": "fit",
     "matplotlib": "plot",
+    "jinja2": "explore",
     "ray": "ray",
     "datasets": "hf",
     "pytest": "dev",
@@ -29,7 +30,6 @@ _EXTRAS = {
             "triton",
             "filelock",
             "fvcore",
-            "jinja2",
             "safetensors",
             "scipy",
             "sentencepiece",
@@ -38,7 +38,7 @@ _EXTRAS = {
     ),
 }
 
-_IN_LAB = ("", "symbolic", "fit", "plot", "torch")
+_IN_LAB = ("", "symbolic", "fit", "plot", "torch", "explore")
 
 
 def load(module: str, extra: str) -> Any:

@@ -67,6 +67,7 @@ def test_the_wheel_holds_only_flopcount(wheel):
     assert "flopcount/architectures.py" in names
     assert {"flopcount/torch.py", "flopcount/testing/__init__.py"} <= set(names)
     assert "flopcount/callbacks/transformers.py" in names
+    assert "flopcount/explorer.html.jinja" in names
 
 
 def test_no_extra_is_installed(alone, tmp_path):
@@ -109,6 +110,16 @@ def test_the_command_line_works(alone, tmp_path):
         ("import flopcount as fc; fc.torch.count", "torch"),
         ("from flopcount.testing import models", "testing"),
         ("import flopcount.callbacks.lightning", "adapters"),
+        (
+            "import flopcount as fc; fc.explore(fc.Decoder(vocab_size=9, seq_len=3, "
+            "num_channels=4, num_layers=1, num_heads=2))",
+            "explore",
+        ),
+        (
+            "import flopcount as fc; fc.Decoder(vocab_size=9, seq_len=3, num_channels=4, "
+            "num_layers=1, num_heads=2).flops().plot()",
+            "plot",
+        ),
     ],
 )
 def test_a_missing_extra_is_named(alone, tmp_path, code, extra):

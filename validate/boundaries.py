@@ -441,7 +441,13 @@ class Boundaries:
             ]
         )
         count = model.flops(batch_size=self.any_of(1, 2, np.array([1, 2])), **options)
-        count.self_part.total, str(count), count.to_dict()
+        count.self_part.total, self.show(count)
+
+    def show(self, found: Any) -> None:
+        """Whatever prints: as text, in a notebook, as plain data, a frame and a picture."""
+        str(found), found._repr_html_(), found.to_dict()
+        if self.random_state.random() < 0.05:
+            found.to_frame(), found.plot()
 
     def generate(self) -> None:
         """Prompts, decoding, drafts and caches; both together are one pass over all positions."""
@@ -467,7 +473,9 @@ class Boundaries:
             model, self.any_of("h100"), cached=self.any_of(0, 9), positions=self.any_of(1, 3),
             batch_size=batch_size, weights=self.any_of("bf16", "int4"), mla=self.any_of(None),
         )  # fmt: skip
-        str(bound), bound.to_dict()
+        self.show(bound)
+        if r.random() < 0.02:
+            fc.explore(self.any_of(model))
         fc.expected_experts(self.any_of(8), self.any_of(2), self.any_of(3))
         expected_tokens_per_round(self.any_of(0.5, 0.0), self.any_of(1, 4))
         if level == "dense" or isinstance(model, fc.PerceiverAR):
@@ -893,6 +901,11 @@ class Boundaries:
             arguments += model
         if arguments[0] == "roofline":
             arguments += ["--device", r.choice(["h100", *words])]
+        if arguments[0] == "explore":
+            arguments += [
+                "--out",
+                r.choice([str(Path(folder_of_runs().name, "page.html")), "/", ""]),
+            ]
         if arguments[0] == "generate":
             arguments += ["--prompt-len", r.choice(["3", *words]), "--new-tokens", "4"]
         if arguments[0] in ("count", "explain") and r.random() < 0.3:

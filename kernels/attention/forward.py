@@ -14,6 +14,7 @@ from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
     load_rows,
+    not_before,
     product_over_channels,
     rows_from,
     rows_of,
@@ -59,7 +60,7 @@ def attend_tiles(
     keys,
     first,
     last,
-    queries,
+    first_query,
     scale_log2,
     BLOCK_KEYS: tl.constexpr,
     PARTS: tl.constexpr,
@@ -81,7 +82,7 @@ def attend_tiles(
             inside = tl.arange(0, BLOCK_KEYS) < k_rows[1]
             scores = tl.where(inside[None, :], scores, float("-inf"))
         if MASK == "causal":
-            admitted = queries[:, None] >= (start + tl.arange(0, BLOCK_KEYS))[None, :]
+            admitted = not_before(first_query - start, scores.shape[0], BLOCK_KEYS)
             scores = tl.where(admitted, scores, float("-inf"))
         # Scaling the maximum, not each score, leaves one multiply-add per score before its exp2.
         new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
@@ -154,19 +155,19 @@ def attention_forward(
     # assembler sees accumulators set while products are in flight, and makes every product wait.
     tl.assume(first_query < end)
     state = attend_tiles(
-        state, q_tile, keys, first_query, end, queries, scale_log2, BLOCK_KEYS, PARTS, "causal"
+        state, q_tile, keys, first_query, end, first_query, scale_log2, BLOCK_KEYS, PARTS, "causal"
     )
     state = attend_tiles(
-        state, q_tile, keys, 0, first_query, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
+        state, q_tile, keys, 0, first_query, first_query, scale_log2, BLOCK_KEYS, PARTS, "none"
     )
     if HAS_PREFIX:
         keys = keys_of(prefix, b, g)
         whole = prefix[4] // BLOCK_KEYS * BLOCK_KEYS
         state = attend_tiles(
-            state, q_tile, keys, 0, whole, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
+            state, q_tile, keys, 0, whole, first_query, scale_log2, BLOCK_KEYS, PARTS, "none"
         )
         state = attend_tiles(
-            state, q_tile, keys, whole, prefix[4], queries, scale_log2, BLOCK_KEYS, PARTS, "end"
+            state, q_tile, keys, whole, prefix[4], first_query, scale_log2, BLOCK_KEYS, PARTS, "end"
         )
     accumulator, row_max, row_sum = state
     out_rows = rows_from(rows_of(out, out_strides, num_latents, b, h), first_query)

@@ -81,6 +81,14 @@ def load_rows(
 
 
 @triton.jit
+def not_before(offset, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where row + ``offset`` >= column, (ROWS, COLUMNS)."""
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    of_thread = (offset + (row & -9))[:, None] - (column & 6)[None, :]
+    return of_thread >= (column & -7)[None, :] - (row & 8)[:, None]
+
+
+@triton.jit
 def store_rows(rows, tile, factor, ROWS: tl.constexpr, STORED: tl.constexpr, PARTS: tl.constexpr):
     """Store ``tile · factor`` in the first ``ROWS`` of the rows, where it lies in them."""
     base, num_rows, row_stride, channel_stride = rows

@@ -318,8 +318,9 @@ def add_query_tiles(
         grad_weights = product_over_channels(grad_out, v_tile)
         grad_scores = weights * (grad_weights - row_delta[:, None])
         grad_q = add_product_over_rows(grad_q, grad_scores, k_tile)
-        k += step(k_rows, BLOCK_KEYS)
-        v += step(v_rows, BLOCK_KEYS)
+        if MASK != "causal" or q[0].shape[0] != BLOCK_KEYS:
+            k += step(k_rows, BLOCK_KEYS)
+            v += step(v_rows, BLOCK_KEYS)
     return grad_q
 
 

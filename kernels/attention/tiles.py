@@ -82,7 +82,12 @@ def load_rows(
 
 @triton.jit
 def not_before(offset, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where row + ``offset`` >= column, (ROWS, COLUMNS)."""
+    """Where row + ``offset`` >= column, (ROWS, COLUMNS).
+
+    Of a product's tile a thread has rows that differ in bit 3, and in bits 6 and up, and columns
+    that differ in bit 0, and in bits 3 and up: what it has in common goes to one side, so that the
+    other is a constant of the code, and eight rows further down the comparisons are the same.
+    """
     row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     of_thread = (offset + (row & -9))[:, None] - (column & 6)[None, :]
     return of_thread >= (column & -7)[None, :] - (row & 8)[:, None]

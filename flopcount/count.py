@@ -643,7 +643,7 @@ class Count(Flops, Drawn):
         }
 
     def _draw(self, axes: Any) -> None:
-        self._check_covered()
+        self.require_covered()
         if is_symbolic(self.total) or is_array(self.total):
             raise TypeError(f"total = {quoted(self.total)}: expected one number, for a picture")
         names = [f"{term.layer}, {term.term}" for term in self.terms]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flopcount.architectures import Decoder, Llama, PerceiverAR
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
-    from flopcount.devices import Bandwidth, Device, Memory, Peak
+    from flopcount.devices import Bandwidth, Device, Memory, Multiprocessors, Peak
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
@@ -46,6 +46,7 @@ __all__ = [
     "Llama",
     "Memory",
     "MixtureLM",
+    "Multiprocessors",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -76,6 +77,7 @@ _HOMES = {
     "EncoderDecoderLM": "encoder_lm",
     "EncoderLM": "encoder_lm",
     "MixtureLM": "mixture_lm",
+    "Multiprocessors": "devices",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",

@@ -2,15 +2,19 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flopcount.devices import find_device
+from validate.emulator.cases import Case, launched
 from validate.processes import triton_processes
 from validate.profile import __main__ as program
 from validate.profile import profiling, report
+from validate.profile.traces import Traces, TracingMachine
 
 KERNELS = Path(__file__).with_name("profiled_kernels.py")
 DOCS = Path(__file__).parents[2] / "docs"
@@ -82,6 +86,28 @@ def test_an_addition_by_hand(profiled):
     assert result.total == result.magnitude == 4095 * 4096 / 2 + 4096
 
 
+def adds_up(case):
+    """Whether what traces say was executed is what is counted, of each launch of a forward pass."""
+    found = []
+
+    def run(launch):
+        counts = launch.run(observers=[traces := Traces()], kind=TracingMachine)
+        total = np.zeros_like(counts)
+        for runs in itertools.chain.from_iterable(traces.programs()):
+            for first, last in runs:
+                total[first : last + 1] += 1
+        found.append((total == counts).all())
+
+    launched(case, run, backward=False)
+    return found
+
+
+def test_traces_say_what_is_executed(pool):
+    found = pool.submit(adds_up, Case("bfloat16", 73, 131, 100, 2, 1)).result()
+    assert len(found) >= 1
+    assert all(found)
+
+
 def test_one_more_load_is_seen(profiled, called, tmp_path):
     before = tmp_path / "before.json"
     status, out, _ = called("add", "--json")
@@ -103,6 +129,8 @@ def test_one_more_load_is_seen(profiled, called, tmp_path):
     assert "add_kernel    global load sectors      1,024   1,536    +50 %" in out
     assert "+50 %" in out
     assert "grew by more than 0 %" in out
+    assert "Clocks, modelled, not measured" in out
+    assert "slower" in out
     assert called("add_again", "--compare", before, "--threshold", 60)[0] == 0
     after = tmp_path / "after.json"
     after.write_text(json.dumps(report.plain(profiled("add_again"))))

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from flopcount.devices import Device
+from validate.compiled_code import programs_at_once
 from validate.emulator.assembly import UnknownCodeError
 from validate.emulator.counts import Counts, Traffic
 from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.emulator.memory import GlobalMemory, MachineError
 from validate.emulator.safety import Safety
+from validate.profile.timing import Modelled, modelled
+from validate.profile.traces import Program, Traces, TracingMachine
 
 UNITS = ("tensor cores", "issue", "special functions", "shared memory", "bytes")
 """What a launch keeps busy."""
@@ -80,6 +83,7 @@ class KernelProfile:
         programs: Of all launches.
         counts: By quantity.
         clocks: For which each of :data:`UNITS` is busy: see :func:`busy`.
+        modelled: A model's time, not a measured one.
         lines: Where it was, the most instructions first.
         findings: Memory and registers touched too early, or not to be touched.
     """
@@ -90,6 +94,7 @@ class KernelProfile:
     programs: int = 0
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     clocks: dict[str, float] = dataclasses.field(default_factory=dict)
+    modelled: Modelled = dataclasses.field(default_factory=Modelled)
     lines: list[Line] = dataclasses.field(default_factory=list)
     findings: list[str] = dataclasses.field(default_factory=list)
 
@@ -244,26 +249,28 @@ class Profiler:
             MachineError: where it touches what it must not touch, or waits forever.
         """
         kernel = self.kernels.setdefault(launch.name, KernelProfile(launch.name))
-        traffic, safety = Traffic(len(launch.operations)), Safety()
+        traffic, safety, traces = Traffic(len(launch.operations)), Safety(), Traces()
         try:
-            executed = launch.run(GlobalMemory(), (traffic, safety))
+            executed = launch.run(GlobalMemory(), (traffic, safety, traces), TracingMachine)
         finally:
             known = dict.fromkeys((*kernel.findings, *safety.findings))
             kernel.findings = list(known)
-        self.add(launch, Counts(launch.code, executed, traffic, launch.declared))
+        counts = Counts(launch.code, executed, traffic, launch.declared)
+        self._add(kernel, launch, counts, traces.programs())
 
-    def add(self, launch: EmulatedLaunch, counts: Counts) -> None:
-        """Add what a launch executed to its kernel's."""
-        kernel = self.kernels[launch.name]
-        programs = len(launch.programs())
+    def _add(
+        self, kernel: KernelProfile, launch: EmulatedLaunch, counts: Counts, programs: list[Program]
+    ) -> None:
         kernel.launches += 1
-        kernel.programs += programs
-        for into, found in (
-            (kernel.counts, quantities(counts)),
-            (kernel.clocks, busy(counts, self.device, programs)),
-        ):
+        kernel.programs += len(programs)
+        clocks = busy(counts, self.device, len(programs))
+        for into, found in ((kernel.counts, quantities(counts)), (kernel.clocks, clocks)):
             for name, value in found.items():
                 into[name] = into.get(name, 0) + value
+        at_once = programs_at_once(launch.code.registers, launch.num_warps, launch.shared)
+        assert self.device.multiprocessors is not None
+        count = self.device.multiprocessors.count
+        kernel.modelled.add(modelled(counts, programs, at_once, count, clocks["bytes"]))
         lines = self._lines.setdefault(launch.name, collections.defaultdict(lambda: [0, 0, 0]))
         loops = counts.loops()
         for at in launch.code.instructions:

@@ -10,6 +10,8 @@ from typing import Any
 
 from flopcount.tables import paragraph, table
 from validate.profile.profiling import UNITS, KernelProfile, Line, Profile, ProfileError, Result
+from validate.profile.scheduling import REASONS, SETTINGS
+from validate.profile.timing import Modelled, is_tie
 
 COMPARED = (
     "instructions of warps",
@@ -74,7 +76,8 @@ def read(path: Path) -> Profile:
         for entry in held.pop("kernels"):
             entry.pop("binds")
             lines = [Line(**line) for line in entry.pop("lines")]
-            kernels.append(KernelProfile(**entry, lines=lines))
+            time = Modelled(**entry.pop("modelled"))
+            kernels.append(KernelProfile(**entry, lines=lines, modelled=time))
         results = tuple(
             Result(**entry | {"shape": tuple(entry["shape"])}) for entry in held.pop("results")
         )
@@ -121,14 +124,51 @@ def compared(before: Profile, now: Profile, threshold: float) -> tuple[str, bool
     if found:
         rows = [[c.kernel, c.quantity, c.before, c.now, c.shown] for c in found]
         said.append(table(["kernel", "quantity", "before", "now", "change"], rows, keys=2))
+    said += _times(before, now)
     if grown:
         said.append(f"{len(grown)} quantities grew by more than {threshold:g} %.")
     return "\n\n".join(map(paragraph_unless_table, said)), bool(grown)
 
 
+def _times(before: Profile, now: Profile) -> list[str]:
+    """How the modelled times of kernels that both have changed; nothing where none did."""
+    old = {kernel.name: kernel.modelled for kernel in before.kernels if kernel.launches}
+    rows = []
+    for kernel in now.kernels:
+        time = kernel.modelled
+        was = old.get(kernel.name)
+        if kernel.launches and was and was != time:
+            low, high = time.against(was)
+            verdict = "a tie" if is_tie(low, high) else "faster" if high < 1 else "slower"
+            shares = f"{low:.3f} to {high:.3f}"
+            rows.append([kernel.name, f"{was.middle:,.0f}", f"{time.middle:,.0f}", shares, verdict])
+    headings = ["kernel", "before", "now", "share over the ranges", ""]
+    title = "Clocks, modelled, not measured; the status does not depend on them"
+    return [table(headings, rows, title=title)] if rows else []
+
+
 def paragraph_unless_table(text: str) -> str:
     """Text wrapped to the terminal; a table is so already."""
     return text if "\n" in text else paragraph(text)
+
+
+def _modelled(device: str, kernels: list[KernelProfile]) -> str:
+    """Modelled times, and what warps do with them."""
+    rows: list[list[Any]] = [
+        [f"{name} clocks", *(f"{getattr(k.modelled, name):,.0f}" for k in kernels)]
+        for name in SETTINGS
+    ]
+    rows.append(["of memory at least", *(f"{k.modelled.bytes:,.0f}" for k in kernels)])
+    for reason in REASONS:
+        clocks = [k.modelled.stalls.get(reason, 0) for k in kernels]
+        totals = [sum(k.modelled.stalls.values()) for k in kernels]
+        shares = [f"{x / total:.1%}" for x, total in zip(clocks, totals, strict=True)]
+        rows.append([f"warps: {reason}", *shares])
+    return table(
+        ["", *(kernel.name for kernel in kernels)],
+        rows,
+        title=f"Modelled, not measured: a launch on {device}, over the ranges of what is guessed",
+    )
 
 
 def as_text(profile: Profile, lines: int) -> str:
@@ -166,6 +206,7 @@ def as_text(profile: Profile, lines: int) -> str:
                 title=f"Clocks for which each unit of {profile.device} is busy: no time",
             )
         )
+        parts.append(_modelled(profile.device, counted))
     for kernel in counted:
         shown = kernel.lines[:lines]
         total = kernel.counts["instructions of warps"]

@@ -65,6 +65,8 @@ def asks():
 
     x = torch.randn(8).cuda().to("cuda")
     assert x.is_cuda
+    assert (x.device.type, x.device.index, x.get_device()) == ("cuda", 0, 0)
+    assert torch.empty_like(x).add(torch.ones(8, device=x.device)).is_cuda
     assert torch.cuda.is_available()
     assert torch.cuda.get_device_capability(x.device) == (9, 0)
     assert "H100" in torch.cuda.get_device_name()

@@ -19,6 +19,7 @@ from validate.profile.scheduling import (
     MEET,
     NO_BARRIER,
     NOT_SELECTED,
+    PLAIN,
     PRODUCT,
     PRODUCTS_DONE,
     REASONS,
@@ -28,6 +29,8 @@ from validate.profile.scheduling import (
     Code,
 )
 from validate.profile.traces import Program
+
+ENDED = -1
 
 
 class _Resident:
@@ -42,34 +45,25 @@ class _Warp:
     """A warp: where it is, and when what it waits for is there.
 
     Attributes:
-        step: The index of its next instruction, within ``runs[run]``.
+        coming: The indices of the instructions after the next one.
+        at: The index of the next one.
         barriers, reasons: When each of its barriers is released, and whose wait that is.
         copies, products: When each group of them and all before it are done.
         copied: When the copies of no group yet are done.
     """
 
     __slots__ = (
-        "barriers", "copied", "copies", "last", "products", "program", "reasons", "run", "runs",
-        "scheduler", "step",
+        "at", "barriers", "coming", "copied", "copies", "products", "program", "reasons",
+        "scheduler",
     )  # fmt: skip
 
     def __init__(self, runs: Sequence[tuple[int, int]], scheduler: int, program: _Resident) -> None:
-        self.runs, self.run = runs, 0
-        self.step, self.last = runs[0]
+        every = (range(first, last + 1) for first, last in runs)
+        self.coming = itertools.chain.from_iterable(every)
+        self.at = next(self.coming)
         self.scheduler, self.program = scheduler, program
         self.barriers, self.reasons = [0.0] * BARRIERS, [0] * BARRIERS
         self.copies, self.copied, self.products = [0.0], 0.0, [0.0]
-
-    def advance(self) -> bool:
-        """Go to the next instruction; false where there is none."""
-        if self.step < self.last:
-            self.step += 1
-            return True
-        self.run += 1
-        if self.run == len(self.runs):
-            return False
-        self.step, self.last = self.runs[self.run]
-        return True
 
 
 def simulate(code: Code, programs: Sequence[Program], at_once: int) -> tuple[float, list[float]]:
@@ -78,54 +72,55 @@ def simulate(code: Code, programs: Sequence[Program], at_once: int) -> tuple[flo
     Returns:
         Clocks until the last one ends, and those of all warps by :data:`REASONS`.
     """
-    steps, value = code.steps, code.value
-    queued = value["accesses queued"]
-    bytes_per_clock = value["global bytes"]
+    steps = [tuple(step) for step in code.steps]
+    queued, starts = code.value["accesses queued"], code.value["start"]
+    bytes_per_clock, products_queued = code.value["global bytes"], code.value["products queued"]
     free = [0.0] * SCHEDULERS
     units: list[dict[str, float]] = [dict.fromkeys(code.units, 0.0) for _ in range(SCHEDULERS)]
     memory = distant = 0.0  # when shared memory, and the way to the second cache, are free
     stalls = [0.0] * len(REASONS)
-    order = itertools.count()
+    order, schedulers = itertools.count(), itertools.cycle(range(SCHEDULERS))
     heap: list[tuple[float, int, _Warp]] = []
-    coming = iter(programs)
-    first_scheduler = itertools.count()
+    following = iter(programs)
 
     def start(program: Program | None, time: float) -> None:
         if program is not None:
             resident = _Resident(len(program))
             for runs in program:
-                warp = _Warp(runs, next(first_scheduler) % SCHEDULERS, resident)
-                wait(warp, time, 0.0, FIXED)
+                warp = _Warp(runs, next(schedulers), resident)
+                heapq.heappush(heap, (ready_at(warp, time), next(order), warp))
 
-    def wait(warp: _Warp, time: float, least: float, reason: int) -> None:
-        """Let a warp's next instruction be ready when all that it waits for is there."""
-        step = steps[warp.step]
-        ready = time + least
-        stalls[reason] += least
-        late, whose = ready, FIXED
-        for barrier in step.waits:
-            if warp.barriers[barrier] > late:
-                late, whose = warp.barriers[barrier], warp.reasons[barrier]
-        if step.kind == COPIES_DONE or step.kind == PRODUCTS_DONE:
-            groups = warp.copies if step.kind == COPIES_DONE else warp.products
-            if len(groups) > step.size and groups[-1 - int(step.size)] > late:
-                late, whose = groups[-1 - int(step.size)], step.reason
-        stalls[whose] += late - ready
-        heapq.heappush(heap, (late, next(order), warp))
+    def ready_at(warp: _Warp, time: float) -> float:
+        """When a warp's next instruction has all that it waits for, and not before a time."""
+        kind, _, _, _, waits, _, _, _, reason, size = steps[warp.at]
+        late, whose = time, FIXED
+        if waits:
+            barriers = warp.barriers
+            for barrier in waits:
+                if barriers[barrier] > late:
+                    late, whose = barriers[barrier], warp.reasons[barrier]
+        if kind in (COPIES_DONE, PRODUCTS_DONE):
+            groups = warp.copies if kind == COPIES_DONE else warp.products
+            if len(groups) > size and groups[-1 - size] > late:
+                late, whose = groups[-1 - size], reason
+        stalls[whose] += late - time
+        return late
 
-    for program in itertools.islice(coming, at_once):
+    for program in itertools.islice(following, at_once):
         start(program, 0.0)
     end = 0.0
     while heap:
         ready, _, warp = heapq.heappop(heap)
-        step = steps[warp.step]
-        kind, scheduler = step.kind, warp.scheduler
-        time = max(ready, free[scheduler])
-        unit = step.unit
+        kind, stall, write, read_barrier, _, unit, busy, latency, reason, size = steps[warp.at]
+        scheduler = warp.scheduler
+        time = free[scheduler]
+        if time < ready:
+            time = ready
+        mine = units[scheduler]
         if unit:
-            open_at = units[scheduler][unit]
+            open_at = mine[unit]
             if kind == PRODUCT:
-                open_at -= value["products queued"] * step.busy
+                open_at -= products_queued * busy
         elif kind in (LOCAL, COPY):
             open_at = memory - queued
         else:
@@ -137,51 +132,52 @@ def simulate(code: Code, programs: Sequence[Program], at_once: int) -> tuple[flo
         stalls[NOT_SELECTED] += time - ready
         stalls[ISSUED] += 1
         free[scheduler] = time + 1
-        done = read = time
-        if kind == PRODUCT:
-            done = max(time, units[scheduler][unit]) + step.busy
-            units[scheduler][unit] = done
-            done += step.latency
-            if step.size:
-                warp.products.append(max(done, warp.products[-1]))
-        elif unit:
-            read = units[scheduler][unit] = time + step.busy
-            done = read + step.latency
-        elif kind == WAITED:
-            done = time + step.latency
-        if kind in (LOCAL, COPY):
-            memory = max(memory, time) + step.busy
-            read = memory
-            done = memory + step.latency
-        if kind in (LOADS, COPY) and step.size:
-            distant = max(distant, time) + step.size / bytes_per_clock
-            done = distant + step.latency
-            if kind == COPY:
-                warp.copied = max(warp.copied, done)
-        elif kind == COMMIT:
-            warp.copies.append(max(warp.copied, warp.copies[-1]))
-        if step.write != NO_BARRIER and kind != COMMIT and done > warp.barriers[step.write]:
-            warp.barriers[step.write] = done
-            warp.reasons[step.write] = step.reason
-        if step.read != NO_BARRIER and read > warp.barriers[step.read]:
-            warp.barriers[step.read] = read
-            warp.reasons[step.read] = step.reason
-        program = warp.program
-        goes_on = warp.advance()
+        if kind == PLAIN:
+            if unit:
+                mine[unit] = time + busy
+        else:
+            done = read = time
+            if kind == PRODUCT:
+                mine[unit] = max(time, mine[unit]) + busy
+                done = mine[unit] + latency
+                if size:
+                    warp.products.append(max(done, warp.products[-1]))
+            elif kind == WAITED:
+                if unit:
+                    read = mine[unit] = time + busy
+                done = read + latency
+            elif kind == COMMIT:
+                warp.copies.append(max(warp.copied, warp.copies[-1]))
+            elif kind in (LOCAL, COPY):
+                memory = read = max(memory, time) + busy
+                done = memory + latency
+            if kind in (LOADS, COPY) and size:
+                distant = max(distant, time) + size / bytes_per_clock
+                done = distant + latency
+                if kind == COPY and done > warp.copied:
+                    warp.copied = done
+            if kind != COMMIT:
+                for barrier, released in ((write, done), (read_barrier, read)):
+                    if barrier != NO_BARRIER and released > warp.barriers[barrier]:
+                        warp.barriers[barrier] = released
+                        warp.reasons[barrier] = reason
+        warp.at = next(warp.coming, ENDED)
         if kind == MEET:
+            program = warp.program
             program.waiting.append((warp, time))
             if len(program.waiting) == program.running:
                 for other, arrived in program.waiting:
-                    stalls[BARRIER] += time - arrived
-                    wait(other, time, step.latency, BARRIER)
+                    stalls[BARRIER] += time + latency - arrived - 1
+                    item = ready_at(other, time + latency), next(order), other
+                    heapq.heappush(heap, item)
                 program.waiting = []
-        elif goes_on:
-            least = max(step.stall, 1)
-            stalls[FIXED] -= 1  # the clock of its issue
-            wait(warp, time, least, FIXED)
+        elif warp.at != ENDED:
+            after = time + stall if stall else time + 1
+            stalls[FIXED] += after - time - 1
+            heapq.heappush(heap, (ready_at(warp, after), next(order), warp))
         else:
             end = max(end, time + 1)
-            program.running -= 1
-            if not program.running:
-                start(next(coming, None), time + value["start"])
+            warp.program.running -= 1
+            if not warp.program.running:
+                start(next(following, None), time + starts)
     return end, stalls

@@ -10,7 +10,7 @@ from typing import Any
 
 from flopcount.tables import paragraph, table
 from validate.profile.profiling import UNITS, KernelProfile, Line, Profile, ProfileError, Result
-from validate.profile.scheduling import REASONS, SETTINGS
+from validate.profile.scheduling import REASONS
 from validate.profile.timing import Modelled, is_tie
 
 COMPARED = (
@@ -154,11 +154,12 @@ def paragraph_unless_table(text: str) -> str:
 
 def _modelled(device: str, kernels: list[KernelProfile]) -> str:
     """Modelled times, and what warps do with them."""
+    ranges = [kernel.modelled.range() for kernel in kernels]
     rows: list[list[Any]] = [
-        [f"{name} clocks", *(f"{getattr(k.modelled, name):,.0f}" for k in kernels)]
-        for name in SETTINGS
+        ["clocks", *(f"{k.modelled.middle:,.0f}" for k in kernels)],
+        ["clocks, range", *(f"{low:,.0f} to {high:,.0f}" for low, high in ranges)],
+        ["of memory at least", *(f"{k.modelled.bytes:,.0f}" for k in kernels)],
     ]
-    rows.append(["of memory at least", *(f"{k.modelled.bytes:,.0f}" for k in kernels)])
     for reason in REASONS:
         clocks = [k.modelled.stalls.get(reason, 0) for k in kernels]
         totals = [sum(k.modelled.stalls.values()) for k in kernels]

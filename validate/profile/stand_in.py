@@ -55,6 +55,15 @@ class HopperStandIn(_HopperWithoutDevice):
         return torch.cuda
 
 
+ANSWERS: list[tuple[Any, Any]] = [
+    (torch.Tensor.device.__get__, torch.device("cuda", 0)),  # type: ignore[attr-defined]
+    (torch.Tensor.is_cuda.__get__, True),  # type: ignore[attr-defined]
+    (torch.Tensor.is_cpu.__get__, False),  # type: ignore[attr-defined]
+    (torch.Tensor.get_device, 0),
+]
+"""What a tensor of the CPU says of where it lies."""
+
+
 class OnCpu(TorchFunctionMode):
     """Calls that ask for a GPU get the CPU, and tensors say that they are on a GPU."""
 
@@ -62,8 +71,9 @@ class OnCpu(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Call with the CPU in place of every CUDA device."""
-        if func == torch.Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
-            return True
+        for asked, answer in ANSWERS:
+            if func == asked and args[0].device.type == "cpu":
+                return answer
         if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
         given = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}

@@ -37,8 +37,9 @@ class Modelled:
     """A modelled time of launches, in clocks: not measured.
 
     Attributes:
-        least, middle, most: With every parameter at the end of its range that makes for the least
-            time, in the middle, and at the other end.
+        least, middle, most: With every parameter at the end of its range that makes for less time,
+            in the middle, and at the other end. Units that are free sooner may let warps meet where
+            they did not, so that ``least`` need not be the least of the three.
         bytes: What distinct bytes take at least; within the others.
         stalls: What the warps' clocks go to, in the middle, by :data:`REASONS`.
     """
@@ -57,6 +58,11 @@ class Modelled:
         self.bytes += other.bytes
         for reason, clocks in other.stalls.items():
             self.stalls[reason] = self.stalls.get(reason, 0.0) + clocks
+
+    def range(self) -> tuple[float, float]:
+        """The least and the most of the three."""
+        three = [getattr(self, name) for name in SETTINGS]
+        return min(three), max(three)
 
     def against(self, other: Modelled) -> tuple[float, float]:
         """The range of its time as a share of another's, both under the same parameters."""
@@ -105,6 +111,7 @@ def modelled(
     at_once: int,
     multiprocessors: int,
     bytes_clocks: float,
+    settings: Sequence[str] = SETTINGS,
     **given: float,
 ) -> Modelled:
     """The time of a launch.
@@ -115,6 +122,7 @@ def modelled(
         at_once: How many programs a multiprocessor holds.
         multiprocessors: How many there are.
         bytes_clocks: For which memory is busy at least.
+        settings: Those to model; the middle one, which has to be among them, stands for others.
         given: Values of parameters, whatever the setting.
     """
     every = assigned(programs, multiprocessors, at_once)
@@ -122,7 +130,7 @@ def modelled(
     most = sorted(different.values(), key=lambda some: -sum(map(instructions, some)))[:SIMULATED]
     found: dict[str, Any] = {}
     stalls: collections.Counter[str] = collections.Counter()
-    for setting in SETTINGS:
+    for setting in settings:
         code = scheduled(counts, setting, **given)
         clocks = 0.0
         for some in most:
@@ -131,4 +139,5 @@ def modelled(
             if setting == MIDDLE:
                 stalls.update(dict(zip(REASONS, reasons, strict=True)))
         found[setting] = max(clocks, bytes_clocks)
-    return Modelled(found[LEAST], found[MIDDLE], found[MOST], bytes_clocks, dict(stalls))
+    each = [found.get(setting, found[MIDDLE]) for setting in (LEAST, MIDDLE, MOST)]
+    return Modelled(*each, bytes_clocks, dict(stalls))

@@ -21,14 +21,13 @@ from benchmarks.issue import INSTALL, PEER_FOLDER, PEER_KERNELS
 from flopcount.devices import find_device
 from flopcount.tables import table
 from kernels.attention.tilings import KERNELS
-from validate.compiled_code import programs_at_once
 from validate.emulator.cases import Case
 from validate.emulator.counts import Counts, Traffic, sliced
 from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.emulator.memory import GlobalMemory
 from validate.processes import triton_processes
 from validate.profile.profiling import busy
-from validate.profile.timing import SETTINGS, Modelled, is_tie, modelled
+from validate.profile.timing import SETTINGS, Modelled, held_at_once, is_tie, modelled
 from validate.profile.traces import Traces, TracingMachine
 
 NAMES = {name: key for key, name in KERNELS.items()} | PEER_KERNELS
@@ -78,11 +77,20 @@ class Row:
 
 
 def timed(
-    call: Callable[[], Any], batches: tuple[int, ...], settings: tuple[str, ...]
+    call: Callable[[], Any],
+    batches: tuple[int, ...],
+    settings: tuple[str, ...],
+    only: str | None = None,
 ) -> dict[tuple[str, int], Modelled]:
     """Modelled times of a call's kernels and of all together, for so many of its sequences.
 
     The call is one of a single sequence; the programs of others come after its own and do the same.
+
+    Args:
+        call: Makes the launches.
+        batches: How many sequences there are.
+        settings: As of :func:`validate.profile.timing.modelled`.
+        only: The kernel to model; others are passed over.
     """
     from validate.profile.stand_in import standing_in
 
@@ -92,13 +100,15 @@ def timed(
     found: dict[tuple[str, int], Modelled] = {}
 
     def run(launch: EmulatedLaunch) -> None:
+        if only not in (None, launch.name):
+            return
         traffic, traces = Traffic(len(launch.operations)), Traces()
         operations: Any = sliced(launch.code, launch.operations)
         control = dataclasses.replace(launch, operations=operations)
         executed = control.run(GlobalMemory(), (traffic, traces), TracingMachine)
         counts = Counts(launch.code, executed, traffic, launch.declared)
         programs = traces.programs()
-        at_once = programs_at_once(launch.code.registers, launch.num_warps, launch.shared)
+        at_once = held_at_once(launch)
         moved = busy(counts, device, len(programs))["bytes"]
         for batch in batches:
             time = modelled(counts, programs * batch, at_once, count, moved * batch, settings)

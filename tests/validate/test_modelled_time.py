@@ -154,6 +154,15 @@ def test_a_launch_takes_as_long_as_its_busiest_multiprocessor():
     assert floor.middle == floor.bytes == 1e6
 
 
+def test_a_program_that_no_multiprocessor_holds_is_refused():
+    code = assembly.Code("wide", (), {}, (), registers=255)
+    launch = SimpleNamespace(name="wide", code=code, num_warps=8, shared=100_000)
+    assert timing.held_at_once(launch) == 1  # by registers; 2 by shared memory
+    launch.shared = 240_000
+    with pytest.raises(ValueError, match="wide needs 240,000 bytes of shared memory"):
+        timing.held_at_once(launch)
+
+
 def test_the_range_is_that_of_the_parameters():
     found = timing.modelled(counts(EXPONENTIAL), [(((0, 3),),)], 1, 1, 0.0)
     latency = scheduling.PARAMETERS["special latency"]

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from flopcount.devices import Device
-from validate.compiled_code import programs_at_once
 from validate.emulator.assembly import UnknownCodeError
 from validate.emulator.counts import Counts, Traffic
 from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.emulator.memory import GlobalMemory, MachineError
 from validate.emulator.safety import Safety
-from validate.profile.timing import Modelled, modelled
+from validate.profile.timing import Modelled, held_at_once, modelled
 from validate.profile.traces import Program, Traces, TracingMachine
 
 UNITS = ("tensor cores", "issue", "special functions", "shared memory", "bytes")
@@ -246,8 +245,10 @@ class Profiler:
         """Execute a launch, and add it to its kernel's.
 
         Raises:
+            ValueError: where a multiprocessor does not hold one of its programs.
             MachineError: where it touches what it must not touch, or waits forever.
         """
+        at_once = held_at_once(launch)
         kernel = self.kernels.setdefault(launch.name, KernelProfile(launch.name))
         traffic, safety, traces = Traffic(len(launch.operations)), Safety(), Traces()
         try:
@@ -256,10 +257,15 @@ class Profiler:
             known = dict.fromkeys((*kernel.findings, *safety.findings))
             kernel.findings = list(known)
         counts = Counts(launch.code, executed, traffic, launch.declared)
-        self._add(kernel, launch, counts, traces.programs())
+        self._add(kernel, launch, counts, traces.programs(), at_once)
 
     def _add(
-        self, kernel: KernelProfile, launch: EmulatedLaunch, counts: Counts, programs: list[Program]
+        self,
+        kernel: KernelProfile,
+        launch: EmulatedLaunch,
+        counts: Counts,
+        programs: list[Program],
+        at_once: int,
     ) -> None:
         kernel.launches += 1
         kernel.programs += len(programs)
@@ -267,7 +273,6 @@ class Profiler:
         for into, found in ((kernel.counts, quantities(counts)), (kernel.clocks, clocks)):
             for name, value in found.items():
                 into[name] = into.get(name, 0) + value
-        at_once = programs_at_once(launch.code.registers, launch.num_warps, launch.shared)
         assert self.device.multiprocessors is not None
         count = self.device.multiprocessors.count
         kernel.modelled.add(modelled(counts, programs, at_once, count, clocks["bytes"]))

@@ -23,7 +23,9 @@ import heapq
 from collections.abc import Sequence
 from typing import Any
 
+from validate.compiled_code import SHARED_MEMORY, programs_at_once
 from validate.emulator.counts import Counts
+from validate.emulator.launching import EmulatedLaunch
 from validate.profile.multiprocessor import simulate
 from validate.profile.scheduling import LEAST, MIDDLE, MOST, REASONS, SETTINGS, scheduled
 from validate.profile.traces import Program
@@ -98,6 +100,22 @@ def assigned(
         found[i % multiprocessors].append(program)
         heapq.heappush(slots, (time + work[id(program)], i))
     return found
+
+
+def held_at_once(launch: EmulatedLaunch) -> int:
+    """How many of a launch's programs a multiprocessor holds.
+
+    Raises:
+        ValueError: if it does not hold one.
+    """
+    held = programs_at_once(launch.code.registers, launch.num_warps, launch.shared)
+    if not held:
+        raise ValueError(
+            f"{launch.name} needs {launch.shared:,} bytes of shared memory and {launch.num_warps} "
+            f"warps of {launch.code.registers} registers a thread: expected at most "
+            f"{SHARED_MEMORY:,} bytes, 64 warps and 65,536 registers"
+        )
+    return held
 
 
 def instructions(program: Program) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from flopcount.devices import find_device
 from validate.emulator.cases import Case, launched
-from validate.processes import triton_processes
+from validate.witnesses.processes import triton_processes
 from validate.profile import __main__ as program
 from validate.profile import profiling, report
 from validate.profile.traces import Traces, TracingMachine

@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-from validate.compiled_code import disassembled
+from validate.witnesses.compiled_code import disassembled
 
 WORD = 4
 INSTRUCTION_BYTES = 16

@@ -12,7 +12,7 @@ import tyro
 from flopcount.cli import to_json
 from flopcount.devices import find_device
 from flopcount.extras import advice
-from validate.processes import triton_processes
+from validate.witnesses.processes import triton_processes
 from validate.profile import profiling, report
 
 

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 
-from validate.compiled_code import SHARED_MEMORY, _HopperWithoutDevice
+from validate.witnesses.compiled_code import SHARED_MEMORY, _HopperWithoutDevice
 
 NAME = "NVIDIA H100 80GB HBM3"
 DRIVER_PROPERTIES = {

@@ -23,7 +23,7 @@ import heapq
 from collections.abc import Sequence
 from typing import Any
 
-from validate.compiled_code import SHARED_MEMORY, programs_at_once
+from validate.witnesses.compiled_code import SHARED_MEMORY, programs_at_once
 from validate.emulator.counts import Counts
 from validate.emulator.launching import EmulatedLaunch
 from validate.profile.multiprocessor import simulate

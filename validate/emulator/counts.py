@@ -30,9 +30,6 @@ from validate.emulator.operations import FIRST_BIT, SLOTS, UNIFORM
 SECTOR, BANKS, BANK_BYTES = 32, 32, 4
 STACK_POINTER = 1
 """Number of the register that points to the stack, whose words count as registers."""
-GRANULE = 2
-"""Bytes, the least of an access."""
-
 PIPES = {
     "tensor": ("HGMMA",),
     "fma": ("FADD", "FMUL", "FFMA", "IMAD"),
@@ -234,7 +231,7 @@ class Traffic:
     Attributes:
         requests, lanes, sectors: Of global memory; lanes are those that take part.
         wavefronts: Of shared memory, and how many there would be without conflicts.
-        touched: For each storage, which of its granules are loaded, and which stored.
+        touched: Which places of a storage are loaded, and which stored, by the size of the access.
     """
 
     def __init__(self, count: int, distinct: bool = True) -> None:
@@ -242,7 +239,7 @@ class Traffic:
             np.zeros(count, np.int64) for _ in range(5)
         )
         self.distinct = distinct
-        self.touched: dict[tuple[int, bool], Array] = {}
+        self.touched: dict[tuple[int, bool, int], Array] = {}
         self._seen: dict[tuple[Any, ...], tuple[int, int]] = {}
 
     def begin(self, machine: Machine) -> None:
@@ -291,15 +288,26 @@ class Traffic:
         stores: bool,
     ) -> None:
         memory = g.machine.memory
-        kind = np.dtype(f"u{size // GRANULE}")
         for i, lanes in memory.places(at, addresses, mask, size):
-            if (i, stores) not in self.touched:
-                granules = -(-memory.bytes[i].size // 16) * 16 // GRANULE
-                self.touched[i, stores] = np.zeros(granules, np.uint8)
-            picked = addresses.ravel() if lanes is None else addresses[lanes]
-            places = (picked - np.uint64(memory.bases[i])).astype(np.int64) // size
-            every = int.from_bytes(b"\1" * kind.itemsize, "little")
-            self.touched[i, stores].view(kind)[places] = every
+            if (i, stores, size) not in self.touched:
+                self.touched[i, stores, size] = np.zeros(-(-memory.bytes[i].size // size), bool)
+            self.touched[i, stores, size][memory.indices(i, addresses, lanes, size)] = True
+
+    def distinct_bytes(self, stores: bool) -> int:
+        """Bytes that are loaded, or stored, each of them once."""
+        total = 0
+        for storage in {i for i, stored, _ in self.touched if stored == stores}:
+            places = {
+                size: each
+                for (i, stored, size), each in self.touched.items()
+                if (i, stored) == (storage, stores)
+            }
+            least = min(places)
+            found = np.zeros(max(len(each) * size // least for size, each in places.items()), bool)
+            for size, each in places.items():
+                found[: len(each) * size // least] |= np.repeat(each, size // least)
+            total += least * int(np.count_nonzero(found))
+        return total
 
     def shared_access(
         self,
@@ -480,9 +488,7 @@ class Counts:
         found["shared conflicts"] = int((traffic.wavefronts - traffic.ideal).sum())
         if traffic.distinct:
             for stores, kind in ((False, "load"), (True, "store")):
-                touched = [x for (_, stored), x in traffic.touched.items() if stored == stores]
-                total = sum(GRANULE * int(np.count_nonzero(x)) for x in touched)
-                found[f"global {kind} distinct bytes"] = total
+                found[f"global {kind} distinct bytes"] = traffic.distinct_bytes(stores)
         return dict(found)
 
 
@@ -499,7 +505,7 @@ def count(launch: EmulatedLaunch, results: bool = False, distinct: bool = True) 
         launch: What to run.
         results: Whether to compute its results, too; else only control and addresses are executed,
             and its tensors stay as they are.
-        distinct: Whether to count distinct bytes, which takes a byte for each two of the tensors.
+        distinct: Whether to count distinct bytes, which takes a byte for each place of the tensors.
     """
     traffic = Traffic(len(launch.operations), distinct)
     if not results:

@@ -24,11 +24,9 @@ import numpy as np
 from validate.emulator.assembly import Instruction
 from validate.emulator.launching import EmulatedLaunch
 from validate.emulator.machine import NOTHING_IN_FLIGHT, WARPGROUP, Group, Machine, Operation
-from validate.emulator.memory import Array, GlobalMemory, MachineError
+from validate.emulator.memory import GRANULE, Array, GlobalMemory, MachineError
 from validate.emulator.products import UNIT, units_of
 
-GRANULE = 2
-"""Bytes, the least of an access."""
 NOBODY, SEVERAL = -1, -2
 NEVER = np.iinfo(np.int32).max
 

@@ -25,10 +25,10 @@ from validate.emulator.cases import Case
 from validate.emulator.counts import Counts, Traffic, sliced
 from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.emulator.memory import GlobalMemory
-from validate.witnesses.processes import triton_processes
 from validate.profile.profiling import busy
 from validate.profile.timing import SETTINGS, Modelled, held_at_once, is_tie, modelled
 from validate.profile.traces import Traces, TracingMachine
+from validate.witnesses.processes import triton_processes
 
 NAMES = {name: key for key, name in KERNELS.items()} | PEER_KERNELS
 HEADS = 8

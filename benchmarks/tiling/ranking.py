@@ -16,8 +16,8 @@ from flopcount.tables import table
 from kernels.attention.tilings import KERNELS, PASSES, Tiling, padded_head_dim, shipped_tiling
 from models.results import read_table
 from validate.emulator.cases import Case
-from validate.witnesses.processes import triton_processes
 from validate.profile.timing import SETTINGS, Modelled, is_tie
+from validate.witnesses.processes import triton_processes
 
 HEAD_DIMS = (64, 73, 91, 128)
 

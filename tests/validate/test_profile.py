@@ -11,10 +11,10 @@ import pytest
 
 from flopcount.devices import find_device
 from validate.emulator.cases import Case, launched
-from validate.witnesses.processes import triton_processes
 from validate.profile import __main__ as program
 from validate.profile import profiling, report
 from validate.profile.traces import Traces, TracingMachine
+from validate.witnesses.processes import triton_processes
 
 KERNELS = Path(__file__).with_name("profiled_kernels.py")
 DOCS = Path(__file__).parents[2] / "docs"

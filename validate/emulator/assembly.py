@@ -73,6 +73,15 @@ class Code:
     registers: int = 0
 
 
+ACCESSES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+"""Bytes of an access by its modifier; 4 where it has none."""
+
+
+def access_bytes(at: Instruction) -> int:
+    """Bytes that each lane accesses."""
+    return next((ACCESSES[m] for m in at.modifiers if m in ACCESSES), 4)
+
+
 def read_code(name: str, cubin: bytes) -> Code:
     """The kernel of a cubin."""
     instructions, labels = parsed(disassembled(cubin))
@@ -112,9 +121,9 @@ def parsed(text: str) -> tuple[tuple[Instruction, ...], dict[str, int]]:
                     opcode, tuple(modifiers), operands, source,
                 )
             )  # fmt: skip
-        elif found := re.match(r"(\.L_x_\d+):", line):
+        elif found := re.match(r"([.$\w]+):\s*$", line):
             labels[found[1]] = len(instructions)
-        elif line.strip() and not re.match(r"\s*(\.|//|[\w.$]+:\s*$)", line):
+        elif line.strip() and not re.match(r"\s*(\.|//)", line):
             raise UnknownCodeError(f"nvdisasm printed a line of no known kind: {line!r}")
     return tuple(instructions), labels
 

@@ -12,8 +12,8 @@ import tyro
 from flopcount.cli import to_json
 from flopcount.devices import find_device
 from flopcount.extras import advice
-from validate.witnesses.processes import triton_processes
 from validate.profile import profiling, report
+from validate.witnesses.processes import triton_processes
 
 
 @dataclasses.dataclass(frozen=True)

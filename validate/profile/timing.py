@@ -23,12 +23,12 @@ import heapq
 from collections.abc import Sequence
 from typing import Any
 
-from validate.witnesses.compiled_code import SHARED_MEMORY, programs_at_once
 from validate.emulator.counts import Counts
 from validate.emulator.launching import EmulatedLaunch
 from validate.profile.multiprocessor import simulate
 from validate.profile.scheduling import LEAST, MIDDLE, MOST, REASONS, SETTINGS, scheduled
 from validate.profile.traces import Program
+from validate.witnesses.compiled_code import SHARED_MEMORY, programs_at_once
 
 SIMULATED = 2
 """Multiprocessors that are run, of those with the most to do and something else to do each."""

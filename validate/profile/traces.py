@@ -40,7 +40,7 @@ class TracingMachine(Machine):
         return stopped
 
     def _control(self, group: Group, operation: Operation) -> list[tuple[Group, str]] | None:
-        leaves = operation.wait in ("branch", "exit")
+        leaves = operation.wait in ("branch", "exit", "return")
         if leaves:
             self._note(group.warps, operation.at.index)
         stopped = super()._control(group, operation)

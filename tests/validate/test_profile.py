@@ -166,6 +166,12 @@ def test_the_device_answers_as_an_h100(profiled):
     assert profiled("asks").results[0].total == 2 * 1024
 
 
+def test_a_backward_pass_is_on_the_device_too(profiled):
+    profile = profiled("differentiates")
+    assert [result.total for result in profile.results] == [16, 16]
+    assert profile.kernels[0].launches == 2
+
+
 def test_what_touches_memory_of_no_one_is_found(called):
     status, out, _ = called("add_outside")
     assert status == 1

@@ -77,6 +77,22 @@ def asks():
     return scale()
 
 
+@triton.jit
+def product_kernel(x, y, out, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    place = at[:, None] * SIZE + at[None, :]
+    tl.store(out + place, tl.dot(tl.load(x + place), tl.load(y + place)))
+
+
+def product(dtype=torch.float16):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(32, 32, generator=generator).to(dtype) for _ in range(2))
+    out = torch.empty(32, 32)
+    product_kernel[(1,)](x, y, out, SIZE=32, num_warps=4)
+    torch.testing.assert_close(out, x.float() @ y.float(), atol=1e-2, rtol=1e-2)
+    return out
+
+
 class Doubled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

@@ -15,7 +15,7 @@ from validate.profile.scheduling import Control, controls, scheduled
 VALUES = {
     "global latency": 100, "global bytes": 32, "shared latency": 30, "special latency": 20,
     "other latency": 10, "product latency": 24, "products queued": 1, "accesses queued": 4,
-    "barrier latency": 15, "start": 50,
+    "barrier latency": 15, "start": 50, "warp products": 1.5,
 }  # fmt: skip
 
 
@@ -127,6 +127,16 @@ def test_products_keep_tensor_cores_busy():
     # Of 16 columns, B's 512 bytes and A's 2,048 take 20 clocks of shared memory, 8 of products.
     narrow = [(text.replace("64x128x16", "64x16x16"), given) for text, given in lines]
     assert time(narrow, warps=4)[0] == 20 + 20 + 24 + 1 + 1
+
+
+def test_a_warps_own_product_keeps_its_tensor_core_busy():
+    lines = [("HMMA.16816.F32.BF16 R0, R4, R6, R8", control())] * 2 + [("EXIT", control())]
+    # 2·16·8·16 FLOPs at 1,024 a clock are 4 clocks, and 6 at 1.5 times as many.
+    assert time(lines)[0] == 6 + 1 + 1
+    assert time(lines, **{"warp products": 1})[0] == 4 + 1 + 1
+    assert time(lines, warps=4)[0] == 6 + 1 + 1
+    assert time(lines, warps=5)[0] == 3 * 6 + 1 + 1
+    assert scheduling.warp_product(assembly.parsed("/*0000*/ NOP ;")[0][0])[0] == 0
 
 
 def test_a_barrier_waits_for_the_last():

@@ -80,6 +80,7 @@ def test_an_addition_by_hand(profiled):
     assert clocks["issue"] == counts["instructions of warps"] / 4 / 4
     assert clocks["bytes"] == pytest.approx(3 * 16_384 / 3.35e12 * 1.83e9, rel=1e-3)
     assert kernel.binds == max(clocks, key=clocks.get)
+    assert min(kernel.modelled.range()) >= max(clocks.values())
     # 0 + 1 + … + 4,095, and 4,096 ones.
     (result,) = profile.results
     assert (result.name, result.shape, result.dtype) == ("result['out']", (4096,), "float32")
@@ -164,6 +165,13 @@ def test_heuristics_are_asked(profiled):
 
 def test_the_device_answers_as_an_h100(profiled):
     assert profiled("asks").results[0].total == 2 * 1024
+
+
+def test_a_product_of_warps_is_counted(profiled):
+    (kernel,) = profiled("product").kernels
+    # 2·32³ FLOPs, at the peak of fp16 on one multiprocessor of 4,096 FLOPs a clock.
+    assert kernel.counts["tensor-core FLOPs"] == 2 * 32**3
+    assert kernel.clocks["tensor cores"] == pytest.approx(2 * 32**3 / 4096)
 
 
 def test_a_backward_pass_is_on_the_device_too(profiled):

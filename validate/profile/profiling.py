@@ -20,6 +20,7 @@ from validate.emulator.counts import Counts, Traffic
 from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.emulator.memory import GlobalMemory, MachineError
 from validate.emulator.safety import Safety
+from validate.profile.scheduling import warp_product
 from validate.profile.timing import Modelled, held_at_once, modelled
 from validate.profile.traces import Program, Traces, TracingMachine
 
@@ -204,12 +205,11 @@ def busy(counts: Counts, device: Device, programs: int) -> dict[str, float]:
     assert device.bandwidth is not None
     used = min(programs, rates.count)
     traffic = counts.memory()
-    flops = counts.tensor_flops()
     moved = sum(n for name, n in traffic.items() if name.endswith("distinct bytes"))
     each = {
         "tensor cores": sum(
-            n * clock / device.peak(shape.split()[1]).flops_per_second * rates.count
-            for shape, n in flops.items()
+            n * clock / device.peak(kind).flops_per_second * rates.count
+            for kind, n in products(counts).items()
         ),
         "issue": int(counts.executed.sum()) / rates.instructions,
         "special functions": sum(counts.special().values()) / rates.special_functions,
@@ -219,11 +219,23 @@ def busy(counts: Counts, device: Device, programs: int) -> dict[str, float]:
     return spread | {"bytes": moved / device.bandwidth.bytes_per_second * clock}
 
 
+def products(counts: Counts) -> dict[str, int]:
+    """FLOPs of tensor cores by the type of their operands, of warpgroups and of single warps."""
+    found: collections.Counter[str] = collections.Counter()
+    for shape, flops in counts.tensor_flops().items():
+        found[shape.split()[1]] += flops
+    for at, times in zip(counts.code.instructions, counts.executed.tolist(), strict=True):
+        flops, kind = warp_product(at)
+        if flops and times:
+            found[kind] += flops * times
+    return dict(found)
+
+
 def quantities(counts: Counts) -> dict[str, int]:
     """What a launch executed, by quantity."""
     return {
         "instructions of warps": int(counts.executed.sum()),
-        "tensor-core FLOPs": sum(counts.tensor_flops().values()),
+        "tensor-core FLOPs": sum(products(counts).values()),
         "special functions": sum(counts.special().values()),
         **counts.memory(),
     }

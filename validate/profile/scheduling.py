@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from validate.emulator.assembly import INSTRUCTION_BYTES
+from validate.emulator.assembly import INSTRUCTION_BYTES, Instruction
 from validate.emulator.counts import PIPE_OF, SECTOR, Counts
 
 SCHEDULERS, BARRIERS = 4, 6
@@ -45,6 +45,9 @@ PARAMETERS = {
     "other latency": Parameter(10, 20, 40, "guess: of constants, identifiers, and what is left"),
     "product latency": Parameter(0, 24, 48, "guess: of a product, beside the clocks of its work"),
     "products queued": Parameter(16, 4, 1, "guess: products of a tensor core that wait at most"),
+    "warp products": Parameter(
+        1, 1.6, 2, "guess: clocks of a warp's own product, as a share of those at the full rate"
+    ),
     "accesses queued": Parameter(64, 24, 8, "guess: clocks of shared memory that wait at most"),
     "barrier latency": Parameter(5, 15, 30, "guess: from the last warp's arrival"),
     "start": Parameter(0, 200, 600, "guess: from a program's end to its successor's start"),
@@ -98,8 +101,8 @@ def controls(words: bytes) -> list[Control]:
 PLAIN, WAITED, LOCAL, LOADS, COPY, COMMIT, COPIES_DONE, PRODUCT, PRODUCTS_DONE, MEET = range(10)
 """What has to be modelled of an instruction."""
 KINDS = {
-    **dict.fromkeys(("LDS", "STS", "LDSM", "STSM", "SHFL", "LDL", "STL"), LOCAL),
-    **dict.fromkeys(("LDG", "STG", "ATOMG", "RED", "ATOM", "LD", "ST"), LOADS),
+    **dict.fromkeys(("LDS", "STS", "LDSM", "STSM", "SHFL", "LDL", "STL", "ATOMS"), LOCAL),
+    **dict.fromkeys(("LDG", "STG", "ATOMG", "RED"), LOADS),
     "LDGSTS": COPY,
     "LDGDEPBAR": COMMIT,
     "DEPBAR": COPIES_DONE,
@@ -153,6 +156,20 @@ class Code:
         return frozenset(step.unit for step in self.steps if step.unit)
 
 
+def warp_product(at: Instruction) -> tuple[int, str]:
+    """FLOPs of a warp's own product (HMMA), 2·M·N·K, and the type of its operands; none of others.
+
+    >>> from validate.emulator.assembly import parsed
+    >>> warp_product(parsed("/*0000*/ HMMA.1688.F32.TF32 R0, R4, R6, R8 ;")[0][0])
+    (2048, 'tf32')
+    """
+    if at.opcode != "HMMA":
+        return 0, ""
+    shape = at.modifiers[0]
+    kind = next((name for name in ("bf16", "tf32") if name.upper() in at.modifiers), "fp16")
+    return 2 * 16 * 8 * int(shape.removeprefix("168")), kind
+
+
 def scheduled(counts: Counts, setting: str = MIDDLE, **given: float) -> Code:
     """A kernel's instructions, with accesses as large as they were on average.
 
@@ -184,6 +201,11 @@ def scheduled(counts: Counts, setting: str = MIDDLE, **given: float) -> Code:
             moved = 2 * k * (n + m * from_memory) / 128
             unit, busy = "tensor", max(2 * m * n * k / 4096, moved)
             latency, reason, size = value["product latency"], PRODUCTS, "gsb0" in at.operands
+        elif at.opcode == "HMMA":
+            # A tensor core does 1,024 FLOPs a clock of 16-bit numbers, half as many of TF32.
+            flops, product_kind = warp_product(at)
+            unit = "tensor"
+            busy = flops / (512 if product_kind == "tf32" else 1024) * value["warp products"]
         elif at.opcode == "WARPGROUP" and "DEPBAR" in at.modifiers:
             kind, reason, size = PRODUCTS_DONE, PRODUCTS, int(at.operands[-1], 16)
         elif kind == COPIES_DONE:

@@ -108,12 +108,46 @@ COPY = [
 def test_copies_are_waited_for_by_group():
     # 16 sectors of 32 bytes at 32 bytes a clock, then 100; the wait is issued then.
     assert time(COPY, sectors=16)[0] == 16 + 100 + 1 + 1
-    later = [COPY[0], COPY[1], *COPY]
-    later[4] = ("DEPBAR.LE SB0, 0x1", control())
-    clocks, stalls = time([*later[:3], later[1], later[4], later[5]], sectors=16)
-    assert clocks == 16 + 100 + 1 + 1  # the first group of two
-    assert stalls["copies"] > 100
+    for left, clocks in ((1, 16 + 100), (0, 16 + 16 + 100)):  # the first group of two, or both
+        wait = (f"DEPBAR.LE SB0, {left:#x}", control())
+        found, stalls = time([*COPY[:2], *COPY[:2], wait, COPY[3]], sectors=16)
+        assert found == clocks + 1 + 1
+        assert stalls["copies"] == clocks - 4
     assert time(COPY, sectors=16, **{"global latency": 150})[0] == 16 + 150 + 1 + 1
+
+
+def test_shared_memory_gives_a_wavefront_a_clock():
+    load = ("LDS.128 R0, [R4]", control(write=0))
+    lines = [load, load, ("FADD R1, R0, R0", control(waits=(0,))), ("EXIT", control())]
+
+    def loaded(wavefronts, **given):
+        code = scheduled(counts(lines, wavefronts=wavefronts), **(VALUES | given))
+        clocks, stalls = simulate(code, [(((0, 3),),)], 1)
+        return clocks, stalls[scheduling.THROTTLE]
+
+    # Two loads of 4 wavefronts, and 30 until the data of the second are there.
+    assert loaded(4)[0] == 2 * 4 + 30 + 1 + 1
+    # Of 8 the second is issued when no more than 4 clocks wait, at 4 rather than 1.
+    clocks, throttled = loaded(8)
+    assert clocks == 2 * 8 + 30 + 1 + 1
+    assert throttled == 8 - 4 - 1
+    assert loaded(8, **{"accesses queued": 8})[1] == 0
+
+
+def test_operands_are_read_before_results_are_there():
+    store = ("STS.128 [R4], R0", control(read=0))
+    lines = [store, ("MOV R0, RZ", control(waits=(0,))), ("EXIT", control())]
+    assert time(lines)[0] == 1 + 1 + 1  # its wavefront is done at 1, nothing comes 30 later
+
+
+def test_products_that_wait_are_few():
+    product = ("HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24", control())
+    lines = [product, product, product, ("EXIT", control())]
+    # One works and one waits at most: the third is issued when the first is done.
+    clocks, stalls = time(lines)
+    assert clocks == 64 + 1 + 1
+    assert stalls["throttles"] == 64 - 2
+    assert time(lines, **{"products queued": 2})[0] == 4
 
 
 def test_products_keep_tensor_cores_busy():

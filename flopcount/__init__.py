@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
     from flopcount.devices import Bandwidth, Device, Memory, Multiprocessors, Peak
+    from flopcount.distributed import per_device, pipeline_bubble
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from flopcount.isoflop.runs import read_runs
     from flopcount.isoflop.surface import fit_surface
     from flopcount.isoflop.ways_to_count import compare_optima
+    from flopcount.meter import Meter
     from flopcount.mixture_lm import MixtureLM
+    from flopcount.parallel import Parallel
     from flopcount.rooflines import expected_experts, roofline
 
 __version__ = "0.1.0"
@@ -42,8 +45,10 @@ __all__ = [
     "EncoderLM",
     "Llama",
     "Memory",
+    "Meter",
     "MixtureLM",
     "Multiprocessors",
+    "Parallel",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -58,6 +63,8 @@ __all__ = [
     "fit_training_curves",
     "from_hf",
     "isoflop_runs",
+    "per_device",
+    "pipeline_bubble",
     "plan",
     "read_curves",
     "read_runs",
@@ -71,10 +78,12 @@ _HOMES = {
     "Device": "devices",
     "Llama": "architectures",
     "Memory": "devices",
+    "Meter": "meter",
     "EncoderDecoderLM": "encoder_lm",
     "EncoderLM": "encoder_lm",
     "MixtureLM": "mixture_lm",
     "Multiprocessors": "devices",
+    "Parallel": "parallel",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",
@@ -89,23 +98,30 @@ _HOMES = {
     "fit_training_curves": "isoflop.curves",
     "from_hf": "hf",
     "isoflop_runs": "isoflop.plan",
+    "per_device": "distributed",
+    "pipeline_bubble": "distributed",
     "plan": "isoflop.plan",
     "read_curves": "isoflop.curves",
     "read_runs": "isoflop.runs",
     "roofline": "rooflines",
 }
 
+_MODULES = ("testing", "torch")
+"""What needs an extra, and so stands in a module of its own."""
+
 
 def __getattr__(name: str) -> "Any":
     """Load a public name when it is first used, so that importing the package costs nothing."""
-    if name not in _HOMES:
+    if name not in _HOMES and name not in _MODULES:
         raise AttributeError(f"module 'flopcount' has no attribute {name!r}")
     import importlib
 
+    if name in _MODULES:
+        return importlib.import_module(f"flopcount.{name}")
     value = getattr(importlib.import_module(f"flopcount.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted((*__all__, *_MODULES))

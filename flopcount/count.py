@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from flopcount import __version__, extras
 from flopcount.devices import DEFAULT_DTYPE, Device, find_device, require_utilisation
+from flopcount.differences import Difference, subtract
 from flopcount.executed import SOURCE, Tiling, tiled
 from flopcount.rows import Part, Phase, Product, Row, Tensor, Work
 from flopcount.sizes import (
@@ -398,6 +399,23 @@ class Count(Flops):
         """
         return self.plus(other) if isinstance(other, Count) else NotImplemented
 
+    def __sub__(self, other: object) -> Difference:
+        """This count minus another, term by term: levels, conventions, or a measured step.
+
+        Terms go by layer and name; parts are added up.
+
+        Raises:
+            ValueError: If they are of different batch sizes, or a convention does not cover a part.
+
+        >>> import flopcount as fc
+        >>> model = fc.Decoder(vocab_size=9, seq_len=3, num_channels=4, num_layers=1, num_heads=2)
+        >>> for term in (model.flops("dense") - model.flops("causal")).nonzero.terms:
+        ...     print(term.layer, term.term, term.forward, term.backward)  # 9 pairs instead of 6
+        decoder scores 24 48
+        decoder values 24 48
+        """
+        return subtract(self, other) if isinstance(other, Count) else NotImplemented
+
     def plus(self, *others: Count) -> Count:
         """This count and others, as :meth:`__add__` has it."""
         for other in others:
@@ -433,7 +451,8 @@ class Count(Flops):
         """The level or convention by name."""
         return f"level {self.level}" if self.level else f"convention {self.convention}"
 
-    def _check_covered(self) -> None:
+    def require_covered(self) -> None:
+        """Raise :class:`NotCoveredError` if a convention says nothing of a part of the model."""
         if self.not_covered:
             parts = " and ".join(sorted(self.not_covered))
             instead = "" if "self" in self.not_covered else "ask for .self_part, or "
@@ -443,7 +462,7 @@ class Count(Flops):
             )
 
     def _sum(self, phase: Phase) -> Size:
-        self._check_covered()
+        self.require_covered()
         return super()._sum(phase)
 
     @functools.cached_property

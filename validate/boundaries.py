@@ -27,11 +27,13 @@ from typing import Any
 
 import numpy as np
 import sympy
+import torch
 import tyro
 
 import flopcount as fc
+from flopcount import testing
 from flopcount.architectures import ARCHITECTURES, Choice, Dimension, Flag, Pattern
-from flopcount.cli import COMMANDS
+from flopcount.cli import COMMANDS, TAKE_A_MODEL
 from flopcount.cli import main as command_line
 from flopcount.conventions import CONVENTIONS
 from flopcount.hf import FAMILIES
@@ -473,6 +475,35 @@ class Boundaries:
         whole = dataclasses.replace(model, seq_len=prompt + new)
         self.judge(whole, both, "causal", False, batch_size)
 
+    def many_devices(self) -> None:
+        """A step on many devices: without padding, all together multiply what one would."""
+        r = self.random_state
+        tensor, pipeline, data = (self.any_of(1, 2, 4) for _ in range(3))
+        model: Any = self.model()if r.random() < 0.2 else fc.Llama(
+            vocab_size=8 * r.randrange(1, 9), seq_len=8 * r.randrange(1, 9),
+            num_channels=r.randrange(1, 99), num_layers=8, num_heads=8, num_key_value_heads=4,
+            head_dim=2, intermediate_size=8 * r.randrange(1, 9),
+        )  # fmt: skip
+        parallel = fc.Parallel(
+            tensor=tensor, pipeline=pipeline, data=data, sequence=self.any_of(False, tensor != 1),
+            zero=self.any_of(0, 1, 2, 3), expert=self.any_of(1), chunks=self.any_of(1),
+            stages=self.any_of(None, {2: (3, 5), 4: (1, 2, 3, 2)}.get(pipeline)
+            if type(pipeline) is int else 1),
+            vocab_multiple=self.any_of(None, 8), capacity=self.any_of(None),
+        )  # fmt: skip
+        level, training = self.any_of("causal", "dense"), self.any_of(True, False)
+        batch_size = data * self.any_of(1, 3) if type(data) is int else self.any_of(None)
+        found = fc.per_device(
+            model, self.any_of(parallel), level=level, batch_size=batch_size, training=training,
+            checkpointing=self.any_of(None), dtype=self.any_of("bf16", "fp8"),
+        )  # fmt: skip
+        str(found), found.to_dict(), found.imbalance, found.bubble, found.busiest_experts
+        fc.pipeline_bubble(self.any_of(2, 4), self.any_of(4, 8), self.any_of(1, 2))
+        if parallel.vocab_multiple is None:
+            expected = expected_total(model, level, training, found.batch_size)
+            if found.total != expected:
+                raise AssertionError(f"all devices {found.total}, expected {expected}")
+
     def count_executed(self) -> None:
         """Tilings and executed FLOPs, judged by visiting every tile of attention."""
         r = self.random_state
@@ -554,6 +585,80 @@ class Boundaries:
         )
         if not np.all((rate >= 0) & (rate < 1.001)):
             raise AssertionError(f"utilisation {rate}")
+
+    def meter_steps(self) -> None:
+        """A meter on a clock of one second a step, judged by :func:`expected_total`."""
+        r = self.random_state
+        model, batch_size, now = self.tame_model(), self.any_of(1, 8), [0.0]
+        steps = r.randrange(1, 6)
+        device = fc.Device("own", {"bf16": fc.Peak(1e30, "x")})
+        meter = fc.Meter(
+            self.any_of(model), batch_size, self.any_of(None, device), self.any_of(1, 4),
+            dtype=self.any_of("bf16"), checkpointing=self.any_of(None, "reentrant"),
+            executed=self.any_of(None), total_steps=self.any_of(None, 9),
+            total_tokens=self.any_of(None), price_per_device_hour=self.any_of(None, 2.5),
+            warmup_steps=self.any_of(0, 1), window=self.any_of(None, 2),
+            clock=self.any_of(lambda: now[0]),
+        )  # fmt: skip
+        for _ in range(steps):
+            now[0] += 1
+            meter.step()
+        reading = meter.reading()
+        str(reading), reading.to_dict()
+        rate = reading.flops_per_second
+        if rate is None:
+            return
+        expected = expected_total(model, "causal", True, int(batch_size))
+        if rate != expected:
+            raise AssertionError(f"{rate} FLOP/s, expected {expected}")
+
+    def measure_modules(self) -> None:
+        """A module of two layers, measured and judged by hand, and subtracted from itself."""
+        r = self.random_state
+        rows, inputs, outputs = (r.randrange(1, 9) for _ in range(3))
+        layers = torch.nn.Linear(inputs, outputs), torch.nn.Linear(outputs, 3)
+        measured = fc.torch.count(
+            self.any_of(torch.nn.Sequential(*layers)),
+            torch.ones(rows, inputs),
+            level=self.any_of("dense", "causal"),
+            backward=self.any_of(True, False),
+            keywords=self.any_of(None, {}),
+            batch_size=self.any_of(None, 1),
+            tokens=self.any_of(None, 7),
+            names=self.any_of(None, {"*": ("mlp", "linear")}, {"0": ("mlp", self.any_of("up"))}),
+            custom_mapping=self.any_of(None, {}),
+        )
+        str(measured), measured.to_dict()
+        if (measured - measured).nonzero.terms or measured.not_counted:
+            raise AssertionError(f"{measured} differs from itself, or lacks something")
+        products = 2 * rows * outputs * (inputs + 3)
+        if measured.forward != products:
+            raise AssertionError(f"{measured.forward} FLOPs forward, expected {products}")
+
+    def draw_for_tests(self) -> None:
+        """Strategies, and the assertion on a network that is of another kind."""
+        r = self.random_state
+        strategy = r.choice(
+            [
+                lambda: testing.models(self.any_of(5)),
+                lambda: testing.configs(self.any_of("llama", "jamba")),
+                lambda: testing.lengths(self.any_of("llama", "qwen3_next")),
+            ]
+        )()
+        if strategy.is_empty:
+            raise AssertionError(f"{strategy} draws nothing")
+        if r.random() < 0.1:
+            model = fc.Decoder(vocab_size=3, seq_len=2, num_channels=2, num_layers=1, num_heads=1)
+            module = self.any_of(torch.nn.Embedding(3, 3))
+            options = dict(batch_size=self.any_of(1), training=self.any_of(True))
+            options |= dict(level=self.any_of("dense"), keywords=self.any_of(None))
+            try:
+                testing.assert_counts(module, self.any_of(model), **options)
+            except AssertionError as error:
+                if "parameters: the module has 9," not in str(error):
+                    raise AssertionError(f"{error}, expected another number") from None
+            else:
+                raise AssertionError("no difference, expected one")
 
     def describe_devices(self) -> None:
         """Devices and peaks of one's own."""
@@ -784,7 +889,7 @@ class Boundaries:
         if arguments[0] == "fit":
             good = str(Path(folder_of_runs().name, "runs.csv"))
             arguments.append(r.choice([good, good, good, "nowhere.csv", __file__, "/", ""]))
-        if arguments[0] in ("count", "compare", "params", "generate", "roofline"):
+        if arguments[0] in TAKE_A_MODEL:
             arguments += model
         if arguments[0] == "roofline":
             arguments += ["--device", r.choice(["h100", *words])]
@@ -801,7 +906,8 @@ class Boundaries:
             "--num-models", "--reach", "--law", "--part", "--corpus-tokens", "--num-prefix",
             "--approach", "--objective", "--num-bootstrap", "--predict", "--loss",
             "--where", "--budgets", "--tiling.head-dim-multiple", "--tiling.key-value-products",
-            "--chunk", "--mla", "--prompt-latents",
+            "--chunk", "--mla", "--prompt-latents", "--tensor", "--pipeline", "--data",
+            "--sequence", "--zero", "--stages", "--vocab-multiple",
             "--seq-len", "--target-len", "--mtp",
         ]  # fmt: skip
         for _ in range(r.randrange(4)):
@@ -825,8 +931,12 @@ BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "options of a count": (Boundaries.count_options, 0.12),
     "configs": (Boundaries.read_configs, 0.06),
     "prompts, decoding and caches": (Boundaries.generate, 0.08),
+    "many devices": (Boundaries.many_devices, 0.05),
     "tilings and executed FLOPs": (Boundaries.count_executed, 0.06),
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
+    "meters": (Boundaries.meter_steps, 0.04),
+    "modules": (Boundaries.measure_modules, 0.02),
+    "strategies": (Boundaries.draw_for_tests, 0.03),
     "devices": (Boundaries.describe_devices, 0.05),
     "compare and explain": (Boundaries.compare_and_explain, 0.04),
     "optima by every count": (Boundaries.compare_optima, 0.02),

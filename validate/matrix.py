@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, given, settings
 
+from flopcount import testing
 from flopcount.tables import shown, table
 from kernels.attention.flops import backward_flops, forward_flops
 from validate import proof
@@ -23,6 +24,7 @@ from validate.emulator import cases as emulator_cases
 from validate.witnesses import (
     compiled_code,
     configurations,
+    device_trace,
     elementwise_trace,
     fused,
     fvcore_trace,
@@ -276,14 +278,14 @@ def seed_models(quick: bool) -> tuple[Architecture, ...]:
 
 def fused_models(quick: bool) -> Iterable[tuple[str, Differences]]:
     """The fused network's totals on the article's models and on drawn ones."""
-    drawn = configurations.draw(configurations.models(), 10 if quick else 200)
+    drawn = testing.draw(testing.models(), 10 if quick else 200)
     for model in (*seed_models(quick), *drawn):
         yield str(model), fused_totals(model)
 
 
 def declared_flops(quick: bool) -> Iterable[tuple[str, Differences]]:
     """The fused operators' declared FLOPs against what their specification executes."""
-    for shape in configurations.draw(configurations.attention_shapes(), 50 if quick else 1000):
+    for shape in testing.draw(configurations.attention_shapes(), 50 if quick else 1000):
         batch, num_latents, num_prefix, num_heads, num_key_heads, head_dim = shape
         out = (batch, num_latents, num_heads, head_dim)
         keys = (batch, num_prefix + num_latents, num_key_heads, head_dim)
@@ -299,7 +301,7 @@ def declared_flops(quick: bool) -> Iterable[tuple[str, Differences]]:
 
 def executed_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
     """Executed FLOPs of attention layers, by pass and part, against the dots that were issued."""
-    drawn = configurations.draw(configurations.kernel_shapes(), 5 if quick else 60)
+    drawn = testing.draw(configurations.kernel_shapes(), 5 if quick else 60)
     shipped = (*kernel_tally.SHAPES, *kernel_tally.tuned_shapes())
     shapes = (*(shipped[:4] if quick else shipped), *drawn)
     for shape, missed in kernel_tally.differences(shapes):
@@ -381,6 +383,12 @@ STANDALONE = (
         "transformers' MtpModel, under torch FlopCounterMode",
         further_predictions.cases,
     ),
+    Standalone(
+        "dense products of a device of many, and what it exchanges: "
+        f"{', '.join(device_trace.FAMILIES)}",
+        "PyTorch's tensor, sequence, pipeline and data parallelism, its other devices not there",
+        device_trace.cases,
+    ),
 )
 WITHOUT_WITNESS = (
     "per-element costs of element-wise rows, a stated convention",
@@ -389,6 +397,7 @@ WITHOUT_WITNESS = (
         f"modules that predict further tokens, of {family}"
         for family in further_predictions.UNWITNESSED
     ),
+    "experts on many devices, and heads of keys and values that several devices have",
 )
 
 
@@ -453,7 +462,7 @@ def run_check(check: Check, models: Iterable[Architecture], drawn: int) -> Verdi
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         )
-        @given(configurations.models())
+        @given(testing.models())
         def on_drawn(model: Any) -> None:
             try_on(model)
 

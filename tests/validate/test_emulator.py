@@ -8,7 +8,15 @@ import pytest
 
 from validate.emulator import assembly, operations, safety
 from validate.emulator.__main__ import main
-from validate.emulator.cases import Case, counted, differences, errors, launched
+from validate.emulator.cases import (
+    Case,
+    counted,
+    difference,
+    differences,
+    errors,
+    launched,
+    seen,
+)
 from validate.emulator.counts import METRICS, METRICS_OF_FLOPS, count, sliced
 from validate.emulator.machine import Machine
 from validate.emulator.memory import GlobalMemory, MachineError
@@ -340,12 +348,27 @@ def test_what_the_forward_kernel_executes(pool):
 
 
 def test_the_counter_and_the_kernels_say_what_is_executed(pool):
-    # By pass; and the bytes of four kernels where heads are not padded, nor statistics.
-    for (case, missed), size in zip(
-        differences((CASES[0], Case("bfloat16", 64, 256, 100, 2, 2))), (2, 6), strict=True
+    # Two passes; three quantities of four kernels, but for what the pass over rows requests; and
+    # what each declares itself, those among them that pad heads and turn them.
+    for case, missed in differences(CASES[:2]):
+        assert len(missed) == 2 + 11 + 5, case
+        assert set(missed.values()) == {0}, missed
+
+
+def test_declared_work_is_of_the_sizes_at_hand(pool):
+    # Other sizes than those that are executed: every quantity that depends on them differs.
+    case = CASES[0]
+    found = pool.submit(seen, case).result()
+    for other in (
+        dataclasses.replace(case, queries=case.queries + 1),
+        dataclasses.replace(case, prefix=case.prefix - 1, head_dim=case.head_dim + 8),
     ):
-        assert len(missed) == size, case
-        assert set(missed.values()) == {0}
+        missed = difference(other, found)
+        assert {name for name, number in missed.items() if number} >= {
+            f"{what} of {name}"
+            for what in ("distinct bytes", "requested bytes")
+            for name in ("forward", "key_value", "query")
+        }
 
 
 def test_a_product_too_few_is_counted(pool):

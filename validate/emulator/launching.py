@@ -90,7 +90,12 @@ class EmulatedLaunch:
         words[STACK_WORD] = LOCAL_BYTES
         return words
 
-    def run(self, memory: GlobalMemory | None = None, observers: Iterable[Any] = ()) -> Array:
+    def run(
+        self,
+        memory: GlobalMemory | None = None,
+        observers: Iterable[Any] = (),
+        kind: type[Machine] = Machine,
+    ) -> Array:
         """Execute all programs: how often each instruction was executed, by warps."""
         memory = memory or GlobalMemory()
         bank = self.constant_bank(memory)
@@ -99,7 +104,7 @@ class EmulatedLaunch:
         together = max(1, SIDE_BY_SIDE * 4 // self.num_warps)
         for first in range(0, len(programs), together):
             some = programs[first : first + together]
-            machine = Machine(
+            machine = kind(
                 self.code, self.operations, bank, some, self.num_warps, self.shared, memory,
                 observers=observers,
             )  # fmt: skip

@@ -24,11 +24,9 @@ import numpy as np
 from validate.emulator.assembly import Instruction
 from validate.emulator.launching import EmulatedLaunch
 from validate.emulator.machine import NOTHING_IN_FLIGHT, WARPGROUP, Group, Machine, Operation
-from validate.emulator.memory import Array, GlobalMemory, MachineError
+from validate.emulator.memory import GRANULE, Array, GlobalMemory, MachineError
 from validate.emulator.products import UNIT, units_of
 
-GRANULE = 2
-"""Bytes, the least of an access."""
 NOBODY, SEVERAL = -1, -2
 NEVER = np.iinfo(np.int32).max
 
@@ -59,7 +57,7 @@ class Safety:
         shape = programs * self.row
         self.writer = np.full(shape, NOBODY, np.int32)
         self.reader = np.full(shape, NOBODY, np.int32)
-        self.written, self.read = (np.full(shape, -1, np.int32) for _ in range(2))
+        self.written, self.read, self.atomic = (np.full(shape, -1, np.int32) for _ in range(3))
         self.value = np.zeros(shape, np.uint16)
         self.copied, self.serial = (np.zeros(shape, np.int32) for _ in range(2))
         self.reading = np.zeros(shape, np.int16)
@@ -140,6 +138,28 @@ class Safety:
         """Lanes copy to shared memory."""
         self._write(g, at, addresses, mask, size, None)
 
+    def shared_atomic(
+        self, g: Group, at: Instruction, addresses: Array, mask: Array | None, size: int
+    ) -> None:
+        """Lanes read and write shared memory at once: among themselves in any order."""
+        places, warps, epochs = self._granules(g, addresses, mask, size)
+        writer = self.writer[places]
+        written, _ = self._write_epochs(places)
+        self._find(UNWRITTEN, at, writer == NOBODY)
+        self._find(IN_FLIGHT, at, written == NEVER)
+        recent = (writer != NOBODY) & (writer != warps) & (written == epochs)
+        self._find(RACE, at, recent & (self.atomic[places] != epochs))
+        reader = self.reader[places]
+        self._find(RACE, at, (reader != NOBODY) & (reader != warps) & (self.read[places] == epochs))
+        self._find(STILL_READ, at, self.reading[places])
+        several = recent.copy()
+        self.writer[places] = warps
+        several |= self.writer[places] != warps
+        self.writer[places[several]] = SEVERAL
+        self.written[places] = self.atomic[places] = epochs
+        self.serial[places] = self.fences[warps]
+        self.copied[places] = 0
+
     def _write(
         self,
         g: Group,
@@ -181,6 +201,7 @@ class Safety:
             self._find(RACE, at, together & (self.value[places] != values))
             self.writer[places[several | together]] = SEVERAL
         self.written[places] = epochs
+        self.atomic[places] = -1
         self.serial[places] = self.fences[warps]
         self.copied[places] = self.committed[warps] + 1 if data is None else 0
 

@@ -12,12 +12,11 @@ from unittest import mock
 import numpy as np
 
 from validate.emulator.assembly import Code, read_code
+from validate.emulator.decoding import SIZE_WORDS, STACK_WORD
 from validate.emulator.machine import LOCAL_BYTES, Machine, Operation
 from validate.emulator.memory import Array, GlobalMemory
 from validate.emulator.operations import decoded
 
-STACK_WORD = 0x28 // 4
-"""Where constant bank 0 holds the end of a thread's stack."""
 FORMATS = {"i8": "b", "i16": "h", "i32": "i", "i64": "q", "u1": "?", "u8": "B", "u16": "H",
            "u32": "I", "u64": "Q", "fp32": "f", "fp64": "d"}  # fmt: skip
 """How a parameter of each of Triton's types is packed."""
@@ -64,7 +63,7 @@ class EmulatedLaunch:
         return np.stack([place.ravel() for place in places[::-1]], axis=1)
 
     def constant_bank(self, memory: GlobalMemory) -> Array:
-        """Constant bank 0 in 32-bit words: the stack's end, and the parameters.
+        """Constant bank 0 in 32-bit words: sizes of programs and grid, stack's end, parameters.
 
         Raises:
             ValueError: if the cubin places other parameters than Triton passes.
@@ -87,6 +86,7 @@ class EmulatedLaunch:
                 raise ValueError(f"a parameter of {size} bytes must be given for {kind}")
             bank[offset : offset + size] = packed
         words = np.frombuffer(bytes(bank[: len(bank) // 4 * 4]), np.uint32).copy()
+        words[SIZE_WORDS] = 32 * self.num_warps, 1, 1, *self.grid
         words[STACK_WORD] = LOCAL_BYTES
         return words
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 import ast
 
 
-def code_of(source: str) -> str:
-    """Python source without comments, docstrings and layout."""
+def code_of(source: str, without: str = "") -> str:
+    """Python source without comments, docstrings and layout.
+
+    Args:
+        source: The text.
+        without: How names of functions start that are left out, too; none if empty.
+    """
     tree = ast.parse(source)
+    if without:
+        tree.body = [
+            entry
+            for entry in tree.body
+            if not isinstance(entry, ast.FunctionDef) or not entry.name.startswith(without)
+        ]
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
             node.body = [entry for entry in body if not _is_text(entry)]  # type: ignore[attr-defined]

@@ -270,10 +270,14 @@ def test_a_barrier_that_a_warp_never_reaches():
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("POPC R0, R1", "opcode 'POPC'"),
+        ("IDP.4A.S8.S8 R0, R1, R2, R3", "opcode 'IDP'"),
         ("IMAD.LO R0, R1, R2, R3", "modifier 'LO'"),
-        ("FADD.RM R0, R1, R2", "modifier 'RM'"),
+        ("FADD.SAT R0, R1, R2", "modifier 'SAT'"),
         ("LDC R0, c[0x3][0x10]", "constant bank 0x3"),
+        ("LDC R0, c[0x0][0x30]", "constant 0x30"),
+        ("ATOMG.E.ADD.S8 PT, RZ, desc[UR4][R2.64], R4", "form"),
+        ("HMMA.16832.S8.S8 R0, R4, R8, RZ", "accumulators"),
+        ("CALL.ABS.NOINC `(.L_x_9)", "form of a call"),
         ("BAR.SYNC.DEFER_BLOCKING 0x1", "barrier"),
         ("S2R R0, SR_CLOCKLO", "special register"),
         ("MOV R0, B1", "operand 'B1'"),

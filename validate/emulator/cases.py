@@ -119,12 +119,16 @@ def launched(case: Case, run: Callable[[EmulatedLaunch], Any], backward: bool = 
         mock.patch.object(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty)),
         mock.patch.object(torch, "empty_like", poisoned(torch.empty_like)),
     ):
-        return _called(case, run, backward, values=True)
+        return called(case, run, backward)
 
 
-def _called(
-    case: Case, run: Callable[[EmulatedLaunch], Any], backward: bool, values: bool
+def called(
+    case: Case,
+    run: Callable[[EmulatedLaunch], Any],
+    backward: bool = True,
+    values: bool = True,
 ) -> list[Any]:
+    """Output and gradients of a call, whose launches ``run`` takes."""
     from kernels.attention.attention import prefix_attention
 
     tensors, angles, grad = case.operands(values)
@@ -179,7 +183,7 @@ def counted(
     def run(launch: EmulatedLaunch) -> None:
         found.append(count(launch, results, distinct))
 
-    _called(case, run, backward, values=results)
+    called(case, run, backward, values=results)
     return found
 
 
@@ -192,11 +196,16 @@ def seen(case: Case) -> dict[str, dict[str, int]]:
         its launches touch. ``work``: exponentials, distinct bytes and requested ones by the
         counter's name of the kernel.
     """
+    return seen_in(case, counted(case))
+
+
+def seen_in(case: Case, launches: Iterable[Counts]) -> dict[str, dict[str, int]]:
+    """What :func:`seen` says, of launches that were counted."""
     lines = [f"attention/tiles.py:{line}" for line in product_lines()]
     executed = {"forward": 0, "backward": 0}
     declared: collections.Counter[str] = collections.Counter()
     work: collections.Counter[str] = collections.Counter()
-    for counts in counted(case):
+    for counts in launches:
         name = counts.code.name
         phase = "forward" if name == "attention_forward" else "backward"
         executed[phase] += sum(counts.tensor_flops().values())

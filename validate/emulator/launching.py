@@ -39,6 +39,7 @@ class EmulatedLaunch:
         arguments: Numbers and tensors in the order of the kernel's parameters.
         types: Triton's type of each.
         declared: FLOPs and bytes that the kernel declares for profiles.
+        compiled: What tells its code from that of others.
     """
 
     code: Code
@@ -50,6 +51,7 @@ class EmulatedLaunch:
     arguments: list[Any]
     types: list[str]
     declared: dict[str, Any]
+    compiled: str = ""
 
     @property
     def name(self) -> str:
@@ -148,6 +150,7 @@ def launch_of(function: Any, kernel: Any, bound: dict[str, Any], grid: Any) -> E
         [value for _, value in passed],
         [kind for kind, _ in passed],
         declare(grid, kernel.metadata, bound) if declare else {},
+        kernel.hash,
     )
 
 

@@ -38,7 +38,7 @@ FAULTS = {
     "products": (r"^(HMMA\S* R\d+), (R\d+), (R\d+), R\d+", r"\1, \2, \3, RZ"),
     "whole_numbers": (r"^(IMAD\.HI\.U32 R\d+), R(\d+), ", r"\1, RZ, "),
     "halves": (r"^HMUL2", "HADD2"),
-    "single_bytes": (r"^(PRMT .*), 0x9910,", r"\1, 0x3210,"),
+    "single_bytes": (r"^(LDG|STG)\.E\.[US]8", r"\1.E.U16"),
     "reals": (r"^FRND(\S*)\.FLOOR", r"FRND\1.CEIL"),
     "scan": (r"^SHFL\.UP", "SHFL.DOWN"),
     "conversions": (r"^F2I\.S64\.TRUNC", "F2I.S64.CEIL"),

@@ -656,7 +656,7 @@ class PerceiverAR(Architecture):
 
         Raises:
             ValueError: If the window would slide: the caches are then made anew from the tokens
-                (``models.generation``), which no count here describes.
+                (``models.networks.generation``), which no count here describes.
         """
         decodes = at.inference == "decode"
         given = at.cached if decodes else at.length

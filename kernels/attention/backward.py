@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.forward import keys_of, declared_sizes
+from kernels.attention.forward import declared_sizes, keys_of
 from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,

@@ -7,7 +7,7 @@ import emulated_kernels
 import others_kernels
 import pytest
 
-from validate.processes import triton_processes
+from validate.witnesses.processes import triton_processes
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from models.throughput import tiling_of
+
 from flopcount.executed import KernelWork, kernel_work
 from kernels.attention.tilings import KERNELS, WIDEST_CUT, padded_head_dim
-from models.throughput import tiling_of
-from validate.compiled_code import product_lines
 from validate.emulator.counts import Counts, count
 from validate.emulator.launching import EmulatedLaunch, emulating
-from validate.processes import triton_processes
+from validate.witnesses.compiled_code import product_lines
+from validate.witnesses.processes import triton_processes
 
 PASS_OF = {kernel: name for name, kernel in KERNELS.items()} | {"row_products": "rows"}
 """The counter's name of each kernel that it declares the work of."""
@@ -291,7 +292,7 @@ def differences(cases: Iterable[Case], jobs: int = 1) -> Iterator[tuple[Case, di
 def _formula(case: Case) -> dict[str, int]:
     import torch
 
-    from validate import kernel_tally
+    from validate.witnesses import kernel_tally
 
     shape = kernel_tally.AttentionShape(
         case.batch, case.queries, case.prefix, case.heads, case.key_heads, case.head_dim,

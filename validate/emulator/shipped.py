@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from validate.compiled_code import DTYPES, KEY_HEADS, Launch
 from validate.compiled_record import DOCS, digest, shipped_launches
 from validate.emulator.cases import Case, called, difference, errors, seen_in
 from validate.emulator.counts import Counts, Traffic
 from validate.emulator.launching import EmulatedLaunch
 from validate.emulator.memory import GlobalMemory, MachineError
 from validate.emulator.safety import Safety
-from validate.processes import triton_processes
+from validate.witnesses.compiled_code import DTYPES, KEY_HEADS, Launch
+from validate.witnesses.processes import triton_processes
 
 RECORD = DOCS / "emulator.csv"
 COLUMNS = (

@@ -7,10 +7,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from models.throughput import tiling_of
-
 from flopcount.executed import KernelWork, kernel_work
 from kernels.attention.tilings import KERNELS, WIDEST_CUT, padded_head_dim
+from models.training.throughput import tiling_of
 from validate.emulator.counts import Counts, count
 from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.witnesses.compiled_code import product_lines

@@ -164,6 +164,7 @@ def main(dtypes: tuple[str, ...] = DTYPES, limit: int | None = None, jobs: int =
         jobs: Processes.
     """
     rows = current(read())
+    write(rows.values())  # without those of other code
     wanted = [x for x in in_turn(shipped_launches(dtypes)) if key(x) not in rows][:limit]
     holds = True
     with triton_processes(interpret=False, jobs=jobs) as pool:

@@ -95,6 +95,8 @@ TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
     },
     ("key_value", 4): {
         64: Tiling(32, 32, 8, 2, 255),
+        160: Tiling(16, 16, 8, 2, 255),
+        176: Tiling(16, 16, 8, 2, 128),
         256: Tiling(16, 16, 8, 2, 255),
     },
     ("query", 4): {

@@ -339,9 +339,9 @@ def test_what_the_forward_kernel_executes(pool):
         "m64n16k16 bf16": tiles * 2 * 128 * 128 * 16,
     }
     # An exponential for each score, and for each of four lanes of a row that corrects its sum.
-    # In the 16 tiles on the diagonal, rows whose number lacks the 8 end at 119: of the last 8 keys
-    # a thread holds two, both masked, with one exponential for both. That is 4 fewer in 64 rows.
-    assert special["EX2"] == tiles * 128 * (128 + 4) - 16 * 64 * 4
+    # On the diagonal each of 256 threads has a row below 120 and two of the columns from 120 on:
+    # masked in every thread, they share an exponential. There are 8 · 2 such tiles.
+    assert special["EX2"] == tiles * 128 * (128 + 4) - 8 * 2 * 256
     # 131 rows of 8 heads, 73 channels of 2 bytes and a logarithm of 4.
     assert memory["global store bytes"] == memory["global store distinct bytes"] == 131 * 8 * 150
     assert sum(pipes.values()) > 0

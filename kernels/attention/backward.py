@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.forward import keys_of, launch_sizes
+from kernels.attention.forward import declared_sizes, keys_of
 from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
@@ -64,7 +64,7 @@ def declare_key_value_gradient(grid, metadata, args):
 
 def declare_query_gradient(grid, metadata, args):
     """What a profile shows: three products over the admitted pairs; each operand's bytes once."""
-    batch, pairs, elements, size = launch_sizes(args)
+    batch, pairs, elements, size = declared_sizes(args)
     heads, n, block = args["num_heads"], args["latents"][4], args["BLOCK_QUERIES"]
     elements += batch * n * heads * (args["grad_out"].shape[-1] + args["STORED"])
     return {

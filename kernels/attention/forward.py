@@ -28,7 +28,7 @@ from kernels.attention.tiles import (
 
 def declare_forward(grid, metadata, args):
     """What a profile shows for a launch: admitted pairs' FLOPs, and each operand's bytes once."""
-    batch, pairs, elements, size = launch_sizes(args)
+    batch, pairs, elements, size = declared_sizes(args)
     rows = batch * args["num_heads"] * args["latents"][4]
     return {
         "name": metadata.name,
@@ -37,7 +37,7 @@ def declare_forward(grid, metadata, args):
     }
 
 
-def launch_sizes(args):
+def declared_sizes(args):
     """Batch, admitted pairs of one head, stored elements of q, k and v, bytes of an element."""
     n, k = args["latents"][4], args["prefix"][4]
     heads, group = args["num_heads"], args["group"]

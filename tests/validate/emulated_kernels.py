@@ -1,9 +1,14 @@
 """Kernels for test_emulated_kernels.py, each with what plain PyTorch says of its results."""
 
+import dataclasses
+import re
+
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
+
+from validate.emulator import assembly, launching, operations, safety
 
 SIZE = 256
 INT32, INT64, FP16, BF16, FP32, FP64 = (
@@ -96,15 +101,16 @@ def histogram():
 def bytes_kernel(x, chosen, out, SIZE: tl.constexpr):
     at = tl.arange(0, SIZE)
     x = tl.load(x + at).to(tl.int32)
-    tl.store(out + at, tl.where(tl.load(chosen + at), 3 * x, -x).to(tl.int8))
+    tl.store(out + at, tl.where(tl.load(chosen + at), x >> 1, -x).to(tl.int8))
 
 
 def single_bytes():
     """Loads and stores of signed bytes and of truth values."""
-    x, out = integers(-40, 40, SIZE, dtype=torch.int8), torch.zeros(SIZE, dtype=torch.int8)
-    chosen = drawn(SIZE) > 0
-    bytes_kernel[(1,)](x, chosen, out, SIZE=SIZE)
-    yield out, torch.where(chosen, 3 * x, -x)
+    for size in (SIZE, SIZE // 2):  # two of each thread, and one
+        x, out = integers(-40, 40, size, dtype=torch.int8), torch.zeros(size, dtype=torch.int8)
+        chosen = drawn(size) > 0
+        bytes_kernel[(1,)](x, chosen, out, SIZE=size)
+        yield out, torch.where(chosen, x >> 1, -x)
 
 
 @triton.jit
@@ -298,17 +304,34 @@ CASES = (
 )  # fmt: skip
 
 
-def errors(name):
+def edited(launch, pattern, replacement):
+    """A launch in which each instruction that matches, if one does, is changed."""
+    lines = []
+    for at in launch.code.instructions:
+        guard = f"@{at.guard} " if at.guard else ""
+        text = re.sub(pattern, replacement, at.text.removeprefix(guard))
+        lines.append(f"/*{16 * at.index:04x}*/ {guard}{text} ;")
+    instructions, _ = assembly.parsed("\n".join(lines))
+    code = dataclasses.replace(launch.code, instructions=instructions)
+    return dataclasses.replace(launch, code=code, operations=operations.decoded(code))
+
+
+def errors(name, fault=None):
     """Of each result, the largest difference over what it may be; and the memory checks' findings.
 
     It may be 2⁻²⁰ of the largest value, unless a case says so; whole numbers must be equal.
-    """
-    from validate.emulator.launching import emulating
-    from validate.emulator.safety import check
 
+    Args:
+        name: The case's.
+        fault: A pattern of instructions, and what to put in their place.
+    """
     found, findings = [], []
     case = next(case for case in CASES if case.__name__ == name)
-    with emulating(lambda launch: findings.extend(check(launch))):
+
+    def run(launch):
+        findings.extend(safety.check(edited(launch, *fault) if fault else launch))
+
+    with launching.emulating(run):
         for result, truth, *bound in case():
             if not result.is_floating_point():
                 found.append(float((result.long() - truth.long()).abs().max()) * 2)

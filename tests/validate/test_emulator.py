@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from validate.emulator import assembly, operations, safety
+from validate.emulator import assembly, operations, safety, shipped
 from validate.emulator.__main__ import main
 from validate.emulator.cases import (
     Case,
@@ -21,6 +21,7 @@ from validate.emulator.counts import METRICS, METRICS_OF_FLOPS, count, sliced
 from validate.emulator.machine import Machine
 from validate.emulator.memory import GlobalMemory, MachineError
 from validate.emulator.safety import Safety, check
+from validate.witnesses.compiled_code import KEY_HEADS, Launch
 from validate.witnesses.processes import triton_processes
 
 # Heads read in place; grouped, turned, with the prefix apart; products without tensor cores. The
@@ -270,10 +271,14 @@ def test_a_barrier_that_a_warp_never_reaches():
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("POPC R0, R1", "opcode 'POPC'"),
+        ("IDP.4A.S8.S8 R0, R1, R2, R3", "opcode 'IDP'"),
         ("IMAD.LO R0, R1, R2, R3", "modifier 'LO'"),
-        ("FADD.RM R0, R1, R2", "modifier 'RM'"),
+        ("FADD.SAT R0, R1, R2", "modifier 'SAT'"),
         ("LDC R0, c[0x3][0x10]", "constant bank 0x3"),
+        ("LDC R0, c[0x0][0x30]", "constant 0x30"),
+        ("ATOMG.E.ADD.S8 PT, RZ, desc[UR4][R2.64], R4", "modifier 'S8'"),
+        ("HMMA.16832.S8.S8 R0, R4, R8, RZ", "accumulators"),
+        ("CALL.ABS.NOINC `(.L_x_9)", "form of a call"),
         ("BAR.SYNC.DEFER_BLOCKING 0x1", "barrier"),
         ("S2R R0, SR_CLOCKLO", "special register"),
         ("MOV R0, B1", "operand 'B1'"),
@@ -407,6 +412,37 @@ def test_counts_are_named_as_the_hardware_names_them(pool):
         for kind, names in (("load", ("ld", "ldgsts")), ("store", ("st",))):
             total = sum(metrics[f"sm__sass_data_bytes_mem_global_op_{name}.sum"] for name in names)
             assert total == memory[f"global {kind} bytes"]
+
+
+def test_the_record_of_shipped_launches_is_of_the_code_at_hand():
+    rows = shipped.read()
+    assert rows
+    for row in rows:
+        assert float(row["share"]) <= 1, row
+        assert (row["missed"], row["unsafe"]) == ("0", "0"), row
+    assert len(shipped.current(rows)) == len(rows), "python -m validate.emulator.shipped"
+    page = (shipped.DOCS / "emulator.md").read_text(encoding="utf-8")
+    assert f"{len(rows)} of {len(shipped.shipped_launches())} shipped launches" in page
+
+
+def test_rows_of_other_code_do_not_count(tmp_path):
+    (row, *_) = shipped.read()
+    path = tmp_path / "rows.csv"
+    shipped.write([row], path)
+    assert list(shipped.current(shipped.read(path)).values()) == [row]
+    shipped.write([row | {"digest": "0" * 12}], path)
+    assert shipped.current(shipped.read(path)) == {}
+
+
+def test_fewer_heads_are_of_the_same_compiled_kernels(pool):
+    launches = [Launch("float16", 9), Launch("float16", 9, group=4)]
+    for launch, heads in zip(launches, pool.map(shipped.alike, launches), strict=True):
+        assert heads.key_heads == shipped.FEWER_HEADS[launch.group] < KEY_HEADS
+    # With a single head strides are 1 or the like, by which kernels are specialised.
+    one, eight = (shipped.case_of(launches[0], key_heads) for key_heads in (1, KEY_HEADS))
+    assert (
+        pool.submit(shipped.compiled, one).result() != pool.submit(shipped.compiled, eight).result()
+    )
 
 
 def test_the_command_shows_counts(pool, capsys):
@@ -613,6 +649,21 @@ def test_what_the_hardware_would_refuse_is_named_with_its_line(pool, what):
         ("MOV R3, 0x7\n@P0 STS [R1], R3\n@!P0 STS [R1], R3", None),
         ("MOV R3, 0x7\n@P0 MOV R3, 0x8\nSTS [R1], R3", safety.RACE),
         ("MOV R3, 0x7\n@P0 STS [R1], R3\n@!P0 STS [R1], R1", safety.RACE),
+        # Atomics may meet, but not what reads or writes beside them.
+        ("@P0 STS [R1], R0\nBAR.SYNC.DEFER_BLOCKING 0x0\nATOMS.ADD RZ, [R1], R0", None),
+        ("ATOMS.ADD RZ, [R1], R0", safety.UNWRITTEN),
+        (
+            "@P0 STS [R1], R0\nBAR.SYNC.DEFER_BLOCKING 0x0\nATOMS.ADD RZ, [R1], R0\n"
+            "@!P0 LDS R2, [R1]",
+            safety.RACE,
+        ),
+        (
+            "@P0 STS [R1], R0\nBAR.SYNC.DEFER_BLOCKING 0x0\n@P0 LDS R2, [R1]\n"
+            "@!P0 ATOMS.ADD RZ, [R1], R0",
+            safety.RACE,
+        ),
+        # Bytes side by side, which a word would not tell apart.
+        ("@P0 VIADD R1, R1, 0x1\nMOV R3, 0x7\nSTS.U8 [R1], R3\nLDS.U8 R2, [R1]", None),
         # The second store may come before another warp's first.
         ("MOV R3, 0x7\nSTS [R1], R3\nMOV R3, 0x8\nSTS [R1], R3", safety.RACE),
     ],

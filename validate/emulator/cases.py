@@ -119,12 +119,16 @@ def launched(case: Case, run: Callable[[EmulatedLaunch], Any], backward: bool = 
         mock.patch.object(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty)),
         mock.patch.object(torch, "empty_like", poisoned(torch.empty_like)),
     ):
-        return _called(case, run, backward, values=True)
+        return called(case, run, backward)
 
 
-def _called(
-    case: Case, run: Callable[[EmulatedLaunch], Any], backward: bool, values: bool
+def called(
+    case: Case,
+    run: Callable[[EmulatedLaunch], Any],
+    backward: bool = True,
+    values: bool = True,
 ) -> list[Any]:
+    """Output and gradients of a call, whose launches ``run`` takes."""
     from kernels.attention.attention import prefix_attention
 
     tensors, angles, grad = case.operands(values)
@@ -179,7 +183,7 @@ def counted(
     def run(launch: EmulatedLaunch) -> None:
         found.append(count(launch, results, distinct))
 
-    _called(case, run, backward, values=results)
+    called(case, run, backward, values=results)
     return found
 
 
@@ -192,11 +196,16 @@ def seen(case: Case) -> dict[str, dict[str, int]]:
         its launches touch. ``work``: exponentials, distinct bytes and requested ones by the
         counter's name of the kernel.
     """
+    return seen_in(case, counted(case))
+
+
+def seen_in(case: Case, launches: Iterable[Counts]) -> dict[str, dict[str, int]]:
+    """What :func:`seen` says, of launches that were counted."""
     lines = [f"attention/tiles.py:{line}" for line in product_lines()]
     executed = {"forward": 0, "backward": 0}
     declared: collections.Counter[str] = collections.Counter()
     work: collections.Counter[str] = collections.Counter()
-    for counts in counted(case):
+    for counts in launches:
         name = counts.code.name
         phase = "forward" if name == "attention_forward" else "backward"
         executed[phase] += sum(counts.tensor_flops().values())
@@ -230,23 +239,29 @@ def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
         for what, number in dataclasses.asdict(kernel).items()
         if number is not None
     }
-    work["exponentials of query"] -= left_out(case)
+    for name in LEFT_OUT:
+        work[f"exponentials of {name}"] -= left_out(case, name)
     missed |= {name: number - found["work"][name] for name, number in work.items()}
     return missed | {f"declared by {name}": n for name, n in found["declared"].items()}
 
 
-def left_out(case: Case) -> int:
-    """Exponentials of the query gradient that the compiler leaves out, since no mask admits them.
+LEFT_OUT = {"forward": 4, "query": 8}
+"""Columns of whose scores the compiler evaluates no exponential: see :func:`left_out`."""
+
+
+def left_out(case: Case, name: str) -> int:
+    """Exponentials that the compiler leaves out, since it knows what is masked.
 
     A tile on the diagonal that is a square of M on tensor cores is no loop, so that the compiler
     knows its mask: rows whose number lacks the 8 end at M - 9 and admit none of the last 8 keys.
-    These are M/2 rows of each of the ⌈n/M⌉ tiles.
+    These are M/2 rows of each of the ⌈n/M⌉ tiles. The query gradient's weights are zero there. In
+    the forward pass both scores that a thread holds of such a row are -∞, and have one exponential.
     """
     tiling = tiling_of(case.head_dim, case.element_size, case.queries + case.prefix)
-    rows, keys = tiling.query
+    rows, keys = getattr(tiling, name)
     if case.element_size != 2 or rows != keys:
         return 0
-    return case.batch * case.heads * -(-case.queries // rows) * rows // 2 * 8
+    return case.batch * case.heads * -(-case.queries // rows) * rows // 2 * LEFT_OUT[name]
 
 
 def _work(case: Case) -> dict[str, KernelWork]:

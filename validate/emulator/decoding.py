@@ -30,6 +30,12 @@ LAST = {"R": 255, "UR": 63, "P": 7, "UP": 7}
 REGISTER = re.compile(r"(UR|R)(\d+|Z)")
 PREDICATE = re.compile(r"(!?)(UP|P)(\d|T)")
 BYTES_OF_WORD = 4
+SIZE_WORDS = slice(0, 6)
+"""Where constant bank 0 holds a program's threads, and the grid's programs, along three axes."""
+DESCRIPTOR_WORDS = (0x208 // BYTES_OF_WORD, 0x20C // BYTES_OF_WORD)
+"""Where it holds what ``desc[…]`` of a global access names, and nobody computes with."""
+STACK_WORD = 0x28 // BYTES_OF_WORD
+"""Where it holds the end of a thread's stack."""
 
 
 def signed(x: Any) -> Any:
@@ -125,9 +131,17 @@ class Decoder:
         found = re.fullmatch(r"c\[(0x[0-9a-f]+)\]\[(0x[0-9a-f]+)\]", text)
         if not found:
             return None
+        index = int(found[2], 16) // BYTES_OF_WORD
         if int(found[1], 16) != 0:
             raise self.at.unknown(f"constant bank {found[1]}")
-        return int(found[2], 16) // BYTES_OF_WORD
+        placed = any(
+            offset // BYTES_OF_WORD <= index < -(-(offset + size) // BYTES_OF_WORD)
+            for offset, size in self.code.parameters
+        )
+        known = (*range(SIZE_WORDS.stop), STACK_WORD, *DESCRIPTOR_WORDS)
+        if not placed and index not in known:
+            raise self.at.unknown(f"constant {found[2]}")
+        return index
 
     def integer(self, text: str) -> Reader:
         """Reader of a 32-bit number, unsigned."""

@@ -15,8 +15,6 @@ FIRST_ADDRESS, APART = 0x7F00_0000_0000, 1 << 20
 """Where the first storage lies, and bytes between storages at least, that are no one's."""
 ALIGNMENT = 512
 """Of each storage, as the CUDA allocator's."""
-GRANULE = 2
-"""Bytes that who watches shared memory tells apart: of the least access to it."""
 RESERVED = 0x400
 """Bytes at the start of shared memory that are the system's, not the program's."""
 

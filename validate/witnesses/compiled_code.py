@@ -213,9 +213,10 @@ def programs_at_once(registers: int, num_warps: int, shared: int) -> int:
 
 @functools.cache
 def kernel_code() -> str:
-    """The kernels' source, without comments and docstrings."""
+    """The kernels' source, without comments, docstrings and what they declare to profilers."""
     folder = Path(kernels.attention.__file__).parent
-    return "\n".join(code_of((folder / name).read_text(encoding="utf-8")) for name in SOURCES)
+    texts = ((folder / name).read_text(encoding="utf-8") for name in SOURCES)
+    return "\n".join(code_of(text, without="declare") for text in texts)
 
 
 class _HopperWithoutDevice:

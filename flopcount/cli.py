@@ -862,3 +862,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"flopcount: {said}", file=sys.stderr)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -276,3 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         model, files = next(iter(models.values())), tuple(given.files)
         print(curves(given.out, model, given.steps, given.batch_size, files))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import flopcount as fc
 from flopcount.article import EXPERIMENTS, reference_budget
 from flopcount.isoflop.laws import CHINCHILLA_SURFACE, ScalingLaw, read_law
-from flopcount.isoflop.plan import budget_from_gpu_hours, plan, throughput
+from flopcount.isoflop.plan import Search, budget_from_gpu_hours, plan, throughput
 
 PUBLISHED_STEPS = {
     "1": [50000, 31421, 21231],
@@ -236,6 +236,29 @@ def test_a_range_beyond_any_network_is_refused(name):
 def test_the_grid_searched_is_every_width_depth_and_head_dim():
     options = dict(widths=(64, 12_800), width_multiple=2, depths=(2, 9), aspect_ratios=(0.1, 1e5))
     assert plan([1e19], **options, **SIZES).num_shapes == (12_800 - 62) // 2 * 8 * 4
+
+
+def test_defaults():
+    # What a plan searches unless told otherwise, as its page and --help state it.
+    given = {field.name: field.default for field in dataclasses.fields(Search)}
+    assert [name for name, value in given.items() if value is dataclasses.MISSING] == [
+        "vocab_size", "num_latents", "batch_size"
+    ]  # fmt: skip
+    assert {name: value for name, value in given.items() if name not in SIZES and value} == dict(
+        widths=(64, 8192), width_multiple=64, depths=(2, 80), head_dims=(32, 64, 96, 128),
+        aspect_ratios=(16.0, 160.0), law="chinchilla-2", num_models=7, reach=4.0, part="total",
+        num_devices=1,
+    )  # fmt: skip
+    assert (given["num_prefix"], given["prefix_dropout"]) == (0, 0.0)
+
+
+def test_a_search_is_given_whole_or_by_its_fields():
+    search = Search(num_models=3, **SIZES)
+    assert str(plan([1e18], search)) == str(plan([1e18], num_models=3, **SIZES))
+    with pytest.raises(TypeError, match="search with num_models: expected one of the two"):
+        plan([1e18], search, num_models=3)
+    with pytest.raises(TypeError, match="num_modles"):
+        plan([1e18], num_modles=3, **SIZES)
 
 
 def test_gpu_hours_by_hand():

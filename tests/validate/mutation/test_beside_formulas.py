@@ -2,7 +2,7 @@
 
 import pytest
 
-from validate.mutation.judging import Formulas, Judges, equivalent_mutants, run, checks_in
+from validate.mutation.judging import Formulas, Judges, checks_in, equivalent_mutants, run
 from validate.mutation.mutants import Target, mutants_of
 
 ISOFLOP = "tests/flopcount/isoflop"

@@ -101,15 +101,13 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One run, complete.
+class RunConfig:
+    """What a run has in common with the other runs of its sweep.
 
     Attributes:
         model: the network.
         corpus: the text.
         recipe: the optimisation.
-        steps: how many.
-        seed: of weights, windows and prefix dropout.
         validations: how often the validation loss is taken, at equal distances in FLOPs, the last
             time after the last step.
         validation_windows: windows of each.
@@ -128,8 +126,6 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     recipe: Recipe = field(default_factory=Recipe)
-    steps: AtLeastOne = 50_000
-    seed: Seed = 0
     validations: AtLeastOne = 20
     validation_windows: AtLeastOne = 256
     final_validation_windows: AtLeastOne | None = None
@@ -139,6 +135,20 @@ class TrainConfig:
     peak: str | None = None
     peak_flops: AboveZero | None = None
     execution: Execution = field(default_factory=Execution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """One run, complete.
+
+    Attributes:
+        steps: how many.
+        seed: of weights, windows and prefix dropout.
+
+    """
+
+    steps: AtLeastOne = 50_000
+    seed: Seed = 0
 
 
 class DivergedError(RuntimeError):

@@ -8,6 +8,7 @@ from validate.mutation.mutants import Target, mutants_of
 ISOFLOP = "tests/flopcount/isoflop"
 GROUPS = {
     "flopcount.isoflop.laws": [f"{ISOFLOP}/test_laws.py"],
+    "flopcount.isoflop.plan": [f"{ISOFLOP}/test_plan.py"],
 }
 """The module of each group, and the files whose tests judge it."""
 DRAWN = 50

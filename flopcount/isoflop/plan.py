@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
-from flopcount.architectures import Architecture, PerceiverAR
+from flopcount.architectures import Architecture, Decoder, PerceiverAR
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import LEVELS, Count, ParameterCount
 from flopcount.devices import Device, find_device, require_utilisation
@@ -408,16 +408,17 @@ class Search:
 
     Attributes:
         vocab_size: V.
-        num_latents: n.
+        num_latents: n, the positions that predict; all of a decoder's.
         batch_size: Sequences per step.
-        num_prefix: m; 0 plans decoder-only models.
+        architecture: ``"perceiver-ar"``, or ``"decoder"`` for GPT-2's shape.
+        num_prefix: m; 0 for decoder-only models.
         prefix_dropout: p.
         widths: Least and largest d.
         width_multiple: d is a multiple of this.
         depths: Least and largest L.
         head_dims: Head dims c to choose from; h = d / c.
         aspect_ratios: Least and largest d / L.
-        shapes: Instead of a search, (d, L) of each model, with the architecture's default heads.
+        shapes: Instead of a search, (d, L) of each model, with Perceiver AR's 8 heads.
         law: The prior: ``"chinchilla-1"``, ``"chinchilla-2"``, ``"chinchilla-3"``, or a law, such
             as a fit's; on the command line, a file that ``flopcount fit --json`` wrote.
         num_models: Models per budget.
@@ -435,6 +436,7 @@ class Search:
     vocab_size: int
     num_latents: int
     batch_size: int
+    architecture: Literal["perceiver-ar", "decoder"] = "perceiver-ar"
     num_prefix: int = 0
     prefix_dropout: float = 0.0
     widths: tuple[int, int] = (64, 8192)
@@ -469,6 +471,9 @@ class Search:
             ValueError: If a value is out of range or would do nothing.
         """
         require_choice("part", self.part, PARTS)
+        require_choice("architecture", self.architecture, ("perceiver-ar", "decoder"))
+        if self.architecture == "decoder":
+            self.require_defaults("of a decoder", "num_prefix", "prefix_dropout")
         if self.shapes is not None:
             grid = ("widths", "width_multiple", "depths", "head_dims", "aspect_ratios")
             self.require_defaults("beside shapes", *grid, "num_models", "reach")
@@ -516,14 +521,16 @@ class Search:
 
     def model(self, width: Any, depth: Any, **heads: Any) -> Architecture:
         """The model of a width and a depth, or of arrays of them."""
+        shape = dict(num_channels=width, num_layers=depth, vocab_size=self.vocab_size) | heads
+        if self.architecture == "decoder":
+            return Decoder(
+                seq_len=self.num_latents, **dict(num_heads=PerceiverAR.num_heads) | shape
+            )
         return PerceiverAR(
-            vocab_size=self.vocab_size,
             num_latents=self.num_latents,
             num_prefix=self.num_prefix,
             prefix_dropout=self.prefix_dropout,
-            num_channels=width,
-            num_layers=depth,
-            **heads,
+            **shape,
         )
 
 
@@ -749,11 +756,11 @@ def _proposal(run: PlannedRun, n_opt: float, search: Search) -> Proposal:
         search.per_second(),
         search.per_hour(),
     )
-    tokens = run.steps * run.batch_size * model.num_latents
+    tokens = run.steps * run.batch_size * model.length
     seconds = cost = epochs = passes = None
     if corpus_tokens is not None:
         epochs = _as_float("epochs", Fraction(tokens, corpus_tokens))
-        passes = epochs * (model.num_prefix + model.num_latents) / model.num_latents
+        passes = epochs * (search.num_prefix + model.length) / model.length
     if per_second is not None:
         causal = run.steps * model.flops(batch_size=run.batch_size).total
         seconds = _as_float("seconds", causal / Fraction(per_second))

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import flopcount
 from flopcount.isoflop.plan import isoflop_runs
 from models.limits import AboveZero, AtLeastOne, NotNegative, Seed, check_fields
 from models.training.run import RunConfig, TrainConfig
@@ -89,10 +88,9 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name} must be given, each once, got {values}")
     models = [
-        flopcount.PerceiverAR(
-            **dataclasses.asdict(config.model)
-            | {"num_channels": width, "num_layers": depth, "num_heads": _heads(config, width)}
-        )
+        dataclasses.replace(
+            config.model, num_channels=width, num_layers=depth, num_heads=_heads(config, width)
+        ).counted()
         for width, depth in config.shapes
     ]
     for model, budget in itertools.product(models, config.budgets):

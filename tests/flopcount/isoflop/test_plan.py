@@ -247,7 +247,7 @@ def test_defaults():
     assert {name: value for name, value in given.items() if name not in SIZES and value} == dict(
         widths=(64, 8192), width_multiple=64, depths=(2, 80), head_dims=(32, 64, 96, 128),
         aspect_ratios=(16.0, 160.0), law="chinchilla-2", num_models=7, reach=4.0, part="total",
-        num_devices=1,
+        num_devices=1, architecture="perceiver-ar",
     )  # fmt: skip
     assert (given["num_prefix"], given["prefix_dropout"]) == (0, 0.0)
 
@@ -259,6 +259,23 @@ def test_a_search_is_given_whole_or_by_its_fields():
         plan([1e18], search, num_models=3)
     with pytest.raises(TypeError, match="num_modles"):
         plan([1e18], num_modles=3, **SIZES)
+
+
+def test_decoders_are_planned_as_well():
+    sizes = dict(vocab_size=50_257, num_latents=1024, batch_size=8, architecture="decoder")
+    planned = plan([1e19], num_models=3, corpus_tokens=10**10, **sizes)
+    for entry in planned.families[0].proposals:
+        model = entry.run.model
+        assert isinstance(model, fc.Decoder)
+        assert (model.seq_len, entry.num_params) == (1024, model.params().total)
+        step = model.flops(batch_size=8).total
+        assert 0 <= entry.run.flops - 1e19 < step
+        assert entry.trained_tokens == entry.run.steps * 8 * 1024
+        assert entry.passes == entry.epochs
+    assert [round(entry.ratio, 1) for entry in planned.families[0].proposals] == [0.2, 1.0, 4.0]
+    # GPT-2 small, as it was published: 124,439,808 parameters.
+    (given,) = plan([1e19], shapes=[(768, 12)], **sizes).families[0].proposals
+    assert given.num_params == 124_439_808
 
 
 def test_gpu_hours_by_hand():
@@ -358,6 +375,8 @@ def test_every_way_of_counting_is_a_table():
         (dict(budgets=[1]), ValueError, "budget = 1: expected at least one step's FLOPs"),
         (dict(budgets=[1e18, 1e3]), ValueError, "budget = 1000.0: expected at least one step"),
         (dict(part="cross"), ValueError, "part = 'cross'"),
+        (dict(architecture="llama"), ValueError, "architecture = 'llama'"),
+        (dict(architecture="decoder"), ValueError, "num_prefix = 1536 of a decoder: it would do"),
         (dict(convention="6n"), ValueError, "does not cover"),
     ],
 )

@@ -14,7 +14,6 @@ from pathlib import Path
 import filelock
 import pytest
 
-import flopcount
 from models.configuration import read_config
 from models.sweeps.placement import saved_steps
 from models.sweeps.plan import SweepConfig, plan_runs
@@ -34,7 +33,7 @@ def test_every_run_spends_its_budget_to_within_a_step():
     assert len(DEMO.budgets) >= 2
     assert len(DEMO.shapes) >= 5
     for run in runs:
-        model = flopcount.PerceiverAR(**dataclasses.asdict(run.config.model))
+        model = run.config.model.counted()
         step = model.flops(level="causal", batch_size=run.config.recipe.batch_size).total
         assert 0 <= run.config.steps * step - run.budget < step
         assert run.parameters == model.params().total

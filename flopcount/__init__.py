@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
     from flopcount.devices import Bandwidth, Device, Memory, Peak
+    from flopcount.distributed import per_device, pipeline_bubble
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from flopcount.isoflop.surface import fit_surface
     from flopcount.isoflop.ways_to_count import compare_optima
     from flopcount.mixture_lm import MixtureLM
+    from flopcount.parallel import Parallel
     from flopcount.rooflines import expected_experts, roofline
 
 __version__ = "0.1.0"
@@ -43,6 +45,7 @@ __all__ = [
     "Llama",
     "Memory",
     "MixtureLM",
+    "Parallel",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -57,6 +60,8 @@ __all__ = [
     "fit_training_curves",
     "from_hf",
     "isoflop_runs",
+    "per_device",
+    "pipeline_bubble",
     "plan",
     "read_curves",
     "read_runs",
@@ -73,6 +78,7 @@ _HOMES = {
     "EncoderDecoderLM": "encoder_lm",
     "EncoderLM": "encoder_lm",
     "MixtureLM": "mixture_lm",
+    "Parallel": "parallel",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",
@@ -87,6 +93,8 @@ _HOMES = {
     "fit_training_curves": "isoflop.curves",
     "from_hf": "hf",
     "isoflop_runs": "isoflop.plan",
+    "per_device": "distributed",
+    "pipeline_bubble": "distributed",
     "plan": "isoflop.plan",
     "read_curves": "isoflop.curves",
     "read_runs": "isoflop.runs",

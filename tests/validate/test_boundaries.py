@@ -44,6 +44,7 @@ def test_a_wrong_plan_is_a_failure(monkeypatch):
         ("tilings and executed FLOPs", masks.Causal, "tiles"),
         ("compare and explain", comparison, "differences"),
         ("prompts, decoding and caches", masks.Causal, "pairs"),
+        ("many devices", masks.Causal, "pairs"),
     ],
 )
 def test_a_wrong_part_is_a_failure(monkeypatch, boundary, home, name):

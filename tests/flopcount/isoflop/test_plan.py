@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.article import EXPERIMENTS, reference_budget
+from flopcount.isoflop import plan as planning
 from flopcount.isoflop.laws import CHINCHILLA_SURFACE, ScalingLaw, read_law
 from flopcount.isoflop.plan import Search, budget_from_gpu_hours, plan, throughput
 
@@ -392,3 +393,76 @@ def test_bad_plans(arguments, error, message):
 def test_bad_gpu_hours(arguments, message):
     with pytest.raises(ValueError, match=message):
         budget_from_gpu_hours(*arguments)
+
+
+GRID = dict(vocab_size=16, num_latents=16, batch_size=1)
+
+
+def test_preferences_by_hand():
+    # d = 128 and 192 at L = 2: d / L = 64 and 96, both ends allowed; c = 32, 64, 128, where 192 is
+    # no multiple of 128. 0.05 each for a d no multiple of 128, c = 32, an e-fold of d / L from 64.
+    search = Search(
+        widths=(128, 192), depths=(2, 2), head_dims=(32, 64, 128), aspect_ratios=(64.0, 96.0),
+        num_prefix=8, part="self", **GRID,
+    )  # fmt: skip
+    shapes = planning._Shapes.of(search)
+    assert list(zip(shapes.width, shapes.width // shapes.heads, strict=True)) == [
+        (128, 32), (128, 64), (128, 128), (192, 32), (192, 64)
+    ]  # fmt: skip
+    wide = math.log(1.5)
+    assert shapes.penalty == pytest.approx([0.05, 0, 0, 0.05 * (2 + wide), 0.05 * (1 + wide)])
+    assert shapes.num_searched == 6
+    params = [fc.PerceiverAR(**SELF, num_channels=d).params() for d in (128, 192)]
+    assert sorted(set(shapes.log_params)) == pytest.approx(
+        [math.log(each.self_part.total) for each in params]
+    )
+    assert params[0].total != params[0].self_part.total
+
+
+SELF = dict(vocab_size=16, num_latents=16, num_prefix=8, num_layers=2)
+
+
+def test_a_shape_serves_targets_within_half_a_step_by_hand():
+    search = Search(
+        widths=(512, 512), depths=(4, 4), head_dims=(64,), num_models=3, reach=4.0, **GRID
+    )
+    # Targets at N_opt / 4, N_opt and 4 · N_opt are a step of ln 4 apart.
+    assert planning._spacing(search) == pytest.approx(math.log(4))
+    shapes = planning._Shapes.of(search)
+    # log N is 0.7 steps below log N_opt: 0.3, 0.7 and 1.7 steps from the three.
+    n_opt = math.exp(float(shapes.log_params[0]) + 0.7 * math.log(4))
+    models, warnings = shapes.family(n_opt)
+    assert len(models) == 1
+    assert warnings == [f"no shape near N = {n_opt:.3g}, {4 * n_opt:.3g}: widen the constraints"]
+
+
+def test_an_optimum_is_at_the_edge_half_a_step_from_it():
+    # Half a step is a factor √4 = 2.
+    search = Search(num_models=3, reach=4.0, **GRID)
+    assert planning._edge_warnings([0.49, 2.01], search) == []
+    assert [w.split()[-5] for w in planning._edge_warnings([0.51, 1.99], search)] == [
+        "smaller", "larger"
+    ]  # fmt: skip
+
+
+def test_a_grid_of_one_shape_too_many_is_refused():
+    with pytest.raises(ValueError, match="span 20000004 shapes: expected at most 20,000,000"):
+        plan([1e18], widths=(1, 5_000_001), width_multiple=1, depths=(1, 1), **GRID)
+
+
+@pytest.mark.parametrize("law", [ScalingLaw(0.5, 0.5, 0.1, 1.0, "by hand"), CHINCHILLA_SURFACE])
+def test_the_prior_is_asked_for_the_budget_itself(law):
+    planned = plan([1e5], law=law, shapes=[(8, 1)], vocab_size=2, num_latents=1, batch_size=1)
+    assert planned.law == law
+    assert planned.families[0].n_opt == pytest.approx(law.n_opt(1e5), rel=1e-9)
+
+
+def test_cells_of_the_tables():
+    priced = dict(flops_per_second=1e14, price_per_device_hour=3.0)
+    planned = plan([1e18], num_models=3, **priced, **SIZES)
+    for entry in planned.families[0].proposals:
+        assert f" {entry.cost:,.2f}" in str(planned)
+        assert f" {entry.seconds / 3600:.3g} " in str(planned)
+    assert planning._run_flops({"self": "not covered", "cross": 5}) == "not covered"
+    assert planning._run_flops({"self": 12, "cross": "not covered"}) == "1.2000e01*"
+    assert planning._run_flops({"self": 12, "cross": 5}) == "1.7000e01"

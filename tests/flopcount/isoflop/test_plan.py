@@ -357,6 +357,8 @@ def test_every_way_of_counting_is_a_table():
         (dict(widths=(10, 20)), ValueError, "widths = \\(10, 20\\)"),
         (dict(depths=[2, 4]), TypeError, "depths = \\[2, 4\\]"),
         (dict(width_multiple=0), ValueError, "width_multiple = 0"),
+        (dict(width_multiple=64.0), ValueError, "width_multiple = 64.0"),
+        (dict(num_prefix=0.0), TypeError, "num_prefix = 0.0"),
         (dict(head_dims=()), ValueError, "head_dims is empty"),
         (dict(aspect_ratios=(1e6, 1e7)), ValueError, "no shape among"),
         (dict(aspect_ratios=3), TypeError, "aspect_ratios = 3"),

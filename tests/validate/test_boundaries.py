@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 import flopcount as fc
+import flopcount.torch
 from flopcount import comparison, masks, rows
 from flopcount.isoflop import plan
 from validate import boundaries
@@ -44,6 +45,8 @@ def test_a_wrong_plan_is_a_failure(monkeypatch):
         ("tilings and executed FLOPs", masks.Causal, "tiles"),
         ("compare and explain", comparison, "differences"),
         ("prompts, decoding and caches", masks.Causal, "pairs"),
+        ("meters", masks.Causal, "pairs"),
+        ("modules", flopcount.torch, "_flops"),
         ("many devices", masks.Causal, "pairs"),
     ],
 )

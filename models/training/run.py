@@ -500,7 +500,7 @@ class _Run:
         steps, seconds = self.done - before["step"], self.seconds - before["seconds"]
         row: Row = {
             "step": self.done,
-            "tokens": self.done * self.speed.tokens,
+            "tokens": self.done * self.speed.causal.tokens,
             "flops": self.done * self.speed.causal.total,
             "learning_rate": self.step.optimizer.param_groups[0]["lr"],
             "train_loss": self.loss_sum.item() / steps,

@@ -11,6 +11,8 @@ PROGRAMS = {
     "block": "benchmarks.step.block",
     "counters": "benchmarks.counters.run",
     "issue": "benchmarks.tiling.issue",
+    "modelled": "benchmarks.tiling.modelled",
+    "ranking": "benchmarks.tiling.ranking",
     "report": "benchmarks.report.tables",
     "schedule": "benchmarks.schedule",
     "soundness": "benchmarks.attention.soundness",

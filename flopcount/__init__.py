@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flopcount.architectures import Decoder, Llama, PerceiverAR
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
-    from flopcount.devices import Bandwidth, Device, Memory, Peak
+    from flopcount.devices import Bandwidth, Device, Memory, Multiprocessors, Peak
     from flopcount.distributed import per_device, pipeline_bubble
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
@@ -48,6 +48,7 @@ __all__ = [
     "Memory",
     "Meter",
     "MixtureLM",
+    "Multiprocessors",
     "Parallel",
     "Peak",
     "PerceiverAR",
@@ -83,6 +84,7 @@ _HOMES = {
     "EncoderDecoderLM": "encoder_lm",
     "EncoderLM": "encoder_lm",
     "MixtureLM": "mixture_lm",
+    "Multiprocessors": "devices",
     "Parallel": "parallel",
     "Peak": "devices",
     "PerceiverAR": "architectures",

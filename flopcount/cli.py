@@ -130,7 +130,8 @@ else:
     block = tuple[int, int] | None
     TilingOptions = options(
         Tiling,
-        dict.fromkeys(BLOCKS, block) | dict(head_dim_multiple=int, key_value_products=int),
+        dict.fromkeys(BLOCKS, block)
+        | dict(head_dim_multiple=int, key_value_products=int, row_lanes=int),
         "tiling.",
     )
     SearchOptions = options(Search, get_type_hints(Search) | {"law": str})

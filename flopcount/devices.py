@@ -96,6 +96,43 @@ class Memory:
         _require_reference(self.reference, "size")
 
 
+@dataclasses.dataclass(frozen=True)
+class Multiprocessors:
+    """What the multiprocessors of a device do in a clock: no rates without their document.
+
+    Attributes:
+        count: How many there are.
+        tensor_flops: bf16 FLOPs of one's tensor cores in a clock, dense.
+        instructions: Instructions of warps that one issues in a clock.
+        special_functions: Exponentials and the like that one does in a clock.
+        shared_bytes: Bytes that one's shared memory moves in a clock.
+        reference: The vendor's documents.
+
+    Raises:
+        TypeError: If a figure is not an integer.
+        ValueError: If a figure is not positive or the reference is empty.
+
+    >>> Multiprocessors(132, 4096, 4, 16, 128, "NVIDIA H100 whitepaper").instructions
+    4
+
+    """
+
+    count: int
+    tensor_flops: int
+    instructions: int
+    special_functions: int
+    shared_bytes: int
+    reference: str
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self)[:-1]:
+            size = require_size(field.name, getattr(self, field.name))
+            if type(size) is not int:
+                raise TypeError(f"{field.name} = {quoted(size)}: expected one integer")
+            object.__setattr__(self, field.name, size)
+        _require_reference(self.reference, "rates")
+
+
 def _require_reference(reference: object, what: str) -> None:
     if not isinstance(reference, str) or not reference.strip():
         raise ValueError(f"reference is empty: expected the document that states the {what}")
@@ -110,6 +147,7 @@ class Device:
         peaks: Peak rate by dtype, one of :data:`DTYPES`.
         bandwidth: Of its own memory; None where no document was read that states it.
         memory: Its size; None where no document was read that states it, or it comes in several.
+        multiprocessors: Their rates; None where no document was read that states them.
 
     >>> mine = Device("mine", {"bf16": Peak(1e14, "measured, 8192³ matmul")})
     >>> mine.peak("bf16").flops_per_second
@@ -123,6 +161,7 @@ class Device:
     peaks: Mapping[str, Peak]
     bandwidth: Bandwidth | None = None
     memory: Memory | None = None
+    multiprocessors: Multiprocessors | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -134,7 +173,11 @@ class Device:
                 f"peaks = {quoted(self.peaks)}: expected a mapping from dtypes "
                 f"({', '.join(DTYPES)}) to Peak"
             )
-        for name, kind in (("bandwidth", Bandwidth), ("memory", Memory)):
+        for name, kind in (
+            ("bandwidth", Bandwidth),
+            ("memory", Memory),
+            ("multiprocessors", Multiprocessors),
+        ):
             given = getattr(self, name)
             if given is not None and not isinstance(given, kind):
                 raise TypeError(
@@ -154,16 +197,37 @@ class Device:
             )
         return self.peaks[dtype]
 
+    @property
+    def clocks_per_second(self) -> float:
+        """The clock at which the bf16 peak is stated: peak / (multiprocessors · FLOPs in a clock).
+
+        Raises:
+            ValueError: If the rates of its multiprocessors are not known.
+
+        >>> f"{find_device('h100').clocks_per_second / 1e9:.2f} GHz"
+        '1.83 GHz'
+
+        """
+        rates = self.multiprocessors
+        if rates is None:
+            known = ", ".join(name for name, d in DEVICES.items() if d.multiprocessors)
+            raise ValueError(
+                f"device = {quoted(self.name)}: expected one whose multiprocessors' rates are "
+                f"known: {known}"
+            )
+        return self.peak("bf16").flops_per_second / (rates.count * rates.tensor_flops)
+
 
 def _device(
     name: str,
     reference: str,
     bandwidth: Bandwidth | None = None,
     memory: Memory | None = None,
+    multiprocessors: Multiprocessors | None = None,
     **tflops: float,
 ) -> Device:
     peaks = {dtype: Peak(rate * 1e12, reference) for dtype, rate in tflops.items()}
-    return Device(name, peaks, bandwidth, memory)
+    return Device(name, peaks, bandwidth, memory, multiprocessors)
 
 
 _H100_SXM: dict[str, Any] = dict(
@@ -175,6 +239,11 @@ _HOPPER_NVL: dict[str, Any] = dict(
 _UNITS = "dense; fp64 on tensor cores, fp32 beside them"
 _HALVED = f"halved where it states sparsity; {_UNITS}"
 _HOPPER = "NVIDIA H100 Tensor Core GPU Architecture whitepaper V1.04, Table 2"
+_IN_A_CLOCK = (
+    f"{_HOPPER}: multiprocessors; 1,024 dense fp16 FLOPs of each of a multiprocessor's 4 tensor "
+    "cores; CUDA C++ Programming Guide, compute capability 9.0: 4 schedulers, arithmetic "
+    "instructions (16 special functions), 32 banks of shared memory of 32 bits"
+)
 _BLACKWELL = "NVIDIA Blackwell datasheet, individual Blackwell GPU specifications, {}, " + _HALVED
 _GEFORCE = "{}; dense, fp32 accumulation; fp32 beside tensor cores"
 _GOOGLE = "Google Cloud TPU documentation, system architecture of {}: peak compute per chip, dense"
@@ -236,12 +305,14 @@ DEVICES: dict[str, Device] = {
             f"{_HOPPER}, SXM5; {_UNITS}",
             Bandwidth(3.35e12, _H100),
             Memory(80 * GIB, _H100),
+            Multiprocessors(132, 4096, 4, 16, 128, _IN_A_CLOCK),
             **_H100_SXM,
         ),
         _device("h100-nvl", f"NVIDIA H100 datasheet, H100 NVL, {_HALVED}", **_HOPPER_NVL),
         _device(
             "h100-pcie",
             f"{_HOPPER}, PCIe; {_UNITS}",
+            multiprocessors=Multiprocessors(114, 4096, 4, 16, 128, _IN_A_CLOCK),
             fp64=51.2,
             fp32=51.2,
             tf32=378.0,

@@ -23,7 +23,7 @@ PROGRAMS = sorted(
 )
 HELPFUL = {
     "benchmarks", "validate.compiled_record", "validate.emulator",
-    "validate.emulator.shipped", "validate.gallery", "validate.who_counts_what",
+    "validate.emulator.shipped", "validate.gallery", "validate.profile", "validate.who_counts_what",
 }  # fmt: skip
 """Programs that can print their help without any package."""
 PERCEIVER = (

@@ -522,6 +522,7 @@ class Boundaries:
             query=self.any_of((64, blocks[2])),
             head_dim_multiple=self.any_of(1, 8, 16),
             key_value_products=self.any_of(4, 5),
+            row_lanes=self.any_of(4, 16),
         )
         model, training = self.tame_model(), self.any_of(True, False)
         checkpointing = self.any_of(None, None, "reentrant", "non-reentrant")

@@ -314,7 +314,7 @@ def compiled_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
 
 
 def emulated_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
-    """Executed FLOPs, and bytes that kernels declare, against the assembled code's execution."""
+    """Executed FLOPs, exponentials and bytes, against the assembled code's execution."""
     for case, missed in emulator_cases.differences(emulator_cases.CASES[: 1 if quick else None]):
         yield str(case), missed
 
@@ -356,7 +356,7 @@ STANDALONE = (
         compiled_attention,
     ),
     Standalone(
-        "executed FLOPs of attention, and bytes that its kernels declare",
+        "executed FLOPs of attention; exponentials and bytes of its kernels",
         "execution of the code assembled for sm_90, without a GPU",
         emulated_attention,
     ),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.forward import keys_of, launch_sizes
+from kernels.attention.forward import declared_sizes, keys_of
 from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
@@ -32,11 +32,12 @@ ROW_BLOCK = 32
 
 def declare_row_products(grid, metadata, args):
     """What a profile shows: a multiply-add per channel; what is read and written once."""
-    rows = args["batch"] * args["num_heads"] * args["num_latents"]
+    heads = args["batch"] * args["num_heads"]
+    row = 2 * args["HEAD_DIM"] * args["out"].element_size() + 4
     return {
         "name": metadata.name,
-        "flops32": 2 * rows * args["HEAD_DIM"],
-        "bytes": rows * (2 * args["HEAD_DIM"] * args["out"].element_size() + 12),
+        "flops32": 2 * heads * args["num_latents"] * args["HEAD_DIM"],
+        "bytes": heads * (args["num_latents"] * row + args["num_rows"] * 8),
     }
 
 
@@ -44,30 +45,32 @@ def declare_key_value_gradient(grid, metadata, args):
     """What a profile shows: products over the admitted pairs; each operand's bytes once.
 
     Of the four products, the scores count for the values where these have a launch of their own;
-    that launch reads neither v nor delta.
+    that launch reads neither v nor delta. Of the statistics, whole blocks are read.
     """
     n, keys, heads = args["num_latents"], args["keys"][4], args["num_heads"]
     batch, size = args["batch"], args["q"].element_size()
     pairs = n * (n + 1) // 2 if args["CAUSAL"] else n * keys
-    gradients = len(args["GRADIENT"])
-    read, rows = (1, 1) if args["GRADIENT"] == "v" else (2, 2)
-    channels = 2 * n * heads + (read + gradients) * keys * (heads // args["group"])
+    gradients, block = len(args["GRADIENT"]), args["BLOCK_QUERIES"]
+    read = 1 if args["GRADIENT"] == "v" else 2  # of keys and values, and of the two statistics
+    channels = sum(args[f"{name.upper()}_STORED"] for name in args["GRADIENT"])
+    channels += read * args["q"].shape[-1]
+    elements = 2 * n * heads * args["q"].shape[-1] + keys * (heads // args["group"]) * channels
     return {
         "name": metadata.name,
         f"flops{8 * size}": 4 * gradients * batch * heads * pairs * args["HEAD_DIM"],
-        "bytes": batch * (channels * args["HEAD_DIM"] * size + 4 * rows * heads * n),
+        "bytes": batch * (elements * size + 4 * read * heads * triton.cdiv(n, block) * block),
     }
 
 
 def declare_query_gradient(grid, metadata, args):
     """What a profile shows: three products over the admitted pairs; each operand's bytes once."""
-    batch, pairs, elements, size = launch_sizes(args)
-    heads, n = args["num_heads"], args["latents"][4]
-    gradient = batch * n * heads * args["HEAD_DIM"]
+    batch, pairs, elements, size = declared_sizes(args)
+    heads, n, block = args["num_heads"], args["latents"][4], args["BLOCK_QUERIES"]
+    elements += batch * n * heads * (args["grad_out"].shape[-1] + args["STORED"])
     return {
         "name": metadata.name,
         f"flops{8 * size}": 6 * batch * heads * pairs * args["HEAD_DIM"],
-        "bytes": (elements + gradient) * size + 8 * batch * heads * n,
+        "bytes": elements * size + 8 * batch * heads * triton.cdiv(n, block) * block,
     }
 
 

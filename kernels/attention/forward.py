@@ -28,20 +28,21 @@ from kernels.attention.tiles import (
 
 def declare_forward(grid, metadata, args):
     """What a profile shows for a launch: admitted pairs' FLOPs, and each operand's bytes once."""
-    batch, pairs, elements, size = launch_sizes(args)
+    batch, pairs, elements, size = declared_sizes(args)
+    rows = batch * args["num_heads"] * args["latents"][4]
     return {
         "name": metadata.name,
         f"flops{8 * size}": 4 * batch * args["num_heads"] * pairs * args["HEAD_DIM"],
-        "bytes": elements * size + 4 * batch * args["num_heads"] * args["latents"][4],
+        "bytes": elements * size + rows * (args["HEAD_DIM"] * size + 4),
     }
 
 
-def launch_sizes(args):
-    """Batch, admitted pairs of one head, elements of q, out, k and v, and bytes of an element."""
+def declared_sizes(args):
+    """Batch, admitted pairs of one head, stored elements of q, k and v, bytes of an element."""
     n, k = args["latents"][4], args["prefix"][4]
     heads, group = args["num_heads"], args["group"]
     batch = args["batch"]
-    elements = batch * args["HEAD_DIM"] * (2 * n * heads + 2 * (n + k) * (heads // group))
+    elements = batch * args["q"].shape[-1] * (n * heads + 2 * (n + k) * (heads // group))
     return batch, n * k + n * (n + 1) // 2, elements, args["q"].element_size()
 
 

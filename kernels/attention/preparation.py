@@ -19,17 +19,19 @@ BLOCK_ROWS = 32
 
 
 def declare_preparation(grid, metadata, args):
-    """What a profile shows: six FLOPs per turned pair; each operand's bytes read and written."""
+    """What a profile shows: six FLOPs per turned pair; bytes of operands, results and table."""
     rows = [
         args["batch"] * length * heads
         for length, heads in zip(args["lengths"], args["heads"], strict=True)
     ]
     pairs = sum(rows) * (args["TURNED"] // 2)
     elements = sum(rows) * (args["LOADED"] + args["STORED"])
+    tables = args["batch"] if args["table_stride"] else 1
+    table = 4 * tables * args["num_positions"] * args["TURNED"]
     return {
         "name": metadata.name,
         "flops32": 6 * pairs,
-        "bytes": elements * args["sources"][0].element_size(),
+        "bytes": elements * args["sources"][0].element_size() + table,
     }
 
 

@@ -99,7 +99,11 @@ def tiling_of(head_dim: int, element_size: int, num_keys: int) -> flopcount.Tili
     blocks = {
         name: tuple(shipped_tiling(name, head_dim, element_size, num_keys)[:2]) for name in PASSES
     }
-    return flopcount.Tiling(**blocks, key_value_products=3 + len(gradient_launches(head_dim)))
+    return flopcount.Tiling(
+        **blocks,
+        key_value_products=3 + len(gradient_launches(head_dim)),
+        row_lanes=4 if element_size == 2 else 16,  # Triton's layout of products in fp32
+    )
 
 
 def measure(

@@ -6,6 +6,7 @@ import sympy
 
 import flopcount as fc
 from flopcount.devices import find_device
+from flopcount.executed import kernel_work
 from flopcount.explanation import symbolic_tiling
 from flopcount.masks import Causal, Full
 
@@ -279,3 +280,74 @@ def test_no_overflow_where_layers_are_named():
     alone = fc.Decoder(**sizes, num_layers=2).executed(TILING, batch_size=10**30)
     arrays = fc.Decoder(**sizes, num_layers=np.array([2])).executed(TILING, batch_size=10**30)
     assert list(arrays.total) == [alone.total]
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 0), (131, 66), (300, 5), (256, 128)])
+@pytest.mark.parametrize("products", [4, 5])
+def test_work_of_kernels_program_by_program(n, k, products):
+    """Each program's rows of keys or queries, one after the other, 2 query heads to a key head."""
+    tiling = fc.Tiling(
+        forward=(128, 64), key_value=(32, 64), query=(64, 32), key_value_products=products
+    )
+    sizes = dict(num_latents=n, num_prefix=k, num_heads=2, num_key_heads=1, head_dim=9)
+    work = kernel_work(tiling, **sizes, element_size=2, batch_size=3, gradient_dims=(16, 9))
+    row = 16 * 2  # bytes of an operand's row: 9 channels are stored in 16
+
+    def over_keys(block, keys):
+        """Tiles and rows of keys that programs which own queries visit, for one head."""
+        tiles = rows = 0
+        for first in range(0, n, block):
+            for size in (min(first + block, n), k):
+                tiles += len(range(0, size, keys))
+                rows += size
+        return tiles, rows
+
+    tiles, rows = over_keys(128, 64)
+    assert work["forward"].exponentials == 3 * 2 * tiles * 128 * (64 + 4)
+    # Queries read, output and log-sum-exp written; keys and values of each program, or once.
+    own = 2 * n * (row + 18 + 4)
+    assert work["forward"].requested_bytes == 3 * (own + 2 * rows * 2 * row)
+    assert work["forward"].distinct_bytes == 3 * (own + (n + k) * 2 * row)
+
+    tiles, rows = over_keys(64, 32)
+    assert work["query"].exponentials == 3 * 2 * tiles * 64 * 32
+    # Queries and the output's gradient read, their own gradient written; two statistics.
+    own, statistics = 2 * n * 3 * row, 2 * -(-n // 64) * 64 * 8
+    assert work["query"].requested_bytes == 3 * (own + 4 * statistics + 2 * rows * 2 * row)
+    assert work["query"].distinct_bytes == 3 * (own + statistics + (n + k) * 2 * row)
+
+    tiles = rows = 0
+    for first_keys, causal in ((n, True), (k, False)):
+        for first in range(0, first_keys, 64):
+            visited = range(first if causal else 0, n)
+            tiles += len(range(visited.start, n, 32))
+            rows += len(visited)
+    launches = products - 3
+    assert work["key_value"].exponentials == 3 * 2 * launches * tiles * 32 * 64
+    # Values' launch reads keys and one statistic, keys' launch keys, values and two.
+    read = {4: 2, 5: 3}[products]
+    own = (n + k) * (read * row + 32 + 18)
+    loaded = launches * (tiles * 32 + rows) * row + tiles * 32 * read * 4
+    assert work["key_value"].requested_bytes == 3 * (own + 2 * loaded)
+    once = launches * n * 2 * row + -(-n // 32) * 32 * read * 4
+    assert work["key_value"].distinct_bytes == 3 * (own + 2 * once * (2 if k else 1))
+
+    # Out, its gradient and log-sum-exp; two statistics of a multiple of 256 rows.
+    assert work["rows"].distinct_bytes == 3 * 2 * (n * 40 + -(-n // 256) * 256 * 8)
+    assert work["rows"].requested_bytes is None
+
+
+def test_work_of_kernels_on_symbols_and_bad_sizes():
+    tiling = fc.Tiling(forward=(128, 64), key_value=(32, 64), query=(64, 32))
+    n, k = sympy.symbols("n k", integer=True, positive=True)
+    sizes = dict(num_heads=2, num_key_heads=1, head_dim=73, element_size=2)
+    symbolic = kernel_work(tiling, num_latents=n, num_prefix=k, **sizes)
+    exact = kernel_work(tiling, num_latents=131, num_prefix=66, **sizes)
+    for name, work in symbolic.items():
+        for what in ("exponentials", "distinct_bytes"):
+            found = sympy.sympify(getattr(work, what)).subs({n: 131, k: 66})
+            assert found == getattr(exact[name], what)
+    with pytest.raises(TypeError, match=r"num_latents = 1\.5"):
+        kernel_work(tiling, num_latents=1.5, num_prefix=0, **sizes)
+    with pytest.raises(ValueError, match="num_prefix = -1"):
+        kernel_work(tiling, num_latents=1, num_prefix=-1, **sizes)

@@ -10,6 +10,7 @@ from triton.runtime import interpreter
 from kernels.attention import backward, forward, preparation
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.reference import admitted_pairs
+from kernels.attention.tilings import shipped_tiling
 
 pytestmark = pytest.mark.interpreter
 
@@ -48,7 +49,7 @@ def declared(launches):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_every_launch(launches, dtype):
     # 2 sequences, 5 queries over 3 prefix positions, 4 heads in groups of 2; 9 channels stored in
-    # 16. The prefix is declared by its true channels, as all operands are.
+    # 16, which are what is read and written but of the output and, in row_products, its gradient.
     batch, n, k, heads, key_heads, channels = 2, 5, 3, 4, 2, 9
     q = torch.zeros(batch, n, heads, 16, dtype=dtype)
     keys = torch.zeros(batch, n + k, key_heads, 16, dtype=dtype)
@@ -59,39 +60,45 @@ def test_every_launch(launches, dtype):
     product = 2 * batch * heads * channels  # FLOPs of a product per admitted pair
     pairs = int(admitted_pairs(n, n + k).sum())
     square = int(admitted_pairs(n, n).sum())
-    rows = batch * n * heads * channels * size  # bytes of q, of out and of their gradients
-    latents, prefix = (batch * x * key_heads * channels * size for x in (n, k))
+    out_bytes = batch * n * heads * channels * size
+    rows = batch * n * heads * 16 * size  # of q and its gradient, and of the output's as it is read
+    latents, prefix = (batch * x * key_heads * 16 * size for x in (n, k))
+    # A statistic of every row: of as many as are stored, and of the block that is read.
+    statistic = batch * heads * 4
+    keys_block, block = (
+        shipped_tiling(name, channels, size, n + k).block_queries for name in ("key_value", "query")
+    )
     assert declared(launches) == [
         # Reads q, k, v; writes out, log-sum-exp.
         {
             "name": "attention_forward",
             width: 2 * pairs * product,
-            "bytes": 2 * rows + 2 * (latents + prefix) + lse.nbytes,
+            "bytes": rows + out_bytes + 2 * (latents + prefix) + lse.nbytes,
         },
         # Reads out, its gradient and log-sum-exp; writes that in base 2, and delta.
         {
             "name": "row_products",
             "flops32": batch * n * heads * 2 * channels,
-            "bytes": 2 * rows + 3 * lse.nbytes,
+            "bytes": 2 * out_bytes + lse.nbytes + 2 * 256 * statistic,
         },
         # Reads the output's gradient; writes it padded.
-        {"name": "prepare_rows", "flops32": 0, "bytes": rows // channels * (channels + 16)},
+        {"name": "prepare_rows", "flops32": 0, "bytes": out_bytes + rows},
         # Reads q, the output's gradient, k, v, log-sum-exp, delta; writes two gradients.
         {
             "name": "attention_key_value_gradient",
             width: 4 * square * product,
-            "bytes": 2 * rows + 4 * latents + 2 * lse.nbytes,
+            "bytes": 2 * rows + 4 * latents + 2 * keys_block * statistic,
         },
         {
             "name": "attention_key_value_gradient",
             width: 4 * n * k * product,
-            "bytes": 2 * rows + 4 * prefix + 2 * lse.nbytes,
+            "bytes": 2 * rows + 4 * prefix + 2 * keys_block * statistic,
         },
         # Reads the same; writes the gradient of q.
         {
             "name": "attention_query_gradient",
             width: 3 * pairs * product,
-            "bytes": 3 * rows + 2 * (latents + prefix) + 2 * lse.nbytes,
+            "bytes": 3 * rows + 2 * (latents + prefix) + 2 * block * statistic,
         },
     ]
 
@@ -122,9 +129,10 @@ def test_wide_heads_declare_each_launch(launches):
     two = 2 * 2 * channels  # FLOPs of two products per admitted pair
     square, prefix = 6 * two, 9 * two
     # Of n rows each, both read q, the output's gradient and log-sum-exp, and both read k and write
-    # a gradient of its size; the keys' launch alone reads v and delta.
-    row = 4 * channels
-    values, keys = 4 * n * row + lse.nbytes, 5 * n * row + 2 * lse.nbytes
+    # a gradient of its size; the keys' launch alone reads v and delta. Rows have 208 channels, and
+    # statistics are read of a block of queries.
+    row, statistic = 4 * 208, 4 * shipped_tiling("key_value", channels, 4, n + k).block_queries
+    values, keys = 4 * n * row + statistic, 5 * n * row + 2 * statistic
     assert found == [
         ("v", True, square, values), ("k", True, square, keys),
         ("v", False, prefix, values), ("k", False, prefix, keys),

@@ -229,7 +229,8 @@ def test_backward_is_deterministic():
 
 def test_what_a_profile_shows():
     # q 2·3·4 rows, k 2·5·2 rows, of which all turn 2 pairs: 44 · 2 · 6 FLOPs; 44 rows of 9
-    # channels read and of 16 written, 2 bytes each.
+    # channels read and of 16 written, 2 bytes each; 5 positions of a table that both sequences
+    # share, and that has 4 numbers of 4 bytes for each.
     class Metadata:
         name = "prepare_rows"
 
@@ -240,13 +241,15 @@ def test_what_a_profile_shows():
             "batch": 2,
             "lengths": (3, 5),
             "heads": (4, 2),
+            "table_stride": 0,
+            "num_positions": 5,
             "TURNED": 4,
             "LOADED": 9,
             "STORED": 16,
             "sources": (torch.zeros(1, dtype=torch.float16),),
         },
     )
-    assert shown == {"name": "prepare_rows", "flops32": 528, "bytes": 44 * 25 * 2}
+    assert shown == {"name": "prepare_rows", "flops32": 528, "bytes": 44 * 25 * 2 + 5 * 4 * 4}
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def test_changed_code_makes_all_launches_stale_and_changed_comments_none(monkeyp
         for old, new, same in (
             ('"""The forward kernel.', '"""The kernel.', True),
             ("# The diagonal comes first", "# First comes the diagonal", True),
+            ("elements * size + rows", "elements * size - rows", True),  # what is declared
             ("tl.exp2(row_max - new_max)", "tl.exp2(new_max - row_max)", False),
         ):
             assert old in source

@@ -3,13 +3,15 @@
 From the outside in:
 
 - ``report``: what a call executes, as tables: ``python -m validate.emulator``;
-- ``shipped``: every launch that is shipped, right, counted and safe;
+- ``shipped``: launches that are shipped, right, counted and safe: ``docs/emulator.csv``;
 - ``cases``: attention as its users call it, forward and backward;
 - ``launching``: Triton launches that compile and then run here, on the tensors they were given;
 - ``counts``: what a run executed, named as the hardware's counters name it;
 - ``safety``: what memory it touched that it must not touch, or not yet;
 - ``machine``: warps, each with a program counter of its own, and what they wait for;
 - ``operations``: what each instruction does; one that is not known is an error that names it;
+  ``products`` of tensor cores, ``halves``, ``doubles`` and ``atomics`` apart, and ``comparisons``;
+- ``decoding``: an instruction's operands and results;
 - ``memory``: global memory as the tensors' own storages, shared and local memory as bytes;
 - ``assembly``: the code as Triton's nvdisasm prints it, and the tables of the cubin.
 

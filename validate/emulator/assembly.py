@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import re
 import struct
+from collections.abc import Iterator
 
 from validate.witnesses.compiled_code import disassembled
 
 WORD = 4
 INSTRUCTION_BYTES = 16
-EIATTR_PARAM_CBANK, EIATTR_KPARAM_INFO = 0x0A, 0x17
-"""Attributes of ``.nv.info.<kernel>``: where parameters start, and where each of them lies."""
+EIATTR_PARAM_CBANK, EIATTR_KPARAM_INFO, EIATTR_REGCOUNT = 0x0A, 0x17, 0x2F
+"""Attributes of ``.nv.info.<kernel>``: where parameters start, and where each of them lies; and of
+``.nv.info``: registers of a thread."""
 FORMATS = {1: 0, 2: 2, 3: 2}
 """Bytes of an attribute that has no size of its own, by the attribute's format."""
 
@@ -59,18 +61,38 @@ class Code:
         instructions: In order.
         labels: Index of the instruction at each label.
         parameters: Offset in constant bank 0 and bytes of each parameter, in order.
+        words: The machine code, 16 bytes for each instruction.
+        registers: Of a thread.
     """
 
     name: str
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
     parameters: tuple[tuple[int, int], ...]
+    words: bytes = b""
+    registers: int = 0
+
+
+ACCESSES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+"""Bytes of an access by its modifier; 4 where it has none."""
+
+
+def access_bytes(at: Instruction) -> int:
+    """Bytes that each lane accesses."""
+    return next((ACCESSES[m] for m in at.modifiers if m in ACCESSES), 4)
 
 
 def read_code(name: str, cubin: bytes) -> Code:
     """The kernel of a cubin."""
     instructions, labels = parsed(disassembled(cubin))
-    return Code(name, instructions, labels, parameters(name, sections(cubin)))
+    tables = sections(cubin)
+    words = tables[f".text.{name}"]
+    registers = max(
+        struct.unpack("<II", data)[1]
+        for attribute, data in attributes(".nv.info", tables)
+        if attribute == EIATTR_REGCOUNT
+    )
+    return Code(name, instructions, labels, parameters(name, tables), words, registers)
 
 
 def parsed(text: str) -> tuple[tuple[Instruction, ...], dict[str, int]]:
@@ -99,9 +121,9 @@ def parsed(text: str) -> tuple[tuple[Instruction, ...], dict[str, int]]:
                     opcode, tuple(modifiers), operands, source,
                 )
             )  # fmt: skip
-        elif found := re.match(r"(\.L_x_\d+):", line):
+        elif found := re.match(r"([.$\w]+):\s*$", line):
             labels[found[1]] = len(instructions)
-        elif line.strip() and not re.match(r"\s*(\.|//|[\w.$]+:\s*$)", line):
+        elif line.strip() and not re.match(r"\s*(\.|//)", line):
             raise UnknownCodeError(f"nvdisasm printed a line of no known kind: {line!r}")
     return tuple(instructions), labels
 
@@ -120,6 +142,19 @@ def sections(cubin: bytes) -> dict[str, bytes]:
     return {texts[name : texts.index(b"\0", name)].decode(): data for name, data in found}
 
 
+def attributes(section: str, tables: dict[str, bytes]) -> Iterator[tuple[int, bytes]]:
+    """The attributes of a table of the cubin that have data of their own."""
+    table, at = tables[section], 0
+    while at < len(table):
+        form, attribute, size = struct.unpack_from("<BBH", table, at)
+        at += 4
+        if form == 4:
+            yield attribute, table[at : at + size]
+            at += size
+        elif form not in FORMATS:
+            raise UnknownCodeError(f"attribute format {form} of {section}")
+
+
 def parameters(name: str, tables: dict[str, bytes]) -> tuple[tuple[int, int], ...]:
     """Offset in constant bank 0 and bytes of each parameter, as the cubin's own tables say.
 
@@ -129,21 +164,14 @@ def parameters(name: str, tables: dict[str, bytes]) -> tuple[tuple[int, int], ..
     for section in tables:
         if section.startswith((".rel.text", ".rela.text")) and tables[section]:
             raise UnknownCodeError(f"relocations of code are not known to the emulator: {section}")
-    table, at = tables[f".nv.info.{name}"], 0
     base = None
     found = {}
-    while at < len(table):
-        form, attribute, size = struct.unpack_from("<BBH", table, at)
-        at += 4
-        if form == 4:
-            data, at = table[at : at + size], at + size
-            if attribute == EIATTR_KPARAM_INFO:
-                _, ordinal, offset, packed = struct.unpack("<IHHI", data)
-                found[ordinal] = offset, packed >> 18
-            elif attribute == EIATTR_PARAM_CBANK:
-                _, base, _ = struct.unpack("<IHH", data)
-        elif form not in FORMATS:
-            raise UnknownCodeError(f"attribute format {form} of .nv.info.{name}")
+    for attribute, data in attributes(f".nv.info.{name}", tables):
+        if attribute == EIATTR_KPARAM_INFO:
+            _, ordinal, offset, packed = struct.unpack("<IHHI", data)
+            found[ordinal] = offset, packed >> 18
+        elif attribute == EIATTR_PARAM_CBANK:
+            _, base, _ = struct.unpack("<IHH", data)
     if base is None or sorted(found) != list(range(len(found))):
         raise UnknownCodeError(
             f".nv.info.{name} must place every parameter, got {found} from {base}"

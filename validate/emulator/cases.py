@@ -7,14 +7,16 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from kernels.attention.tilings import padded_head_dim
+from flopcount.executed import KernelWork, kernel_work
+from kernels.attention.tilings import KERNELS, WIDEST_CUT, padded_head_dim
+from models.training.throughput import tiling_of
 from validate.emulator.counts import Counts, count
 from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.witnesses.compiled_code import product_lines
 from validate.witnesses.processes import triton_processes
 
-STATISTICS_ROWS = 256
-"""Statistics of rows are padded to a multiple of it."""
+PASS_OF = {kernel: name for name, kernel in KERNELS.items()} | {"row_products": "rows"}
+"""The counter's name of each kernel that it declares the work of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +45,10 @@ class Case:
     pairs: int = 0
     batch: int = 1
 
-    def in_place(self) -> bool:
-        """Whether all operands are read where they lie, in every pass."""
-        return not self.pairs and self.head_dim == padded_head_dim(self.head_dim)
+    @property
+    def element_size(self) -> int:
+        """Bytes of an element."""
+        return 4 if self.dtype == "float32" else 2
 
     def operands(self, values: bool = True) -> tuple[list[Any], Any, Any]:
         """Queries, keys and values (and the prefix's), angles, and the output's gradient.
@@ -116,12 +119,16 @@ def launched(case: Case, run: Callable[[EmulatedLaunch], Any], backward: bool = 
         mock.patch.object(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty)),
         mock.patch.object(torch, "empty_like", poisoned(torch.empty_like)),
     ):
-        return _called(case, run, backward, values=True)
+        return called(case, run, backward)
 
 
-def _called(
-    case: Case, run: Callable[[EmulatedLaunch], Any], backward: bool, values: bool
+def called(
+    case: Case,
+    run: Callable[[EmulatedLaunch], Any],
+    backward: bool = True,
+    values: bool = True,
 ) -> list[Any]:
+    """Output and gradients of a call, whose launches ``run`` takes."""
     from kernels.attention.attention import prefix_attention
 
     tensors, angles, grad = case.operands(values)
@@ -176,45 +183,102 @@ def counted(
     def run(launch: EmulatedLaunch) -> None:
         found.append(count(launch, results, distinct))
 
-    _called(case, run, backward, values=results)
+    called(case, run, backward, values=results)
     return found
 
 
 def seen(case: Case) -> dict[str, dict[str, int]]:
-    """What the counter and the kernels say of themselves, beside what is executed.
+    """What is executed, and how much less the kernels' own declarations say.
 
     Returns:
         ``executed``: FLOPs of tile products by pass, on tensor cores, or of fused multiply-adds in
-        fp32. ``bytes``: of each kernel, what it declares minus the distinct bytes that its launches
-        touch; none where operands are copied to be padded, and the forward kernel's alone where
-        the backward ones touch statistics of rows beyond the last query.
+        fp32. ``declared``: of each kernel, the bytes that it declares minus the distinct ones that
+        its launches touch. ``work``: exponentials, distinct bytes and requested ones by the
+        counter's name of the kernel.
     """
+    return seen_in(case, counted(case))
+
+
+def seen_in(case: Case, launches: Iterable[Counts]) -> dict[str, dict[str, int]]:
+    """What :func:`seen` says, of launches that were counted."""
     lines = [f"attention/tiles.py:{line}" for line in product_lines()]
     executed = {"forward": 0, "backward": 0}
     declared: collections.Counter[str] = collections.Counter()
-    for counts in counted(case):
-        phase = "forward" if counts.code.name == "attention_forward" else "backward"
+    work: collections.Counter[str] = collections.Counter()
+    for counts in launches:
+        name = counts.code.name
+        phase = "forward" if name == "attention_forward" else "backward"
         executed[phase] += sum(counts.tensor_flops().values())
         if case.dtype == "float32":
             executed[phase] += counts.lane_flops(lines)
         traffic = counts.memory()
-        distinct = traffic["global load distinct bytes"] + traffic["global store distinct bytes"]
-        declared[counts.code.name] += counts.declared["bytes"] - distinct
-    exact = list(declared) if case.in_place() else []
-    if case.queries % STATISTICS_ROWS:
-        exact = exact[:1]  # the forward kernel
-    return {"executed": executed, "bytes": {name: declared[name] for name in exact}}
+        distinct, requested = (
+            sum(traffic[f"global {kind} {what}"] for kind in ("load", "store"))
+            for what in ("distinct bytes", "bytes")
+        )
+        declared[name] += counts.declared["bytes"] - distinct
+        if name in PASS_OF:
+            work[f"exponentials of {PASS_OF[name]}"] += counts.special().get("EX2", 0)
+            work[f"distinct bytes of {PASS_OF[name]}"] += distinct
+            work[f"requested bytes of {PASS_OF[name]}"] += requested
+    return {"executed": executed, "declared": dict(declared), "work": dict(work)}
 
 
 def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
-    """Executed FLOPs by the counter minus those of :func:`seen`, by pass.
+    """What the counter says minus what :func:`seen` saw.
 
-    Where no operand is copied to be padded, the bytes that each kernel declares minus those that
-    it touches, too.
+    Executed FLOPs by pass; exponentials, distinct and requested bytes by kernel, without those
+    exponentials that the compiler leaves out. And the distinct bytes that kernels themselves
+    declare to profilers.
     """
     formula = _formula(case)
     missed = {phase: formula[phase] - flops for phase, flops in found["executed"].items()}
-    return missed | {f"bytes of {name}": n for name, n in found["bytes"].items()}
+    work = {
+        f"{what.replace('_', ' ')} of {name}": number
+        for name, kernel in _work(case).items()
+        for what, number in dataclasses.asdict(kernel).items()
+        if number is not None
+    }
+    for name in LEFT_OUT:
+        work[f"exponentials of {name}"] -= left_out(case, name)
+    missed |= {name: number - found["work"][name] for name, number in work.items()}
+    return missed | {f"declared by {name}": n for name, n in found["declared"].items()}
+
+
+LEFT_OUT = {"forward": 4, "query": 8}
+"""Columns of whose scores the compiler evaluates no exponential: see :func:`left_out`."""
+
+
+def left_out(case: Case, name: str) -> int:
+    """Exponentials that the compiler leaves out, since it knows what is masked.
+
+    A tile on the diagonal that is a square of M on tensor cores is no loop, so that the compiler
+    knows its mask: rows whose number lacks the 8 end at M - 9 and admit none of the last 8 keys.
+    These are M/2 rows of each of the ⌈n/M⌉ tiles. The query gradient's weights are zero there. In
+    the forward pass both scores that a thread holds of such a row are -∞, and have one exponential.
+    """
+    tiling = tiling_of(case.head_dim, case.element_size, case.queries + case.prefix)
+    rows, keys = getattr(tiling, name)
+    if case.element_size != 2 or rows != keys:
+        return 0
+    return case.batch * case.heads * -(-case.queries // rows) * rows // 2 * LEFT_OUT[name]
+
+
+def _work(case: Case) -> dict[str, KernelWork]:
+    padded = padded_head_dim(case.head_dim)
+    # Heads of which gradients are not cut, and those that are turned, are padded before.
+    natural = padded if padded > WIDEST_CUT else case.head_dim
+    return kernel_work(
+        tiling_of(case.head_dim, case.element_size, case.queries + case.prefix),
+        num_latents=case.queries,
+        num_prefix=case.prefix,
+        num_heads=case.heads,
+        num_key_heads=case.key_heads,
+        head_dim=case.head_dim,
+        element_size=case.element_size,
+        batch_size=case.batch,
+        gradient_dims=(padded if case.pairs else natural, natural),
+    )
 
 
 def differences(cases: Iterable[Case], jobs: int = 1) -> Iterator[tuple[Case, dict[str, int]]]:

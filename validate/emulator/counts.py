@@ -15,42 +15,43 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from validate.emulator.assembly import Code, Instruction
+from validate.emulator.assembly import Code, Instruction, access_bytes
+from validate.emulator.decoding import FIRST_BIT, SLOTS, UNIFORM
 from validate.emulator.launching import EmulatedLaunch
-from validate.emulator.machine import LANES, WARPGROUP, Group, Machine, Operation
+from validate.emulator.machine import LANES, WARPGROUP, Group, Machine, Operation, calls
 from validate.emulator.memory import Array, GlobalMemory
-from validate.emulator.operations import FIRST_BIT, SLOTS, UNIFORM
 
 SECTOR, BANKS, BANK_BYTES = 32, 32, 4
 STACK_POINTER = 1
 """Number of the register that points to the stack, whose words count as registers."""
-GRANULE = 2
-"""Bytes, the least of an access."""
-
+GLOBAL = {
+    "LDG": "load", "LDGSTS": "load", "STG": "store", "ATOMG": "atomic", "RED": "atomic",
+}  # fmt: skip
+"""What each opcode does to global memory."""
 PIPES = {
-    "tensor": ("HGMMA",),
+    "tensor": ("HGMMA", "HMMA"),
     "fma": ("FADD", "FMUL", "FFMA", "IMAD"),
-    "fp16": ("HADD2", "HFMA2"),
-    "xu": ("MUFU", "I2F", "F2I", "F2F"),
+    "fp16": ("HADD2", "HMUL2", "HFMA2"),
+    "fp64": ("DADD", "DMUL", "DFMA", "DSETP"),
+    "xu": ("MUFU", "I2F", "F2I", "F2F", "FRND", "POPC", "FLO", "BREV"),
     "lsu": (
         "LDG", "STG", "LDS", "STS", "LDGSTS", "LDL", "STL", "LDSM", "STSM", "SHFL", "LDGDEPBAR",
-        "S2R",
+        "S2R", "ATOMG", "RED", "ATOMS", "CCTL",
     ),
     "uniform": (*sorted(UNIFORM), "R2UR", "S2UR", "VOTEU"),
     "control": (
         "BRA", "EXIT", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "BAR", "NOP", "DEPBAR", "MEMBAR",
-        "FENCE", "WARPGROUP",
+        "FENCE", "WARPGROUP", "CALL", "RET", "ERRBAR", "CGAERRBAR",
     ),
     "alu": (
         "IADD3", "VIADD", "LEA", "SHF", "LOP3", "PLOP3", "ISETP", "SEL", "VIMNMX", "VIADDMNMX",
         "IABS", "SGXT", "PRMT", "MOV", "CS2R", "P2R", "R2P", "LDC", "FMNMX", "FSEL", "FSETP",
-        "F2FP", "I2FP",
+        "F2FP", "I2FP", "FCHK", "HMNMX2", "HSETP2", "VOTE",
     ),
 }  # fmt: skip
 """Opcodes of each pipe. NVIDIA names pipes and what they are for, and leaves some opcodes open."""
@@ -139,7 +140,7 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
             defines = defined & wanted
             if operation.from_memory and defines:
                 raise ValueError(f"a count depends on data: {operation.at}")
-            keep = operation.wait in ("branch", "exit", "convergence") or bool(
+            keep = operation.wait in ("branch", "return", "exit", "convergence") or bool(
                 defines or operation.observe or operation.at.opcode in ("BSSY", "BREAK")
             )
             for name in tuple(needed):
@@ -209,17 +210,23 @@ def _successors(
 ) -> list[tuple[int, str]]:
     """Where control can go from an instruction, and the predicate that holds where it does."""
     following = operation.at.index + 1
+    if operation.wait == "return":
+        return [(call + 1, "") for call in sorted(calls(code))]
     if operation.wait not in ("branch", "exit"):
         return [(following, "")]
-    found = [(following, opposite)] if guard else []
+    found = [(following, opposite if guard else "")] if operation.guard is not None else []
     if operation.wait == "branch":
-        found.append((code.labels[operation.at.operands[0][2:-1]], guard))
+        found.append((code.labels[operation.at.operands[-1][2:-1]], guard))
     return found
 
 
 def _guard(operation: Operation) -> str:
-    """The predicate of an instruction's guard, ``"P0"`` or ``"!P0"``; empty where there is none."""
-    return operation.at.guard if operation.guard is not None else ""
+    """The predicate of an instruction's guard, ``"P0"`` or ``"!P0"``; empty where there is none.
+
+    A branch under two predicates has none that holds exactly where it is taken.
+    """
+    two = operation.at.opcode == "BRA" and len(operation.at.operands) == 2
+    return operation.at.guard if operation.guard is not None and not two else ""
 
 
 def _guard_bit(name: str) -> int:
@@ -234,7 +241,7 @@ class Traffic:
     Attributes:
         requests, lanes, sectors: Of global memory; lanes are those that take part.
         wavefronts: Of shared memory, and how many there would be without conflicts.
-        touched: For each storage, which of its granules are loaded, and which stored.
+        touched: Which places of a storage are loaded, and which stored, by the size of the access.
     """
 
     def __init__(self, count: int, distinct: bool = True) -> None:
@@ -242,7 +249,7 @@ class Traffic:
             np.zeros(count, np.int64) for _ in range(5)
         )
         self.distinct = distinct
-        self.touched: dict[tuple[int, bool], Array] = {}
+        self.touched: dict[tuple[int, bool, int], Array] = {}
         self._seen: dict[tuple[Any, ...], tuple[int, int]] = {}
 
     def begin(self, machine: Machine) -> None:
@@ -291,15 +298,26 @@ class Traffic:
         stores: bool,
     ) -> None:
         memory = g.machine.memory
-        kind = np.dtype(f"u{size // GRANULE}")
         for i, lanes in memory.places(at, addresses, mask, size):
-            if (i, stores) not in self.touched:
-                granules = -(-memory.bytes[i].size // 16) * 16 // GRANULE
-                self.touched[i, stores] = np.zeros(granules, np.uint8)
-            picked = addresses.ravel() if lanes is None else addresses[lanes]
-            places = (picked - np.uint64(memory.bases[i])).astype(np.int64) // size
-            every = int.from_bytes(b"\1" * kind.itemsize, "little")
-            self.touched[i, stores].view(kind)[places] = every
+            if (i, stores, size) not in self.touched:
+                self.touched[i, stores, size] = np.zeros(-(-memory.bytes[i].size // size), bool)
+            self.touched[i, stores, size][memory.indices(i, addresses, lanes, size)] = True
+
+    def distinct_bytes(self, stores: bool) -> int:
+        """Bytes that are loaded, or stored, each of them once."""
+        total = 0
+        for storage in {i for i, stored, _ in self.touched if stored == stores}:
+            places = {
+                size: each
+                for (i, stored, size), each in self.touched.items()
+                if (i, stored) == (storage, stores)
+            }
+            least = min(places)
+            found = np.zeros(max(len(each) * size // least for size, each in places.items()), bool)
+            for size, each in places.items():
+                found[: len(each) * size // least] |= np.repeat(each, size // least)
+            total += least * int(np.count_nonzero(found))
+        return total
 
     def shared_access(
         self,
@@ -332,6 +350,12 @@ class Traffic:
         self, g: Group, at: Instruction, addresses: Array, mask: Array | None, size: int
     ) -> None:
         """Lanes copy to shared memory."""
+        self.shared_access(g, at, addresses, mask, size, True)
+
+    def shared_atomic(
+        self, g: Group, at: Instruction, addresses: Array, mask: Array | None, size: int
+    ) -> None:
+        """Lanes read and write shared memory at once."""
         self.shared_access(g, at, addresses, mask, size, True)
 
     def ignored(self, *_: Any) -> None:
@@ -424,7 +448,7 @@ class Counts:
             (target, at.index)
             for at in self.code.instructions
             if at.opcode == "BRA"
-            and (target := self.code.labels[at.operands[0][2:-1]]) <= at.index
+            and (target := self.code.labels[at.operands[-1][2:-1]]) <= at.index
             and target != at.index
         )
         return [
@@ -454,7 +478,7 @@ class Counts:
             if at.opcode in METRICS_OF_TRAFFIC:
                 size, requests, sectors = METRICS_OF_TRAFFIC[at.opcode]
                 path = int("BYPASS" in at.modifiers)
-                found[size] += int(traffic.lanes[at.index]) * bytes_of(at)
+                found[size] += int(traffic.lanes[at.index]) * access_bytes(at)
                 found[requests[path]] += int(traffic.requests[at.index])
                 found[sectors[path]] += int(traffic.sectors[at.index])
             kind = "ld" if at.opcode in ("LDS", "LDSM") else "st"
@@ -471,25 +495,16 @@ class Counts:
         traffic = self.traffic
         found: collections.Counter[str] = collections.Counter()
         for at in self.code.instructions:
-            if at.opcode in ("LDG", "STG", "LDGSTS"):
-                kind = "store" if at.opcode == "STG" else "load"
+            if kind := GLOBAL.get(at.opcode):
                 found[f"global {kind} requests"] += int(traffic.requests[at.index])
-                found[f"global {kind} bytes"] += int(traffic.lanes[at.index]) * bytes_of(at)
+                found[f"global {kind} bytes"] += int(traffic.lanes[at.index]) * access_bytes(at)
                 found[f"global {kind} sectors"] += int(traffic.sectors[at.index])
         found["shared wavefronts"] = int(traffic.wavefronts.sum())
         found["shared conflicts"] = int((traffic.wavefronts - traffic.ideal).sum())
         if traffic.distinct:
             for stores, kind in ((False, "load"), (True, "store")):
-                touched = [x for (_, stored), x in traffic.touched.items() if stored == stores]
-                total = sum(GRANULE * int(np.count_nonzero(x)) for x in touched)
-                found[f"global {kind} distinct bytes"] = total
+                found[f"global {kind} distinct bytes"] = traffic.distinct_bytes(stores)
         return dict(found)
-
-
-def bytes_of(at: Instruction) -> int:
-    """Bytes that a lane accesses."""
-    size = next((m for m in at.modifiers if re.fullmatch(r"U16|64|128", m)), "32")
-    return int(size.removeprefix("U")) // 8
 
 
 def count(launch: EmulatedLaunch, results: bool = False, distinct: bool = True) -> Counts:
@@ -499,7 +514,7 @@ def count(launch: EmulatedLaunch, results: bool = False, distinct: bool = True) 
         launch: What to run.
         results: Whether to compute its results, too; else only control and addresses are executed,
             and its tensors stay as they are.
-        distinct: Whether to count distinct bytes, which takes a byte for each two of the tensors.
+        distinct: Whether to count distinct bytes, which takes a byte for each place of the tensors.
     """
     traffic = Traffic(len(launch.operations), distinct)
     if not results:

@@ -12,12 +12,11 @@ from unittest import mock
 import numpy as np
 
 from validate.emulator.assembly import Code, read_code
+from validate.emulator.decoding import SIZE_WORDS, STACK_WORD
 from validate.emulator.machine import LOCAL_BYTES, Machine, Operation
 from validate.emulator.memory import Array, GlobalMemory
 from validate.emulator.operations import decoded
 
-STACK_WORD = 0x28 // 4
-"""Where constant bank 0 holds the end of a thread's stack."""
 FORMATS = {"i8": "b", "i16": "h", "i32": "i", "i64": "q", "u1": "?", "u8": "B", "u16": "H",
            "u32": "I", "u64": "Q", "fp32": "f", "fp64": "d"}  # fmt: skip
 """How a parameter of each of Triton's types is packed."""
@@ -40,6 +39,7 @@ class EmulatedLaunch:
         arguments: Numbers and tensors in the order of the kernel's parameters.
         types: Triton's type of each.
         declared: FLOPs and bytes that the kernel declares for profiles.
+        compiled: What tells its code from that of others.
     """
 
     code: Code
@@ -51,6 +51,7 @@ class EmulatedLaunch:
     arguments: list[Any]
     types: list[str]
     declared: dict[str, Any]
+    compiled: str = ""
 
     @property
     def name(self) -> str:
@@ -64,7 +65,7 @@ class EmulatedLaunch:
         return np.stack([place.ravel() for place in places[::-1]], axis=1)
 
     def constant_bank(self, memory: GlobalMemory) -> Array:
-        """Constant bank 0 in 32-bit words: the stack's end, and the parameters.
+        """Constant bank 0 in 32-bit words: sizes of programs and grid, stack's end, parameters.
 
         Raises:
             ValueError: if the cubin places other parameters than Triton passes.
@@ -87,10 +88,16 @@ class EmulatedLaunch:
                 raise ValueError(f"a parameter of {size} bytes must be given for {kind}")
             bank[offset : offset + size] = packed
         words = np.frombuffer(bytes(bank[: len(bank) // 4 * 4]), np.uint32).copy()
+        words[SIZE_WORDS] = 32 * self.num_warps, 1, 1, *self.grid
         words[STACK_WORD] = LOCAL_BYTES
         return words
 
-    def run(self, memory: GlobalMemory | None = None, observers: Iterable[Any] = ()) -> Array:
+    def run(
+        self,
+        memory: GlobalMemory | None = None,
+        observers: Iterable[Any] = (),
+        kind: type[Machine] = Machine,
+    ) -> Array:
         """Execute all programs: how often each instruction was executed, by warps."""
         memory = memory or GlobalMemory()
         bank = self.constant_bank(memory)
@@ -99,7 +106,7 @@ class EmulatedLaunch:
         together = max(1, SIDE_BY_SIDE * 4 // self.num_warps)
         for first in range(0, len(programs), together):
             some = programs[first : first + together]
-            machine = Machine(
+            machine = kind(
                 self.code, self.operations, bank, some, self.num_warps, self.shared, memory,
                 observers=observers,
             )  # fmt: skip
@@ -148,6 +155,7 @@ def launch_of(function: Any, kernel: Any, bound: dict[str, Any], grid: Any) -> E
         [value for _, value in passed],
         [kind for kind, _ in passed],
         declare(grid, kernel.metadata, bound) if declare else {},
+        kernel.hash,
     )
 
 

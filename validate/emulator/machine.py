@@ -164,6 +164,7 @@ class Operation:
         from_memory: Whether what it defines comes from memory, or from tensor cores.
         bitwise: Results, operands and masks: a bit of the result needs the operand's same bit alone
             where the mask has it, and none of its bits where not. Other operands are needed whole.
+        target: The instruction that each lane returns to.
     """
 
     at: Instruction
@@ -177,6 +178,12 @@ class Operation:
     observed: int = 0
     from_memory: bool = False
     bitwise: tuple[tuple[int, int, int], ...] = ()
+    target: Callable[[Group], Array] | None = None
+
+
+def calls(code: Code) -> frozenset[int]:
+    """Where functions are called."""
+    return frozenset(at.index for at in code.instructions if at.opcode == "CALL")
 
 
 class Machine:
@@ -217,7 +224,8 @@ class Machine:
         self.convergence: dict[str, Array] = {}
         self.exited = np.zeros((len(programs) * num_warps, LANES), bool)
         self.local: Array | None = None
-        self.targets = frozenset(code.labels.values())
+        self.calls = calls(code)
+        self.targets = frozenset((*code.labels.values(), *(call + 1 for call in self.calls)))
 
     def start(self) -> Group:
         """All warps at the first instruction."""
@@ -312,6 +320,8 @@ class Machine:
             return [(group, kind)]
         self.executed[at.index] += len(group.warps)
         lanes = group.lanes
+        if kind == "return":
+            return self._returned(group, operation)
         if operation.guard is not None:
             lanes = lanes & operation.guard(group).reshape(len(group.warps), -1)
         rest = group.lanes & ~lanes
@@ -319,7 +329,7 @@ class Machine:
             self.exited[group.warps] |= lanes
             going = rest.any(1)
             return [(group.some(going, at.index + 1, rest), "")] if going.any() else []
-        target = self.code.labels[at.operands[0][2:-1]]
+        target = self.code.labels[at.operands[-1][2:-1]]
         taken, going = lanes.any(1), rest.any(1)
         if not going.any():
             group.pc = target
@@ -328,6 +338,23 @@ class Machine:
             group.pc += 1
             return None
         return [(group.some(taken, target, lanes), ""), (group.some(going, at.index + 1, rest), "")]
+
+    def _returned(self, group: Group, operation: Operation) -> list[tuple[Group, str]] | None:
+        """Lanes go on behind the calls that they come from."""
+        assert operation.target is not None
+        places = operation.target(group)
+        targets = np.unique(places[group.lanes]).tolist()
+        for target in targets:
+            if target - 1 not in self.calls:
+                raise MachineError(f"a return to where no call is: {operation.at}")
+        if len(targets) == 1:
+            group.pc = targets[0]
+            return None
+        groups = []
+        for target in targets:
+            lanes = group.lanes & (places == target)
+            groups.append((group.some(lanes.any(1), target, lanes), ""))
+        return groups
 
     def _meeting(self, at: Instruction) -> Array:
         """Lanes that have to meet at an instruction: those of its register, or all."""

@@ -85,26 +85,27 @@ class GlobalMemory:
             )
         return found
 
-    def _indices(self, i: int, addresses: Array, mask: Array | None, size: int) -> Array:
+    def indices(self, i: int, addresses: Array, mask: Array | None, size: int) -> Array:
+        """Each lane's place in a storage, in units of the access."""
         picked = addresses if mask is None else addresses[mask]
         return (picked - np.uint64(self.bases[i])).astype(np.int64) // size
 
-    def _units(self, i: int, size: int) -> Array:
-        """A storage in units of an access: 16-bit numbers, or rows of 32-bit ones."""
+    def units(self, i: int, size: int) -> Array:
+        """A storage in units of an access: 8- or 16-bit numbers, or rows of 32-bit ones."""
         held = self.bytes[i]
         held = held[: held.size // size * size]
-        return held.view(np.uint16) if size == 2 else held.view(np.uint32).reshape(-1, size // 4)
+        return held.view(f"u{size}") if size < 4 else held.view(np.uint32).reshape(-1, size // 4)
 
     def load(self, at: Instruction, addresses: Array, mask: Array | None, size: int) -> Array:
-        """Data of each lane, (warps, 32, words) or (warps, 32) of 16 bits; zeros where masked."""
+        """Data of each lane, (warps, 32, words) or (warps, 32) of 8 or 16 bits; 0 where masked."""
         places = self.places(at, addresses, mask, size)
         if len(places) == 1 and places[0][1] is None:
             i = places[0][0]
-            return self._units(i, size)[self._indices(i, addresses, None, size)]
-        shape = addresses.shape if size == 2 else (*addresses.shape, size // 4)
-        data = np.zeros(shape, np.uint16 if size == 2 else np.uint32)
+            return self.units(i, size)[self.indices(i, addresses, None, size)]
+        shape = addresses.shape if size < 4 else (*addresses.shape, size // 4)
+        data = np.zeros(shape, f"u{min(size, 4)}")
         for i, lanes in places:
-            data[lanes] = self._units(i, size)[self._indices(i, addresses, lanes, size)]
+            data[lanes] = self.units(i, size)[self.indices(i, addresses, lanes, size)]
         return data
 
     def store(
@@ -113,7 +114,7 @@ class GlobalMemory:
         """Store each lane's data, shaped as :meth:`load` returns it."""
         for i, lanes in self.places(at, addresses, mask, size):
             picked = data if lanes is None else data[lanes]
-            self._units(i, size)[self._indices(i, addresses, lanes, size)] = picked
+            self.units(i, size)[self.indices(i, addresses, lanes, size)] = picked
 
 
 class SharedMemory:
@@ -151,8 +152,8 @@ class SharedMemory:
 
     def units(self, size: int) -> Array:
         """All programs' bytes in units of an access, as :meth:`offsets` counts them."""
-        if size == 2:
-            return self.bytes.view(np.uint16).reshape(-1)
+        if size < 4:
+            return self.bytes.view(f"u{size}").reshape(-1)
         return self.bytes.view(np.uint32).reshape(-1, size // 4)
 
     def rows16(self) -> Array:

@@ -1,8 +1,7 @@
 """What each instruction does, as functions on groups of warps.
 
 Opcodes are those of the kernels as the pinned Triton's ptxas makes them. One that is not in
-:data:`DECODERS`, a modifier that its decoder does not name, or an operand of another kind, raises
-:class:`validate.emulator.assembly.UnknownCodeError` before anything runs.
+:data:`DECODERS` is an error that names it before anything runs.
 
 Letters: a, b, c operands; m the lanes that execute, None where all do.
 """
@@ -10,380 +9,48 @@ Letters: a, b, c operands; m the lanes that execute, None where all do.
 from __future__ import annotations
 
 import itertools
-import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from validate.emulator import products
-from validate.emulator.assembly import Code, Instruction
+from validate.emulator import atomics, doubles, halves, products
+from validate.emulator.assembly import ACCESSES, INSTRUCTION_BYTES, Code, Instruction, access_bytes
+from validate.emulator.comparisons import COMPARISONS, JOINTS, REALS, compared
+from validate.emulator.decoding import (
+    BYTES_OF_WORD,
+    DECODERS,
+    HALVES,
+    I64,
+    LAST,
+    LOW,
+    PREDICATE,
+    REGISTER,
+    SCOPES,
+    U32,
+    U64,
+    UNIFORM,
+    Decoder,
+    Reader,
+    Run,
+    as_words,
+    flushed,
+    hints,
+    lanes_of,
+    no_effect,
+    nothing,
+    opcode,
+    put_words,
+    rounded,
+    signed,
+    words_of,
+)
 from validate.emulator.machine import LANES, LOCAL_BYTES, Group, Operation
 from validate.emulator.memory import Array, MachineError
 
-Reader = Callable[[Group], Any]
-Run = Callable[[Group, Any], None]
-Writer = Callable[[Group, Any, Any], None]
-U32, U64, I64 = np.uint32, np.uint64, np.int64
-LOW = U64(0xFFFFFFFF)
-FIRST_BIT = {"R": 0, "UR": 256, "P": 320, "UP": 328}
-"""Where each kind of register starts in a set of bits."""
-SLOTS = 336
-"""Where words of the stack start in it, from the stack pointer on."""
-LAST = {"R": 255, "UR": 63, "P": 7, "UP": 7}
-"""The register of each kind that only reads as 0 or true."""
-REGISTER = re.compile(r"(UR|R)(\d+|Z)")
-PREDICATE = re.compile(r"(!?)(UP|P)(\d|T)")
-SIZES = {"U16": 2, "": 4, "64": 8, "128": 16}
-"""Bytes of an access by its modifier."""
-BYTES_OF_WORD = 4
-
-
-def signed(x: Any) -> Any:
-    """32-bit numbers as signed ones."""
-    return x.view(np.int32)
-
-
-def rounded(x: Any) -> Any:
-    """An fp64 result as fp32."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(x).astype(np.float32)
-
-
-class Decoder:
-    """Turns one instruction into what it does, noting the registers that it uses and defines."""
-
-    def __init__(self, at: Instruction, code: Code) -> None:
-        self.at = at
-        self.code = code
-        self.uses = 0
-        self.defines = 0
-        self.uniform = False
-        self.wait = ""
-        self.observe: Run | None = None
-        self.observed = 0
-        self.from_memory = False
-        self.bitwise: list[tuple[int, int, int]] = []
-        self.modifiers = list(at.modifiers)
-
-    # Operands.
-
-    def operand(self, i: int) -> str:
-        """Operand i of the text.
-
-        Raises:
-            UnknownCodeError: if there is none.
-        """
-        if i >= len(self.at.operands):
-            raise self.at.unknown(f"a form with {len(self.at.operands)} operands")
-        return self.at.operands[i]
-
-    def number_of_operands(self, *expected: int) -> int:
-        """How many there are, which must be one of these."""
-        if len(self.at.operands) not in expected:
-            raise self.at.unknown(f"a form with {len(self.at.operands)} operands")
-        return len(self.at.operands)
-
-    def take(self, *names: str) -> str:
-        """The next modifier if it is one of these, else none."""
-        if self.modifiers and self.modifiers[0] in names:
-            return self.modifiers.pop(0)
-        return ""
-
-    def register(self, text: str, written: bool = False, words: int = 1) -> tuple[str, int]:
-        """Kind and number of a register, noted as used or defined."""
-        found = REGISTER.fullmatch(text)
-        if not found:
-            raise self.at.unknown(f"operand {text!r}")
-        kind = found[1]
-        number = LAST[kind] if found[2] == "Z" else int(found[2])
-        if number != LAST[kind]:
-            bits = ((1 << words) - 1) << (FIRST_BIT[kind] + number)
-            if number + words > LAST[kind] or (words > 1 and number % min(words, 4)):
-                raise self.at.unknown(f"a register of {words} words at {text!r}")
-            if written:
-                self.defines |= bits
-            else:
-                self.uses |= bits
-        return kind, number
-
-    def word(self, kind: str, number: int) -> Reader:
-        """Reader of a register: (warps, 32), or (warps, 1) of the warp's where lanes read it."""
-        if kind == "R":
-            if self.uniform:
-                raise self.at.unknown("a lane's register in an instruction of the warp's")
-            return lambda g: g.R[number]
-        if self.uniform:
-            return lambda g: g.UR[number]
-        return lambda g: g.UR[number, :, None]
-
-    def constant(self, text: str) -> int | None:
-        """Index of a 32-bit word of constant bank 0; None if the operand is of another kind."""
-        found = re.fullmatch(r"c\[(0x[0-9a-f]+)\]\[(0x[0-9a-f]+)\]", text)
-        if not found:
-            return None
-        if int(found[1], 16) != 0:
-            raise self.at.unknown(f"constant bank {found[1]}")
-        return int(found[2], 16) // BYTES_OF_WORD
-
-    def integer(self, text: str) -> Reader:
-        """Reader of a 32-bit number, unsigned."""
-        if re.fullmatch(r"-?0x[0-9a-f]+", text):
-            value = U32(int(text, 16) & 0xFFFFFFFF)
-            return lambda g: value
-        if (index := self.constant(text)) is not None:
-            return lambda g: g.machine.constants[index]
-        sign = text[0] if text[0] in "-~" else ""
-        kind, number = self.register(text.removeprefix(sign))
-        read = self.word(kind, number)
-        if number == LAST[kind]:
-            value = U32(0xFFFFFFFF if sign == "~" else 0)
-            return lambda g: value
-        if sign == "-":
-            return lambda g: np.negative(read(g))
-        if sign == "~":
-            return lambda g: np.invert(read(g))
-        return read
-
-    def addend(self, text: str, extended: bool) -> Reader:
-        """Reader of a number whose carries count, in 64 bits: −x as ~x + 1, which may carry."""
-        if text.startswith("-") and REGISTER.fullmatch(text[1:]):
-            if extended:
-                raise self.at.unknown("a negated number beside a carry")
-            read = self.integer(text[1:])
-            return lambda g: np.invert(read(g)).astype(U64) + U64(1)
-        read = self.integer(text)
-        return lambda g: read(g).astype(U64)
-
-    def long(self, text: str) -> Reader:
-        """Reader of a 64-bit number in two registers; an immediate is extended by its sign."""
-        if re.fullmatch(r"-?0x[0-9a-f]+", text):
-            value = U64(int(text, 16) & (2**64 - 1))
-            return lambda g: value
-        sign = text[0] if text[0] == "-" else ""
-        kind, number = self.register(text.removeprefix(sign), words=2)
-        if number == LAST[kind]:
-            return lambda g: U64(0)
-        low, high = self.word(kind, number), self.word(kind, number + 1)
-
-        def read(g: Group) -> Any:
-            return low(g).astype(U64) | high(g).astype(U64) << U64(32)
-
-        return (lambda g: np.negative(read(g))) if sign else read
-
-    def real(self, text: str) -> Reader:
-        """Reader of an fp32 number."""
-        plain = re.fullmatch(r"(-?)(\|?)([^|]+)\|?", text)
-        assert plain
-        if REGISTER.fullmatch(plain[3]):
-            kind, number = self.register(plain[3])
-            word = self.word(kind, number)
-            if number == LAST[kind]:
-                zero = np.float32(-0.0 if plain[1] else 0.0)
-                return lambda g: zero
-            if kind == "R":
-                read: Reader = lambda g: g.F[number]  # noqa: E731
-            else:
-                read = lambda g: word(g).view(np.float32)  # noqa: E731
-            if plain[2]:
-                inner = read
-                read = lambda g: np.abs(inner(g))  # noqa: E731
-            if plain[1]:
-                positive = read
-                return lambda g: np.negative(positive(g))
-            return read
-        if (index := self.constant(plain[3])) is not None and not plain[1] and not plain[2]:
-            return lambda g: g.machine.constants[index].view(np.float32)
-        if not re.fullmatch(r"[-+]?(INF|QNAN|[0-9.]+(e[-+]?[0-9]+)?)", text):
-            raise self.at.unknown(f"operand {text!r}")
-        value = np.float32(text.replace("QNAN", "NAN"))
-        return lambda g: value
-
-    def predicate(self, text: str) -> Reader:
-        """Reader of a predicate."""
-        found = PREDICATE.fullmatch(text)
-        if not found:
-            raise self.at.unknown(f"operand {text!r}")
-        kind, number = found[2], LAST[found[2]] if found[3] == "T" else int(found[3])
-        if number == LAST[kind]:
-            value = np.bool_(not found[1])
-            return lambda g: value
-        self.uses |= 1 << FIRST_BIT[kind] + number
-        if kind == "P":
-            if self.uniform:
-                raise self.at.unknown("a lane's predicate in an instruction of the warp's")
-            read: Reader = lambda g: g.P[number]  # noqa: E731
-        elif self.uniform:
-            read = lambda g: g.UP[number]  # noqa: E731
-        else:
-            read = lambda g: g.UP[number, :, None]  # noqa: E731
-        return (lambda g: ~read(g)) if found[1] else read
-
-    # Results.
-
-    def write(self, text: str) -> Writer:
-        """Writer of a 32-bit register."""
-        kind, number = self.register(text, written=True)
-        if (kind == "UR") != self.uniform:
-            raise self.at.unknown(f"result {text!r}")
-
-        def put(g: Group, value: Any, m: Array | None) -> None:
-            registers = g.UR if kind == "UR" else g.R
-            if m is None:
-                registers[number] = value
-            else:
-                np.copyto(registers[number], value, where=m)
-
-        return _nothing if number == LAST[kind] else put
-
-    def write_long(self, text: str) -> Writer:
-        """Writer of a 64-bit number to two registers."""
-        kind, number = self.register(text, written=True, words=2)
-        if number == LAST[kind]:
-            return _nothing
-        prefix = kind
-        low = self.write(f"{prefix}{number}")
-        high = self.write(f"{prefix}{number + 1}")
-
-        def put(g: Group, value: Any, m: Array | None) -> None:
-            low(g, (value & LOW).astype(U32), m)
-            high(g, (value >> U64(32)).astype(U32), m)
-
-        return put
-
-    def write_real(self, text: str) -> Writer:
-        """Writer of an fp32 register."""
-        kind, number = self.register(text, written=True)
-        if kind != "R" or self.uniform:
-            raise self.at.unknown(f"result {text!r}")
-
-        def put(g: Group, value: Any, m: Array | None) -> None:
-            if m is None:
-                g.F[number] = value
-            else:
-                np.copyto(g.F[number], value, where=m)
-
-        return _nothing if number == LAST[kind] else put
-
-    def write_predicate(self, text: str) -> Writer:
-        """Writer of a predicate."""
-        found = PREDICATE.fullmatch(text)
-        if not found or found[1] or (found[2] == "UP") != self.uniform:
-            raise self.at.unknown(f"result {text!r}")
-        if found[3] == "T":
-            return _nothing
-        number = int(found[3])
-        self.defines |= 1 << FIRST_BIT[found[2]] + number
-        kind = found[2]
-
-        def put(g: Group, value: Any, m: Array | None) -> None:
-            registers = g.UP if kind == "UP" else g.P
-            if m is None:
-                registers[number] = value
-            else:
-                np.copyto(registers[number], value, where=m)
-
-        return put
-
-    # Addresses.
-
-    def shared_address(self, text: str) -> Reader:
-        """Reader of the address in ``[R0+UR4+0x10]``, (warps, 32)."""
-        if not (text.startswith("[") and text.endswith("]")):
-            raise self.at.unknown(f"operand {text!r}")
-        parts = [self.integer(part.strip()) for part in text[1:-1].split("+")]
-
-        def read(g: Group) -> Array:
-            total = parts[0](g)
-            for part in parts[1:]:
-                total = total + part(g)
-            return np.broadcast_to(total, (len(g.warps), LANES))
-
-        return read
-
-    def global_address(self, text: str) -> Reader:
-        """Reader of the address in ``desc[UR4][R0.64+0x10]``, (warps, 32) of 64 bits."""
-        found = re.fullmatch(r"desc\[UR\d+\]\[(R\d+)\.64(?:\+(-?0x[0-9a-f]+))?\]", text)
-        if not found:
-            raise self.at.unknown(f"operand {text!r}")
-        base = self.long(found[1])
-        offset = U64(int(found[2] or "0", 16) & (2**64 - 1))
-        return lambda g: base(g) + offset
-
-    def registers_of(self, text: str, size: int, written: bool) -> tuple[int, int]:
-        """First register and number of words of data of so many bytes."""
-        words = max(1, size // BYTES_OF_WORD)
-        kind, number = self.register(text, written, words)
-        if kind != "R":
-            raise self.at.unknown(f"operand {text!r}")
-        return number, words
-
-    def slots(self, text: str, words: int) -> int:
-        """Words of the stack at ``[R1+0x10]``, as a set of bits beside the registers'."""
-        found = re.fullmatch(r"\[R1(?:\+0x([0-9a-f]+))?\]", text)
-        if not found:
-            raise self.at.unknown(f"an address on the stack like {text!r}")
-        return ((1 << words) - 1) << SLOTS + int(found[1] or "0", 16) // BYTES_OF_WORD
-
-    def observes(self, observe: Run) -> Run:
-        """Note what tells observers of an access; registers used so far are what it needs."""
-        self.observe, self.observed = observe, self.uses
-        return observe
-
-    def by_bits(self, result: str, text: str, mask: int = 0xFFFFFFFF) -> None:
-        """Note that bits of a register are needed by the same bits of the result alone."""
-        found, operand = REGISTER.fullmatch(result), REGISTER.fullmatch(text.removeprefix("~"))
-        if found and operand and operand[2] != "Z":
-            of = LAST[found[1]] if found[2] == "Z" else int(found[2])
-            self.bitwise.append(
-                (FIRST_BIT[found[1]] + of, FIRST_BIT[operand[1]] + int(operand[2]), mask)
-            )
-
-    def label(self, i: int) -> None:
-        """Require operand i to be a label of the code."""
-        if not re.fullmatch(r"`\(\.L_x_\d+\)", self.operand(i)):
-            raise self.at.unknown(f"operand {self.operand(i)!r}")
-        if self.operand(i)[2:-1] not in self.code.labels:
-            raise self.at.unknown(f"label {self.operand(i)}")
-
-
-def _nothing(g: Group, value: Any, m: Array | None) -> None:
-    """Write to a register that always reads as 0 or true."""
-
-
-def _no_effect(g: Group, m: Array | None) -> None:
-    """What has no effect on results: scheduling, hints, what execution in order implies."""
-
-
-DECODERS: dict[str, Callable[[Decoder], Run]] = {}
-"""By opcode. An instruction of the warp's, ``UIADD3``, is decoded as its lanes' one, ``IADD3``."""
-UNIFORM = frozenset(
-    (
-        "UIADD3",
-        "UIMAD",
-        "ULEA",
-        "ULOP3",
-        "USHF",
-        "USEL",
-        "UISETP",
-        "UMOV",
-        "USGXT",
-        "UPLOP3",
-        "ULDC",
-    )
-)
-
-
-def opcode(*names: str) -> Callable[[Callable[[Decoder], Run]], Callable[[Decoder], Run]]:
-    """Register a decoder."""
-
-    def add(decode: Callable[[Decoder], Run]) -> Callable[[Decoder], Run]:
-        for name in names:
-            DECODERS[name] = decode
-        return decode
-
-    return add
+FAMILIES = (atomics, doubles, halves)
+"""Where further opcodes are decoded: importing them registers these."""
 
 
 def decoded(code: Code) -> list[Operation]:
@@ -407,10 +74,13 @@ def decoded(code: Code) -> list[Operation]:
             raise at.unknown(f"modifier {decoder.modifiers[0]!r}")
         if at.guard in ("!PT", "!UPT"):  # never executed: what ptxas puts before some copies
             guard = _never
+        if decoder.condition is not None:
+            guard = decoder.condition if guard is None else _both(guard, decoder.condition)
         found.append(
             Operation(
                 at, run, guard, decoder.uniform, decoder.uses, decoder.defines, decoder.wait,
                 decoder.observe, decoder.observed, decoder.from_memory, tuple(decoder.bitwise),
+                decoder.target,
             )
         )  # fmt: skip
     return found
@@ -418,6 +88,11 @@ def decoded(code: Code) -> list[Operation]:
 
 def _never(g: Group) -> Array:
     return np.zeros((len(g.warps), LANES), bool)
+
+
+def _both(a: Reader, b: Reader) -> Reader:
+    """Two guards of lanes as one."""
+    return lambda g: np.logical_and(a(g).reshape(len(g.warps), -1), b(g).reshape(len(g.warps), -1))
 
 
 # Integers.
@@ -474,6 +149,8 @@ def _multiply_add(d: Decoder) -> Run:
     """A · b + c: low or high 32 bits, 64 bits (``WIDE``), with a carry in (``X``)."""
     kind = d.take("MOV", "IADD", "SHL", "WIDE", "HI", "X")
     unsigned = d.take("U32")
+    if kind in ("WIDE", "HI") and (d.take("X") or len(d.at.operands) > 4):
+        return _multiply_add_with_carry(d, kind, unsigned)
     if kind in ("WIDE", "HI"):
         d.number_of_operands(4)
         a, b = (d.integer(d.operand(i)) for i in (1, 2))
@@ -505,6 +182,30 @@ def _multiply_add(d: Decoder) -> Run:
     if d.operand(3) in ("RZ", "URZ"):
         return lambda g, m: put(g, a(g) * b(g), m)
     return lambda g, m: put(g, a(g) * b(g) + c(g), m)
+
+
+def _multiply_add_with_carry(d: Decoder, kind: str, unsigned: str) -> Run:
+    """A · b + c in 64 bits with a carry out, if it has a second result, and one in."""
+    texts = list(d.at.operands)
+    put = d.write_long(texts.pop(0)) if kind == "WIDE" else d.write(texts.pop(0))
+    carry_out = d.write_predicate(texts.pop(0)) if PREDICATE.fullmatch(texts[0]) else None
+    if not unsigned or len(texts) not in (3, 4):
+        raise d.at.unknown(f"a form with {len(d.at.operands)} operands")
+    a, b, c = d.integer(texts[0]), d.integer(texts[1]), d.long(texts[2])
+    carry_in = d.predicate(texts[3]) if texts[3:] else None
+
+    def run(g: Group, m: Array | None) -> None:
+        product = a(g).astype(U64) * b(g).astype(U64)
+        total = product + c(g)
+        carry = total < product
+        if carry_in is not None:
+            total = total + carry_in(g).astype(U64)
+            carry |= (total == 0) & carry_in(g)
+        put(g, total if kind == "WIDE" else (total >> U64(32)).astype(U32), m)
+        if carry_out is not None:
+            carry_out(g, carry, m)
+
+    return run
 
 
 @opcode("LEA")
@@ -543,34 +244,41 @@ def _shift_add(d: Decoder) -> Run:
 
 @opcode("SHF")
 def _funnel_shift(d: Decoder) -> Run:
-    """{c, a} shifted: the low word, or with ``HI`` the high one."""
+    """{c, a} shifted: the low word, or with ``HI`` the high one.
+
+    By at most all of its kind's bits, or (``W``) by the remainder of them.
+    """
     d.number_of_operands(4)
     left = d.take("L", "R") == "L"
+    wraps = d.take("W")
     kind = d.take("U32", "S32", "U64", "S64")
     high = d.take("HI")
-    if not re.fullmatch(r"0x[0-9a-f]+", d.operand(2)):
-        raise d.at.unknown("a shift by a register")
-    shift = int(d.operand(2), 16)
-    if shift > 31 or not kind:
-        raise d.at.unknown(f"a shift by {shift} of {kind or 'no kind'}")
+    fixed = re.fullmatch(r"0x[0-9a-f]+", d.operand(2))
     put, a, c = d.write(d.operand(0)), d.integer(d.operand(1)), d.integer(d.operand(3))
-    if kind == "U32" and left and not high and d.operand(3) in ("RZ", "URZ"):
+    amount = d.integer(d.operand(2))
+    if not kind:
+        raise d.at.unknown("a shift of no kind")
+    shift = int(d.operand(2), 16) if fixed else 32
+    if shift < 32 and kind == "U32" and left and not high and d.operand(3) in ("RZ", "URZ"):
         return lambda g, m: put(g, a(g) << U32(shift), m)
-    if kind == "U32" and not left and high:
+    if shift < 32 and kind == "U32" and not left and high:
         return lambda g, m: put(g, c(g) >> U32(shift), m)
-    if kind == "S32" and not left and high:
+    if shift < 32 and kind == "S32" and not left and high:
         return lambda g, m: put(g, (signed(c(g)) >> np.int32(shift)).view(U32), m)
-    if kind in ("U32", "S32"):
-        raise d.at.unknown("this form of a shift")
+    bits = 64 if kind.endswith("64") else 32
 
     def run(g: Group, m: Array | None) -> None:
         pair = a(g).astype(U64) | c(g).astype(U64) << U64(32)
+        by = amount(g).astype(U64)
+        by = by & U64(bits - 1) if wraps else np.minimum(by, U64(bits))
+        least = np.minimum(by, U64(63))  # in two steps, since 64 at once is not defined
+        rest = by - least
         if left:
-            pair = pair << U64(shift)
-        elif kind == "S64":
-            pair = (pair.view(I64) >> I64(shift)).view(U64)
+            pair = pair << least << rest
+        elif kind.startswith("S"):
+            pair = (pair.view(I64) >> least.astype(I64) >> rest.astype(I64)).view(U64)
         else:
-            pair = pair >> U64(shift)
+            pair = pair >> least >> rest
         put(g, (pair >> U64(32) if high else pair & LOW).astype(U32), m)
 
     return run
@@ -651,10 +359,6 @@ def _predicate_logic(d: Decoder) -> Run:
     return run
 
 
-COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    "LT": operator.lt, "LE": operator.le, "GT": operator.gt, "GE": operator.ge,
-    "EQ": operator.eq, "NE": operator.ne,
-}  # fmt: skip
 STRICT = {"GE": "GT", "LE": "LT", "GT": "GT", "LT": "LT"}
 
 
@@ -662,7 +366,7 @@ STRICT = {"GE": "GT", "LE": "LT", "GT": "GT", "LT": "LT"}
 def _compare(d: Decoder) -> Run:
     """A compared with b, and (or) a predicate; ``EX`` goes on from the low words' comparison."""
     name = d.take(*COMPARISONS)
-    unsigned, joint, extended = d.take("U32"), d.take("AND", "OR"), d.take("EX")
+    unsigned, joint, extended = d.take("U32"), d.take(*JOINTS), d.take("EX")
     d.number_of_operands(6 if extended else 5)
     puts = [d.write_predicate(d.operand(i)) for i in (0, 1)]
     a, b = (d.integer(d.operand(i)) for i in (2, 3))
@@ -685,7 +389,7 @@ def _compare(d: Decoder) -> Run:
             holds = COMPARISONS[STRICT[name]](x, y) | (x == y) & below(g)
         beside = other(g)
         for put, value in zip(puts, (holds, np.logical_not(holds)), strict=True):
-            put(g, value & beside if joint == "AND" else value | beside, m)
+            put(g, JOINTS[joint](value, beside), m)
 
     return run
 
@@ -743,20 +447,20 @@ def _extend(d: Decoder) -> Run:
 
 @opcode("PRMT")
 def _permute(d: Decoder) -> Run:
-    """Four bytes of {c, a}, as the digits of an immediate choose them."""
+    """Four bytes of {c, a}, as digits choose them; 8 and more, their signs in all bits."""
     d.number_of_operands(4)
     put, a, c = d.write(d.operand(0)), d.integer(d.operand(1)), d.integer(d.operand(3))
-    if not re.fullmatch(r"0x[0-9a-f]{1,4}", d.operand(2)):
-        raise d.at.unknown("a permutation that is no immediate")
-    digits = [int(d.operand(2), 16) >> 4 * i & 15 for i in range(4)]
-    if any(digit & 8 for digit in digits):
-        raise d.at.unknown("a permutation that repeats signs")
+    select = d.integer(d.operand(2))
 
     def run(g: Group, m: Array | None) -> None:
-        words = a(g), c(g)
+        pair = a(g).astype(U64) | c(g).astype(U64) << U64(32)
+        chosen = select(g)
         result = U32(0)
-        for place, digit in enumerate(digits):
-            byte = words[digit >> 2] >> U32(8 * (digit & 3)) & U32(0xFF)
+        for place in range(4):
+            digit = chosen >> U32(4 * place)
+            byte = (pair >> (U64(8) * (digit & U32(7)).astype(U64))).astype(U32) & U32(0xFF)
+            sign = np.where(byte & U32(0x80), U32(0xFF), U32(0))
+            byte = np.where(digit & U32(8), sign, byte)
             result = result | byte << U32(8 * place)
         put(g, result, m)
 
@@ -800,6 +504,16 @@ def _special_register(d: Decoder) -> Run:
     readers["SR_CgaCtaId"] = lambda g: U32(0)  # clusters have one program
     if not warps_only:
         readers["SR_TID.X"] = lane
+        number = np.arange(LANES, dtype=U32)
+        readers["SR_LANEID"] = lambda g: number
+        for kind, mask in (
+            ("EQ", U32(1) << number),
+            ("LT", (U32(1) << number) - U32(1)),
+            ("LE", (U32(2) << number) - U32(1)),
+            ("GT", ~((U32(2) << number) - U32(1))),
+            ("GE", ~((U32(1) << number) - U32(1))),
+        ):
+            readers[f"SR_{kind}MASK"] = lambda g, mask=mask: mask
     if name not in readers:
         raise d.at.unknown(f"special register {name!r}")
     read = readers[name]
@@ -864,26 +578,6 @@ def _to_predicates(d: Decoder) -> Run:
     return run
 
 
-@opcode("VOTEU")
-def _vote(d: Decoder) -> Run:
-    """Whether a predicate holds in any executing lane, to the warp's predicate."""
-    kind = d.take("ANY", "ALL")
-    d.number_of_operands(2)
-    read = d.predicate(d.operand(1))
-    found = PREDICATE.fullmatch(d.operand(0))
-    if not kind or not found or found[1] or found[2] != "UP" or found[3] == "T":
-        raise d.at.unknown("this form of a vote")
-    number = int(found[3])
-    d.defines |= 1 << FIRST_BIT["UP"] + number
-
-    def run(g: Group, m: Array | None) -> None:
-        lanes = g.lanes if m is None else m
-        values = np.broadcast_to(read(g), lanes.shape)
-        g.UP[number] = (values & lanes).any(1) if kind == "ANY" else (values | ~lanes).all(1)
-
-    return run
-
-
 # Constants.
 
 
@@ -907,51 +601,31 @@ def _load_constant(d: Decoder) -> Run:
 # fp32.
 
 
-@opcode("FADD")
-def _real_add(d: Decoder) -> Run:
-    d.number_of_operands(3)
-    put, a, b = d.write_real(d.operand(0)), d.real(d.operand(1)), d.real(d.operand(2))
+@opcode("FADD", "FMUL", "FFMA")
+def _real_arithmetic(d: Decoder) -> Run:
+    """A + b, a · b, or a · b + c, rounded once.
 
-    def run(g: Group, m: Array | None) -> None:
-        with np.errstate(all="ignore"):
-            put(g, a(g) + b(g), m)
-
-    return run
-
-
-@opcode("FMUL")
-def _real_multiply(d: Decoder) -> Run:
-    d.number_of_operands(3)
-    put, a, b = d.write_real(d.operand(0)), d.real(d.operand(1)), d.real(d.operand(2))
-
-    def run(g: Group, m: Array | None) -> None:
-        with np.errstate(all="ignore"):
-            put(g, a(g) * b(g), m)
-
-    return run
-
-
-def flushed(x: Any) -> Any:
-    """Numbers below the least normal one as zeros of their sign."""
-    return np.where(np.abs(x) < np.float32(2.0**-126), x * np.float32(0), x)
-
-
-@opcode("FFMA")
-def _real_multiply_add(d: Decoder) -> Run:
-    """A · b + c, rounded once (twice where fp64 holds the sum just between two of fp32)."""
-    d.number_of_operands(4)
-    flush = d.take("FTZ")
+    The last is twice where fp64 holds the sum just between two of fp32.
+    """
+    fused = d.at.opcode == "FFMA"
+    d.number_of_operands(4 if fused else 3)
+    flush, mode = d.take("FTZ"), d.take("RM", "RP", "RZ")
     put = d.write_real(d.operand(0))
-    a, b, c = (d.real(d.operand(i)) for i in (1, 2, 3))
+    a, b, *c = (d.real(d.operand(i)) for i in range(1, 4 if fused else 3))
+    apply = np.add if d.at.opcode == "FADD" else np.multiply
 
     def run(g: Group, m: Array | None) -> None:
         with np.errstate(all="ignore"):
-            x, y, z = a(g), b(g), c(g)
+            x, y = a(g), b(g)
             if flush:
-                x, y, z = flushed(x), flushed(y), flushed(z)
-            exact = np.multiply(x, y, dtype=np.float64)
-            exact += z
-            result = exact.astype(np.float32)
+                x, y = flushed(x), flushed(y)
+            if not fused and not mode:
+                result = apply(x, y)
+            else:
+                exact = apply(x, y, dtype=np.float64)
+                if fused:
+                    exact += flushed(c[0](g)) if flush else c[0](g)
+                result = rounded(exact, mode)
             put(g, flushed(result) if flush else result, m)
 
     return run
@@ -959,12 +633,21 @@ def _real_multiply_add(d: Decoder) -> Run:
 
 @opcode("FMNMX")
 def _real_minimum(d: Decoder) -> Run:
+    """The least of a and b, or the greatest where the predicate is false; with ``NAN``, any NaN."""
     d.number_of_operands(4)
     put, a, b = d.write_real(d.operand(0)), d.real(d.operand(1)), d.real(d.operand(2))
-    if d.operand(3) not in ("PT", "!PT"):
-        raise d.at.unknown("a minimum or maximum by a predicate")
-    pick = np.fmin if d.operand(3) == "PT" else np.fmax
-    return lambda g, m: put(g, pick(a(g), b(g)), m)
+    nans = d.take("NAN")
+    least = d.predicate(d.operand(3))
+    smaller, larger = (np.minimum, np.maximum) if nans else (np.fmin, np.fmax)
+    if d.operand(3) in ("PT", "!PT"):
+        pick = smaller if d.operand(3) == "PT" else larger
+        return lambda g, m: put(g, pick(a(g), b(g)), m)
+
+    def run(g: Group, m: Array | None) -> None:
+        x, y = a(g), b(g)
+        put(g, np.where(least(g), smaller(x, y), larger(x, y)), m)
+
+    return run
 
 
 @opcode("FSEL")
@@ -978,23 +661,22 @@ def _real_select(d: Decoder) -> Run:
 @opcode("FSETP")
 def _real_compare(d: Decoder) -> Run:
     """A compared with b; a name that ends in U holds also where one is not a number."""
-    name = d.take(*COMPARISONS, *(f"{name}U" for name in COMPARISONS))
-    joint = d.take("AND", "OR")
+    name = d.take(*REALS)
+    flush, joint = d.take("FTZ"), d.take(*JOINTS)
     d.number_of_operands(5)
     puts = [d.write_predicate(d.operand(i)) for i in (0, 1)]
     a, b, other = d.real(d.operand(2)), d.real(d.operand(3)), d.predicate(d.operand(4))
     if not name or not joint:
         raise d.at.unknown("this form of a comparison")
-    compare = COMPARISONS[name.removesuffix("U")]
 
     def run(g: Group, m: Array | None) -> None:
         x, y = a(g), b(g)
-        unordered = np.isnan(x) | np.isnan(y)
-        holds = compare(x, y)
-        holds = holds | unordered if name.endswith("U") else holds & ~unordered
+        if flush:
+            x, y = flushed(x), flushed(y)
+        holds = compared(name, x, y)
         beside = other(g)
         for put, value in zip(puts, (holds, ~holds), strict=True):
-            put(g, value & beside if joint == "AND" else value | beside, m)
+            put(g, JOINTS[joint](value, beside), m)
 
     return run
 
@@ -1005,6 +687,9 @@ SPECIAL: dict[str, Callable[[Any], Any]] = {
     "LG2": np.log2,
     "RSQ": lambda x: 1.0 / np.sqrt(x),
     "SQRT": np.sqrt,
+    "SIN": np.sin,
+    "COS": np.cos,
+    "TANH": np.tanh,
 }
 
 
@@ -1012,6 +697,8 @@ SPECIAL: dict[str, Callable[[Any], Any]] = {
 def _special(d: Decoder) -> Run:
     """Special functions, without numbers below the least normal one, on either side."""
     d.number_of_operands(2)
+    if half := d.take("RCP64H", "RSQ64H"):
+        return doubles.special(d, SPECIAL[half[:3]])
     name = d.take(*SPECIAL)
     put, a = d.write_real(d.operand(0)), d.real(d.operand(1))
     if not name:
@@ -1031,17 +718,40 @@ def _special(d: Decoder) -> Run:
 
 @opcode("I2F")
 def _integer_to_real(d: Decoder) -> Run:
-    """A 32-bit number as fp32, rounded up."""
+    """A number of 32 or 64 bits as fp32 or fp64, to nearest or rounded up."""
     d.number_of_operands(2)
-    unsigned = d.take("U32")
-    if d.take("RP") != "RP":
+    wide = d.take("F64")
+    kind = d.take("U32", "S32", "U64", "S64") or "S32"
+    mode = d.take("RP", "RZ", "RM")
+    if wide and mode:
         raise d.at.unknown("this rounding")
-    put, a = d.write_real(d.operand(0)), d.integer(d.operand(1))
+    a = d.long(d.operand(1)) if kind.endswith("64") else d.integer(d.operand(1))
+    put_wide = d.write_long(d.operand(0)) if wide else None
+    put = None if wide else d.write_real(d.operand(0))
 
     def run(g: Group, m: Array | None) -> None:
-        exact = (a(g) if unsigned else signed(a(g))).astype(np.float64)
+        exact = np.asarray(a(g))
+        if kind.startswith("S"):
+            exact = exact.view(np.int32 if kind == "S32" else I64)
+        if put_wide is not None:
+            put_wide(g, exact.astype(np.float64).view(U64), m)
+            return
         near = exact.astype(np.float32)
-        put(g, np.where(near < exact, np.nextafter(near, np.float32(np.inf)), near), m)
+        if mode:
+            # What was rounded, as an integer again: powers of two beyond it are too large.
+            top = np.float64(2.0 ** (8 * exact.dtype.itemsize - kind.startswith("S")))
+            beyond = near.astype(np.float64) >= top
+            back = np.where(beyond, 0, near.astype(np.float64)).astype(exact.dtype)
+            below, above = ~beyond & (back < exact), beyond | (back > exact)
+            if mode == "RP":
+                near = np.where(below, np.nextafter(near, np.float32(np.inf)), near)
+            elif mode == "RM":
+                near = np.where(above, np.nextafter(near, np.float32(-np.inf)), near)
+            else:
+                away = np.where(exact < 0, below, above)
+                near = np.where(away, np.nextafter(near, np.float32(0)), near)
+        assert put is not None
+        put(g, near, m)
 
     return run
 
@@ -1058,35 +768,75 @@ def _integer_to_nearest(d: Decoder) -> Run:
     )  # fmt: skip
 
 
+ROUNDINGS: dict[str, Callable[[Any], Any]] = {
+    "TRUNC": np.trunc, "FLOOR": np.floor, "CEIL": np.ceil, "": np.rint,
+}  # fmt: skip
+
+
 @opcode("F2I")
 def _real_to_integer(d: Decoder) -> Run:
-    """An fp32 number cut to an unsigned one, what is too large or too small the nearest."""
+    """An fp32 or fp64 number as an integer, what is too large or too small the nearest.
+
+    What is not a number is 0 (``NTZ``, and unsigned ones), or the least number of all.
+    """
     d.number_of_operands(2)
-    if [d.take(x) for x in ("FTZ", "U32", "TRUNC", "NTZ")] != ["FTZ", "U32", "TRUNC", "NTZ"]:
-        raise d.at.unknown("this conversion")
-    put, a = d.write(d.operand(0)), d.real(d.operand(1))
+    flush = d.take("FTZ")
+    kind = d.take("U32", "S32", "U64", "S64") or "S32"
+    wide_source = d.take("F64")
+    to_integral = ROUNDINGS[d.take("TRUNC", "FLOOR", "CEIL")]
+    zero = d.take("NTZ") or kind.startswith("U")
+    wide = kind.endswith("64")
+    put = d.write_long(d.operand(0)) if wide else d.write(d.operand(0))
+    a = doubles.number(d, d.operand(1)) if wide_source else d.real(d.operand(1))
+    bits = 64 if wide else 32
+    low, high = (
+        (0, 2**bits - 1) if kind.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    )
+    target = np.dtype(f"{'u' if kind.startswith('U') else 'i'}{bits // 8}")
 
     def run(g: Group, m: Array | None) -> None:
-        exact = np.nan_to_num(a(g).astype(np.float64), nan=0.0)
-        put(g, np.clip(np.trunc(exact), 0, 2**32 - 1).astype(U32), m)
+        exact = np.asarray(a(g))
+        if flush:
+            exact = flushed(exact)
+        whole = to_integral(exact.astype(np.float64))
+        # Beyond 2⁵³ the largest number is no fp64: what reaches its successor is replaced after.
+        beyond, below = whole >= float(high) + (0 if wide else 1), whole < low
+        with np.errstate(invalid="ignore"):
+            found = np.where(beyond | below | np.isnan(whole), 0, whole).astype(target)
+        found = np.where(beyond, target.type(high), np.where(below, target.type(low), found))
+        found = np.where(np.isnan(whole), target.type(0 if zero else low), found)
+        put(g, found.view(U64 if wide else U32), m)
 
     return run
 
 
-def as_bf16(x: Any) -> Any:
-    """Fp32 as the bits of bf16 in 32, rounded to nearest, ties to even."""
-    bits = np.ascontiguousarray(x).view(U32)
-    near = bits + U32(0x7FFF) + (bits >> U32(16) & U32(1)) >> U32(16)
-    return np.where(np.isnan(x), U32(0x7FFF), near)
+@opcode("FRND")
+def _real_to_integral(d: Decoder) -> Run:
+    """An fp32 number rounded to an integral one."""
+    d.number_of_operands(2)
+    flush = d.take("FTZ")
+    to_integral = ROUNDINGS[d.take("TRUNC", "FLOOR", "CEIL")]
+    put, a = d.write_real(d.operand(0)), d.real(d.operand(1))
+    return lambda g, m: put(g, to_integral(flushed(a(g)) if flush else a(g)), m)
 
 
-def as_fp16(x: Any) -> Any:
-    """Fp32 as the bits of fp16 in 32."""
-    with np.errstate(all="ignore"):
-        return x.astype(np.float16).view(np.uint16).astype(U32)
+@opcode("FCHK")
+def _needs_care(d: Decoder) -> Run:
+    """Whether a / b needs more than the short sequence of multiplications that follows.
 
+    NVIDIA does not say from where on; the long sequence is right wherever it is taken. Here: where
+    an exponent comes near the ends of fp32, or theirs are 120 apart.
+    """
+    d.number_of_operands(3)
+    put, a, b = d.write_predicate(d.operand(0)), d.real(d.operand(1)), d.real(d.operand(2))
 
-HALVES = {"BF16": as_bf16, "F16": as_fp16}
+    def run(g: Group, m: Array | None) -> None:
+        x, y = (np.asarray(read(g)).view(U32) >> U32(23) & U32(0xFF) for read in (a, b))
+        x, y = x.astype(np.int32), y.astype(np.int32)
+        ends = (x < 27) | (x > 252) | (y < 3) | (y > 250)
+        put(g, ends | (np.abs(x - y) > 120), m)
+
+    return run
 
 
 @opcode("F2FP")
@@ -1106,77 +856,29 @@ def _pack(d: Decoder) -> Run:
 
 
 @opcode("F2F")
-def _to_half(d: Decoder) -> Run:
+def _between_reals(d: Decoder) -> Run:
+    """Fp32 as a half; fp64 as fp32, and fp32 as fp64."""
     d.number_of_operands(2)
-    kind = d.take(*HALVES)
-    if not kind or d.take("F32") != "F32":
-        raise d.at.unknown("this conversion")
-    put, a = d.write(d.operand(0)), d.real(d.operand(1))
-    convert = HALVES[kind]
-    return lambda g, m: put(g, convert(a(g)), m)
+    kind, source = d.take(*HALVES, "F32", "F64"), d.take("F32", "F64")
+    if kind in HALVES and source == "F32":
+        put, a = d.write(d.operand(0)), d.real(d.operand(1))
+        convert = HALVES[kind]
+        return lambda g, m: put(g, convert(a(g)), m)
+    if (kind, source) == ("F64", "F32"):
+        put, a = d.write_long(d.operand(0)), d.real(d.operand(1))
+        return lambda g, m: put(g, np.asarray(a(g)).astype(np.float64).view(U64), m)
+    if (kind, source) == ("F32", "F64"):
+        put, a = d.write_real(d.operand(0)), doubles.number(d, d.operand(1))
 
+        def run(g: Group, m: Array | None) -> None:
+            with np.errstate(all="ignore"):
+                put(g, rounded(a(g)), m)
 
-@opcode("HADD2")
-def _from_half(d: Decoder) -> Run:
-    """One half of a register, fp16, as fp32."""
-    d.number_of_operands(3)
-    found = re.fullmatch(r"(R\d+)\.H([01])_H\2", d.operand(2))
-    if d.take("F32") != "F32" or d.operand(1) != "-RZ" or not found:
-        raise d.at.unknown("this form of an addition of halves")
-    put, a, shift = d.write_real(d.operand(0)), d.integer(found[1]), U32(16 * int(found[2]))
-
-    def run(g: Group, m: Array | None) -> None:
-        half = (a(g) >> shift).astype(np.uint16).view(np.float16)
-        put(g, half.astype(np.float32), m)
-
-    return run
-
-
-@opcode("HFMA2")
-def _half_constants(d: Decoder) -> Run:
-    """−0 · 0 + two constants in fp16, the first of them the high one: how ptxas loads a number."""
-    d.take("MMA")
-    d.number_of_operands(5)
-    if d.at.operands[1:3] != ("-RZ", "RZ"):
-        raise d.at.unknown("a multiplication of halves")
-    put = d.write(d.operand(0))
-    high, low = (int(np.float16(float(d.operand(i))).view(np.uint16)) for i in (3, 4))
-    value = U32(high << 16 | low)
-    return lambda g, m: put(g, value, m)
+        return run
+    raise d.at.unknown("this conversion")
 
 
 # Memory.
-
-
-def _words(data: Array, words: int) -> Array:
-    """16-bit data as one word; wider data as they are, (…, words)."""
-    return data.astype(U32)[..., None] if data.dtype == np.uint16 else data.reshape(
-        *data.shape[:2], words
-    )  # fmt: skip
-
-
-def _put_words(g: Group, number: int, data: Array, m: Array | None) -> None:
-    if number == LAST["R"]:
-        return
-    for i in range(data.shape[-1]):
-        if m is None:
-            g.R[number + i] = data[..., i]
-        else:
-            np.copyto(g.R[number + i], data[..., i], where=m)
-
-
-def _words_of(g: Group, number: int, words: int, size: int) -> Array:
-    """Registers as data to store, (warps, 32) of 16 bits or (warps, 32, words)."""
-    if number == LAST["R"]:
-        data = np.zeros((len(g.warps), LANES, words), U32)
-    else:
-        data = g.R[number : number + words].transpose(1, 2, 0)
-    return data[..., 0].astype(np.uint16) if size == 2 else data
-
-
-def _lanes(g: Group, m: Array | None) -> Array | None:
-    """The mask of an access; None where every lane makes it."""
-    return g.mask if m is None else m
 
 
 @opcode("LDG", "STG")
@@ -1184,26 +886,30 @@ def _global_access(d: Decoder) -> Run:
     """Load from global memory, or store to it."""
     d.number_of_operands(2)
     d.take("E")
-    size = SIZES[d.take("U16", "64", "128")]
+    hints(d)
+    sign = d.take(*ACCESSES).startswith("S")
+    hints(d)
+    size = access_bytes(d.at)
     stores = d.at.opcode == "STG"
     address = d.global_address(d.operand(1 - stores))
 
     def tell(g: Group, m: Array | None) -> None:
         for observer in g.machine.observers:
-            observer.global_access(g, d.at, address(g), _lanes(g, m), size, stores)
+            observer.global_access(g, d.at, address(g), lanes_of(g, m), size, stores)
 
     d.observes(tell)
     d.from_memory = not stores
     number, words = d.registers_of(d.operand(stores), size, written=not stores)
 
     def run(g: Group, m: Array | None) -> None:
-        addresses, lanes, memory = address(g), _lanes(g, m), g.machine.memory
+        addresses, lanes, memory = address(g), lanes_of(g, m), g.machine.memory
         tell(g, m)
         if stores:
-            memory.store(d.at, addresses, lanes, size, _words_of(g, number, words, size))
+            memory.store(d.at, addresses, lanes, size, words_of(g, number, words, size))
         else:
             data = memory.load(d.at, addresses, lanes, size)
-            _put_words(g, number, _words(data, words), m)
+            data = data.view(f"i{size}") if sign else data
+            put_words(g, number, as_words(data, words), m)
 
     return run
 
@@ -1212,21 +918,23 @@ def _global_access(d: Decoder) -> Run:
 def _shared_access(d: Decoder) -> Run:
     """Load from shared memory, or store to it."""
     d.number_of_operands(2)
-    size = SIZES[d.take("U16", "64", "128")]
+    sign = d.take(*ACCESSES).startswith("S")
+    size = access_bytes(d.at)
     stores = d.at.opcode == "STS"
     address = d.shared_address(d.operand(1 - stores))
     tell = _told_of_shared(d, address, size, stores)
     number, words = d.registers_of(d.operand(stores), size, written=not stores)
 
     def run(g: Group, m: Array | None) -> None:
-        lanes, shared = _lanes(g, m), g.machine.shared
+        lanes, shared = lanes_of(g, m), g.machine.shared
         where = shared.offsets(d.at, g.programs, address(g), lanes, size)
         units = shared.units(size)
         if not stores:
             tell(g, m)
-            _put_words(g, number, _words(units[where], words), m)
+            data = units[where].view(f"i{size}") if sign else units[where]
+            put_words(g, number, as_words(data, words), m)
             return
-        data = _words_of(g, number, words, size)
+        data = words_of(g, number, words, size)
         tell(g, m, data)
         if lanes is None:
             units[where] = data
@@ -1241,7 +949,7 @@ def _told_of_shared(d: Decoder, address: Reader, size: int, stores: bool) -> Cal
 
     def tell(g: Group, m: Array | None, data: Array | None = None) -> None:
         for observer in g.machine.observers:
-            observer.shared_access(g, d.at, address(g), _lanes(g, m), size, stores, data)
+            observer.shared_access(g, d.at, address(g), lanes_of(g, m), size, stores, data)
 
     d.from_memory = not stores
     d.observes(tell)
@@ -1254,24 +962,26 @@ def _copy(d: Decoder) -> Run:
     d.number_of_operands(3)
     d.take("E")
     d.take("BYPASS")
-    size = SIZES[d.take("64", "128")]
+    hints(d)
+    d.take("64", "128")
+    size = access_bytes(d.at)
     target, source = d.shared_address(d.operand(0)), d.global_address(d.operand(1))
     wanted = d.predicate(d.operand(2))
 
     def read(g: Group, m: Array | None) -> Array:
         reads = np.broadcast_to(wanted(g), (len(g.warps), LANES))
-        lanes = _lanes(g, m)
+        lanes = lanes_of(g, m)
         return reads if lanes is None else reads & lanes
 
     def tell(g: Group, m: Array | None) -> None:
         for observer in g.machine.observers:
             observer.global_access(g, d.at, source(g), read(g, m), size, False)
-            observer.copy(g, d.at, target(g), _lanes(g, m), size)
+            observer.copy(g, d.at, target(g), lanes_of(g, m), size)
 
     d.observes(tell)
 
     def run(g: Group, m: Array | None) -> None:
-        lanes, shared, reads = _lanes(g, m), g.machine.shared, read(g, m)
+        lanes, shared, reads = lanes_of(g, m), g.machine.shared, read(g, m)
         where = shared.offsets(d.at, g.programs, target(g), lanes, size)
         tell(g, m)
         if reads.any():
@@ -1291,16 +1001,17 @@ def _copy(d: Decoder) -> Run:
 def _load_local(d: Decoder) -> Run:
     d.number_of_operands(2)
     d.take("LU")
-    size = SIZES[d.take("64", "128")]
+    d.take("64", "128")
+    size = access_bytes(d.at)
     number, words = d.registers_of(d.operand(0), size, written=True)
     address = d.shared_address(d.operand(1))
     d.uses |= d.slots(d.operand(1), words)
 
     def run(g: Group, m: Array | None) -> None:
-        local, at = _local(d.at, g, address(g), _lanes(g, m), size)
+        local, at = _local(d.at, g, address(g), lanes_of(g, m), size)
         rows, columns = g.warps[:, None], np.arange(LANES)
         data = np.stack([local[at + i, rows, columns] for i in range(words)], axis=-1)
-        _put_words(g, number, data, m)
+        put_words(g, number, data, m)
 
     return run
 
@@ -1308,7 +1019,8 @@ def _load_local(d: Decoder) -> Run:
 @opcode("STL")
 def _store_local(d: Decoder) -> Run:
     d.number_of_operands(2)
-    size = SIZES[d.take("64", "128")]
+    d.take("64", "128")
+    size = access_bytes(d.at)
     number, words = d.registers_of(d.operand(1), size, written=False)
     address = d.shared_address(d.operand(0))
     d.defines |= d.slots(d.operand(0), words)
@@ -1317,7 +1029,7 @@ def _store_local(d: Decoder) -> Run:
         lanes = g.lanes if m is None else m
         local, at = _local(d.at, g, address(g), lanes, size)
         rows, columns = np.nonzero(lanes)
-        data = _words_of(g, number, words, size)
+        data = words_of(g, number, words, size)
         for i in range(words):
             local[at[lanes] + i, g.warps[rows], columns] = data[lanes][:, i]
 
@@ -1391,20 +1103,92 @@ def _turned(matrices: Array, kind: str) -> Array:
 
 @opcode("SHFL")
 def _shuffle(d: Decoder) -> Run:
-    """Another lane's register, by exclusive or of the lane's number, or by its number."""
+    """Another lane's register: by its number, exclusive or, or so many lanes up or down.
+
+    As PTX's ``shfl.sync``: c holds the last lane to read and, from bit 8 on, which bits of the
+    number stay; who would read beyond it reads its own, and has no predicate.
+    """
     d.number_of_operands(5)
-    kind = d.take("BFLY", "IDX")
-    if d.operand(0) != "PT" or d.operand(4) != "0x1f" or not kind:
+    kind = d.take("BFLY", "IDX", "UP", "DOWN")
+    if not kind:
         raise d.at.unknown("this form of a shuffle")
+    within = d.write_predicate(d.operand(0))
     put, a, b = d.write(d.operand(1)), d.integer(d.operand(2)), d.integer(d.operand(3))
+    c = d.integer(d.operand(4))
     lane = np.arange(LANES)
 
     def run(g: Group, m: Array | None) -> None:
         if m is not None or g.mask is not None:
             raise MachineError(f"a shuffle that some lanes do not take part in: {d.at}")
-        other = np.broadcast_to(b(g), (len(g.warps), LANES)).astype(I64)
-        other = lane ^ other if kind == "BFLY" else other & (LANES - 1)
+        by, bounds = (
+            np.broadcast_to(read(g), (len(g.warps), LANES)).astype(I64) & 0x1F1F for read in (b, c)
+        )
+        by, kept = by & 31, bounds >> 8
+        last = lane & kept | bounds & 31 & ~kept
+        other = {
+            "UP": lane - by, "DOWN": lane + by, "BFLY": lane ^ by, "IDX": lane & kept | by & ~kept,
+        }[kind]  # fmt: skip
+        inside = other >= last if kind == "UP" else other <= last
+        other = np.where(inside, other, lane)
         put(g, np.take_along_axis(a(g), other, axis=1), m)
+        within(g, inside, m)
+
+    return run
+
+
+@opcode("VOTE", "VOTEU")
+def _ballot(d: Decoder) -> Run:
+    """Lanes in which a predicate holds as bits, and whether there is one, or it holds in all.
+
+    To lanes, or (``VOTEU``) to the warp.
+    """
+    kind = d.take("ANY", "ALL")
+    *results, source = d.at.operands
+    if not kind or not 1 <= len(results) <= 2:
+        raise d.at.unknown("this form of a vote")
+    read = d.predicate(source)
+    d.uniform = warps = d.at.opcode == "VOTEU"  # of its results alone
+    put = d.write(results.pop(0)) if REGISTER.fullmatch(results[0]) else nothing
+    found = d.write_predicate(results[0]) if results else nothing
+    d.uniform = False
+    bit = U32(1) << np.arange(LANES, dtype=U32)
+
+    def run(g: Group, m: Array | None) -> None:
+        lanes = g.lanes if m is None else m
+        holds = np.broadcast_to(read(g), lanes.shape)
+        bits = np.where(holds & lanes, bit, U32(0)).sum(1, dtype=U32)
+        every = (holds & lanes).any(1) if kind == "ANY" else (holds | ~lanes).all(1)
+        if warps:
+            found(g, every, lanes.any(1))
+            put(g, bits, lanes.any(1))
+        else:
+            found(g, every[:, None], m)
+            put(g, bits[:, None], m)
+
+    return run
+
+
+@opcode("POPC", "BREV", "FLO")
+def _of_bits(d: Decoder) -> Run:
+    """How many bits there are, all in reverse, or which the highest is (none: all ones)."""
+    d.number_of_operands(2)
+    kind = d.at.opcode
+    if kind == "FLO":
+        d.take("U32")
+    from_above = d.take("SH")
+    put, a = d.write(d.operand(0)), d.integer(d.operand(1))
+
+    def run(g: Group, m: Array | None) -> None:
+        bits = np.asarray(a(g))[..., None] >> np.arange(LANES, dtype=U32) & U32(1)
+        if kind == "POPC":
+            result = bits.sum(-1, dtype=U32)
+        elif kind == "BREV":
+            result = (bits << np.arange(31, -1, -1, dtype=U32)).sum(-1, dtype=U32)
+        else:
+            highest = 31 - bits[..., ::-1].argmax(-1)
+            place = (31 - highest if from_above else highest).astype(U32)
+            result = np.where(bits.any(-1), place, U32(0xFFFFFFFF))
+        put(g, result, m)
 
     return run
 
@@ -1414,17 +1198,45 @@ def _shuffle(d: Decoder) -> Run:
 
 @opcode("BRA")
 def _branch(d: Decoder) -> Run:
+    """To a label, under a second predicate, too, where one stands before it."""
+    if d.number_of_operands(1, 2) == 2:
+        d.condition = d.predicate(d.operand(0))
+    d.take("U")
+    d.label(-1)
+    d.wait = "branch"
+    return no_effect
+
+
+@opcode("CALL")
+def _call(d: Decoder) -> Run:
+    """To a function's label; a register that was set before holds where it returns to."""
     d.number_of_operands(1)
+    if d.take("REL") != "REL" or d.take("NOINC") != "NOINC":
+        raise d.at.unknown("this form of a call")
     d.label(0)
     d.wait = "branch"
-    return _no_effect
+    return no_effect
+
+
+@opcode("RET")
+def _return(d: Decoder) -> Run:
+    """To the address in two registers, counted from a label."""
+    found = re.fullmatch(r"(R\d+) (`\(.*\))", ", ".join(d.at.operands))
+    if not found or d.take("REL") != "REL" or d.take("NODEC") != "NODEC" or d.at.guard:
+        raise d.at.unknown("this form of a return")
+    if found[2][2:-1] not in d.code.labels:
+        raise d.at.unknown(f"label {found[2]}")
+    start, read = d.code.labels[found[2][2:-1]], d.long(found[1])
+    d.target = lambda g: start + (read(g) // U64(INSTRUCTION_BYTES)).astype(I64)
+    d.wait = "return"
+    return no_effect
 
 
 @opcode("EXIT")
 def _exit(d: Decoder) -> Run:
     d.number_of_operands(0)
     d.wait = "exit"
-    return _no_effect
+    return no_effect
 
 
 @opcode("BSSY")
@@ -1459,7 +1271,7 @@ def _converge(d: Decoder) -> Run:
     if d.at.guard:
         raise d.at.unknown("a guarded convergence")
     d.wait = "convergence"
-    return _no_effect
+    return no_effect
 
 
 @opcode("WARPSYNC")
@@ -1469,7 +1281,7 @@ def _meet(d: Decoder) -> Run:
     if d.take("ALL") != "ALL" or d.at.guard:
         raise d.at.unknown("this meeting of lanes")
     d.wait = "convergence"
-    return _no_effect
+    return no_effect
 
 
 @opcode("BAR")
@@ -1479,13 +1291,13 @@ def _barrier(d: Decoder) -> Run:
         raise d.at.unknown("a barrier that is not the program's")
     d.take("DEFER_BLOCKING")
     d.wait = "barrier"
-    return _no_effect
+    return no_effect
 
 
 @opcode("NOP")
 def _nop(d: Decoder) -> Run:
     d.number_of_operands(0)
-    return _no_effect
+    return no_effect
 
 
 @opcode("LDGDEPBAR")
@@ -1513,18 +1325,28 @@ def _wait_for_copies(d: Decoder) -> Run:
     return run
 
 
+@opcode("ERRBAR", "CGAERRBAR", "CCTL")
+def _around_fences(d: Decoder) -> Run:
+    """Errors waited for, and caches that forget: what comes with a fence of the whole device."""
+    d.number_of_operands(0)
+    d.take("IVALL")
+    return no_effect
+
+
 @opcode("MEMBAR", "FENCE")
 def _fence(d: Decoder) -> Run:
     """Memory in order: everything is, here. Observers ask whether descriptors may read."""
     d.number_of_operands(0)
-    if (d.at.opcode, *d.at.modifiers) not in (
-        ("MEMBAR", "ALL", "CTA"),
-        ("FENCE", "VIEW", "ASYNC", "S"),
+    if (
+        d.at.opcode == "MEMBAR"
+        and d.at.modifiers[0] in ("ALL", "SC")
+        and d.at.modifiers[1] in SCOPES
     ):
+        d.modifiers.clear()
+        return no_effect
+    if (d.at.opcode, *d.at.modifiers) != ("FENCE", "VIEW", "ASYNC", "S"):
         raise d.at.unknown("this fence")
     d.modifiers.clear()
-    if d.at.opcode == "MEMBAR":
-        return _no_effect
 
     def run(g: Group, m: Array | None) -> None:
         for observer in g.machine.observers:
@@ -1555,6 +1377,13 @@ def _warpgroup(d: Decoder) -> Run:
             observer.wait_for_products(g, d.at, pending)
 
     return wait
+
+
+@opcode("HMMA")
+def _warp_product(d: Decoder) -> Run:
+    """Rows of A times columns of B for each warp: :mod:`validate.emulator.products`."""
+    d.from_memory = True
+    return products.decode_warp(d)
 
 
 @opcode("HGMMA")

@@ -1,4 +1,6 @@
-"""The tensor cores' instruction: A, 64 × 16, times B, 16 × N, added to 64 × N accumulators.
+"""The tensor cores' instructions, and first a warpgroup's: A, 64 × 16, times B, 16 × N.
+
+The product is added to 64 × N accumulators. That of a single warp is :func:`decode_warp`.
 
 A comes from registers or, as B does, from shared memory by a 64-bit descriptor (PTX ISA,
 "Asynchronous warpgroup level matrix instructions"): bits 0 to 13 the address, 16 to 29 the leading
@@ -158,6 +160,52 @@ def decode(d: Decoder) -> Run:
                 held = g.accumulators.get((first, columns))
                 result += _accumulators(g, first, columns, groups) if held is None else held
         g.accumulators[first, columns] = result
+
+    return run
+
+
+def decode_warp(d: Decoder) -> Run:
+    """What an HMMA does: ``D, A, B, C``, 16 × 8 of a warp's sums over 8 or 16, or 4 or 8 in tf32.
+
+    Lane t holds, of A, row t / 4 and, in the next register, row t / 4 + 8, at two columns (tf32:
+    one) from t mod 4 on; of B column t / 4, at the same k; further registers are k half further on.
+    Of C it has rows t / 4 and t / 4 + 8, columns 2·(t mod 4) and the next.
+    """
+    shape = d.modifiers.pop(0)
+    if d.take("F32") != "F32":
+        raise d.at.unknown("accumulators of this product")
+    kind = d.take("BF16", "TF32")
+    words = {"1688": 1, "16816": 2} if kind != "TF32" else {"1684": 1, "1688": 2}
+    if shape not in words:
+        raise d.at.unknown("this shape of a product")
+    count = words[shape]
+    d.number_of_operands(4)
+    result = d.register(d.operand(0), written=True, words=4)[1]
+    a, b = (d.register(d.operand(i), words=n * count)[1] for i, n in ((1, 2), (2, 1)))
+    c = None if d.operand(3) == "RZ" else d.register(d.operand(3), words=4)[1]
+
+    def elements(registers: Array) -> Array:
+        """(k half, rows or 1 …, warps, 8, 4 · elements) as fp32."""
+        held = np.ascontiguousarray(registers)
+        if kind == "TF32":  # the last 13 bits are not read
+            return (held & np.uint32(0xFFFFE000)).view(np.float32)
+        return widened(held.view(np.uint16), kind == "BF16")
+
+    def run(g: Group, m: Array | None) -> None:
+        if m is not None or g.mask is not None:
+            raise MachineError(f"a product that some lanes do not take part in: {d.at}")
+        warps = len(g.warps)
+        left = elements(g.R[a : a + 2 * count]).reshape(count, 2, warps, 8, -1)
+        right = elements(g.R[b : b + count]).reshape(count, warps, 8, -1)
+        left = left.transpose(2, 1, 3, 0, 4).reshape(warps, 16, -1)
+        right = right.transpose(1, 2, 0, 3).reshape(warps, 8, -1)
+        with np.errstate(all="ignore"):
+            found = left @ right.swapaxes(1, 2)  # (warps, 16, 8)
+            if c is not None:
+                held = g.F[c : c + 4].reshape(2, 2, warps, 8, 4)
+                found += held.transpose(2, 0, 3, 4, 1).reshape(warps, 16, 8)
+        parts = found.reshape(warps, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3)
+        g.F[result : result + 4] = parts.reshape(4, warps, 32)
 
     return run
 

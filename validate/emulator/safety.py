@@ -21,14 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from validate.emulator.assembly import Instruction
+from validate.emulator.assembly import Code, Instruction, access_bytes
 from validate.emulator.launching import EmulatedLaunch
 from validate.emulator.machine import NOTHING_IN_FLIGHT, WARPGROUP, Group, Machine, Operation
 from validate.emulator.memory import Array, GlobalMemory, MachineError
 from validate.emulator.products import UNIT, units_of
 
-GRANULE = 2
-"""Bytes, the least of an access."""
 NOBODY, SEVERAL = -1, -2
 NEVER = np.iinfo(np.int32).max
 
@@ -55,12 +53,13 @@ class Safety:
     def begin(self, machine: Machine) -> None:
         """Programs are about to run."""
         programs, warps = len(machine.programs), len(machine.exited)
-        self.row = machine.shared.row // GRANULE
+        self.granule = granule(machine.code)
+        self.row = machine.shared.row // self.granule
         shape = programs * self.row
         self.writer = np.full(shape, NOBODY, np.int32)
         self.reader = np.full(shape, NOBODY, np.int32)
-        self.written, self.read = (np.full(shape, -1, np.int32) for _ in range(2))
-        self.value = np.zeros(shape, np.uint16)
+        self.written, self.read, self.atomic = (np.full(shape, -1, np.int32) for _ in range(3))
+        self.value = np.zeros(shape, f"u{self.granule}")
         self.copied, self.serial = (np.zeros(shape, np.int32) for _ in range(2))
         self.reading = np.zeros(shape, np.int16)
         self.epoch = np.zeros(programs, np.int32)
@@ -88,8 +87,8 @@ class Safety:
         self, g: Group, addresses: Array, mask: Array | None, size: int
     ) -> tuple[Array, Array, Array]:
         """Of each granule that lanes access: its index, the warp, and the warp's epoch."""
-        parts = np.arange(size // GRANULE)
-        places = addresses.astype(np.int64)[..., None] // GRANULE + parts
+        parts = np.arange(size // self.granule)
+        places = addresses.astype(np.int64)[..., None] // self.granule + parts
         places += (g.programs * self.row).reshape(-1, 1, 1)
         warps = np.broadcast_to(g.warps.reshape(-1, 1, 1), places.shape)
         if mask is None:
@@ -140,6 +139,28 @@ class Safety:
         """Lanes copy to shared memory."""
         self._write(g, at, addresses, mask, size, None)
 
+    def shared_atomic(
+        self, g: Group, at: Instruction, addresses: Array, mask: Array | None, size: int
+    ) -> None:
+        """Lanes read and write shared memory at once: among themselves in any order."""
+        places, warps, epochs = self._granules(g, addresses, mask, size)
+        writer = self.writer[places]
+        written, _ = self._write_epochs(places)
+        self._find(UNWRITTEN, at, writer == NOBODY)
+        self._find(IN_FLIGHT, at, written == NEVER)
+        recent = (writer != NOBODY) & (writer != warps) & (written == epochs)
+        self._find(RACE, at, recent & (self.atomic[places] != epochs))
+        reader = self.reader[places]
+        self._find(RACE, at, (reader != NOBODY) & (reader != warps) & (self.read[places] == epochs))
+        self._find(STILL_READ, at, self.reading[places])
+        several = recent.copy()
+        self.writer[places] = warps
+        several |= self.writer[places] != warps
+        self.writer[places[several]] = SEVERAL
+        self.written[places] = self.atomic[places] = epochs
+        self.serial[places] = self.fences[warps]
+        self.copied[places] = 0
+
     def _write(
         self,
         g: Group,
@@ -162,7 +183,7 @@ class Safety:
         several = (writer != NOBODY) & (writer != warps) & (written == epochs)
         values = None
         if data is not None:
-            granules = np.ascontiguousarray(data).view(np.uint16)
+            granules = np.ascontiguousarray(data).view(f"u{self.granule}")
             granules = granules.reshape(*addresses.shape, -1)
             values = (granules if mask is None else granules[mask]).ravel()
             same = (self.copied[places] == 0) & (self.value[places] == values)
@@ -181,6 +202,7 @@ class Safety:
             self._find(RACE, at, together & (self.value[places] != values))
             self.writer[places[several | together]] = SEVERAL
         self.written[places] = epochs
+        self.atomic[places] = -1
         self.serial[places] = self.fences[warps]
         self.copied[places] = self.committed[warps] + 1 if data is None else 0
 
@@ -238,7 +260,8 @@ class Safety:
         for outer, transposed, descriptors in reads:
             for descriptor, which in descriptors:
                 units = units_of(descriptor, outer, transposed).ravel()
-                granules = (units[:, None] * (UNIT // GRANULE) + np.arange(UNIT // GRANULE)).ravel()
+                each = UNIT // self.granule
+                granules = (units[:, None] * each + np.arange(each)).ravel()
                 self._descriptor_reads(g, at, which, granules)
         if commits:
             for quad in g.warps[::WARPGROUP] // WARPGROUP:
@@ -292,6 +315,12 @@ class Safety:
 
     def global_access(self, *_: Any) -> None:
         """Global memory refuses what lies outside of every tensor, and what is misaligned."""
+
+
+def granule(code: Code) -> int:
+    """Bytes that are told apart: of the least access to shared memory, at most 2."""
+    sizes = [access_bytes(at) for at in code.instructions if at.opcode in ("LDS", "STS")]
+    return min([2, *sizes])
 
 
 def check(launch: EmulatedLaunch) -> list[str]:

@@ -166,13 +166,8 @@ class CompiledKernel:
 
     @property
     def programs_per_multiprocessor(self) -> int:
-        """How many programs share a multiprocessor: 64 Ki registers, 228 KiB, 64 warps.
-
-        Registers are handed out to warps in units of 256.
-        """
-        of_a_warp = -(-32 * self.registers // 256) * 256
-        by_registers = 65536 // of_a_warp // self.num_warps
-        return min(by_registers, 228 * 1024 // (self.shared + 1024), 64 // self.num_warps)
+        """How many programs share a multiprocessor."""
+        return programs_at_once(self.registers, self.num_warps, self.shared)
 
     def faults(self) -> list[str]:
         """What a shipped kernel must not show, in words; empty where all is well."""
@@ -203,11 +198,25 @@ class CompiledKernel:
         return found
 
 
+def programs_at_once(registers: int, num_warps: int, shared: int) -> int:
+    """How many programs share a multiprocessor: 64 Ki registers, 228 KiB, 64 warps, 32 programs.
+
+    Registers are handed out to warps in units of 256.
+
+    >>> programs_at_once(168, 8, 60_000), programs_at_once(32, 1, 0)
+    (1, 32)
+    """
+    of_a_warp = -(-32 * registers // 256) * 256
+    by_registers = 65536 // of_a_warp // num_warps
+    return min(by_registers, 228 * 1024 // (shared + 1024), 64 // num_warps, 32)
+
+
 @functools.cache
 def kernel_code() -> str:
-    """The kernels' source, without comments and docstrings."""
+    """The kernels' source, without comments, docstrings and what they declare to profilers."""
     folder = Path(kernels.attention.__file__).parent
-    return "\n".join(code_of((folder / name).read_text(encoding="utf-8")) for name in SOURCES)
+    texts = ((folder / name).read_text(encoding="utf-8") for name in SOURCES)
+    return "\n".join(code_of(text, without="declare") for text in texts)
 
 
 class _HopperWithoutDevice:

@@ -7,9 +7,21 @@ import ast
 PROJECT = ("flopcount", "kernels", "models", "validate", "benchmarks", "tests")
 
 
-def code_of(source: str) -> str:
-    """Python source without comments, docstrings and layout."""
-    return ast.unparse(_code(source))
+def code_of(source: str, without: str = "") -> str:
+    """Python source without comments, docstrings and layout.
+
+    Args:
+        source: The text.
+        without: How names of functions start that are left out, too; none if empty.
+    """
+    tree = _code(source)
+    if without:
+        tree.body = [
+            entry
+            for entry in tree.body
+            if not isinstance(entry, ast.FunctionDef) or not entry.name.startswith(without)
+        ]
+    return ast.unparse(tree)
 
 
 def placeless(source: str) -> str:

@@ -178,10 +178,9 @@ NAMES = tuple(case.__name__ for case in CASES)
 
 def errors(name):
     """Of each result, the largest error over what it may be; and the memory checks' findings."""
-    from validate.profile.stand_in import standing_in
-
     from validate.emulator.launching import emulating
     from validate.emulator.safety import check
+    from validate.profile.stand_in import standing_in
 
     findings = []
     with (

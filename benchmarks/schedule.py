@@ -267,3 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, end in ends.items():
         if end != "done":
             print(f"{name}: {end}; see {given.out / 'logs' / name}.log")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import docstring_parser
 import tyro
@@ -34,7 +34,7 @@ from flopcount.count import described
 from flopcount.devices import DEFAULT_DTYPE, given_device
 from flopcount.executed import Tiling
 from flopcount.extras import advice
-from flopcount.isoflop.plan import HEAD_DIMS
+from flopcount.isoflop.plan import Search
 from flopcount.parallel import Parallel
 from flopcount.tables import paragraph, shown, table
 from flopcount.terminal import any_encoding, whole_numbers, wrong_command
@@ -60,7 +60,7 @@ def options(described: Any, types: dict[str, Any], prefix: str = "") -> Any:
         prefix: Before the options' names.
     """
     words = docstring_parser.parse(described.__doc__)
-    helps = {param.arg_name: param.description for param in words.params}
+    helps = {param.arg_name: " ".join((param.description or "").split()) for param in words.params}
     fields = []
     for field in dataclasses.fields(described):
         flag = (prefix + field.name).replace("_", "-")
@@ -118,6 +118,7 @@ if TYPE_CHECKING:
     Model = Any
     ArchitectureName = str
     TilingOptions: Any = Any
+    SearchOptions = Any
     ParallelOptions: Any = Any
 else:
     Model = functools.reduce(
@@ -133,6 +134,7 @@ else:
         | dict(head_dim_multiple=int, key_value_products=int, row_lanes=int),
         "tiling.",
     )
+    SearchOptions = options(Search, get_type_hints(Search) | {"law": str})
     ParallelOptions = options(
         Parallel,
         dict.fromkeys(("tensor", "pipeline", "data", "expert", "zero", "chunks"), int)
@@ -562,27 +564,7 @@ def plan(
     device: str | None = None,
     mfu: float | None = None,
     *,
-    vocab_size: int,
-    num_latents: int,
-    batch_size: int,
-    num_prefix: int = 0,
-    prefix_dropout: float = 0.0,
-    widths: tuple[int, int] = (64, 8192),
-    width_multiple: int = 64,
-    depths: tuple[int, int] = (2, 80),
-    head_dims: tuple[int, ...] = HEAD_DIMS,
-    aspect_ratios: tuple[float, float] = (16.0, 160.0),
-    shapes: tuple[tuple[int, int], ...] = (),
-    law: str = "chinchilla-2",
-    num_models: int = 7,
-    reach: float = 4.0,
-    level: Literal["causal", "dense"] | None = None,
-    convention: str | None = None,
-    part: Literal["total", "self"] = "total",
-    corpus_tokens: int | None = None,
-    flops_per_second: float | None = None,
-    num_devices: int = 1,
-    price_per_device_hour: float | None = None,
+    search: SearchOptions,
     by_convention: bool = False,
     json: bool = False,
 ) -> None:
@@ -593,27 +575,7 @@ def plan(
         gpu_hours: Instead, hours of a run times its devices; needs ``--device`` and ``--mfu``.
         device: The device, for the hours and, without ``--flops-per-second``, for the time.
         mfu: Its measured model FLOPs utilisation.
-        vocab_size: V.
-        num_latents: n.
-        batch_size: Sequences per step.
-        num_prefix: m; 0 plans decoder-only models.
-        prefix_dropout: p.
-        widths: Least and largest d.
-        width_multiple: d is a multiple of this.
-        depths: Least and largest L.
-        head_dims: Head dims to choose from.
-        aspect_ratios: Least and largest d / L.
-        shapes: Instead of a search, width and depth of each model.
-        law: The prior: chinchilla-1, -2 or -3, or a file that ``flopcount fit --json`` wrote.
-        num_models: Models per budget.
-        reach: Largest N over N_opt, and N_opt over smallest.
-        level: Which query-key pairs count; causal unless a convention is given.
-        convention: A published way to count instead.
-        part: What the budget pays for.
-        corpus_tokens: Tokens of the corpus, for epochs.
-        flops_per_second: Measured causal model FLOP/s of a device, for the time.
-        num_devices: Devices that share a run.
-        price_per_device_hour: For the cost.
+        search: What is searched and priced.
         by_convention: Also print the FLOPs of every run at each level and by each convention.
         json: Print JSON.
     """
@@ -621,45 +583,29 @@ def plan(
     from flopcount.isoflop.plan import LAWS, budget_from_gpu_hours, throughput
     from flopcount.isoflop.plan import plan as plan_families
 
+    wanted = Search(**vars(search))
+    rate, law = wanted.flops_per_second, str(wanted.law)
     if bool(budgets) == bool(gpu_hours):
         raise ValueError("budgets, gpu_hours: expected one of the two")
     if (device is None) != (mfu is None) or (gpu_hours and device is None):
         raise ValueError(f"device = {device}, mfu = {mfu}: expected both, and so with gpu_hours")
-    if device is not None and flops_per_second is not None and not gpu_hours:
+    if device is not None and rate is not None and not gpu_hours:
         raise ValueError(
-            f"device = {device!r} with flops_per_second = {flops_per_second}: expected one of the "
-            "two, for the time"
+            f"device = {device!r} with flops_per_second = {rate}: expected one of the two, for "
+            "the time"
         )
     if by_convention and json:
         raise ValueError("by_convention with json: expected one of the two; the JSON has it anyhow")
     if device is not None and mfu is not None:
-        flops_per_second = flops_per_second or throughput(device, mfu)
+        rate = rate or throughput(device, mfu)
         budgets = budgets or tuple(budget_from_gpu_hours(hours, device, mfu) for hours in gpu_hours)
     is_file = Path(law).exists() or Path(law).suffix != ""
-    planned = plan_families(
-        budgets,
-        vocab_size=vocab_size,
-        num_latents=num_latents,
-        batch_size=batch_size,
-        num_prefix=num_prefix,
-        prefix_dropout=prefix_dropout,
-        widths=widths,
-        width_multiple=width_multiple,
-        depths=depths,
-        head_dims=head_dims,
-        aspect_ratios=aspect_ratios,
-        shapes=shapes or None,
+    wanted = dataclasses.replace(
+        wanted,
+        flops_per_second=rate,
         law=law if law in LAWS or not is_file else read_law(law),
-        num_models=num_models,
-        reach=reach,
-        level=level,
-        convention=convention,
-        part=part,
-        corpus_tokens=corpus_tokens,
-        flops_per_second=flops_per_second,
-        num_devices=num_devices,
-        price_per_device_hour=price_per_device_hour,
     )
+    planned = plan_families(budgets, wanted)
     _print(planned, json)
     if by_convention and not json:
         print(f"\n{planned.by_convention()}")
@@ -930,3 +876,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"flopcount: {said}", file=sys.stderr)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -188,8 +188,9 @@ def generate_text(
     model = load_model(folder)
     tokenizer = load_tokenizer(folder)
     if prompt is None:
-        corpus = open_corpus(read_config(TrainConfig, folder))
-        start = corpus.validation[: model.num_prefix + 1]
+        config = read_config(TrainConfig, folder)
+        corpus = open_corpus(config)
+        start = corpus.validation[: config.model.num_prefix + 1]
     else:
         start = tokenizer.encode(prompt)
     continued = generate(

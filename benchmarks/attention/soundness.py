@@ -276,3 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"error: {error}; remaining: run the same command where it is")
             raise SystemExit(FINDING) from None
     raise SystemExit(0 if record(given.out, given.part, *check) else FINDING)
+
+
+if __name__ == "__main__":
+    main()

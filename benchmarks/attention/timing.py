@@ -269,3 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.shapes != ["tiny"]:
         require_gpu(parser, "--shapes tiny")
     print(run(given.out, given.shapes, given.implementations, given.passes, given.jobs))
+
+
+if __name__ == "__main__":
+    main()

@@ -350,3 +350,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 _TWO = ["728x13-V32000-m1536", "512x9-V262-m3584"]
+
+
+if __name__ == "__main__":
+    main()

@@ -245,3 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -215,3 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.tiny:
         require_gpu(parser, "--tiny")
     print(run_all(given.out, TINY if given.tiny else SHAPES, given.variants))
+
+
+if __name__ == "__main__":
+    main()

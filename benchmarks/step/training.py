@@ -192,7 +192,11 @@ def curves(
     Runs live in ``out``/runs and resume; the corpus is ``files``, or without any the standard
     library's sources.
     """
-    sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(ModelConfig)}
+    sizes = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(ModelConfig)
+        if hasattr(model, field.name)
+    }
     rows: list[dict[str, Any]] = []
     for path, (attention, micro_batches) in CURVE_PATHS.items():
         config = TrainConfig(
@@ -276,3 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         model, files = next(iter(models.values())), tuple(given.files)
         print(curves(given.out, model, given.steps, given.batch_size, files))
+
+
+if __name__ == "__main__":
+    main()

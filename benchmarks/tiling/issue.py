@@ -175,3 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro
 
     sys.exit(tyro.cli(compare, prog="python -m benchmarks issue", args=arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -262,3 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro
 
     sys.exit(tyro.cli(compare, prog="python -m benchmarks modelled", args=arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -124,3 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro
 
     sys.exit(tyro.cli(rank, prog="python -m benchmarks ranking", args=arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -632,3 +632,7 @@ def main(arguments: list[str] | None = None) -> None:
     for path in (given.out / TUNED.name, *([TUNED] if given.ship else [])):
         write_tuned(path, chosen, element_size)
         print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from flopcount.architectures import Architecture, PerceiverAR
+from flopcount.architectures import Architecture, Decoder, PerceiverAR
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import LEVELS, Count, ParameterCount
 from flopcount.devices import Device, find_device, require_utilisation
@@ -44,8 +43,6 @@ LAWS: dict[str, Callable[[], Law]] = {
     "chinchilla-2": chinchilla_approach_2,
     "chinchilla-3": lambda: CHINCHILLA_SURFACE,
 }
-HEAD_DIMS = (32, 64, 96, 128)
-"""Head dims that are searched unless others are given; tensor cores pad none of them."""
 FRIENDLY_WIDTH = 128
 """Widths that are a multiple of this fill whole tiles of matrix units."""
 FRIENDLY_HEAD_DIMS = (64, 128)
@@ -431,31 +428,139 @@ def budget_from_gpu_hours(
     return require_positive_number("budget", hours * 3600 * throughput(device, mfu, dtype))
 
 
-def plan(
-    budgets: Sequence[float],
-    *,
-    vocab_size: int,
-    num_latents: int,
-    batch_size: int,
-    num_prefix: int = 0,
-    prefix_dropout: float = 0.0,
-    widths: tuple[int, int] = (64, 8192),
-    width_multiple: int = 64,
-    depths: tuple[int, int] = (2, 80),
-    head_dims: Sequence[int] = HEAD_DIMS,
-    aspect_ratios: tuple[float, float] = (16.0, 160.0),
-    shapes: Sequence[tuple[int, int]] | None = None,
-    law: str | Law = "chinchilla-2",
-    num_models: int = 7,
-    reach: float = 4.0,
-    level: str | None = None,
-    convention: str | None = None,
-    part: str = "total",
-    corpus_tokens: int | None = None,
-    flops_per_second: float | None = None,
-    num_devices: int = 1,
-    price_per_device_hour: float | None = None,
-) -> Plan:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """What :func:`plan` searches and prices; the command line's options are these fields.
+
+    Attributes:
+        vocab_size: V.
+        num_latents: n, the positions that predict; all of a decoder's.
+        batch_size: Sequences per step.
+        architecture: ``"perceiver-ar"``, or ``"decoder"`` for GPT-2's shape.
+        num_prefix: m; 0 for decoder-only models.
+        prefix_dropout: p.
+        widths: Least and largest d.
+        width_multiple: d is a multiple of this.
+        depths: Least and largest L.
+        head_dims: Head dims c to choose from; h = d / c.
+        aspect_ratios: Least and largest d / L.
+        shapes: Instead of a search, (d, L) of each model, with Perceiver AR's 8 heads.
+        law: The prior: ``"chinchilla-1"``, ``"chinchilla-2"``, ``"chinchilla-3"``, or a law, such
+            as a fit's; on the command line, a file that ``flopcount fit --json`` wrote.
+        num_models: Models per budget.
+        reach: Largest N over N_opt, and N_opt over smallest.
+        level: Which query-key pairs count: ``"causal"`` unless a convention is given, or
+            ``"dense"``.
+        convention: Instead of a level, a published way to count.
+        part: What budget and law mean: ``"total"``, or ``"self"`` as in the article.
+        corpus_tokens: Tokens of the corpus, for epochs.
+        flops_per_second: Measured causal model FLOP/s of one device, for time.
+        num_devices: Devices that share a run.
+        price_per_device_hour: Price, for cost; needs ``flops_per_second``.
+    """
+
+    vocab_size: int
+    num_latents: int
+    batch_size: int
+    architecture: Literal["perceiver-ar", "decoder"] = "perceiver-ar"
+    num_prefix: int = 0
+    prefix_dropout: float = 0.0
+    widths: tuple[int, int] = (64, 8192)
+    width_multiple: int = 64
+    depths: tuple[int, int] = (2, 80)
+    head_dims: tuple[int, ...] = (32, 64, 96, 128)  # tensor cores pad none of them
+    aspect_ratios: tuple[float, float] = (16.0, 160.0)
+    shapes: tuple[tuple[int, int], ...] | None = None
+    law: str | Law = "chinchilla-2"
+    num_models: int = 7
+    reach: float = 4.0
+    level: Literal["causal", "dense"] | None = None
+    convention: str | None = None
+    part: Literal["total", "self"] = "total"
+    corpus_tokens: int | None = None
+    flops_per_second: float | None = None
+    num_devices: int = 1
+    price_per_device_hour: float | None = None
+
+    def require_defaults(self, circumstance: str, *names: str) -> None:
+        """Raise ValueError where a field is given although it would do nothing."""
+        for name in names:
+            value = getattr(self, name)
+            if is_array(value) or value != getattr(Search, name):
+                raise ValueError(f"{name} = {quoted(value)} {circumstance}: it would do nothing")
+
+    def check(self) -> None:
+        """Raise where a value is out of range, of the wrong type, or would do nothing.
+
+        Raises:
+            TypeError: If a value has the wrong type.
+            ValueError: If a value is out of range or would do nothing.
+        """
+        require_choice("part", self.part, PARTS)
+        require_choice("architecture", self.architecture, ("perceiver-ar", "decoder"))
+        if self.architecture == "decoder":
+            self.require_defaults("of a decoder", "num_prefix", "prefix_dropout")
+        if self.shapes is not None:
+            grid = ("widths", "width_multiple", "depths", "head_dims", "aspect_ratios")
+            self.require_defaults("beside shapes", *grid, "num_models", "reach")
+        if type(self.num_prefix) is int and self.num_prefix == 0:
+            self.require_defaults("without num_prefix", "prefix_dropout")
+        if self.flops_per_second is None:
+            self.require_defaults(
+                "without flops_per_second", "num_devices", "price_per_device_hour"
+            )
+        if not 1 < require_positive_number("reach", self.reach) <= MOST_REACH:
+            raise ValueError(
+                f"reach = {quoted(self.reach)}: expected a ratio above 1, to {MOST_REACH:g}"
+            )
+        if type(self.num_models) is not int or not 3 <= self.num_models <= MOST_MODELS:
+            raise ValueError(
+                f"num_models = {quoted(self.num_models)}: expected an integer from 3 to "
+                f"{MOST_MODELS}"
+            )
+        for name in ("price_per_device_hour", "flops_per_second"):
+            if getattr(self, name) is not None:
+                require_positive_number(name, getattr(self, name))
+        if not (isinstance(self.aspect_ratios, tuple) and len(self.aspect_ratios) == 2):
+            raise TypeError(
+                f"aspect_ratios = {quoted(self.aspect_ratios)}: expected a pair of numbers"
+            )
+        for name in ("num_devices", "corpus_tokens"):
+            size = getattr(self, name)
+            if size is not None and type(require_size(name, size)) is not int:
+                raise TypeError(f"{name} = {quoted(size)}: expected one integer")
+
+    def per_second(self) -> float | None:
+        """FLOP/s of all devices of a run."""
+        return None if self.flops_per_second is None else self.flops_per_second * self.num_devices
+
+    def per_hour(self) -> float | None:
+        """Price of an hour of all devices of a run."""
+        price = self.price_per_device_hour
+        return None if price is None else price * self.num_devices
+
+    def prior(self) -> Law:
+        """The law."""
+        if isinstance(self.law, ScalingLaw | LossSurface):
+            return self.law
+        return LAWS[require_choice("law", self.law, LAWS)]()
+
+    def model(self, width: Any, depth: Any, **heads: Any) -> Architecture:
+        """The model of a width and a depth, or of arrays of them."""
+        shape = dict(num_channels=width, num_layers=depth, vocab_size=self.vocab_size) | heads
+        if self.architecture == "decoder":
+            return Decoder(
+                seq_len=self.num_latents, **dict(num_heads=PerceiverAR.num_heads) | shape
+            )
+        return PerceiverAR(
+            num_latents=self.num_latents,
+            num_prefix=self.num_prefix,
+            prefix_dropout=self.prefix_dropout,
+            **shape,
+        )
+
+
+def plan(budgets: Sequence[float], search: Search | None = None, **fields: Any) -> Plan:
     """Propose, for each budget, a family of models around the predicted optimum.
 
     Targets are evenly spaced in log N from N_opt / reach to N_opt · reach. Among the shapes within
@@ -472,29 +577,8 @@ def plan(
 
     Args:
         budgets: C, FLOPs per run; :func:`budget_from_gpu_hours` gives them from hours.
-        vocab_size: V.
-        num_latents: n.
-        batch_size: Sequences per step.
-        num_prefix: m; 0 plans decoder-only models.
-        prefix_dropout: p.
-        widths: Least and largest d.
-        width_multiple: d is a multiple of this.
-        depths: Least and largest L.
-        head_dims: Head dims c to choose from; h = d / c.
-        aspect_ratios: Least and largest d / L.
-        shapes: Instead of a search, (d, L) of each model, with the architecture's default heads.
-        law: The prior: ``"chinchilla-1"``, ``"chinchilla-2"``, ``"chinchilla-3"``, or a
-            :class:`~flopcount.isoflop.laws.ScalingLaw` or
-            :class:`~flopcount.isoflop.laws.LossSurface`, such as a fit's.
-        num_models: Models per budget.
-        reach: Largest N over N_opt, and N_opt over smallest.
-        level: ``"causal"`` (the default) or ``"dense"``.
-        convention: Instead of a level, a published way to count.
-        part: What budget and law mean: ``"total"``, or ``"self"`` as in the article.
-        corpus_tokens: Tokens of the corpus, for epochs.
-        flops_per_second: Measured throughput of one device in causal model FLOP/s, for time.
-        num_devices: Devices that share a run.
-        price_per_device_hour: Price, for cost; needs the throughput.
+        search: What is searched and priced.
+        fields: In its place, the fields of a :class:`Search` by their names.
 
     Returns:
         A :class:`Plan`.
@@ -516,99 +600,38 @@ def plan(
         raise TypeError(f"budgets = {quoted(budgets)}: expected a sequence of numbers")
     if not budgets:
         raise ValueError("budgets is empty: expected at least one")
-    require_choice("part", part, PARTS)
-    if shapes is not None:
-        _require_defaults(
-            "beside shapes",
-            widths=widths,
-            width_multiple=width_multiple,
-            depths=depths,
-            head_dims=head_dims,
-            aspect_ratios=aspect_ratios,
-            num_models=num_models,
-            reach=reach,
-        )
-    if type(num_prefix) is int and num_prefix == 0:
-        _require_defaults("without num_prefix", prefix_dropout=prefix_dropout)
-    if flops_per_second is None:
-        _require_defaults(
-            "without flops_per_second",
-            num_devices=num_devices,
-            price_per_device_hour=price_per_device_hour,
-        )
-    if not 1 < require_positive_number("reach", reach) <= MOST_REACH:
-        raise ValueError(f"reach = {quoted(reach)}: expected a ratio above 1, to {MOST_REACH:g}")
-    if type(num_models) is not int or not 3 <= num_models <= MOST_MODELS:
-        raise ValueError(
-            f"num_models = {quoted(num_models)}: expected an integer from 3 to {MOST_MODELS}"
-        )
-    if price_per_device_hour is not None:
-        require_positive_number("price_per_device_hour", price_per_device_hour)
-    if not (isinstance(aspect_ratios, tuple) and len(aspect_ratios) == 2):
-        raise TypeError(f"aspect_ratios = {quoted(aspect_ratios)}: expected a pair of numbers")
-    for name, size in (("num_devices", num_devices), ("corpus_tokens", corpus_tokens)):
-        if size is not None and type(require_size(name, size)) is not int:
-            raise TypeError(f"{name} = {quoted(size)}: expected one integer")
-    if flops_per_second is not None:
-        require_positive_number("flops_per_second", flops_per_second)
-    prior = (
-        law
-        if isinstance(law, ScalingLaw | LossSurface)
-        else LAWS[require_choice("law", law, LAWS)]()
-    )
-    sizes = dict(
-        vocab_size=vocab_size,
-        num_latents=num_latents,
-        num_prefix=num_prefix,
-        prefix_dropout=prefix_dropout,
-    )
-    grid = None
-    if shapes is None:
-        grid = _Shapes.search(
-            _positive_range("widths", widths, width_multiple),
-            _positive_range("depths", depths, 1),
-            head_dims,
-            aspect_ratios,
-            part,
-            sizes,
-        )
+    if search is None:
+        search = Search(**fields)
+    elif fields:
+        raise TypeError(f"search with {', '.join(fields)}: expected one of the two")
+    search.check()
+    prior = search.prior()
+    grid = _Shapes.of(search) if search.shapes is None else None
     families = []
     for budget in budgets:
         flops = _as_float("budget", _exact_budget(budget))
         n_opt, d_opt = _optimum(prior, flops)
         if grid is None:
-            models = _given_models(shapes, sizes)
+            models = _given_models(search)
             warnings: list[str] = []
         else:
-            models, warnings = grid.family(n_opt, num_models, reach)
+            models, warnings = grid.family(n_opt)
         runs = isoflop_runs(
-            models, [budget], batch_size, level=level, convention=convention, part=part
+            models,
+            [budget],
+            search.batch_size,
+            level=search.level,
+            convention=search.convention,
+            part=search.part,
         )
-        proposals = tuple(
-            _proposal(
-                run,
-                _params(run.model, part),
-                n_opt,
-                corpus_tokens,
-                None if flops_per_second is None else flops_per_second * num_devices,
-                None if price_per_device_hour is None else price_per_device_hour * num_devices,
-            )
-            for run in runs
-        )
-        warnings += _edge_warnings([entry.ratio for entry in proposals], num_models, reach)
+        proposals = tuple(_proposal(run, n_opt, search) for run in runs)
+        warnings += _edge_warnings([entry.ratio for entry in proposals], search)
         warnings += _epoch_warnings(proposals)
         warnings += _rounding_warnings(proposals)
         families.append(Family(budget, n_opt, d_opt, proposals, tuple(warnings)))
-    counted_as = f"{convention or level or 'causal'}, {part}"
+    counted_as = f"{search.convention or search.level or 'causal'}, {search.part}"
     searched = len(families[0].proposals) if grid is None else grid.num_searched
     return Plan(tuple(families), prior, counted_as, searched)
-
-
-def _require_defaults(circumstance: str, **arguments: Any) -> None:
-    """Raise where an argument is given although it would do nothing."""
-    for name, value in arguments.items():
-        if is_array(value) or value != inspect.signature(plan).parameters[name].default:
-            raise ValueError(f"{name} = {quoted(value)} {circumstance}: it would do nothing")
 
 
 def _optimum(law: Law, flops: float) -> tuple[float, float]:
@@ -623,7 +646,8 @@ def _optimum(law: Law, flops: float) -> tuple[float, float]:
     return best
 
 
-def _given_models(shapes: Any, sizes: dict[str, Any]) -> list[Architecture]:
+def _given_models(search: Search) -> list[Architecture]:
+    shapes: Any = search.shapes
     if isinstance(shapes, str) or not isinstance(shapes, Sequence):
         raise TypeError(f"shapes = {quoted(shapes)}: expected a sequence of pairs of integers")
     pairs = [
@@ -631,10 +655,7 @@ def _given_models(shapes: Any, sizes: dict[str, Any]) -> list[Architecture]:
     ]
     if not pairs or None in pairs:
         raise ValueError(f"shapes = {quoted(shapes)}: expected pairs of a width and a depth")
-    models: list[Architecture] = [
-        PerceiverAR(num_channels=width, num_layers=depth, **sizes)
-        for width, depth in filter(None, pairs)
-    ]
+    models = [search.model(width, depth) for width, depth in filter(None, pairs)]
     return sorted(models, key=lambda model: int(model.params().total))
 
 
@@ -661,7 +682,7 @@ class _Shapes:
     """Shapes that meet the constraints, with their N and what speaks against each.
 
     Attributes:
-        sizes: The sizes that all share.
+        wanted: The constraints.
         width: d.
         depth: L.
         heads: h.
@@ -670,7 +691,7 @@ class _Shapes:
         num_searched: Shapes before the constraints.
     """
 
-    sizes: dict[str, Any]
+    wanted: Search
     width: Any
     depth: Any
     heads: Any
@@ -679,23 +700,17 @@ class _Shapes:
     num_searched: int
 
     @classmethod
-    def search(
-        cls,
-        widths: range,
-        depths: range,
-        head_dims: Sequence[int],
-        aspect_ratios: tuple[float, float],
-        part: str,
-        sizes: dict[str, Any],
-    ) -> _Shapes:
+    def of(cls, wanted: Search) -> _Shapes:
         import numpy as np
 
-        dims = np.array(sorted({require_size("head_dims", dim) for dim in head_dims}))
+        widths = _positive_range("widths", wanted.widths, wanted.width_multiple)
+        depths = _positive_range("depths", wanted.depths, 1)
+        dims = np.array(sorted({require_size("head_dims", dim) for dim in wanted.head_dims}))
         if not dims.size:
             raise ValueError("head_dims is empty: expected at least one")
-        low, high = (require_positive_number("aspect_ratios", end) for end in aspect_ratios)
+        low, high = (require_positive_number("aspect_ratios", end) for end in wanted.aspect_ratios)
         if low > high:
-            raise ValueError(f"aspect_ratios = {aspect_ratios}: expected least <= largest")
+            raise ValueError(f"aspect_ratios = {wanted.aspect_ratios}: expected least <= largest")
         # Not len(), which refuses a range beyond 2⁶³.
         num_widths, num_depths = (-((r.start - r.stop) // r.step) for r in (widths, depths))
         num_shapes = num_widths * num_depths * int(dims.size)
@@ -716,24 +731,22 @@ class _Shapes:
         num_searched = len(width)
         width, depth, dim, aspect = (axis[allowed] for axis in (width, depth, dim, aspect))
         heads = width // dim
-        model = PerceiverAR(num_channels=width, num_layers=depth, num_heads=heads, **sizes)
-        params = model.params()
-        count = (params.self_part if part == "self" else params).total
+        params = wanted.model(width, depth, num_heads=heads).params()
+        count = (params.self_part if wanted.part == "self" else params).total
         friendly = (width % FRIENDLY_WIDTH == 0).astype(float) + np.isin(dim, FRIENDLY_HEAD_DIMS)
         penalty = _PREFERENCE * (2 - friendly + np.abs(np.log(aspect / TYPICAL_ASPECT_RATIO)))
         try:
             log_params = np.log(count.astype(np.float64))
         except OverflowError:
             raise ValueError("the parameters exceed a float: expected smaller sizes") from None
-        return cls(sizes, width, depth, heads, log_params, penalty, num_searched)
+        return cls(wanted, width, depth, heads, log_params, penalty, num_searched)
 
-    def family(
-        self, n_opt: float, num_models: int, reach: float
-    ) -> tuple[list[Architecture], list[str]]:
+    def family(self, n_opt: float) -> tuple[list[Architecture], list[str]]:
         """The shapes nearest to the targets around ``n_opt``, and warnings."""
         import numpy as np
 
-        spacing = _spacing(num_models, reach)
+        num_models, reach = self.wanted.num_models, self.wanted.reach
+        spacing = _spacing(self.wanted)
         offsets = np.linspace(-math.log(reach), math.log(reach), num_models)
         chosen, missed = set(), []
         for target in math.log(n_opt) + offsets:
@@ -752,36 +765,32 @@ class _Shapes:
         if len(chosen) < num_models - len(missed):
             warnings.append("two targets share a shape: widen the constraints")
         indices = sorted(chosen, key=lambda index: float(self.log_params[index]))
-        models: list[Architecture] = [
-            PerceiverAR(
-                num_channels=int(self.width[index]),
-                num_layers=int(self.depth[index]),
-                num_heads=int(self.heads[index]),
-                **self.sizes,
+        models = [
+            self.wanted.model(
+                int(self.width[index]), int(self.depth[index]), num_heads=int(self.heads[index])
             )
             for index in indices
         ]
         return models, warnings
 
 
-def _proposal(
-    run: PlannedRun,
-    num_params: int,
-    n_opt: float,
-    corpus_tokens: int | None,
-    flops_per_second: float | None,
-    price_per_hour: float | None,
-) -> Proposal:
+def _proposal(run: PlannedRun, n_opt: float, search: Search) -> Proposal:
     model: Any = run.model
-    tokens = run.steps * run.batch_size * model.num_latents
+    num_params = _params(model, search.part)
+    corpus_tokens, per_second, per_hour = (
+        search.corpus_tokens,
+        search.per_second(),
+        search.per_hour(),
+    )
+    tokens = run.steps * run.batch_size * model.length
     seconds = cost = epochs = passes = None
     if corpus_tokens is not None:
         epochs = _as_float("epochs", Fraction(tokens, corpus_tokens))
-        passes = epochs * (model.num_prefix + model.num_latents) / model.num_latents
-    if flops_per_second is not None:
+        passes = epochs * (search.num_prefix + model.length) / model.length
+    if per_second is not None:
         causal = run.steps * model.flops(batch_size=run.batch_size).total
-        seconds = _as_float("seconds", causal / Fraction(flops_per_second))
-        cost = None if price_per_hour is None else seconds / 3600 * price_per_hour
+        seconds = _as_float("seconds", causal / Fraction(per_second))
+        cost = None if per_hour is None else seconds / 3600 * per_hour
     counts = [model.flops(level, batch_size=run.batch_size) for level in LEVELS]
     counts += [model.flops(convention=name, batch_size=run.batch_size) for name in CONVENTIONS]
     return Proposal(
@@ -810,13 +819,13 @@ def _as_float(name: str, value: Fraction) -> float:
         raise ValueError(f"{name} exceeds a float: expected a smaller number") from None
 
 
-def _spacing(num_models: int, reach: float) -> float:
-    return 2 * math.log(reach) / (num_models - 1)
+def _spacing(search: Search) -> float:
+    return 2 * math.log(search.reach) / (search.num_models - 1)
 
 
-def _edge_warnings(ratios: Sequence[float], num_models: int, reach: float) -> list[str]:
+def _edge_warnings(ratios: Sequence[float], search: Search) -> list[str]:
     """Whether models lie on both sides of the predicted optimum, half a step away at least."""
-    half = math.exp(_spacing(num_models, reach) / 2)
+    half = math.exp(_spacing(search) / 2)
     sides = {"smaller": min(ratios) < 1 / half, "larger": max(ratios) > half}
     return [
         f"the predicted optimum is at the edge: no {side} model in the family"

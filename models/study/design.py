@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-import flopcount
 from models.data.tokenizers import BYTE_VOCAB_SIZE, TokenizerName
 from models.sweeps.plan import SweepConfig, SweepRun, plan_runs
 from models.training.run import ModelConfig, Recipe, TrainConfig
@@ -251,7 +250,7 @@ def _run(
         shapes = side.shapes[budget]
         middle = dataclasses.replace(config, shapes=(shapes[len(shapes) // 2],))
         [pivot] = plan_runs(middle)
-        counted = counter(pivot.config.model).flops(
+        counted = pivot.config.model.counted().flops(
             convention=stage.convention, batch_size=base.recipe.batch_size
         )
         spent = float(pivot.config.steps * counted.self_part.total)
@@ -338,14 +337,9 @@ def rounded(number: float) -> float:
     return float(f"{number:.3g}")
 
 
-def counter(model: ModelConfig) -> flopcount.PerceiverAR:
-    """The counter's model of the same sizes."""
-    return flopcount.PerceiverAR(**dataclasses.asdict(model))
-
-
 def causal_flops(config: TrainConfig) -> int:
     """FLOPs of all steps of a run, level ``causal``."""
-    counted = counter(config.model).flops(batch_size=config.recipe.batch_size)
+    counted = config.model.counted().flops(batch_size=config.recipe.batch_size)
     return int(config.steps * counted.total)
 
 

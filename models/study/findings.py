@@ -24,7 +24,7 @@ from flopcount.isoflop.profiles import Profile, ProfilesFit
 from flopcount.isoflop.results import CONFIDENCE, Interval, interval
 from flopcount.isoflop.surface import SurfaceFit
 from models.results import read_table
-from models.study.design import PREDICTION, Planned, Row, Study, counter, off_rule, plan, sized
+from models.study.design import PREDICTION, Planned, Row, Study, off_rule, plan, sized
 from models.study.prediction import BOOTSTRAP, approaches, columns_of
 from models.training.run import ModelConfig
 from models.training.throughput import measure
@@ -358,7 +358,7 @@ def output_flops(count: Count) -> int:
 
 def step_flops(model: ModelConfig, batch_size: int) -> dict[str, int]:
     """FLOPs of a training step under every level and convention that covers the model."""
-    sizes = counter(model)
+    sizes = model.counted()
     causal = sizes.flops(batch_size=batch_size)
     speed = measure(sizes, batch_size, "fused", None, None, "fp32", 1)
     counts = {name: sizes.flops(convention=name, batch_size=batch_size) for name in CONVENTIONS}
@@ -385,7 +385,7 @@ def recounts(study: Study, arm: str, fit: SurfaceFit, budget: float) -> list[Rec
     """
     models = [sized(study, arm, (width, 2)) for width in range(8, 513, 8)]
     tokens = study.base.recipe.batch_size * study.base.model.num_latents
-    log_n = np.log([counter(model).params().total for model in models])
+    log_n = np.log([model.counted().params().total for model in models])
     counts = [step_flops(model, study.base.recipe.batch_size) for model in models]
     surface = fit.surface
     point = [surface.e, surface.a, surface.b, surface.alpha, surface.beta]

@@ -15,7 +15,6 @@ from models.study.design import (
     TRIALS,
     Row,
     best_rates,
-    counter,
     fit_rule,
     sized,
 )
@@ -101,7 +100,7 @@ def sizes(found: Findings) -> str:
     rows = []
     for arm, side in study.arms.items():
         for shape in sorted({shape for shapes in side.shapes.values() for shape in shapes}):
-            sizes = counter(sized(study, arm, shape))
+            sizes = sized(study, arm, shape).counted()
             params, count = sizes.params(), sizes.flops()
             rows.append(
                 {

@@ -21,7 +21,6 @@ from models.study.design import (
     Row,
     Shape,
     Study,
-    counter,
     off_rule,
     sized,
 )
@@ -111,7 +110,7 @@ def predict(
 
 def _shapes_near(study: Study, arm: str, params: float) -> list[Shape]:
     """Candidates nearest to N, N/2 and 2·N in log N; each once."""
-    sizes = {shape: counter(sized(study, arm, shape)).params().total for shape in study.candidates}
+    sizes = {shape: sized(study, arm, shape).counted().params().total for shape in study.candidates}
     nearest = [
         min(sizes, key=lambda shape: abs(math.log(sizes[shape] / target)))
         for target in (params, params / 2, 2 * params)

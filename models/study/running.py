@@ -15,7 +15,6 @@ import torch
 
 from flopcount.tables import table
 from models.data.corpus import Corpus, CorpusConfig, validation_windows
-from models.networks.perceiver_ar import PerceiverAR
 from models.results import Table, environment, read_table, timestamp, write_environment
 from models.study.design import RUN_COLUMNS, Planned, causal_flops, model_name
 from models.sweeps.local import OneMachine
@@ -121,7 +120,7 @@ def calibrate(runs: Iterable[SweepRun], out: Path, minutes: float, seconds: floa
         device = choose_device(config.device)
         torch.manual_seed(config.seed)
         attention = config.execution.resolve_attention(device)
-        network = PerceiverAR(**dataclasses.asdict(config.model), attention=attention)
+        network = config.model.network(attention=attention)
         step = TrainStep(network.to(device), config.execution, config.recipe.gradient_clip)
         length = config.model.num_prefix + config.model.num_latents + 1
         shape = (config.recipe.batch_size, length)

@@ -29,6 +29,7 @@ def settings(config: SweepConfig, python: str) -> dict[str, str]:
         "budgets": f"{', '.join(map(short, config.budgets))} training FLOPs",
         "budgets counted as": config.convention,
         "models, channels × layers": ", ".join(f"{d} × {layers}" for d, layers in config.shapes),
+        "architecture": None if model.architecture == "perceiver-ar" else model.architecture,
         "heads": heads,
         "latents": f"{model.num_latents:,}",
         "prefix": f"{model.num_prefix:,}",

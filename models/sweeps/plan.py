@@ -5,23 +5,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-import flopcount
 from flopcount.isoflop.plan import isoflop_runs
-from models.data.corpus import CorpusConfig
-from models.limits import AboveZero, AtLeastOne, AtLeastZero, NotNegative, Seed, check_fields
-from models.training.run import ModelConfig, Recipe, TrainConfig
-from models.training.step import Execution
+from models.limits import AboveZero, AtLeastOne, NotNegative, Seed, check_fields
+from models.training.run import RunConfig, TrainConfig
 
 _FEWEST_STEPS = 10
 """Of a run: with fewer, a budget that is met to within a step is missed by more than a tenth."""
 
 
-@dataclass(frozen=True)
-class SweepConfig:
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(RunConfig):
     """A sweep, complete: every shape is trained on every budget with every seed.
+
+    The model's channels and layers are those of the shapes.
 
     Attributes:
         budgets: FLOPs of one run, level ``causal`` unless ``convention`` is given.
@@ -30,18 +29,6 @@ class SweepConfig:
         convention: a published way to count that the budgets are in, its self part, as the article
             holds budgets; what a run records stays level ``causal``.
         head_dim: in place of the model's ``num_heads``: every model has heads of so many channels.
-        model: the sizes that all models share; its channels and layers are those of the shapes.
-        corpus: the text.
-        recipe: the optimisation.
-        validations: how often a run takes its validation loss.
-        validation_windows: windows of each.
-        final_validation_windows: of the last; as many by default.
-        validation_context: positions before the latents of each; the prefix by default.
-        checkpoint_steps: a checkpoint after so many steps, besides one at each validation.
-        device: ``cpu``, ``cuda`` or ``auto``.
-        peak: the device's name in ``flopcount devices``, for MFU.
-        peak_flops: in place of ``peak``, FLOP/s of one device.
-        execution: how the steps are executed.
         cluster: ``local`` runs on this machine alone; ``ray`` places runs on a Ray cluster (extra
             ``ray``).
         workers: runs side by side on this machine; the number of usable cores by default.
@@ -56,18 +43,6 @@ class SweepConfig:
     seeds: tuple[Seed, ...] = (0,)
     convention: str | None = None
     head_dim: AtLeastOne | None = None
-    model: ModelConfig = field(default_factory=ModelConfig)
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    recipe: Recipe = field(default_factory=Recipe)
-    validations: AtLeastOne = 20
-    validation_windows: AtLeastOne = 256
-    final_validation_windows: AtLeastOne | None = None
-    validation_context: AtLeastZero | None = None
-    checkpoint_steps: AtLeastOne = 1000
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    peak: str | None = None
-    peak_flops: AboveZero | None = None
-    execution: Execution = field(default_factory=Execution)
     cluster: Literal["local", "ray"] = "local"
     workers: AtLeastOne | None = None
     cpus_per_run: AtLeastOne = 1
@@ -113,10 +88,9 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name} must be given, each once, got {values}")
     models = [
-        flopcount.PerceiverAR(
-            **dataclasses.asdict(config.model)
-            | {"num_channels": width, "num_layers": depth, "num_heads": _heads(config, width)}
-        )
+        dataclasses.replace(
+            config.model, num_channels=width, num_layers=depth, num_heads=_heads(config, width)
+        ).counted()
         for width, depth in config.shapes
     ]
     for model, budget in itertools.product(models, config.budgets):
@@ -136,6 +110,7 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
         convention=config.convention,
         part="total" if config.convention is None else "self",
     )
+    shared = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(RunConfig)}
     return [
         SweepRun(
             name=_name(run.budget, run.model.num_channels, run.model.num_layers, seed),
@@ -143,25 +118,17 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
             flops=run.flops,
             parameters=run.num_params,
             config=TrainConfig(
-                model=dataclasses.replace(
-                    config.model,
-                    num_channels=run.model.num_channels,
-                    num_layers=run.model.num_layers,
-                    num_heads=run.model.num_heads,
-                ),
-                corpus=config.corpus,
-                recipe=config.recipe,
-                steps=run.steps,
-                seed=seed,
-                validations=config.validations,
-                validation_windows=config.validation_windows,
-                final_validation_windows=config.final_validation_windows,
-                validation_context=config.validation_context,
-                checkpoint_steps=config.checkpoint_steps,
-                device=config.device,
-                peak=config.peak,
-                peak_flops=config.peak_flops,
-                execution=config.execution,
+                **shared
+                | {
+                    "model": dataclasses.replace(
+                        config.model,
+                        num_channels=run.model.num_channels,
+                        num_layers=run.model.num_layers,
+                        num_heads=run.model.num_heads,
+                    ),
+                    "steps": run.steps,
+                    "seed": seed,
+                }
             ),
         )
         for run, seed in itertools.product(planned, config.seeds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import dataclasses
 import io
 import re
 from datetime import UTC, datetime
@@ -345,7 +344,7 @@ def _terms(planned: Sequence[SweepRun]) -> list[dict[str, Any]]:
         if name in seen:
             continue
         seen.add(name)
-        count = flopcount.PerceiverAR(**dataclasses.asdict(model)).flops()
+        count = model.counted().flops()
         tokens = count.tokens
         for term in count.to_dict()["terms"]:
             rows.append(

@@ -53,6 +53,7 @@ from models.limits import (
     ShareBelowOne,
     check_fields,
 )
+from models.networks.decoder import Decoder
 from models.networks.perceiver_ar import PerceiverAR
 from models.provenance import code_commit
 from models.training.batches import Batch, prefetched
@@ -66,9 +67,30 @@ _VOCABULARY = "sentencepiece.model"
 _log = logging.getLogger(__name__)
 
 
+NETWORKS = {
+    "perceiver-ar": (PerceiverAR, flopcount.PerceiverAR),
+    "decoder": (Decoder, flopcount.Decoder),
+}
+"""By architecture, what is trained and what counts it."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network's sizes, as both the network and the counter take them."""
+    """The network's sizes, as both the network and the counter take them.
+
+    Attributes:
+        vocab_size: entries of the vocabulary.
+        num_latents: positions that predict; all of a decoder's.
+        num_prefix: positions before them that the first layer attends to; 0 for a decoder.
+        num_channels: channels of the residual stream.
+        num_layers: layers.
+        num_heads: heads of each.
+        widening_factor: width of the MLP's hidden layer over the channels.
+        prefix_dropout: the share of the prefix that a training step drops; 0 for a decoder.
+        architecture: ``perceiver-ar``, or ``decoder`` for GPT-2's, which has a final norm, biases
+            and no prefix.
+
+    """
 
     vocab_size: AtLeastOne = BYTE_VOCAB_SIZE
     num_latents: AtLeastOne = 512
@@ -78,6 +100,39 @@ class ModelConfig:
     num_heads: AtLeastOne = 8
     widening_factor: AtLeastOne = 4
     prefix_dropout: ShareBelowOne = 0.0
+    architecture: Literal["perceiver-ar", "decoder"] = "perceiver-ar"
+
+    def sizes(self) -> dict[str, Any]:
+        """Give the sizes by the names that the architecture has for them.
+
+        Raises:
+            ValueError: if a decoder is given a prefix.
+
+        Example:
+            >>> sizes = ModelConfig(num_prefix=0, architecture="decoder").sizes()
+            >>> sizes["seq_len"], "num_prefix" in sizes
+            (512, False)
+        """
+        sizes = dataclasses.asdict(self)
+        if sizes.pop("architecture") == "perceiver-ar":
+            return sizes
+        for name in ("num_prefix", "prefix_dropout"):
+            if value := sizes.pop(name):
+                raise ValueError(f"model.{name} must be 0 for a decoder, got {value}")
+        return sizes | {"seq_len": sizes.pop("num_latents")}
+
+    def network(self, **options: Any) -> PerceiverAR | Decoder:
+        """Make the network.
+
+        Args:
+            options: that change how it is computed: ``attention``, ``checkpointing``.
+
+        """
+        return NETWORKS[self.architecture][0](**self.sizes(), **options)
+
+    def counted(self) -> flopcount.PerceiverAR | flopcount.Decoder:
+        """Give the counter's model of the same sizes."""
+        return NETWORKS[self.architecture][1](**self.sizes())
 
 
 @dataclass(frozen=True)
@@ -101,15 +156,13 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One run, complete.
+class RunConfig:
+    """What a run has in common with the other runs of its sweep.
 
     Attributes:
         model: the network.
         corpus: the text.
         recipe: the optimisation.
-        steps: how many.
-        seed: of weights, windows and prefix dropout.
         validations: how often the validation loss is taken, at equal distances in FLOPs, the last
             time after the last step.
         validation_windows: windows of each.
@@ -128,8 +181,6 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     recipe: Recipe = field(default_factory=Recipe)
-    steps: AtLeastOne = 50_000
-    seed: Seed = 0
     validations: AtLeastOne = 20
     validation_windows: AtLeastOne = 256
     final_validation_windows: AtLeastOne | None = None
@@ -139,6 +190,20 @@ class TrainConfig:
     peak: str | None = None
     peak_flops: AboveZero | None = None
     execution: Execution = field(default_factory=Execution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """One run, complete.
+
+    Attributes:
+        steps: how many.
+        seed: of weights, windows and prefix dropout.
+
+    """
+
+    steps: AtLeastOne = 50_000
+    seed: Seed = 0
 
 
 class DivergedError(RuntimeError):
@@ -221,14 +286,14 @@ def _claimed(
         raise RuntimeError(f"another process is training in {folder}") from None
 
 
-def load_model(folder: Path) -> PerceiverAR:
+def load_model(folder: Path) -> PerceiverAR | Decoder:
     """Load the network of a run's last checkpoint, in evaluation mode on the CPU.
 
     Raises:
         CheckpointError: if there is none, or it is damaged.
 
     """
-    model = PerceiverAR(**dataclasses.asdict(read_config(TrainConfig, folder).model))
+    model = read_config(TrainConfig, folder).model.network()
     checkpoint = load_checkpoint(folder)
     if checkpoint is None:
         raise CheckpointError(f"{folder} has no checkpoint yet")
@@ -275,7 +340,7 @@ def final_windows(config: TrainConfig) -> int:
 
 def _measure(config: TrainConfig, device: torch.device, processes: Processes) -> Speed:
     return measure(
-        flopcount.PerceiverAR(**dataclasses.asdict(config.model)),
+        config.model.counted(),
         batch_size=config.recipe.batch_size,
         attention=config.execution.resolve_attention(device),
         checkpointing=config.execution.checkpointing,
@@ -320,7 +385,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _restore(model: PerceiverAR, tensors: dict[str, Tensor]) -> None:
+def _restore(model: PerceiverAR | Decoder, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(sharded_like(tensors[f"model.{name}"], parameter))
@@ -339,8 +404,7 @@ class _Run:
         self.speed = _measure(config, self.device, processes)
 
         torch.manual_seed(config.seed)
-        self.model = PerceiverAR(
-            **dataclasses.asdict(config.model),
+        self.model = config.model.network(
             attention=config.execution.resolve_attention(self.device),
             checkpointing=config.execution.checkpointing,
         ).to(self.device)
@@ -436,7 +500,7 @@ class _Run:
         steps, seconds = self.done - before["step"], self.seconds - before["seconds"]
         row: Row = {
             "step": self.done,
-            "tokens": self.done * self.speed.tokens,
+            "tokens": self.done * self.speed.causal.tokens,
             "flops": self.done * self.speed.causal.total,
             "learning_rate": self.step.optimizer.param_groups[0]["lr"],
             "train_loss": self.loss_sum.item() / steps,

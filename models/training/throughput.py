@@ -107,7 +107,7 @@ def tiling_of(head_dim: int, element_size: int, num_keys: int) -> flopcount.Tili
 
 
 def measure(
-    model: flopcount.PerceiverAR,
+    model: flopcount.PerceiverAR | flopcount.Decoder,
     batch_size: int,
     attention: str,
     checkpointing: str | None,
@@ -134,12 +134,10 @@ def measure(
     if attention == "fused":
         head_dim = model.num_channels // model.num_heads
         size = 2 if dtype == "bf16" else 4
-        keys = model.num_latents + model.kept()
-        executed = model.executed(
-            tiling_of(head_dim, size, model.num_latents),
-            tilings={"hybrid": tiling_of(head_dim, size, keys)},
-            **step,
-        )
+        tilings = {}
+        if isinstance(model, flopcount.PerceiverAR):
+            tilings = {"hybrid": tiling_of(head_dim, size, model.length + model.kept())}
+        executed = model.executed(tiling_of(head_dim, size, model.length), tilings=tilings, **step)
     else:
         executed = model.flops(level="dense", **step)
     return Speed(

@@ -1,11 +1,15 @@
 """Commands print what their functions return, and refuse bad input in one line."""
 
+import dataclasses
+import inspect
 import json
 
 import pytest
 
 import flopcount as fc
+from flopcount import cli
 from flopcount.cli import COMMANDS, main
+from flopcount.isoflop.plan import Search
 
 PERCEIVER = [
     "perceiver-ar",
@@ -318,6 +322,13 @@ def test_plan(capsys):
     assert families[1]["budget"] == pytest.approx(8 * families[0]["budget"])
     # The hours come back, to within a step.
     assert families[0]["proposals"][0]["seconds"] == pytest.approx(3600, rel=1e-3)
+
+
+def test_options_of_a_search_have_one_home():
+    fields = {field.name: field.default for field in dataclasses.fields(Search)}
+    options = {field.name: field.default for field in dataclasses.fields(cli.SearchOptions)}
+    assert options == fields
+    assert not fields.keys() & inspect.signature(cli.plan).parameters.keys()
 
 
 def test_integers_are_written_as_budgets_are(capsys):

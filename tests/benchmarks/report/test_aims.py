@@ -125,22 +125,23 @@ def test_the_short_table(rows, tmp_path, monkeypatch):
         "| 1792 | 54 | 0.800 | 600 | 50% (exp) | 0.80× | – | – | – | – |"
     )  # fmt: skip
     written(tmp_path, rows)
+    before = tables.README.read_text(encoding="utf-8")
     readme = tmp_path / "README.md"
-    readme.write_text(f"Above\n{tables.BEGIN}\nold\n{tables.END}\nbelow\n")
+    readme.write_text(before, encoding="utf-8")
     monkeypatch.setattr(tables, "README", readme)
     tables.main([str(tmp_path), "--readme"])
-    text = readme.read_text()
-    assert text.startswith("Above\n")
-    assert text.endswith("\nbelow\n")
-    assert "old" not in text
-    assert lines[2] in text
-    assert tables.with_headline(text, rows) == text
+    text = readme.read_text(encoding="utf-8")
+    assert text.partition(tables.BEGIN)[0] == before.partition(tables.BEGIN)[0]
+    assert text.partition(tables.END)[2] == before.partition(tables.END)[2]
+    assert lines[2] in text.partition(tables.BEGIN)[2].partition(tables.END)[0]
+    assert tables.with_headline(text, rows) == text  # what stood there is replaced
 
 
 def test_a_readme_without_marks_and_a_run_without_a_gpu_are_refused(rows):
     with pytest.raises(ValueError, match="must have the lines"):
         tables.with_headline(f"{tables.END} {tables.BEGIN}", rows)
-    text = f"{tables.BEGIN} {tables.END}"
+    text = tables.README.read_text(encoding="utf-8")
+    assert text.count(tables.BEGIN) == text.count(tables.END) == 1
     with pytest.raises(ValueError, match="measured on a GPU"):
         tables.with_headline(text, [each | {"device": "no GPU"} for each in rows])
     with pytest.raises(ValueError, match="measured on a GPU"):

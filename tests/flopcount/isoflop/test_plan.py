@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import flopcount as fc
 from flopcount.article import EXPERIMENTS, reference_budget
+from flopcount.isoflop import plan as planning
 from flopcount.isoflop.laws import CHINCHILLA_SURFACE, ScalingLaw, read_law
-from flopcount.isoflop.plan import budget_from_gpu_hours, plan, throughput
+from flopcount.isoflop.plan import Search, budget_from_gpu_hours, plan, throughput
 
 PUBLISHED_STEPS = {
     "1": [50000, 31421, 21231],
@@ -238,6 +239,46 @@ def test_the_grid_searched_is_every_width_depth_and_head_dim():
     assert plan([1e19], **options, **SIZES).num_shapes == (12_800 - 62) // 2 * 8 * 4
 
 
+def test_defaults():
+    # What a plan searches unless told otherwise, as its page and --help state it.
+    given = {field.name: field.default for field in dataclasses.fields(Search)}
+    assert [name for name, value in given.items() if value is dataclasses.MISSING] == [
+        "vocab_size", "num_latents", "batch_size"
+    ]  # fmt: skip
+    assert {name: value for name, value in given.items() if name not in SIZES and value} == dict(
+        widths=(64, 8192), width_multiple=64, depths=(2, 80), head_dims=(32, 64, 96, 128),
+        aspect_ratios=(16.0, 160.0), law="chinchilla-2", num_models=7, reach=4.0, part="total",
+        num_devices=1, architecture="perceiver-ar",
+    )  # fmt: skip
+    assert (given["num_prefix"], given["prefix_dropout"]) == (0, 0.0)
+
+
+def test_a_search_is_given_whole_or_by_its_fields():
+    search = Search(num_models=3, **SIZES)
+    assert str(plan([1e18], search)) == str(plan([1e18], num_models=3, **SIZES))
+    with pytest.raises(TypeError, match="search with num_models: expected one of the two"):
+        plan([1e18], search, num_models=3)
+    with pytest.raises(TypeError, match="num_modles"):
+        plan([1e18], num_modles=3, **SIZES)
+
+
+def test_decoders_are_planned_as_well():
+    sizes = dict(vocab_size=50_257, num_latents=1024, batch_size=8, architecture="decoder")
+    planned = plan([1e19], num_models=3, corpus_tokens=10**10, **sizes)
+    for entry in planned.families[0].proposals:
+        model = entry.run.model
+        assert isinstance(model, fc.Decoder)
+        assert (model.seq_len, entry.num_params) == (1024, model.params().total)
+        step = model.flops(batch_size=8).total
+        assert 0 <= entry.run.flops - 1e19 < step
+        assert entry.trained_tokens == entry.run.steps * 8 * 1024
+        assert entry.passes == entry.epochs
+    assert [round(entry.ratio, 1) for entry in planned.families[0].proposals] == [0.2, 1.0, 4.0]
+    # GPT-2 small, as it was published: 124,439,808 parameters.
+    (given,) = plan([1e19], shapes=[(768, 12)], **sizes).families[0].proposals
+    assert given.num_params == 124_439_808
+
+
 def test_gpu_hours_by_hand():
     # 10 h · 3600 s · 989.4e12 FLOP/s · 0.5.
     assert budget_from_gpu_hours(10, "h200", 0.5) == pytest.approx(36_000 * 989.4e12 * 0.5)
@@ -316,6 +357,8 @@ def test_every_way_of_counting_is_a_table():
         (dict(widths=(10, 20)), ValueError, "widths = \\(10, 20\\)"),
         (dict(depths=[2, 4]), TypeError, "depths = \\[2, 4\\]"),
         (dict(width_multiple=0), ValueError, "width_multiple = 0"),
+        (dict(width_multiple=64.0), ValueError, "width_multiple = 64.0"),
+        (dict(num_prefix=0.0), TypeError, "num_prefix = 0.0"),
         (dict(head_dims=()), ValueError, "head_dims is empty"),
         (dict(aspect_ratios=(1e6, 1e7)), ValueError, "no shape among"),
         (dict(aspect_ratios=3), TypeError, "aspect_ratios = 3"),
@@ -335,6 +378,8 @@ def test_every_way_of_counting_is_a_table():
         (dict(budgets=[1]), ValueError, "budget = 1: expected at least one step's FLOPs"),
         (dict(budgets=[1e18, 1e3]), ValueError, "budget = 1000.0: expected at least one step"),
         (dict(part="cross"), ValueError, "part = 'cross'"),
+        (dict(architecture="llama"), ValueError, "architecture = 'llama'"),
+        (dict(architecture="decoder"), ValueError, "num_prefix = 1536 of a decoder: it would do"),
         (dict(convention="6n"), ValueError, "does not cover"),
     ],
 )
@@ -350,3 +395,76 @@ def test_bad_plans(arguments, error, message):
 def test_bad_gpu_hours(arguments, message):
     with pytest.raises(ValueError, match=message):
         budget_from_gpu_hours(*arguments)
+
+
+GRID = dict(vocab_size=16, num_latents=16, batch_size=1)
+
+
+def test_preferences_by_hand():
+    # d = 128 and 192 at L = 2: d / L = 64 and 96, both ends allowed; c = 32, 64, 128, where 192 is
+    # no multiple of 128. 0.05 each for a d no multiple of 128, c = 32, an e-fold of d / L from 64.
+    search = Search(
+        widths=(128, 192), depths=(2, 2), head_dims=(32, 64, 128), aspect_ratios=(64.0, 96.0),
+        num_prefix=8, part="self", **GRID,
+    )  # fmt: skip
+    shapes = planning._Shapes.of(search)
+    assert list(zip(shapes.width, shapes.width // shapes.heads, strict=True)) == [
+        (128, 32), (128, 64), (128, 128), (192, 32), (192, 64)
+    ]  # fmt: skip
+    wide = math.log(1.5)
+    assert shapes.penalty == pytest.approx([0.05, 0, 0, 0.05 * (2 + wide), 0.05 * (1 + wide)])
+    assert shapes.num_searched == 6
+    params = [fc.PerceiverAR(**SELF, num_channels=d).params() for d in (128, 192)]
+    assert sorted(set(shapes.log_params)) == pytest.approx(
+        [math.log(each.self_part.total) for each in params]
+    )
+    assert params[0].total != params[0].self_part.total
+
+
+SELF = dict(vocab_size=16, num_latents=16, num_prefix=8, num_layers=2)
+
+
+def test_a_shape_serves_targets_within_half_a_step_by_hand():
+    search = Search(
+        widths=(512, 512), depths=(4, 4), head_dims=(64,), num_models=3, reach=4.0, **GRID
+    )
+    # Targets at N_opt / 4, N_opt and 4 · N_opt are a step of ln 4 apart.
+    assert planning._spacing(search) == pytest.approx(math.log(4))
+    shapes = planning._Shapes.of(search)
+    # log N is 0.7 steps below log N_opt: 0.3, 0.7 and 1.7 steps from the three.
+    n_opt = math.exp(float(shapes.log_params[0]) + 0.7 * math.log(4))
+    models, warnings = shapes.family(n_opt)
+    assert len(models) == 1
+    assert warnings == [f"no shape near N = {n_opt:.3g}, {4 * n_opt:.3g}: widen the constraints"]
+
+
+def test_an_optimum_is_at_the_edge_half_a_step_from_it():
+    # Half a step is a factor √4 = 2.
+    search = Search(num_models=3, reach=4.0, **GRID)
+    assert planning._edge_warnings([0.49, 2.01], search) == []
+    assert [w.split()[-5] for w in planning._edge_warnings([0.51, 1.99], search)] == [
+        "smaller", "larger"
+    ]  # fmt: skip
+
+
+def test_a_grid_of_one_shape_too_many_is_refused():
+    with pytest.raises(ValueError, match="span 20000004 shapes: expected at most 20,000,000"):
+        plan([1e18], widths=(1, 5_000_001), width_multiple=1, depths=(1, 1), **GRID)
+
+
+@pytest.mark.parametrize("law", [ScalingLaw(0.5, 0.5, 0.1, 1.0, "by hand"), CHINCHILLA_SURFACE])
+def test_the_prior_is_asked_for_the_budget_itself(law):
+    planned = plan([1e5], law=law, shapes=[(8, 1)], vocab_size=2, num_latents=1, batch_size=1)
+    assert planned.law == law
+    assert planned.families[0].n_opt == pytest.approx(law.n_opt(1e5), rel=1e-9)
+
+
+def test_cells_of_the_tables():
+    priced = dict(flops_per_second=1e14, price_per_device_hour=3.0)
+    planned = plan([1e18], num_models=3, **priced, **SIZES)
+    for entry in planned.families[0].proposals:
+        assert f" {entry.cost:,.2f}" in str(planned)
+        assert f" {entry.seconds / 3600:.3g} " in str(planned)
+    assert planning._run_flops({"self": "not covered", "cross": 5}) == "not covered"
+    assert planning._run_flops({"self": 12, "cross": "not covered"}) == "1.2000e01*"
+    assert planning._run_flops({"self": 12, "cross": 5}) == "1.7000e01"

@@ -14,13 +14,12 @@ from pathlib import Path
 import filelock
 import pytest
 
-import flopcount
 from models.configuration import read_config
 from models.sweeps.placement import saved_steps
 from models.sweeps.plan import SweepConfig, plan_runs
 from models.sweeps.presets import DEMO
 from models.sweeps.run import SweepError, run_sweep
-from models.training.run import train
+from models.training.run import RunConfig, TrainConfig, train
 
 
 @pytest.fixture
@@ -34,10 +33,44 @@ def test_every_run_spends_its_budget_to_within_a_step():
     assert len(DEMO.budgets) >= 2
     assert len(DEMO.shapes) >= 5
     for run in runs:
-        model = flopcount.PerceiverAR(**dataclasses.asdict(run.config.model))
+        model = run.config.model.counted()
         step = model.flops(level="causal", batch_size=run.config.recipe.batch_size).total
         assert 0 <= run.config.steps * step - run.budget < step
         assert run.parameters == model.params().total
+
+
+CHANGED = dict(
+    model=dataclasses.replace(DEMO.model, num_prefix=64),
+    corpus=dataclasses.replace(DEMO.corpus, blank_lines=3),
+    recipe=dataclasses.replace(DEMO.recipe, learning_rate=3e-3),
+    validations=11,
+    validation_windows=12,
+    final_validation_windows=13,
+    validation_context=200,
+    checkpoint_steps=14,
+    device="auto",
+    peak="h100",
+    peak_flops=1e12,
+    execution=dataclasses.replace(DEMO.execution, micro_batches=2),
+)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RunConfig)])
+def test_what_runs_share_is_declared_once_and_reaches_every_run(name):
+    declared = [
+        kind
+        for kind in (RunConfig, TrainConfig, SweepConfig)
+        if name in vars(kind)["__annotations__"]
+    ]
+    assert declared == [RunConfig]
+    value = CHANGED[name]
+    assert value != getattr(DEMO, name)
+    for run in plan_runs(dataclasses.replace(DEMO, **{name: value})):
+        given = getattr(run.config, name)
+        if name == "model":
+            assert (given.num_prefix, given.num_latents) == (64, DEMO.model.num_latents)
+        else:
+            assert given == value
 
 
 def without_time(rows):

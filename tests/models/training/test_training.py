@@ -203,7 +203,7 @@ def test_configuration_comes_back_from_its_file(config, tmp_path):
     assert environment["attention"] == "reference"
     model = load_model(tmp_path)
     assert sum(parameter.numel() for parameter in model.parameters()) == (
-        flopcount.PerceiverAR(**dataclasses.asdict(config.model)).params().total
+        config.model.counted().params().total
     )
 
 

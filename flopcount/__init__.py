@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
+    from flopcount.finetuning import FineTuning
     from flopcount.fitting import (
         fit_isoflop_profiles,
         fit_optima,
@@ -43,6 +44,7 @@ __all__ = [
     "Device",
     "EncoderDecoderLM",
     "EncoderLM",
+    "FineTuning",
     "Llama",
     "Memory",
     "MixtureLM",
@@ -75,6 +77,7 @@ _HOMES = {
     "Memory": "devices",
     "EncoderDecoderLM": "encoder_lm",
     "EncoderLM": "encoder_lm",
+    "FineTuning": "finetuning",
     "MixtureLM": "mixture_lm",
     "Peak": "devices",
     "PerceiverAR": "architectures",

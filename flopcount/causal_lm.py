@@ -83,6 +83,11 @@ class Group:
     indices: tuple[int, ...]
     period: int
 
+    @property
+    def pattern(self) -> str:
+        """The period as :attr:`flopcount.blocks.Layers.pattern` has it."""
+        return "".join("x" if index in self.indices else "." for index in range(self.period))
+
 
 def runs(indices: tuple[int, ...]) -> str:
     """Indices in words.
@@ -472,7 +477,8 @@ class CausalLM(LanguageModel):
         """The embedding, layers in groups of equal ones, a final norm, the output layer."""
         d, e = self.num_channels, self.embedding_channels
         layers = tuple(
-            Layers(group.name, group.number, self.layer(group.kind)) for group in self.groups()
+            Layers(group.name, group.number, self.layer(group.kind), group.pattern)
+            for group in self.groups()
         )
         embedding = Embedding(
             d,

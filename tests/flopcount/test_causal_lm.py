@@ -13,7 +13,7 @@ from flopcount.architectures import Choice, Dimension, Flag, Pattern, shortest_p
 from flopcount.blocks import Output, rows_of
 from flopcount.conventions import CONVENTIONS
 from flopcount.operations import Pass
-from flopcount.rows import Tensor
+from flopcount.rows import Step
 
 SMALL = dict(vocab_size=11, num_channels=8, num_layers=5, num_heads=4, intermediate_size=12,
              num_key_value_heads=2, head_dim=6, seq_len=7)  # fmt: skip
@@ -104,7 +104,7 @@ def test_parameters_by_hand(changes, of_a_layer):
 def order(**changes):
     """Norms, the last products of both blocks, and residuals, in the order of execution."""
     model = small(num_layers=1, **changes)
-    rows = [row for row in rows_of(model.network(Pass(1, 7))) if not isinstance(row, Tensor)]
+    rows = [row for row in rows_of(model.network(Pass(1, 7))) if isinstance(row, Step)]
     wanted = ("norm", "mlp norm", "branch norm", "mlp branch norm", "out", "mlp down",
               "residual", "attention residual", "mlp residual")  # fmt: skip
     return [row.term for row in rows if row.layer == "decoder" and row.term in wanted]

@@ -101,7 +101,8 @@ class Term:
     @functools.cached_property
     def recompute(self) -> Size:
         """FLOPs executed again under activation checkpointing."""
-        return add(row.flops for row in self.rows if row.phase == "recompute")
+        again = (row.flops for row in self.rows if row.phase == "recompute")
+        return add(again) + 0 * self.forward
 
     def plus(self, other: Term) -> Term:
         """The same term of two counts, or of layers that differ backward, added up."""

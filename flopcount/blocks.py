@@ -104,7 +104,10 @@ class Embedding:
             reason = "forward: times a constant; backward: the same"
             yield from work(at, "embedding scale", width, 1, 1, reason)
         if self.token_channels is not None:
-            yield from linear(at, "project in", width, self.channels)
+            # Positions are added to what tokens are projected to.
+            yield Value((), "token", (TOKENS,))
+            yield from linear(at, "project in", width, self.channels, reads="token", writes="token")
+            yield Value(("token", "x"), "x")
         if self.norm is not None:
             yield from self.norm.rows(at)
 

@@ -34,6 +34,7 @@ from flopcount.count import described
 from flopcount.devices import DEFAULT_DTYPE, given_device
 from flopcount.executed import Tiling
 from flopcount.extras import advice
+from flopcount.finetuning import FineTuning
 from flopcount.planning import HEAD_DIMS
 from flopcount.tables import paragraph, shown, table
 from flopcount.terminal import any_encoding, whole_numbers, wrong_command
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     Model = Any
     ArchitectureName = str
     TilingOptions: Any = Any
+    TuningOptions: Any = Any
 else:
     Model = functools.reduce(
         operator.or_,
@@ -130,9 +132,20 @@ else:
         dict.fromkeys(BLOCKS, block) | dict(head_dim_multiple=int, key_value_products=int),
         "tiling.",
     )
+    TuningOptions = options(
+        FineTuning,
+        dict(
+            trainable=tuple[str, ...],
+            lora_rank=int | None,
+            lora_targets=tuple[str, ...],
+            frozen_layers=int,
+            input_gradients=bool,
+        ),
+    )
 
 
 NO_TILING = TilingOptions()
+NO_TUNING = TuningOptions()
 
 
 def tilings_of(
@@ -190,6 +203,8 @@ def count(
     training: bool = True,
     batch_size: int = 1,
     checkpointing: Literal["reentrant", "non-reentrant"] | None = None,
+    recompute: tuple[str, ...] = (),
+    tuning: TuningOptions = NO_TUNING,
     documents: tuple[int, ...] = (),
     params: bool = False,
     elementwise: bool = False,
@@ -212,6 +227,8 @@ def count(
         training: Forward and backward, or forward alone.
         batch_size: Sequences in a step.
         checkpointing: Activation checkpointing of whole layers.
+        recompute: Of these terms alone: patterns, or "attention core".
+        tuning: What is trained, where that is not everything.
         documents: Lengths of documents packed into the batch's sequences.
         params: Also print the parameters.
         elementwise: Also print the element-wise FLOPs.
@@ -229,8 +246,13 @@ def count(
             "--params or --elementwise with --json: expected --json alone, which holds both"
         )
     tiles, own_tiles = tilings_of(tiling, tilings, level)
+    tuned = None if tuning == NO_TUNING else FineTuning(**vars(tuning))
     step: dict[str, Any] = dict(
-        training=training, batch_size=batch_size, checkpointing=checkpointing
+        training=training,
+        batch_size=batch_size,
+        checkpointing=checkpointing,
+        recompute=recompute or None,
+        tuning=tuned,
     )
     if level == "executed" and convention is None:
         if tiles is None:
@@ -247,7 +269,7 @@ def count(
         if level != "executed":
             rates["mfu"] = counted.mfu(**utilisation)
         rates["hfu"] = counted.hfu(**utilisation)
-    parameters = counted.model.params()
+    parameters = counted.model.params(tuned)
     if json:
         print(to_json(counted.to_dict() | rates | {"params": parameters.to_dict()}))
         return

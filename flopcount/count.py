@@ -677,7 +677,9 @@ class Count(Flops):
         if self.tuning is not None:
             notes.append(str(self.tuning))
         if self.recompute_terms is not None:
-            notes.append(f"of layers, {shown(self.recompute_terms)} alone is executed again")
+            terms = self.recompute_terms
+            listed = terms if isinstance(terms, str) else ", ".join(terms)
+            notes.append(f"executed again, of layers: {listed} alone")
         notes += [
             f"{part} part: not covered by this convention" for part in sorted(self.not_covered)
         ]

@@ -192,6 +192,7 @@ class MixtureOfExperts:
                     row,
                     factors=(self.num_experts, *row.factors),
                     used=(self.top_k, *row.factors),
+                    bias=None if row.bias is None else (self.num_experts, *row.bias),
                 )
             else:
                 yield row

@@ -41,6 +41,7 @@ from flopcount.sizes import (
     require_flag,
     require_size,
 )
+from flopcount.tables import shown
 
 HU_2021 = "Hu et al. 2021 (arXiv 2106.09685), section 4.1"
 ATTENTION_CORE = "attention core"
@@ -155,6 +156,21 @@ class FineTuning:
         """Its sizes by name."""
         return {"lora_rank": self.lora_rank, "frozen_layers": self.frozen_layers}
 
+    def __str__(self) -> str:
+        """It in words."""
+        trained = self.to_dict()["trainable"]
+        parts = [f"trained: {trained if isinstance(trained, str) else ', '.join(trained)}"] * bool(
+            trained
+        )
+        if self.lora_rank is not None:
+            rank, targets = shown(self.lora_rank), ", ".join(self.lora_targets)
+            parts.append(f"LoRA of rank {rank} beside {targets}")
+        if is_array(self.frozen_layers) or self.frozen_layers != 0:
+            parts.append(f"the first {shown(self.frozen_layers)} layers frozen")
+        if self.input_gradients:
+            parts.append("the embedding's output needs a gradient")
+        return "; ".join(parts) or "nothing is trained"
+
     def to_dict(self) -> dict[str, Any]:
         """It as plain data; of a function, its name."""
         given = dataclasses.asdict(self)
@@ -261,6 +277,8 @@ class _Run:
                 number = _between(block, first, last)
                 if not is_array(number) and number == 0:
                     continue
+                if is_array(number) and not number.any():
+                    continue
                 needs = collections.defaultdict(bool, before | {carried: entering})
                 some = dataclasses.replace(block, number=number)
                 yield from self._block(at, some, needs, unfrozen)
@@ -281,14 +299,14 @@ class _Run:
         if self.needs[carried]:
             first = second = 0
         else:
-            places = [
+            places: list[Size] = [
                 index + ceil_divide(start - index, len(_pattern(block))) * len(_pattern(block))
                 for unfrozen, start in ((False, 0), (True, skipped))
                 for block in blocks
                 if self._gives(at, block, carried, unfrozen)
                 for index in _indices(block)
             ]
-            first = functools.reduce(minimum, places, total)
+            first = _one_of(functools.reduce(minimum, places, total), total)
             second = minimum(first + 1, total)
         for start, end, entering in (
             (0, first, False),
@@ -334,10 +352,13 @@ class _Run:
         def needed(operand: Operand) -> bool:
             return needs[operand] if isinstance(operand, str) else trained(operand)
 
+        def looked_up(weight: WeightName) -> bool:
+            return trained(weight) or (weight == TOKENS and self.tuned.input_gradients)
+
         for row in rows:
             if isinstance(row, Value):
                 entering = frozenset(filter(needed, row.reads))
-                needs[row.writes] = bool(entering) or any(map(trained, row.weights))
+                needs[row.writes] = bool(entering) or any(map(looked_up, row.weights))
                 yield _Seen(row, entering)
             elif isinstance(row, Tensor):
                 yield _Seen(_with_trained(row, trained))
@@ -346,16 +367,19 @@ class _Run:
             else:
                 entering = frozenset(filter(needed, row.reads))
                 weights = self._weights(row)
-                result = bool(entering) or any(map(trained, weights))
-                if row.term == "embedding" and self.tuned.input_gradients:
-                    result = True
+                adapter: tuple[AnyRow, ...] = ()
                 changed: Step
                 if isinstance(row, Product):
                     operands: tuple[Operand, ...] = (*row.reads, *weights)
                     gradients = sum(map(needed, operands))
                     fused = any(map(needed, row.kernel))
                     changed = dataclasses.replace(row, gradients=gradients, fused_backward=fused)
+                    result = gradients > 0
+                    if adapters:
+                        adapter = tuple(self._adapter(row, own))
+                        yield from self._seen(adapter[:1], needs, own, unfrozen, False)
                 else:
+                    result = bool(entering) or any(map(looked_up, weights))
                     cost = row.backward_cost * bool(entering)
                     if row.backward_parts is not None:
                         parts = row.backward_parts
@@ -364,8 +388,7 @@ class _Run:
                 if row.writes is not None:
                     needs[row.writes] = result
                 yield _Seen(changed, entering, result)
-                if isinstance(row, Product) and adapters:
-                    yield from self._seen(self._adapter(row, own), needs, own, unfrozen, False)
+                yield from self._seen(adapter[1:], needs, own, unfrozen, False)
 
     @staticmethod
     def _weights(row: Product | Work) -> tuple[WeightName, ...]:
@@ -387,7 +410,9 @@ class _Run:
             return
         layer, name = linear
         down, up = (layer, f"{name} LoRA A"), (layer, f"{name} LoRA B")
-        read, value = product.reads[0], f"{name} LoRA"
+        # What it reads, which the product may be about to replace.
+        read, value = f"{name} LoRA input", f"{name} LoRA"
+        yield Value(product.reads, read)
         assert product.weight is not None
         tensor = own.get(product.weight) or self.tensors[product.weight]
         if down not in own and (product.weight in own or down not in self.adapted):
@@ -399,7 +424,7 @@ class _Run:
                 yield own[names]
         half = dataclasses.replace(product, source=HU_2021)
         yield dataclasses.replace(
-            half, term=f"{product.term} LoRA A", N=rank, weight=down, writes=value
+            half, term=f"{product.term} LoRA A", N=rank, weight=down, reads=(read,), writes=value
         )
         yield dataclasses.replace(
             half, term=f"{product.term} LoRA B", K=rank, weight=up, reads=(value,), writes=value
@@ -493,9 +518,10 @@ class _Run:
                 continue
             kept = dataclasses.replace(row, recomputed_by=())
             seen[index] = dataclasses.replace(seen[index], row=kept)
-            if run:
+            does_nothing_forward = isinstance(row, Work) and not row.forward_cost
+            if run and not does_nothing_forward:
                 yield run
-            run = []
+                run = []
         if run:
             yield run
 
@@ -506,6 +532,25 @@ def linear_name(product: Product) -> WeightName | None:
     A tied output layer is not the embedding that it multiplies by.
     """
     return ("output", "logits") if product.weight == TOKENS else product.weight
+
+
+def _one_of(first: Size, total: Size) -> Size:
+    """The first layer with something trained, where there is one for all sizes or for none.
+
+    Of symbols, that there is one is taken for granted where something is trained in a layer.
+
+    Raises:
+        ValueError: If there is one for some elements of arrays alone.
+    """
+    if is_array(first) or is_array(total):
+        missing = first >= total
+        if missing.any() != missing.all():
+            raise ValueError(
+                f"frozen_layers, num_layers = arrays that leave something trained in one of "
+                f"{quoted(total)} layers for some elements alone: expected for all of them; count "
+                "the others by themselves"
+            )
+    return first
 
 
 def _pattern(block: Any) -> str:

@@ -351,7 +351,7 @@ class PrefixAttention:
         if at.inference != "decode":
             yield from self._project(prefix)
         yield from inner.project(at)
-        yield from attend(
+        *scores, values = attend(
             at.at(part="cross"),
             inner.num_heads,
             self.num_kept,
@@ -361,7 +361,14 @@ class PrefixAttention:
             key=("key", "prefix key"),
             value=("value", "prefix value"),
         )
-        yield from inner.attend(at, ("prefix key", "prefix value"))
+        yield from scores
+        for row in inner.attend(at, ("prefix key", "prefix value")):
+            if isinstance(row, Product) and row.term == "values":
+                # Both are one product, which is executed again in whole or not at all.
+                yield values
+                yield dataclasses.replace(row, saved=None)
+            else:
+                yield row
 
     def _project(self, prefix: Pass) -> Iterator[AnyRow]:
         inner = self.attention

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from flopcount.blocks import TOKENS, Block, Network
+from flopcount.blocks import TOKENS, Block, Network, rows_of
 from flopcount.operations import Pass
 from flopcount.rows import (
     CHECKPOINTING,
@@ -206,8 +206,8 @@ class Tuned:
 
         Equal layers that differ in what they multiply backward are rows of their own.
         """
-        found = [row for at, blocks in network for block in blocks for row in block.rows(at)]
-        tensors = {(row.layer, row.name): row for row in found if isinstance(row, Tensor)}
+        found = (row for row in rows_of(network) if isinstance(row, Tensor))
+        tensors = {(row.layer, row.name): row for row in found}
         run = _Run(self, tensors)
         for at, blocks in network:
             for stack in stacks(blocks):
@@ -334,7 +334,7 @@ class _Run:
         judged: bool = True,
     ) -> Iterator[AnyRow]:
         """The rows of a block, and what its values then need."""
-        rows = list(block.rows(at))
+        rows = list(rows_of(((at, (block,)),)))
         own = {(row.layer, row.name): row for row in rows if isinstance(row, Tensor)}
         seen = list(self._seen(rows, needs, own, unfrozen, unfrozen))
         yield from (one.row for one in (self._checkpointed(seen) if judged else seen))
@@ -612,7 +612,7 @@ def prepared(
         raise TypeError(f"tuning = {quoted(tuning)}: expected a flopcount.FineTuning, or None")
     if tuning is None and recompute is None:
         return None
-    rows = [row for at, blocks in network for block in blocks for row in block.rows(at)]
+    rows = list(rows_of(network))
     again: tuple[str, ...] | None = None
     if recompute is not None:
         if checkpointing is None:

@@ -426,7 +426,7 @@ def of_families(quick: bool) -> Iterable[tuple[str, Differences]]:
         quick: A few of each.
     """
     for family in FAMILIES:
-        for number, case in enumerate(families.drawn(family, 2 if quick else 12)):
+        for number, case in enumerate(families.drawn(family, 1 if quick else 12)):
             for way in range(1 if quick else 3):
                 yield from _tried(case, 100 * number + way)
 
@@ -452,7 +452,7 @@ def of_ours(quick: bool) -> Iterable[tuple[str, Differences]]:
     Args:
         quick: A few.
     """
-    drawn = configurations.draw(configurations.models(), 30 if quick else 300)
+    drawn = configurations.draw(configurations.models(), 20 if quick else 300)
     for seed, model in enumerate(drawn):
         tuneable = ours(model, families.BATCH_SIZE)
         choice = tuneable.draw(seed)

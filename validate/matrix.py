@@ -23,6 +23,7 @@ from validate import (
     configurations,
     elementwise_trace,
     families,
+    finetuning,
     further_predictions,
     fused,
     fvcore_trace,
@@ -375,6 +376,21 @@ STANDALONE = (
             functools.partial(generation.cases, family),
         )
         for family in generation.FAMILIES
+    ),
+    *(
+        Standalone(f"fine-tuning and selective recomputation of {name}", witness, cases)
+        for name, witness, cases in (
+            (
+                f"{len(finetuning.FAMILIES)} families, with LoRA",
+                "transformers' networks as autograd runs them, under torch FlopCounterMode",
+                finetuning.of_families,
+            ),
+            (
+                "our networks, with LoRA",
+                "our networks as autograd runs them, under torch FlopCounterMode",
+                finetuning.of_ours,
+            ),
+        )
     ),
     Standalone(
         f"modules that predict further tokens, of {', '.join(further_predictions.FAMILIES)}: "

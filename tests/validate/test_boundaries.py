@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import flopcount as fc
-from flopcount import comparison, masks, planning, rows
+from flopcount import comparison, finetuning, masks, planning, rows
 from validate import boundaries
 
 
@@ -43,6 +43,7 @@ def test_a_wrong_plan_is_a_failure(monkeypatch):
         ("tilings and executed FLOPs", masks.Causal, "tiles"),
         ("compare and explain", comparison, "differences"),
         ("prompts, decoding and caches", masks.Causal, "pairs"),
+        ("fine-tuning", finetuning, "_between"),
     ],
 )
 def test_a_wrong_part_is_a_failure(monkeypatch, boundary, home, name):

@@ -33,7 +33,7 @@ def disagreements(choice=LORA, ours=False):
 
 def test_drawn_families():
     found = list(finetuning.of_families(quick=True))
-    assert len(found) == len(finetuning.FAMILIES) == 28
+    assert len(found) == len(finetuning.FAMILIES) > 25
     for name, differences in found:
         assert set(differences.values()) == {0}, name
     flavours = {name for _, differences in found for name in differences}

@@ -280,6 +280,11 @@ class EncoderLM(CausalLM):
 
     def network(self, at: Pass) -> Network:
         """Token types, then what other models have, with a head of its own."""
+        if self.num_predictions is not None:
+            raise ValueError(
+                f"num_predictions = {quoted(self.num_predictions)} of an encoder: expected None, "
+                "since its positions attend to those behind them"
+            )
         ((_, blocks),) = super().network(at)
         if self.token_types is not None:
             blocks = (TokenTypes(self.num_channels, self.token_types), *blocks)
@@ -388,6 +393,11 @@ class EncoderDecoderLM(CausalLM):
     def network(self, at: Pass) -> Network:
         """The encoder in a pass of its own, then the decoder; the tables of tokens are one."""
         d = self.num_channels
+        if self.num_predictions is not None:
+            raise ValueError(
+                f"num_predictions = {quoted(self.num_predictions)} of an encoder-decoder: expected "
+                "None, since no such model predicts further tokens"
+            )
         source_length = 1 if self.seq_len is None else self.seq_len
         if at.inference is not None:
             source_length = at.memory

@@ -199,7 +199,12 @@ def expected_of_layers(model: fc.CausalLM, level: str) -> int:
         products += (periods + (index < rest)) * 2 * square * h * c
     width = model.embedding_channels or d
     around = 0 if model.embedding_channels is None else 2 * d * width
-    return products + n * (around + width * model.vocab_size)
+    products += n * (around + width * model.vocab_size)
+    word, square = model.attention[-1], n * n
+    if level == "causal":
+        square = pairs_of(word, n, model.window, model.chunk)
+    predicted = layer + 2 * square * h * c + n * (2 * d * d + d * model.vocab_size)
+    return products + (model.num_predictions or 0) * predicted
 
 
 def expected_total(model: Any, level: str, training: bool, batch_size: int) -> int:

@@ -393,8 +393,9 @@ STANDALONE = (
         )
     ),
     Standalone(
-        f"modules that predict further tokens, of {', '.join(further_predictions.FAMILIES)}: "
-        "parameters, dense products",
+        f"modules that predict further tokens, of {', '.join(further_predictions.FAMILIES)}, and "
+        f"given to {len(further_predictions.GENERAL)} families that have none: parameters, dense "
+        "products",
         "transformers' MtpModel, under torch FlopCounterMode",
         further_predictions.cases,
     ),

@@ -421,3 +421,28 @@ def test_every_option_changes_a_count():
     assert all(
         isinstance(fc.CausalLM.kinds()[name], Pattern) for name in ("attention", "positions")
     )
+
+
+def test_any_decoder_may_predict_further_tokens():
+    plain, more = small(num_layers=2), small(num_layers=2, num_predictions=3)
+    # Beside a layer's own, of each module two norms and a last one of 8 and a projection 16 → 8.
+    layer = small(num_layers=3).params().total - plain.params().total
+    assert more.params().total - plain.params().total == 3 * (layer + 3 * 8 + 16 * 8)
+    flops = {model: model.flops("dense").forward for model in (plain, more)}
+    of_layer = small(num_layers=3).flops("dense").forward - flops[plain]
+    n, vocab = plain.length, plain.vocab_size
+    assert flops[more] - flops[plain] == 3 * (of_layer + 2 * n * (16 * 8 + 8 * vocab))
+    assert more.prefill(4).total == plain.prefill(4).total
+    assert str(more).endswith("further predictions: modules counted 3")
+    with pytest.raises(ValueError, match="num_predictions = 3 with embedding_channels = 4: expect"):
+        small(num_predictions=3, embedding_channels=4)
+    with pytest.raises(ValueError, match="num_predictions = 2 of an encoder: expected None"):
+        fc.EncoderLM(
+            vocab_size=9, num_channels=8, num_layers=1, num_heads=2, intermediate_size=8,
+            num_predictions=2,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="num_predictions = 2 of an encoder-decoder: expected"):
+        fc.EncoderDecoderLM(
+            vocab_size=9, num_channels=8, num_layers=1, num_heads=2, intermediate_size=8,
+            num_predictions=2,
+        )  # fmt: skip

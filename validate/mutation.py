@@ -75,6 +75,7 @@ FORMULAS = (
     Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.hybrid_lm"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.inference"), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.finetuning"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.packing"), (KNOWN_NUMBERS,)),
     Formulas(
         Target("flopcount.rooflines", leaving_out=("Roofline.__", "Roofline.plot")),
@@ -135,6 +136,7 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_causal_lm.py",
     "tests/flopcount/test_printed.py",
     "tests/flopcount/test_inference.py",
+    "tests/flopcount/test_finetuning.py",
     "tests/flopcount/test_packing.py",
     "tests/flopcount/test_rooflines.py",
 )

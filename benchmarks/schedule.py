@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, most valuable first: ``python -m benchmarks.schedule --out DIR``.
+"""Everything that needs a GPU, most valuable first: ``python -m benchmarks schedule --out DIR``.
 
 Each part is a process of its own with a time limit, and writes its results as they come. What is
 finished is noted in ``schedule.json`` and skipped by the next call, so that several short calls do
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measurement import FINDING, ROOT, require_gpu
-from benchmarks.report import write_report
+from benchmarks.report.tables import write_report
 from flopcount.terminal import Parser
 from models.processes import program
 
@@ -53,64 +53,64 @@ class Part:
 _DIRECT = "fused sdpa-flash cudnn flex flash-split cudnn-split fa2 fa3 fa4"
 
 PARTS = (
-    Part("probe", "benchmarks.counters probe --out {out}", 1, ""),
+    Part("probe", "benchmarks counters probe --out {out}", 1, ""),
     Part(
         "attention",
-        f"benchmarks.attention --out {{out}} --shapes article --implementations {_DIRECT}"
+        f"benchmarks attention --out {{out}} --shapes article --implementations {_DIRECT}"
         " --jobs 12",
         5,
-        "benchmarks.attention --out {out} --shapes tiny",
+        "benchmarks attention --out {out} --shapes tiny",
     ),
     Part(
         "counters",
-        "benchmarks.counters kernels --out {out} --jobs 14",
+        "benchmarks counters kernels --out {out} --jobs 14",
         5,
-        "benchmarks.counters kernels --out {out} --drawn 20",
+        "benchmarks counters kernels --out {out} --drawn 20",
     ),
     Part(
         "random",
-        "benchmarks.soundness random --out {out} --cases 1000 --jobs 14",
+        "benchmarks soundness random --out {out} --cases 1000 --jobs 14",
         4,
-        "benchmarks.soundness random --out {out} --cases 2 --largest 4",
+        "benchmarks soundness random --out {out} --cases 2 --largest 4",
     ),
     Part(
         "throughput",
-        "benchmarks.training throughput --out {out}",
+        "benchmarks training throughput --out {out}",
         6,
-        "benchmarks.training throughput --out {out} --tiny --batch-size 2 "
+        "benchmarks training throughput --out {out} --tiny --batch-size 2 "
         "--variants eager fused perceiver-ar-pytorch",
     ),
     Part(
         "block",
-        "benchmarks.block --out {out}",
+        "benchmarks block --out {out}",
         4,
-        "benchmarks.block --out {out} --tiny",
+        "benchmarks block --out {out} --tiny",
     ),
     Part(
         "tune",
-        "benchmarks.tune --out {out} --minutes 6.5 --jobs 12 --ship",
+        "benchmarks tune --out {out} --minutes 6.5 --jobs 12 --ship",
         9,
-        "benchmarks.tune --out {out} --tiny --head-dims 9 --limit 1",
+        "benchmarks tune --out {out} --tiny --head-dims 9 --limit 1",
     ),
     Part(
         "long",
-        f"benchmarks.attention --out {{out}} --shapes long --implementations {_DIRECT} --jobs 8",
+        f"benchmarks attention --out {{out}} --shapes long --implementations {_DIRECT} --jobs 8",
         4,
-        "benchmarks.attention --out {out} --shapes tiny",
+        "benchmarks attention --out {out} --shapes tiny",
     ),
     Part(
         "step",
-        "benchmarks.counters step --out {out}",
+        "benchmarks counters step --out {out}",
         3,
-        "benchmarks.counters step --out {out} --models tiny --batch-size 2 --attention reference",
+        "benchmarks counters step --out {out} --models tiny --batch-size 2 --attention reference",
     ),
     Part(
         "determinism",
-        "benchmarks.soundness determinism --out {out}",
+        "benchmarks soundness determinism --out {out}",
         1.5,
-        "benchmarks.soundness determinism --out {out} --runs 2 --largest 2",
+        "benchmarks soundness determinism --out {out} --runs 2 --largest 2",
     ),
-    Part("sanitizer", "benchmarks.soundness sanitizer --out {out}", 3, ""),
+    Part("sanitizer", "benchmarks soundness sanitizer --out {out}", 3, ""),
     Part(
         "tests",
         "pytest -m gpu -q -rs --continue-on-collection-errors tests/kernels tests/models "
@@ -121,23 +121,23 @@ PARTS = (
     ),
     Part(
         "curves",
-        "benchmarks.training curves --out {out} --models 512x9-V262-m3584",
+        "benchmarks training curves --out {out} --models 512x9-V262-m3584",
         5,
-        "benchmarks.training curves --out {out} --tiny --batch-size 2 --steps 2 "
+        "benchmarks training curves --out {out} --tiny --batch-size 2 --steps 2 "
         "--files benchmarks/*.py",
     ),
     Part(
         "autotuned",
-        "benchmarks.attention --out {out} --shapes article --implementations flex-max flex-max-tma",
+        "benchmarks attention --out {out} --shapes article --implementations flex-max flex-max-tma",
         8,
-        "benchmarks.attention --out {out} --shapes tiny --implementations flex-max",
+        "benchmarks attention --out {out} --shapes tiny --implementations flex-max",
     ),
     Part(
         "evaluation",
-        f"benchmarks.attention --out {{out}} --shapes evaluation --implementations {_DIRECT}"
+        f"benchmarks attention --out {{out}} --shapes evaluation --implementations {_DIRECT}"
         " --jobs 12",
         3,
-        "benchmarks.attention --out {out} --shapes tiny --implementations fused",
+        "benchmarks attention --out {out} --shapes tiny --implementations fused",
     ),
 )
 
@@ -253,7 +253,7 @@ def run(
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks.schedule", description=__doc__)
+    parser = Parser(prog="python -m benchmarks schedule", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--minutes", type=float, default=60, help="end within")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS])
@@ -267,7 +267,3 @@ def main(arguments: list[str] | None = None) -> None:
     for name, end in ends.items():
         if end != "done":
             print(f"{name}: {end}; see {given.out / 'logs' / name}.log")
-
-
-if __name__ == "__main__":
-    main()

@@ -20,19 +20,16 @@ if TYPE_CHECKING:
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
     from flopcount.finetuning import FineTuning
-    from flopcount.fitting import (
-        fit_isoflop_profiles,
-        fit_optima,
-        fit_surface,
-        fit_training_curves,
-        read_curves,
-        read_runs,
-    )
     from flopcount.hf import from_hf
     from flopcount.inference import expected_tokens_per_round
+    from flopcount.isoflop.curves import fit_training_curves, read_curves
+    from flopcount.isoflop.optima import fit_optima
+    from flopcount.isoflop.plan import isoflop_runs, plan
+    from flopcount.isoflop.profiles import fit_isoflop_profiles
+    from flopcount.isoflop.runs import read_runs
+    from flopcount.isoflop.surface import fit_surface
+    from flopcount.isoflop.ways_to_count import compare_optima
     from flopcount.mixture_lm import MixtureLM
-    from flopcount.optima import compare_optima
-    from flopcount.planning import isoflop_runs, plan
     from flopcount.rooflines import expected_experts, roofline
 
 __version__ = "0.1.0"
@@ -83,19 +80,19 @@ _HOMES = {
     "PerceiverAR": "architectures",
     "Tiling": "executed",
     "compare": "comparison",
-    "compare_optima": "optima",
+    "compare_optima": "isoflop.ways_to_count",
     "expected_experts": "rooflines",
     "expected_tokens_per_round": "inference",
     "explain": "explanation",
-    "fit_isoflop_profiles": "fitting",
-    "fit_optima": "fitting",
-    "fit_surface": "fitting",
-    "fit_training_curves": "fitting",
+    "fit_isoflop_profiles": "isoflop.profiles",
+    "fit_optima": "isoflop.optima",
+    "fit_surface": "isoflop.surface",
+    "fit_training_curves": "isoflop.curves",
     "from_hf": "hf",
-    "isoflop_runs": "planning",
-    "plan": "planning",
-    "read_curves": "fitting",
-    "read_runs": "fitting",
+    "isoflop_runs": "isoflop.plan",
+    "plan": "isoflop.plan",
+    "read_curves": "isoflop.curves",
+    "read_runs": "isoflop.runs",
     "roofline": "rooflines",
 }
 

@@ -295,8 +295,7 @@ class Architecture(Inference):
         numbers = [b.number for _, blocks in network for b in blocks if hasattr(b, "carries")]
         return add(map(as_objects, numbers))
 
-    @staticmethod
-    def _rows_of(network: Network) -> Iterator[AnyRow]:
+    def _rows_of(self, network: Network) -> Iterator[AnyRow]:
         tuned: Tuned | None = network[0][0].tuning
         return rows_of(network) if tuned is None else tuned.rows(network)
 
@@ -710,7 +709,7 @@ class PerceiverAR(Architecture):
 
         Raises:
             ValueError: If the window would slide: the caches are then made anew from the tokens
-                (``models.generation``), which no count here describes.
+                (``models.networks.generation``), which no count here describes.
         """
         decodes = at.inference == "decode"
         given = at.cached if decodes else at.length

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from flopcount.architectures import PerceiverAR
-from flopcount.laws import chinchilla_approach_1, chinchilla_approach_2
+from flopcount.isoflop.laws import chinchilla_approach_1, chinchilla_approach_2
 from flopcount.tables import paragraph, table
 
 if TYPE_CHECKING:

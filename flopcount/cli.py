@@ -35,7 +35,7 @@ from flopcount.devices import DEFAULT_DTYPE, given_device
 from flopcount.executed import Tiling
 from flopcount.extras import advice
 from flopcount.finetuning import FineTuning
-from flopcount.planning import HEAD_DIMS
+from flopcount.isoflop.plan import HEAD_DIMS
 from flopcount.tables import paragraph, shown, table
 from flopcount.terminal import any_encoding, whole_numbers, wrong_command
 
@@ -459,9 +459,9 @@ def compare(
         return
     if not training:
         raise ValueError("--no-training with --optimum: expected one of the two")
-    from flopcount.laws import read_law
-    from flopcount.optima import compare_optima
-    from flopcount.planning import LAWS
+    from flopcount.isoflop.laws import read_law
+    from flopcount.isoflop.plan import LAWS
+    from flopcount.isoflop.ways_to_count import compare_optima
 
     surface: Any = LAWS[law]() if law in LAWS else read_law(law)
     _print(compare_optima(model.build(), optimum, law=surface, part=part), json)
@@ -573,9 +573,9 @@ def plan(
         by_convention: Also print the FLOPs of every run at each level and by each convention.
         json: Print JSON.
     """
-    from flopcount.laws import read_law
-    from flopcount.planning import LAWS, budget_from_gpu_hours, throughput
-    from flopcount.planning import plan as plan_families
+    from flopcount.isoflop.laws import read_law
+    from flopcount.isoflop.plan import LAWS, budget_from_gpu_hours, throughput
+    from flopcount.isoflop.plan import plan as plan_families
 
     if bool(budgets) == bool(gpu_hours):
         raise ValueError("budgets, gpu_hours: expected one of the two")
@@ -702,7 +702,7 @@ def fit(
         predict: Budgets at which to predict N_opt, D_opt and the loss.
         json: Print JSON.
     """
-    from flopcount import fitting
+    import flopcount
 
     bootstrap: dict[str, Any] = dict(num_bootstrap=num_bootstrap, seed=seed)
     headings = dict(params=params, tokens=tokens, flops=flops, loss=loss)
@@ -723,10 +723,10 @@ def fit(
         beside = "without --num-bootstrap" if named == "--seed" else f"with --approach {approach}"
         raise ValueError(f"{named} {beside}: it would do nothing")
     if approach == "curves":
-        curves = fitting.read_curves(runs, run=run, where=_conditions(where), **headings)
-        fitted = fitting.fit_training_curves(curves, **bootstrap)
+        curves = flopcount.read_curves(runs, run=run, where=_conditions(where), **headings)
+        fitted = flopcount.fit_training_curves(curves, **bootstrap)
     else:
-        table_of_runs = fitting.read_runs(
+        table_of_runs = flopcount.read_runs(
             runs,
             budget=budget,
             drop_highest=drop_highest,
@@ -735,13 +735,13 @@ def fit(
             **headings,
         )
         if approach == "power-law":
-            fitted = fitting.fit_optima(table_of_runs, a=a, b=b, **bootstrap)
+            fitted = flopcount.fit_optima(table_of_runs, a=a, b=b, **bootstrap)
         elif approach == "profiles":
-            fitted = fitting.fit_isoflop_profiles(
+            fitted = flopcount.fit_isoflop_profiles(
                 table_of_runs, budgets=budgets or None, **bootstrap
             )
         else:
-            fitted = fitting.fit_surface(
+            fitted = flopcount.fit_surface(
                 table_of_runs, objective=objective, delta=delta, **bootstrap
             )
     if not json:

@@ -120,7 +120,7 @@ class Inputs:
     @property
     def num_layers(self) -> Size:
         """L."""
-        return sum((layer.number for layer in self.layers[1:]), start=self.layers[0].number)
+        return _sum(self, lambda layer: 1)
 
     @property
     def features(self) -> frozenset[str]:
@@ -186,10 +186,16 @@ class Convention:
         return tuple(sorted(features & {STACKS} if self.knows is None else features - self.knows))
 
 
-def _linear(inputs: Inputs) -> Size:
-    """FLOPs per token of a layer's projections and MLP of two products: 8d² + 4df, f = wd."""
+def _linear(inputs: Inputs) -> Any:
+    """FLOPs per token of projections and MLPs of two products: Σ over layers 8d² + 4df, f = wd."""
     d = inputs.num_channels
-    return 8 * d * d + 4 * d * inputs.layers[0].hidden_channels
+    return _sum(inputs, lambda layer: 8 * d * d + 4 * d * layer.hidden_channels)
+
+
+def _softmax(inputs: Inputs) -> Any:
+    """FLOPs per sequence of the softmax over the square: Σ over layers 3hn²."""
+    n = inputs.num_latents
+    return n * n * 3 * _sum(inputs, lambda layer: layer.num_heads)
 
 
 def article_self(inputs: Inputs) -> Terms:
@@ -201,7 +207,7 @@ def article_self(inputs: Inputs) -> Terms:
     n, d = s.num_latents, s.num_channels
     return (
         ("embedding", "embedding", n * 4 * d),
-        ("layers", "projections and MLP", n * s.num_layers * _linear(s)),
+        ("layers", "projections and MLP", n * _linear(s)),
         ("layers", "one attention product", n * s.num_layers * 2 * d * n),
         ("output", "logits", n * 2 * d * s.vocab_size),
     )
@@ -238,6 +244,12 @@ def article_update_code(m: int, n: int, d: int, h: int, keep: float) -> float:
     return (key_value + product + _double(3 * h * m) + product) * keep
 
 
+def _hybrid(inputs: Inputs) -> LayerInputs:
+    """The layer that attends to a prefix: the first."""
+    first, *_ = inputs.layers
+    return first
+
+
 def _per_token(
     inputs: Inputs, terms: Terms, code: Callable[[int, int, int, int, float], float]
 ) -> Terms:
@@ -263,7 +275,7 @@ def _per_token(
         except OverflowError:
             return exact
 
-    heads = s.layers[0].num_heads
+    heads = _hybrid(s).num_heads
     sizes = (whole, s.num_prefix, s.num_latents, s.num_channels, heads, inputs.kept_prefix)
     integer: Size
     if any(is_symbolic(size) for size in sizes):
@@ -301,9 +313,9 @@ def article_update_self(inputs: Inputs) -> Terms:
     s = inputs
     n, d = s.num_latents, s.num_channels
     return (
-        ("layers", "projections and MLP", n * s.num_layers * _linear(s)),
+        ("layers", "projections and MLP", n * _linear(s)),
         ("layers", "both attention products", n * s.num_layers * 4 * d * n),
-        ("layers", "softmax", n * s.num_layers * 3 * s.layers[0].num_heads * n),
+        ("layers", "softmax", _softmax(s)),
     )
 
 
@@ -314,7 +326,7 @@ def article_update_cross(inputs: Inputs) -> Terms:
     terms = (
         ("hybrid", "keys and values", kept * 4 * d * d),
         ("hybrid", "both attention products", kept * 4 * d * n),
-        ("hybrid", "softmax", kept * 3 * s.layers[0].num_heads * n),
+        ("hybrid", "softmax", kept * 3 * _hybrid(s).num_heads * n),
     )
     return _per_token(inputs, terms, article_update_code)
 
@@ -324,7 +336,7 @@ def kaplan_self(inputs: Inputs) -> Terms:
     s = inputs
     n, d = s.num_latents, s.num_channels
     return (
-        ("layers", "2 N without embeddings", n * s.num_layers * _linear(s)),
+        ("layers", "2 N without embeddings", n * _linear(s)),
         ("layers", "one attention product", n * 2 * s.num_layers * n * d),
     )
 
@@ -335,9 +347,9 @@ def chinchilla_self(inputs: Inputs) -> Terms:
     n, d = s.num_latents, s.num_channels
     return (
         ("layers", "attention projections", s.num_layers * 8 * n * d * d),
-        ("layers", "MLP", s.num_layers * 4 * n * d * s.layers[0].hidden_channels),
+        ("layers", "MLP", n * _sum(s, lambda layer: 4 * d * layer.hidden_channels)),
         ("layers", "both attention products", s.num_layers * 4 * n * n * d),
-        ("layers", "softmax", s.num_layers * 3 * s.layers[0].num_heads * n * n),
+        ("layers", "softmax", _softmax(s)),
     )
 
 
@@ -415,7 +427,7 @@ def megatron_self(inputs: Inputs) -> Terms:
     s = inputs
     n, d = s.num_latents, s.num_channels
     return (
-        ("layers", "projections and MLP", s.num_layers * n * _linear(s)),
+        ("layers", "projections and MLP", n * _linear(s)),
         ("layers", "both attention products", s.num_layers * 4 * n * n * d),
         ("output", "logits", 2 * n * d * s.vocab_size),
     )

@@ -366,7 +366,7 @@ class _Run:
                 yield _Seen(row)
             else:
                 entering = frozenset(filter(needed, row.reads))
-                weights = self._weights(row)
+                weights = _weights(row)
                 adapter: tuple[AnyRow, ...] = ()
                 changed: Step
                 if isinstance(row, Product):
@@ -389,13 +389,6 @@ class _Run:
                     needs[row.writes] = result
                 yield _Seen(changed, entering, result)
                 yield from self._seen(adapter[1:], needs, own, unfrozen, False)
-
-    @staticmethod
-    def _weights(row: Product | Work) -> tuple[WeightName, ...]:
-        if isinstance(row, Product):
-            return () if row.weight is None else (row.weight,)
-        operands = (operand for _, of in row.backward_parts or () for operand in of)
-        return tuple(operand for operand in operands if not isinstance(operand, str))
 
     def _trained(self, weight: WeightName, unfrozen: bool) -> bool:
         return weight in self.adapted or (unfrozen and self.tuned.trains(*weight))
@@ -472,7 +465,7 @@ class _Run:
                 written.add(getattr(one.row, "writes", None))
             steps = [seen[index] for index in indices]
             if self.tuned.checkpointing == "reentrant" and not entering:
-                self._refuse_lost(steps)
+                _refuse_lost(steps)
             needed = max(
                 (
                     place + (saved == "output")
@@ -487,17 +480,6 @@ class _Run:
                 row = dataclasses.replace(one.row, recomputed_by=again)
                 seen[index] = dataclasses.replace(one, row=row)
         return seen
-
-    @staticmethod
-    def _refuse_lost(steps: list[_Seen]) -> None:
-        for one in steps:
-            if one.result:
-                layer = getattr(one.row, "layer", "")
-                raise ValueError(
-                    f"checkpointing = 'reentrant' of layer {layer!r}, whose input needs no "
-                    "gradient: PyTorch would train nothing in it; expected 'non-reentrant', "
-                    "input_gradients=True, or a trained embedding"
-                )
 
     def _regions(self, seen: list[_Seen]) -> Iterator[list[int]]:
         """The steps of layers that are executed again together: all, or runs of those named.
@@ -524,6 +506,24 @@ class _Run:
                 run = []
         if run:
             yield run
+
+
+def _weights(row: Product | Work) -> tuple[WeightName, ...]:
+    if isinstance(row, Product):
+        return () if row.weight is None else (row.weight,)
+    operands = (operand for _, of in row.backward_parts or () for operand in of)
+    return tuple(operand for operand in operands if not isinstance(operand, str))
+
+
+def _refuse_lost(steps: list[_Seen]) -> None:
+    for one in steps:
+        if one.result:
+            layer = getattr(one.row, "layer", "")
+            raise ValueError(
+                f"checkpointing = 'reentrant' of layer {layer!r}, whose input needs no "
+                "gradient: PyTorch would train nothing in it; expected 'non-reentrant', "
+                "input_gradients=True, or a trained embedding"
+            )
 
 
 def linear_name(product: Product) -> WeightName | None:

@@ -343,8 +343,7 @@ class Inference(abc.ABC):
 
         """
         read = require_size("positions", positions)
-        at = self._pass_behind("decode", 0, batch_size, read, mla, num_latents, chunk=1)
-
+        at = self._pass_behind("decode", 0, batch_size, read, mla, num_latents)
         network = safe_for(self.network(at), lambda bound: add(row.elements for row in kept(bound)))
         return CacheCount(self, kept(network), at.batch, read)
 

@@ -77,6 +77,7 @@ def inputs_of(network: Network, params: ParameterCount, **prefix: Any) -> Inputs
     >>> layers.number, layers.num_key_heads, layers.head_dim, layers.gated, layers.window
     (3, 2, 2, True, 5)
     """
+    (first, _), *_ = network
     blocks = [block for _, of_pass in network for block in of_pass]
     groups: list[LayerInputs] = []
     predictions: Size = 0
@@ -95,14 +96,15 @@ def inputs_of(network: Network, params: ParameterCount, **prefix: Any) -> Inputs
     ]
     if not outputs:
         also.add("no output layer")
-    ends: Any = (outputs or tables)[0]
+    ends: Any
+    ends, *_ = outputs or tables
     width = ends.channels if ends.token_channels is None else ends.token_channels
     if differ(width, ends.channels):
         also.add(EMBEDDING)
     tied: Size = ends.vocab_size * width if isinstance(ends, Output) and ends.tied else 0
     groups = [dataclasses.replace(group, others=group.others | also) for group in groups]
     return Inputs(
-        num_latents=network[0][0].length,
+        num_latents=first.length,
         num_channels=ends.channels,
         vocab_size=ends.vocab_size,
         layers=tuple(together(groups)),

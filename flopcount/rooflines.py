@@ -129,7 +129,7 @@ class Roofline:
     @functools.cached_property
     def total(self) -> Bound:
         """All terms together, as if computing and moving bytes overlapped across them."""
-        first = self.terms[0]
+        first, *_ = self.terms
         sums = {
             name: sum(getattr(term, name) for term in self.terms)
             for name in ("flops", "weights", "cache", "activations")
@@ -339,10 +339,11 @@ def roofline(
         elif isinstance(row, Product) and row.times and row.M:
             flops = product_term(row, "causal", None, False, None).forward
             if row.weight is None:
-                # Queries in and what the heads give out; keys and values are the cache's.
-                side = row.times * row.M * row.K if row.term.endswith(("scores", "values")) else 0
-                add(row.layer, mixing(row.term), flops=flops,
-                    activations=side * widths["dtype"])  # fmt: skip
+                # Queries in and what the heads give out; keys and values are the cache's. What a
+                # scan reads can stay where its projections left it.
+                term = mixing(row.term)
+                side = 0 if term == "scan" else row.times * row.M * row.K
+                add(row.layer, term, flops=flops, activations=side * widths["dtype"])
                 continue
             tensor = tensors[row.weight]
             read = float(row.times // batch_size * row.N * row.K)

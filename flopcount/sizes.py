@@ -364,7 +364,7 @@ def kept_positions(num_prefix: Size, prefix_dropout: Any) -> Size:
     Raises:
         ValueError: If ``m * p`` cannot be computed as a float.
 
-    Source: the reference implementation of the model; see ``models.perceiver_ar``.
+    Source: the reference implementation of the model; see ``models.networks.perceiver_ar``.
 
     >>> kept_positions(1536, 0.5), kept_positions(5, 0.3)
     (768, 4)

@@ -29,14 +29,14 @@ from rich.progress import (
 from flopcount.extras import advice
 from flopcount.tables import table
 from models.configuration import read_config, read_fields
-from models.distributed import launched, launched_rank
-from models.generation import generate
-from models.kill_test import kill_test
-from models.presets import DEMO
-from models.report import fit_sweep, write_report
-from models.sweep import SweepConfig, plan_runs, run_sweep
-from models.throughput import rates_of, why_no_utilisation
-from models.training import (
+from models.networks.generation import generate
+from models.sweeps.kill_test import kill_test
+from models.sweeps.plan import SweepConfig, plan_runs
+from models.sweeps.presets import DEMO
+from models.sweeps.report import fit_sweep, write_report
+from models.sweeps.run import run_sweep
+from models.training.distributed import launched, launched_rank
+from models.training.run import (
     ModelConfig,
     TrainConfig,
     choose_device,
@@ -45,6 +45,7 @@ from models.training import (
     open_corpus,
     train,
 )
+from models.training.throughput import rates_of, why_no_utilisation
 
 _CONSOLE = Console(stderr=True)
 _Folder = tyro.conf.Positional[Path]

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from models.checkpoints import write_atomically
+from models.files import write_atomically
 from models.limits import check_fields
 
 _FILE = "config.json"

@@ -21,9 +21,9 @@ PATIENCE = 120
 SLEEPS = "import time; time.sleep(600)"
 SWEEP = """
 from pathlib import Path
-from models.data import CorpusConfig
-from models.sweep import SweepConfig, run_sweep
-from models.training import ModelConfig, Recipe
+from models.data.corpus import CorpusConfig
+from models.sweeps.run import SweepConfig, run_sweep
+from models.training.run import ModelConfig, Recipe
 Path("text.txt").write_text("and the quick brown fox; " * 400)
 Path("other.txt").write_text("jumps over the lazy dog; " * 400)
 run_sweep(SweepConfig(
@@ -38,7 +38,7 @@ PLACES = {  # source, and how many processes it has at least when all have been 
     "sweep": (SWEEP, 5),
     # the sweep, too; the one that is left alone is left out
     "kill test": (
-        "from pathlib import Path; from models import kill_test\n"
+        "from pathlib import Path; from models.sweeps import kill_test\n"
         "kill_test.run_sweep = lambda *_, **__: None\n"
         "kill_test.kill_test(Path('killed'), kills=50, sweep_share=0)",
         6,
@@ -47,36 +47,39 @@ PLACES = {  # source, and how many processes it has at least when all have been 
     "verification": ("from validate import verification; verification.record(2)", 4),
     "compilers": (
         "from validate.compiled_record import shipped_launches\n"
-        "from validate.compiled_code import compile_all\n"
+        "from validate.witnesses.compiled_code import compile_all\n"
         "compile_all(shipped_launches(), jobs=2)",
         4,
     ),
     "compile ahead": (
         "import time, torch; torch.cuda.is_available = lambda: True\n"
-        "from benchmarks import attention; attention._run_once = time.sleep\n"
-        "attention.compile_ahead([(600,), (600,)], 2)",
+        "from benchmarks.attention import timing; timing._run_once = time.sleep\n"
+        "timing.compile_ahead([(600,), (600,)], 2)",
         4,
     ),
     "tune": (
         "import time, torch; torch.cuda.is_available = lambda: True\n"
-        "from benchmarks import tune\n"
+        "from benchmarks.tiling import tune\n"
         "with tune._pool(2) as pool: list(pool.map(time.sleep, [600, 600]))",
         4,
     ),
     "random cases": (
-        "from benchmarks import soundness; soundness.check_random(1000, 200, jobs=2)",
+        "from benchmarks.attention import soundness; soundness.check_random(1000, 200, jobs=2)",
         4,
     ),
     # Ray's own: it ends a cluster that was started for a sweep
     "ray": (
-        "import time; from models import ray_sweep\nray_sweep.connect(num_cpus=1); time.sleep(600)",
+        "import time; from models.sweeps import ray\nray.connect(num_cpus=1); time.sleep(600)",
         6,
     ),
     # the guard, the tool's shell, and what it starts
-    "sanitizer": ("from benchmarks import soundness; soundness.check_sanitizer(['memcheck'])", 4),
+    "sanitizer": (
+        "from benchmarks.attention import soundness; soundness.check_sanitizer(['memcheck'])",
+        4,
+    ),
     "profiler": (
-        "from pathlib import Path; from benchmarks import profiler\n"
-        "profiler.profile('benchmarks.counters', [], Path('log'))",
+        "from pathlib import Path; from benchmarks.counters import profiler\n"
+        "profiler.profile('benchmarks', ['counters'], Path('log'))",
         4,
     ),
     "schedule": (
@@ -222,10 +225,10 @@ def test_what_has_not_begun_when_a_pool_fails_is_not_begun(tmp_path):
 STARTS = re.compile(r"subprocess\.(run|Popen|call|check_\w+)\(|ProcessPoolExecutor\(|get_context\(")
 ALLOWED = {
     "models/processes.py": "ends them with their parent",
-    "models/sweep.py": "its fork server's children call end_with_parent",
-    "models/kill_test.py": "its sweep calls end_with_parent",
+    "models/sweeps/local.py": "its fork server's children call end_with_parent",
+    "models/sweeps/kill_test.py": "its sweep calls end_with_parent",
     "models/provenance.py": "git answers at once",
-    "validate/compiled_code.py": "nvdisasm answers at once",
+    "validate/witnesses/compiled_code.py": "nvdisasm answers at once",
     "models/results.py": "nvidia-smi answers at once",
     "benchmarks/test_counter.py": "an import is timed",
 }

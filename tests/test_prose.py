@@ -36,7 +36,7 @@ def spoken(source: str) -> list[str]:
 
 def prose() -> list[Path]:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/**/*.md")]
-    templates = [*ROOT.glob("models/*.jinja"), ROOT / "Makefile", ROOT / "pyproject.toml"]
+    templates = [*ROOT.glob("models/**/*.jinja"), ROOT / "Makefile", ROOT / "pyproject.toml"]
     sources = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
     return sorted({*pages, *templates, *sources} - {Path(__file__)})
 

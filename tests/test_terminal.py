@@ -22,7 +22,7 @@ PROGRAMS = sorted(
     if re.search(r"^if __name__ == .__main__.:", path.read_text("utf-8"), re.MULTILINE)
 )
 HELPFUL = {
-    "benchmarks.issue", "validate.compiled_record", "validate.emulator",
+    "benchmarks", "validate.compiled_record", "validate.emulator",
     "validate.emulator.shipped", "validate.gallery", "validate.who_counts_what",
 }  # fmt: skip
 """Programs that can print their help without any package."""

@@ -66,8 +66,9 @@ def run(options: Options, sizes: list[str]) -> int:
         recorded = verification.write(options.processes, options.quick)
         survivors = [name for entry in recorded["mutation"].values() for name in entry["survivors"]]
         wrong = [v for v in recorded["verdicts"] if v["finding"] not in ("equal", "UNVERIFIED")]
-        print(verification.DOCS / "verification.md", *survivors, *wrong, sep="\n")
-        return 1 if survivors or wrong else 0
+        listed = recorded["no_mutants"]
+        print(verification.DOCS / "verification.md", *survivors, *listed, *wrong, sep="\n")
+        return 1 if survivors or listed or wrong else 0
     found = verdicts(options.quick, own, _tracked)
     print(to_json([dataclasses.asdict(v) for v in found]) if options.json else as_table(found))
     return 0 if all(v.holds or v.unverified for v in found) else 1

@@ -36,8 +36,8 @@ from flopcount.cli import main as command_line
 from flopcount.conventions import CONVENTIONS
 from flopcount.hf import FAMILIES
 from flopcount.inference import expected_tokens_per_round
-from flopcount.laws import CHINCHILLA_SURFACE, ScalingLaw
-from flopcount.planning import budget_from_gpu_hours
+from flopcount.isoflop.laws import CHINCHILLA_SURFACE, ScalingLaw
+from flopcount.isoflop.plan import budget_from_gpu_hours
 from flopcount.sizes import is_array, is_symbolic
 from flopcount.tables import table
 

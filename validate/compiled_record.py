@@ -29,14 +29,14 @@ from kernels.attention.tilings import (
     row_options,
     tuned_tilings,
 )
-from validate.compiled_code import (
+from validate.witnesses.compiled_code import (
     DTYPES,
     CompiledKernel,
     Launch,
     compile_launch,
     kernel_code,
 )
-from validate.processes import triton_processes
+from validate.witnesses.processes import triton_processes
 
 DOCS = Path(__file__).parent.parent / "docs"
 RECORD, PAGE = DOCS / "kernels.csv", DOCS / "kernels.md"

@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 import flopcount as fc
-from validate.published import PUBLISHED
+from validate.witnesses.hugging_face.published import PUBLISHED
 
 PAGE = Path(__file__).parent.parent / "docs" / "gallery.md"
 PLOT = "gallery/cost-of-context.svg"

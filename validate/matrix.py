@@ -1,8 +1,8 @@
 """The matrix formula × witness: every formula of the counter, and who confirms it.
 
-The counter's numbers are read here, and in :mod:`validate.families`, and nowhere else in the
-witnesses; each comparison joins them with what a witness saw, by term, and a disagreement names its
-term and its configuration.
+The counter's numbers are read here, and in :mod:`validate.witnesses.hugging_face.families`, and
+nowhere else in the witnesses; each comparison joins them with what a witness saw, by term, and a
+disagreement names its term and its configuration.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from hypothesis import HealthCheck, given, settings
 
 from flopcount.tables import shown, table
 from kernels.attention.flops import backward_flops, forward_flops
-from validate import (
+from validate import proof
+from validate.emulator import cases as emulator_cases
+from validate.witnesses import (
     compiled_code,
     configurations,
     elementwise_trace,
-    families,
     finetuning,
-    further_predictions,
     fused,
     fvcore_trace,
     generation,
     kernel_tally,
     mask_enumeration,
     networks,
-    proof,
     torch_counter,
 )
-from validate.emulator import cases as emulator_cases
-from validate.networks import Term
+from validate.witnesses.hugging_face import families, further_predictions
+from validate.witnesses.networks import Term
 
 if TYPE_CHECKING:
     from flopcount.architectures import Architecture

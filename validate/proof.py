@@ -16,8 +16,8 @@ import sympy
 import tyro
 
 from flopcount.architectures import ARCHITECTURES, Architecture
-from validate.networks import Term, term_of
-from validate.symbolic_trace import (
+from validate.witnesses.networks import Term, term_of
+from validate.witnesses.symbolic_trace import (
     DESCRIBED,
     SIZES,
     NotAProofError,

@@ -4,8 +4,8 @@
 found in ``docs/verification.json`` and writes the page from the record. The page is a function of
 the record and of what the code declares, so whether it is current can be told in seconds:
 :func:`stale` compares the record with formulas, witnesses, mutants and draws as they are, and with
-the code of every file on which a verdict depends. Comments, docstrings, tests and pages do not
-matter. A run that is interrupted leaves record and page as they were.
+the code of every file on which a verdict depends. Comments, docstrings, tests, pages and a file's
+place in the project do not matter. A run that is interrupted leaves record and page as they were.
 """
 
 from __future__ import annotations
@@ -25,17 +25,13 @@ import torch
 from flopcount.conventions import CONVENTIONS
 from kernels.attention.tilings import TUNED
 from models.processes import fresh_processes
-from validate import (
-    configurations,
-    elementwise_trace,
-    families,
-    matrix,
-    mutation,
-    proof,
-)
-from validate.mutants import mutants_of
-from validate.networks import head_dim, num_prefix
-from validate.source_code import code_of
+from validate import matrix, proof
+from validate.mutation import judging
+from validate.mutation.mutants import mutants_of
+from validate.witnesses import configurations, elementwise_trace
+from validate.witnesses.hugging_face import families
+from validate.witnesses.networks import head_dim, num_prefix
+from validate.witnesses.source_code import placeless
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -72,9 +68,11 @@ def mutants() -> dict[str, str]:
     """A digest of every module's mutants, by which a changed formula is told."""
     return {
         entry.target.module: hashlib.sha256(
-            "\n".join(mutant.name for mutant in mutants_of(entry.target)).encode()
+            "\n".join(
+                mutant.name.removeprefix(entry.target.module) for mutant in mutants_of(entry.target)
+            ).encode()
         ).hexdigest()[:16]
-        for entry in mutation.FORMULAS
+        for entry in judging.FORMULAS
     }
 
 
@@ -93,13 +91,13 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 
 
 def sources() -> dict[str, str]:
-    """A digest of the code of every file on which a verdict depends, by its path.
+    """A digest of the code of every file on which a verdict depends, and where the file is now.
 
     Those are the formulas that are changed, the matrix, and all of the project that they import:
     witnesses, networks and kernels, with the table of tilings that these read.
     """
-    formulas = [entry.target.module for entry in mutation.FORMULAS]
-    waiting = ["validate.matrix", "validate.mutation", *formulas]
+    formulas = [entry.target.module for entry in judging.FORMULAS]
+    waiting = ["validate.matrix", "validate.mutation.judging", *formulas]
     table = TUNED.relative_to(ROOT).as_posix()
     found = {table: hashlib.sha256(TUNED.read_bytes()).hexdigest()[:16]}
     while waiting:
@@ -109,7 +107,7 @@ def sources() -> dict[str, str]:
         if name in found or not path.is_file():
             continue
         source = path.read_text(encoding="utf-8")
-        found[name] = hashlib.sha256(code_of(source).encode()).hexdigest()[:16]
+        found[name] = hashlib.sha256(placeless(source).encode()).hexdigest()[:16]
         waiting += _imported(ast.parse(source))
     return dict(sorted(found.items()))
 
@@ -124,10 +122,11 @@ def expected(quick: bool) -> list[list[str]]:
     ]
 
 
-def judged(modules: list[str]) -> tuple[dict[str, Any], float]:
-    """What became of some modules' mutants, and how long it took."""
-    result = mutation.run(mutation.formulas_of(modules))
-    return result.to_dict(mutation.equivalent_mutants()), result.seconds
+def judged(modules: list[str]) -> tuple[dict[str, Any], list[str], float]:
+    """What became of some modules' mutants, which entries are stale, and how long it took."""
+    result = judging.run(judging.formulas_of(modules))
+    listed = judging.equivalent_mutants()
+    return result.to_dict(listed), result.stale(listed), result.seconds
 
 
 def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
         processes: How many checks, or modules' mutants, run at the same time.
         quick: As ``python -m validate --quick``; the mutants are judged all the same.
     """
-    modules = [entry.target.module for entry in mutation.FORMULAS]
+    modules = [entry.target.module for entry in judging.FORMULAS]
     shares = [modules[start::processes] for start in range(processes)]
     before = sources()
     found = []
@@ -153,7 +152,7 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
             )
         outcomes = [future.result() for future in mutated]
     found += matrix.unverified()
-    became = {name: entry for modules_of, _ in outcomes for name, entry in modules_of.items()}
+    became = {name: entry for modules_of, *_ in outcomes for name, entry in modules_of.items()}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -161,7 +160,8 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
         "verdicts": [vars(verdict) for verdict in found],
         "census": census(),
         "mutation": {name: became[name] for name in modules},
-        "mutation_seconds": round(sum(seconds for _, seconds in outcomes)),
+        "mutation_seconds": round(sum(seconds for *_, seconds in outcomes)),
+        "no_mutants": sorted(name for _, names, _ in outcomes for name in names),
         "mutants": mutants(),
         "sources": before,
     }
@@ -177,20 +177,27 @@ def current(quick: bool) -> dict[str, Any]:
     }
 
 
+def _changed(recorded: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Names whose content only one of two has; what lies elsewhere has not changed."""
+    new = {name for name, content in now.items() if content not in recorded.values()}
+    gone = {name for name, content in recorded.items() if content not in now.values()}
+    return sorted(new | gone)
+
+
 def stale(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What the record says differently from the code as it is now, by :func:`current`."""
     reasons = []
     names = [[entry["formula"], entry["witness"]] for entry in recorded["verdicts"]]
     if names != now["names"]:
         reasons.append("formulas or witnesses have changed")
-    for module in sorted({*now["mutants"], *recorded["mutants"]}):
-        if now["mutants"].get(module) != recorded["mutants"].get(module):
-            reasons.append(f"formulas of {module} have changed")
+    reasons += [
+        f"formulas of {name} have changed" for name in _changed(recorded["mutants"], now["mutants"])
+    ]
     if recorded["census"] != now["census"]:
         reasons.append("other configurations are drawn")
-    for name in sorted({*now["sources"], *recorded.get("sources", {})}):
-        if now["sources"].get(name) != recorded.get("sources", {}).get(name):
-            reasons.append(f"{name} has changed")
+    reasons += [
+        f"{name} has changed" for name in _changed(recorded.get("sources", {}), now["sources"])
+    ]
     return reasons
 
 
@@ -230,7 +237,7 @@ def _assumptions() -> str:
 
 
 def _mutation(recorded: dict[str, Any]) -> str:
-    kinds = list(mutation.JUDGES)
+    kinds = list(judging.JUDGES)
     modules = recorded["mutation"]
     rows = [
         [
@@ -246,7 +253,7 @@ def _mutation(recorded: dict[str, Any]) -> str:
     rows.append(["all", *(sum(column) for column in columns)])
     headings = ["module", "mutants", *(f"found by {kind}" for kind in kinds)]
     by_reason: dict[str, list[str]] = {}
-    for name, reason in mutation.equivalent_mutants().items():
+    for name, reason in judging.equivalent_mutants().items():
         by_reason.setdefault(reason, []).append(name)
     equivalent = "\n".join(
         f"- {reason}: {'; '.join(f'`{name}`' for name in names)}"

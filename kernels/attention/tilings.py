@@ -27,7 +27,7 @@ WIDEST_CUT = 96
 odd rows need it, wider ones spill registers or make products wait for each other."""
 WIDEST_END_APART = 128
 TUNED = Path(__file__).parent / "tuned.csv"
-"""The tilings that were measured to be fastest on a GPU: ``benchmarks.tune`` writes them."""
+"""The tilings that were measured to be fastest on a GPU: ``benchmarks tune`` writes them."""
 
 
 class Tiling(NamedTuple):
@@ -193,7 +193,7 @@ def row_options(head_dim: int) -> dict[str, int]:
 
 
 def tuned_tilings(path: Path = TUNED) -> dict[tuple[str, int, int], dict[int, Tiling]]:
-    """The tilings of a table that ``benchmarks.tune`` has written.
+    """The tilings of a table that ``benchmarks tune`` has written.
 
     Returns:
         By pass, bytes of an element and padded head dim: by keys, ascending, the tiling that was

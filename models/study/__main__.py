@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from flopcount.terminal import Parser
-from models.data import CorpusConfig
+from models.data.corpus import CorpusConfig
 from models.results import read_table
 from models.study.design import STUDIES, every_size, plan
 from models.study.running import Clock, Schedule, calibrate, plan_text, run

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import flopcount
-from models.step import Execution
-from models.sweep import SweepConfig, SweepRun, plan_runs
-from models.tokenizers import BYTE_VOCAB_SIZE, TokenizerName
-from models.training import ModelConfig, Recipe, TrainConfig
+from models.data.tokenizers import BYTE_VOCAB_SIZE, TokenizerName
+from models.sweeps.plan import SweepConfig, SweepRun, plan_runs
+from models.training.run import ModelConfig, Recipe, TrainConfig
+from models.training.step import Execution
 
 Row = dict[str, str]
 """Of ``runs.csv``."""

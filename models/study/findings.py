@@ -20,13 +20,14 @@ from scipy import stats
 import flopcount
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count
-from flopcount.fitting import Interval, Profile, ProfilesFit, SurfaceFit
-from flopcount.fitting.results import CONFIDENCE, interval
+from flopcount.isoflop.profiles import Profile, ProfilesFit
+from flopcount.isoflop.results import CONFIDENCE, Interval, interval
+from flopcount.isoflop.surface import SurfaceFit
 from models.results import read_table
 from models.study.design import PREDICTION, Planned, Row, Study, counter, off_rule, plan, sized
 from models.study.prediction import BOOTSTRAP, approaches, columns_of
-from models.throughput import measure
-from models.training import ModelConfig
+from models.training.run import ModelConfig
+from models.training.throughput import measure
 
 SURFACE = "3, variable-projection"
 """The fit whose optimum is recounted."""

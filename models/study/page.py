@@ -8,9 +8,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flopcount.fitting.results import interval_text
-from models.checkpoints import write_atomically
-from models.plots import plot_arms, plot_profiles, plot_times, short
+from flopcount.isoflop.results import interval_text
+from models.files import write_atomically
 from models.results import between_marks, markdown
 from models.study.design import (
     TRIALS,
@@ -27,6 +26,7 @@ from models.study.findings import (
     seeds,
 )
 from models.study.prediction import OUTCOME_HEADS, outcome
+from models.sweeps.plots import plot_arms, plot_profiles, plot_times, short
 
 ROOT = Path(__file__).parents[2]
 NONE_YET = "*No results yet.*\n"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import flopcount
-from flopcount.fitting import Runs
+from flopcount.isoflop.runs import Runs
 from models.results import environment, timestamp
 from models.study.design import (
     PREDICTION,

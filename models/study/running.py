@@ -14,14 +14,16 @@ from typing import Any
 import torch
 
 from flopcount.tables import table
-from models.data import Corpus, CorpusConfig, validation_windows
-from models.perceiver_ar import PerceiverAR
+from models.data.corpus import Corpus, CorpusConfig, validation_windows
+from models.networks.perceiver_ar import PerceiverAR
 from models.results import Table, environment, read_table, timestamp, write_environment
-from models.step import TrainStep
 from models.study.design import RUN_COLUMNS, Planned, causal_flops, model_name
-from models.sweep import DIVERGED, OneMachine, SweepRun, saved_steps
-from models.throughput import seconds_per_step
-from models.training import TrainConfig, choose_device, final_windows, open_corpus
+from models.sweeps.local import OneMachine
+from models.sweeps.placement import DIVERGED, saved_steps
+from models.sweeps.plan import SweepRun
+from models.training.run import TrainConfig, choose_device, final_windows, open_corpus
+from models.training.step import TrainStep
+from models.training.throughput import seconds_per_step
 
 CURVE_COLUMNS = (
     "run",

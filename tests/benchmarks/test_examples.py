@@ -10,16 +10,16 @@ import benchmarks
 
 MODULES = [
     module.name
-    for module in pkgutil.iter_modules(benchmarks.__path__)
-    if not module.name.startswith("test_")
+    for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")
+    if not module.name.split(".")[-1].startswith("test_")
 ]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    assert doctest.testmod(importlib.import_module(f"benchmarks.{name}")).failed == 0
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def test_there_are_examples():
-    module = importlib.import_module("benchmarks.tune")
+    module = importlib.import_module("benchmarks.tiling.tune")
     assert doctest.testmod(module).attempted >= 2

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import attention, soundness
-from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.attention import soundness, timing
+from benchmarks.attention.implementations import IMPLEMENTATIONS
+from benchmarks.attention.shapes import Shape
 from benchmarks.measurement import device
-from benchmarks.shapes import Shape
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,14 +18,14 @@ pytestmark = [
 @pytest.mark.parametrize("name", ["fused", "sdpa-flash", "flex", "eager"])
 def test_a_peer_is_right(name, shape):
     attend = IMPLEMENTATIONS[name].build(shape, device())
-    assert all(share <= 1 for share in attention.errors(attend, shape, backward=True).values())
+    assert all(share <= 1 for share in timing.errors(attend, shape, backward=True).values())
 
 
 @pytest.mark.parametrize("name", ["cudnn", "cudnn-split", "flash-split"])
 def test_a_peer_on_the_hybrid_layer_is_right(name):
     shape = Shape(2, 128, 64, 2, 73)
     attend = IMPLEMENTATIONS[name].build(shape, device())
-    assert all(share <= 1 for share in attention.errors(attend, shape, backward=True).values())
+    assert all(share <= 1 for share in timing.errors(attend, shape, backward=True).values())
 
 
 def test_drawn_shapes():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import schedule
+from benchmarks.__main__ import PROGRAMS, main
 from benchmarks.measurement import FINDING
 from benchmarks.schedule import Part
 
@@ -29,7 +30,9 @@ def test_every_command_is_understood(part, tiny, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
     with pytest.raises(KeyboardInterrupt):
-        importlib.import_module(words[0]).main([word.format(out="x") for word in words[1:]])
+        importlib.import_module(f"{words[0]}.__main__").main(
+            [word.format(out="x") for word in words[1:]]
+        )
     assert understood
 
 
@@ -37,18 +40,20 @@ def test_every_command_is_understood(part, tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "instead"),
     [
-        ("benchmarks.schedule", "--dry-run"),
-        ("benchmarks.attention --jobs 12", "--shapes tiny"),
-        ("benchmarks.block", "--tiny"),
-        ("benchmarks.training throughput", "--tiny"),
-        ("benchmarks.training curves", "--tiny"),
-        ("benchmarks.tune --jobs 12", "--tiny"),
+        ("benchmarks schedule", "--dry-run"),
+        ("benchmarks attention --jobs 12", "--shapes tiny"),
+        ("benchmarks block", "--tiny"),
+        ("benchmarks training throughput", "--tiny"),
+        ("benchmarks training curves", "--tiny"),
+        ("benchmarks tune --jobs 12", "--tiny"),
     ],
 )
 def test_what_needs_a_gpu_is_refused_at_once_without_one(words, instead, tmp_path, capsys):
     module, *arguments = words.split()
     with pytest.raises(SystemExit) as ended:
-        importlib.import_module(module).main([*arguments, "--out", str(tmp_path / "out")])
+        importlib.import_module(f"{module}.__main__").main(
+            [*arguments, "--out", str(tmp_path / "out")]
+        )
     assert ended.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"needs a CUDA GPU, and torch finds none; {instead} tries it" in error
@@ -148,3 +153,15 @@ def test_the_archive_holds_results_and_no_checkpoints(parts, tmp_path):
 def test_unknown_parts_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"parts must be of .*, got \['lunch'\]"):
         schedule.run(tmp_path, 1, ["probe", "lunch"])
+
+
+def test_the_one_command_line_knows_every_command(capsys):
+    for name, module in PROGRAMS.items():
+        assert callable(importlib.import_module(module).main), name
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in PROGRAMS)
+    with pytest.raises(SystemExit) as ended:
+        main(["atention"])
+    assert ended.value.code == 2
+    assert "did you mean 'attention'?" in capsys.readouterr().err

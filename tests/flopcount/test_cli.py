@@ -475,7 +475,7 @@ def test_devices(capsys):
         (["compare", *PERCEIVER, "--no-training", "--optimum", "1e18"], "expected one of the two"),
         (
             ["compare", *PERCEIVER, "--optimum", "1e18", "--law", "chinchilla-1"],
-            "expected a flopcount.laws.LossSurface",
+            "expected a flopcount.isoflop.laws.LossSurface",
         ),
         (["count", *PERCEIVER, "--dtype", "fp8"], "--dtype: expected one of --seconds"),
         (

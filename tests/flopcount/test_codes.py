@@ -167,12 +167,24 @@ def test_windows_as_each_code_takes_them():
     # no norms around blocks: 3·336 + 88 + 8.
     assert per_token("olmo-core", WINDOW) == 6 * 1104 + 3 * 246
     assert WINDOW.flops(convention="nanotron").lacks == ("windows",)
+    within, square = "both attention products within windows", "both attention products"
+    for name in ("torchtitan", "levanter"):
+        assert square in {term.term for term in LLAMA.flops(convention=name).terms}
+    assert within in {term.term for term in WINDOW.flops(convention="torchtitan").terms}
+    assert within in {term.term for term in WINDOW.flops(convention="levanter").terms}
     # A window that no position reaches is none.
-    whole = fc.Llama(
-        vocab_size=11, seq_len=3, num_channels=8, num_layers=3, num_heads=4,
-        num_key_value_heads=2, intermediate_size=6, window=3,
-    )  # fmt: skip
-    assert per_token("olmo-core", whole) == 6 * 1104 + 3 * (12 * 8 * 6 // 3)
+    for window in (3, 4):
+        whole = fc.Llama(
+            vocab_size=11, seq_len=3, num_channels=8, num_layers=3, num_heads=4,
+            num_key_value_heads=2, intermediate_size=6, window=window,
+        )  # fmt: skip
+        plain = fc.Llama(
+            vocab_size=11, seq_len=3, num_channels=8, num_layers=3, num_heads=4,
+            num_key_value_heads=2, intermediate_size=6,
+        )  # fmt: skip
+        assert per_token("olmo-core", whole) == 6 * 1104 + 3 * (12 * 8 * 6 // 3)
+        for name in ("torchtitan", "levanter", "olmo-core"):
+            assert per_token(name, whole) == per_token(name, plain)
 
 
 def test_heads_wider_than_the_model():
@@ -198,6 +210,14 @@ def test_heads_wider_than_the_model():
     assert per_token("nanotron", odd) == 3 * (240 + 224 + 160 + 360 + 220)
     # 3·(6·60 + 20·(10 + 2·2.5) + 200 + 4·7·10 + 3·7·4 + 220)
     assert per_token("levanter", odd) == 3 * (360 + 300 + 200 + 280 + 84 + 220)
+    # Terms are integers where they can be.
+    terms = odd.flops(convention="levanter").terms
+    assert {type(term.forward) for term in terms} == {int}
+    # litgpt's and nanotron's terms of a model whose heads have d / h have no correction.
+    for name in ("litgpt", "levanter", "nanotron"):
+        terms = {term.term for term in LLAMA.flops(convention=name).terms}
+        assert "heads of d / h channels" not in terms
+        assert "heads of d / h channels" in {t.term for t in wide.flops(convention=name).terms}
 
 
 # A dense layer and two of 6 experts, of which a token is routed to 2, with a shared one; gated.
@@ -224,6 +244,10 @@ def test_experts_as_each_code_takes_them():
     n = 7
     # 2d·f·k·3 and 2d·f_s·3 a layer, no router.
     megatron = forward("megatron-lm", EXPERTS)
+    assert set(megatron) == {
+        "attention projections", "both attention products, half the square", "routed experts",
+        "shared experts", "logits",
+    }  # fmt: skip
     assert megatron["routed experts"] == n * 2 * (2 * 8 * 6 * 2 * 3)
     assert megatron["shared experts"] == n * 2 * (2 * 8 * 5 * 3)
     assert megatron["attention projections"] == n * 2 * 2 * (8 * (8 + 2 * 4) + 64)
@@ -237,6 +261,10 @@ def test_experts_as_each_code_takes_them():
     levanter = sum(forward("levanter", EXPERTS).values())
     assert levanter == n * (1152 + 480 + 768 + 2 * 4 * 8 * 7 + 2 * 3 * 4 * 7 + 2 * 2 * 8 * 6 + 176)
     # 2(N active - embedding - norms around blocks) + 2 layers of 4hc·(n + 1)/2
+    assert set(forward("olmo-core", EXPERTS)) == {
+        "2 N of attention, MLP and output layer, active parameters",
+        "both attention products, admitted pairs",
+    }  # fmt: skip
     olmo = sum(forward("olmo-core", EXPERTS).values())
     assert olmo == n * (2 * (1512 - 88 - 32) + 2 * 2 * 8 * 8)
     # 6N and PaLM's take the parameters that a token uses, and say so.
@@ -281,11 +309,85 @@ def test_latents_and_predictions_as_megatron_lm_takes_them():
         160 + 7 * 36 + 24 + 160
     )
     assert forward("megatron-lm", other)["norms of latents"] == 7 * 3 * 2 * 7
+    # Layers without latents have no norms of them.
+    some = Inputs(**SIZES, layers=(latent, DENSE), num_params=1, num_active_params=1)
+    assert forward("megatron-lm", some)["norms of latents"] == 7 * 3 * 2 * 13
     # torchtitan's two contractions: 2h(c_qk + c_v)·n.
     assert forward("torchtitan", other)["both attention products"] == 7 * 3 * 2 * 4 * 10 * 7
     for name in ("litgpt", "levanter", "olmo-core", "nanotron"):
         assert "latent attention" in CONVENTIONS[name].lacks(other)
     assert "multi-token prediction" in CONVENTIONS["torchtitan"].lacks(one)
+
+
+def test_layers_of_different_widths_and_heads_are_added_up():
+    # One layer of 2 heads and f = 32, two of 4 heads and f = 16, four of 8 heads and f = 24.
+    layers = tuple(
+        LayerInputs(number=number, num_heads=h, num_key_heads=h, head_dim=8 // h,
+                    value_dim=8 // h, hidden_channels=f)
+        for number, h, f in ((1, 2, 32), (2, 4, 16), (4, 8, 24))
+    )  # fmt: skip
+    inputs = Inputs(**SIZES, layers=layers, num_params=1, num_active_params=1)
+    assert inputs.num_layers == 7
+    linear = 7 * 8 * 64 + 4 * 8 * (32 + 2 * 16 + 4 * 24)
+    softmax = 3 * 7 * (2 + 2 * 4 + 4 * 8)
+    # Per token, with 2dn a layer for one product of attention, 4dn for both, and 2dV = 176.
+    for name, flops in {
+        "kaplan": linear + 7 * 2 * 8 * 7,
+        "megatron": linear + 7 * 4 * 8 * 7 + 176,
+        "chinchilla": linear + 7 * 4 * 8 * 7 + softmax,
+        "article": 4 * 8 + linear + 7 * 2 * 8 * 7 + 176,
+        "article-update": linear + 7 * 4 * 8 * 7 + softmax,
+    }.items():
+        assert sum(forward(name, inputs).values()) == 7 * flops, name
+
+
+def test_the_plainest_layer():
+    # A head of one channel, and no MLP: queries, keys, values and output of d each, and a pair's
+    # two multiply-adds.
+    layer = LayerInputs(number=2)
+    inputs = Inputs(**SIZES, layers=(layer,), num_params=9, num_active_params=9)
+    assert inputs.features == {"a head dim other than d / h", "an MLP of another width than 4d",
+                               "an MLP of two products"}  # fmt: skip
+    assert forward("megatron-lm", inputs) == {
+        "attention projections": 7 * 2 * 2 * 4 * 8,
+        "both attention products, half the square": 7 * 2 * 2 * 7,
+        "MLP": 0,
+        "logits": 7 * 2 * 8 * 11,
+    }
+    # Without tables, positions, ties and norms N is all.
+    for name in ("palm", "torchtitan", "hf-trainer", "olmo-core"):
+        assert next(iter(forward(name, inputs).values())) == 7 * 2 * 9
+    # Routed to one expert, none is shared; 2 products of 8·3.
+    experts = LayerInputs(number=2, num_experts=5, hidden_channels=3)
+    inputs = Inputs(**SIZES, layers=(experts,), num_params=9, num_active_params=9)
+    megatron = forward("megatron-lm", inputs)
+    assert megatron["routed experts"] == 7 * 2 * 2 * 2 * 8 * 3
+    assert "shared experts" not in megatron
+    # Queries from d, a latent of 5 from d, whose norm counts, and a channel each for keys and
+    # values from that; what all heads share has none.
+    latent = LayerInputs(number=2, key_value_rank=5)
+    inputs = Inputs(**SIZES, layers=(latent,), num_params=9, num_active_params=9)
+    assert forward("megatron-lm", inputs)["attention projections"] == 7 * 2 * 2 * (
+        8 + 5 * (8 + 1 + 1) + 8
+    )
+
+
+def test_what_is_no_feature():
+    # Of latent attention, key heads and widths say nothing; experts may be 4d wide all the same.
+    latent = LayerInputs(number=1, num_heads=4, num_key_heads=2, head_dim=5, key_value_rank=7,
+                         hidden_channels=32, num_experts=3)  # fmt: skip
+    inputs = Inputs(**SIZES, layers=(latent,), num_params=1, num_active_params=1)
+    assert inputs.features == {
+        "latent attention", "experts", "an MLP of two products", "an MLP of another width than 4d",
+    }  # fmt: skip
+    dense = LayerInputs(number=1, **ATTENTION, hidden_channels=32)
+    several = np.array([0, 1])
+    inputs = Inputs(
+        **SIZES, layers=(dense,), num_params=1, num_active_params=1, num_predictions=several
+    )
+    assert inputs.features == {
+        "multi-token prediction", "grouped heads", "an MLP of two products"
+    }  # fmt: skip
 
 
 def test_a_gate_of_attention():
@@ -345,7 +447,7 @@ def test_what_is_read_of_a_network_with_no_output_layer_or_two_stacks():
         (), ("no output layer",)
     ]  # fmt: skip
     # 6N for each token has no meaning where another stack works on other tokens.
-    two = inputs_of(((at, ()), (at.at(length=9), blocks), (at, blocks)), GPT2.params())
+    two = inputs_of(((at, ()), (at.at(length=9), blocks), (at.at(length=5), blocks)), GPT2.params())
     assert two.num_latents == 1024
     assert {name for name in CONVENTIONS if not CONVENTIONS[name].lacks(two)} == set()
     assert CONVENTIONS["6n"].lacks(two) == ("a second stack of layers",)

@@ -13,7 +13,7 @@ from flopcount.count import add
 from flopcount.hf import FAMILIES
 from flopcount.operations import Pass, linear
 from flopcount.rows import Product, Work, on
-from validate.published import PUBLISHED
+from validate.witnesses.hugging_face.published import PUBLISHED
 
 # Four positions, two layers of 6 channels in two heads of 3, a vocabulary of 11, an MLP of 24.
 GPT2 = fc.Decoder(vocab_size=11, seq_len=4, num_channels=6, num_layers=2, num_heads=2)

@@ -6,7 +6,7 @@ from transformers import AutoConfig
 import flopcount as fc
 from flopcount.causal_lm import CausalLM
 from flopcount.mixture_lm import MixtureLM
-from validate import families, hf_experts, published
+from validate.witnesses.hugging_face import expert_configs, families, published
 
 TOTALS = {
     # All parameters, to the unit; then, in billions, what the source states of all, and of those
@@ -66,7 +66,7 @@ def test_a_file_holds_more_than_parameters():
     assert air.params().total + 46 * 128 + 2 * 151_552 * 4096 == 110_468_824_832
 
 
-@pytest.mark.parametrize("model_type", hf_experts.DRAWN)
+@pytest.mark.parametrize("model_type", expert_configs.DRAWN)
 def test_a_dict_an_object_and_its_dict_give_equal_models(model_type):
     name = {"kimi_k2": "deepseek_v3"}.get(model_type, model_type)
     for case in families.drawn(model_type, 12):

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoConfig
 
 import flopcount as fc
-from validate import families, hf_scans, published
+from validate.witnesses.hugging_face import families, published, scan_configs
 
 STATED = {
     # In billions what the source states, of all parameters and of those that a token uses, and how
@@ -28,7 +28,7 @@ def test_published_parameters(name):
         assert abs(found / 1e9 - float(figure)) < 10 ** -len(figure.partition(".")[2]), source
 
 
-@pytest.mark.parametrize("model_type", [name for name in hf_scans.DRAWN if "01" not in name])
+@pytest.mark.parametrize("model_type", [name for name in scan_configs.DRAWN if "01" not in name])
 def test_a_dict_an_object_and_its_dict_give_equal_models(model_type):
     for case in families.drawn(model_type, 12):
         fields = {key: value for key, value in case.config.items() if key != "model_type"}
@@ -40,5 +40,5 @@ def test_a_dict_an_object_and_its_dict_give_equal_models(model_type):
 
 def test_names_of_its_own_file_are_those_of_transformers():
     for case in families.drawn("minimax_text_01", 12):
-        translated = hf_scans.in_transformers_names(case.config) | {"model_type": "minimax"}
+        translated = scan_configs.in_transformers_names(case.config) | {"model_type": "minimax"}
         assert fc.from_hf(translated) == fc.from_hf(case.config), case

@@ -90,7 +90,13 @@ def test_decoding_by_hand():
     assert LLAMA.generate(3, 1).total == LLAMA.prefill(3).total
     assert str(whole).startswith("FLOPs of Llama, level causal, 3 tokens after 3, batch of 2")
     assert whole.to_dict()["request"] == "3 tokens after 3"
-    assert "behind 3" in str(LLAMA.decode(2, cached=3))
+    for count, request in (
+        (LLAMA.decode(2, cached=3), "decoding of 2 behind 3"),
+        (LLAMA.decode(2, cached=1), "decoding of 2 behind 1"),
+        (LLAMA.decode(2, cached=0), "decoding of 2"),
+        (LLAMA.prefill(2), "prefill of 2"),
+    ):
+        assert count.to_dict()["request"] == request
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
@@ -256,6 +262,23 @@ def test_published_caches():
     assert qwen.cache(1).bytes() == 327_680
 
 
+A_CACHE = """\
+Cache of Llama behind 3 positions, batch of 2
+ part    layer     name     elements
+─────────────────────────────────────
+ self    decoder   keys           72
+ self    decoder   values         72
+
+ total                           144
+288 bytes in bf16, 144 bytes in fp8, 72 bytes in int4"""
+
+
+def test_a_printed_cache():
+    kept = LLAMA.cache(3, batch_size=2)
+    assert str(kept) == A_CACHE
+    assert (kept.batch_size, kept.positions) == (2, 3)
+
+
 def test_bytes_of_a_cache():
     kept = LLAMA.cache(3)
     assert kept.elements == 72
@@ -324,6 +347,28 @@ def test_what_int64_does_not_hold_is_exact():
     assert int(counts[0].plus(*counts[1:]).total[1]) == 50 * alone
 
 
+@pytest.mark.parametrize("share", [3.5, 2.0])
+def test_sums_of_training_steps_are_exact_where_the_parts_still_fit(share):
+    # With recomputation a step is nearly four times its forward pass. As many are added that
+    # int64 holds the sum of 3.5 (2) of these four, and not all (not three).
+    forward = LLAMA.flops().forward
+    batches = np.array([1, 2**56 // forward])
+    step = LLAMA.flops(batch_size=batches, checkpointing="reentrant")
+    assert step.total.dtype == np.int64
+    number = int(2**63 / (share * 2**56))
+    steps = step.plus(*[step] * (number - 1))
+    one = LLAMA.flops(batch_size=int(batches[1]), checkpointing="reentrant")
+    assert (int(steps.total[1]), int(steps.with_recompute[1])) == (
+        number * one.total, number * one.with_recompute
+    )  # fmt: skip
+
+
+def test_terms_of_sums_have_the_products_of_both():
+    passes = LLAMA.prefill(3), LLAMA.decode(2, cached=3)
+    for term in (passes[0] + passes[1]).terms:
+        assert sum(row.flops for row in term.rows) == term.forward
+
+
 def test_only_counts_of_the_same_are_added():
     count = LLAMA.decode(2, cached=3)
     for other, name in (
@@ -372,6 +417,34 @@ def test_a_draft_by_its_passes():
         term.layer for term in counted.terms
     }
     assert "8 tokens after 7, 3 drafted a round" in str(counted)
+
+
+def test_a_round_with_nothing_left_to_propose():
+    draft = fc.CausalLM(**COMMON)
+    # Both of two are right, which makes three tokens; the last is the target's alone.
+    counted = GEMMA.generate(7, 4, draft=(draft, 2, [2, 0]))
+    assert counted.total == sum(count.total for count in (
+        draft.prefill(7), draft.decode(1, cached=7),
+        GEMMA.prefill(9, logits=3), GEMMA.prefill(1, cached=9),
+    ))  # fmt: skip
+    assert {term.layer for term in counted.terms if "draft" in term.layer} == {
+        f"draft {term.layer}" for term in draft.prefill(7).terms
+    }
+    # A single token is made without a draft, and one may be proposed at a time.
+    assert by_term(GEMMA.generate(7, 1, draft=(draft, 1, [0]))) == by_term(GEMMA.prefill(7))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, (LLAMA, 2, [0])), "new_tokens = 0: expected an integer >= 1"),
+        ((1, (LLAMA, 0, [0])), "tokens_per_round = 0: expected an integer >= 1"),
+    ],
+)
+def test_drafts_of_nothing_are_refused(arguments, message):
+    new_tokens, draft = arguments
+    with pytest.raises(ValueError, match=message):
+        GEMMA.generate(7, new_tokens, draft=draft)
 
 
 @pytest.mark.parametrize(
@@ -447,6 +520,32 @@ def test_what_is_refused(call, message):
         call()
 
 
+SYMBOL = sympy.Symbol("c", integer=True, positive=True)
+ARRAY = np.array([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (functools.partial(LLAMA.prefill, ARRAY, cached=SYMBOL), ("length", "cached")),
+        (functools.partial(LLAMA.prefill, SYMBOL, chunk=ARRAY), ("chunk", "length")),
+        (functools.partial(LLAMA.decode, SYMBOL, cached=3, batch_size=ARRAY), ("batch_size",
+                                                                              "length")),
+        (functools.partial(dataclasses.replace(LLAMA, vocab_size=SYMBOL).decode, ARRAY, cached=3),
+         ("length", "vocab_size")),
+        (functools.partial(PERCEIVER.prefill, ARRAY, num_latents=SYMBOL), ("length",
+                                                                          "num_latents")),
+        (functools.partial(dataclasses.replace(PERCEIVER, vocab_size=ARRAY).prefill, 5,
+                           num_latents=SYMBOL), ("vocab_size", "num_latents")),
+    ],
+)  # fmt: skip
+def test_arrays_beside_symbols_are_refused(call, names):
+    array, symbol = names
+    message = f"^{array} given as array and {symbol} as symbol: expected arrays or symbols"
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -455,7 +554,6 @@ def test_what_is_refused(call, message):
         functools.partial(LLAMA.prefill, 3, logits=None),
         functools.partial(LLAMA.prefill, 3, mla=3),
         functools.partial(LLAMA.decode, 3, cached="4"),
-        functools.partial(LLAMA.prefill, np.array([1, 2]), cached=sympy.Symbol("c")),
         functools.partial(LLAMA.generate, 3, 3, draft=("llama", 2, [2])),
         functools.partial(LLAMA.generate, 3, np.array([3, 4]), draft=(LLAMA, 2, [2])),
         functools.partial(LLAMA.generate, 3, 3, draft=LLAMA),
@@ -465,6 +563,15 @@ def test_what_is_refused(call, message):
 def test_what_has_the_wrong_type(call):
     with pytest.raises(TypeError, match=r".+"):
         call()
+
+
+def test_a_step_finds_keys_of_the_prefix_in_the_cache():
+    # Five positions of prefix, one latent before: four products of 8·8 and two of 8·32 in each of
+    # two layers, logits; two heads of 4 channels twice for 5 + 2 keys, then for 2.
+    step = PERCEIVER.decode(1, cached=6, num_latents=1)
+    layers = 2 * (4 * 64 + 2 * 256) + 2 * 2 * 4 * (5 + 2 + 2)
+    assert step.total == 2 * (layers + 8 * 11)
+    assert {term.term for term in step.cross_part.terms if term.forward} == {"scores", "values"}
 
 
 def test_no_seq_len_is_needed():

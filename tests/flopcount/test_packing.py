@@ -98,8 +98,13 @@ def test_by_hand():
     assert "documents of 8 positions, the rest is padding" in str(found)
     assert found.to_dict()["padding"] == Fraction(1, 5)
     assert "padding" not in whole.to_dict()
+    # Hidden pairs are multiplied all the same, in each of three sequences.
+    for documents in ([3, 5], {4: 6}):
+        dense = LLAMA.flops("dense", documents=documents, batch_size=3)
+        assert dense.total == LLAMA.flops("dense", batch_size=3).total
     both = found + whole
     assert (both.padding, both.filled) == (Fraction(1, 10), 18)
+    assert ((found + found).filled, (whole + whole).filled) == (16, None)
 
 
 def test_a_histogram_is_its_list():

@@ -5,11 +5,13 @@ import itertools
 import json
 import math
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import flopcount as fc
+from flopcount import rooflines
 from flopcount.cli import main
 from flopcount.mixture_lm import MixtureLM
 
@@ -25,6 +27,10 @@ LLAMA = fc.Llama(
 )  # fmt: skip
 EXPERTS = MixtureLM(vocab_size=11, num_channels=8, num_layers=2, num_heads=2, intermediate_size=10,
                     num_experts=4, experts_per_token=2, expert_size=3)  # fmt: skip
+
+
+T5 = fc.from_hf(dict(model_type="t5", vocab_size=9, d_model=8, num_layers=2, num_heads=2, d_kv=4,
+                     d_ff=6), 7)  # fmt: skip
 
 
 def terms(found):
@@ -54,6 +60,10 @@ def test_bytes_by_hand():
     assert found.total.bytes == sum(term.bytes for term in found.terms)
     assert found.weight_bytes == LLAMA.params().total
     assert found.cache_bytes == LLAMA.cache(5, batch_size=3).bytes("fp32")
+    assert fc.roofline(LLAMA, DEVICE, weights="bf16").weight_bytes == 2 * LLAMA.params().total
+    # Of a prompt of two, queries and what the heads give of both.
+    prompt = terms(fc.roofline(LLAMA, DEVICE, positions=2))
+    assert prompt["attention"].activations == 2 * 2 * 2 * 2 * 12
 
 
 def test_what_binds_and_how_long():
@@ -63,6 +73,9 @@ def test_what_binds_and_how_long():
     assert query.intensity == 1152 / moved
     # 1.152 s of computing, 6.24 s of moving bytes.
     assert (query.bound_by, query.seconds) == ("bandwidth", moved / 100)
+    tied = dataclasses.replace(query, flops=100, weights=10, cache=0, activations=0)
+    assert (tied.intensity, tied.bound_by, tied.seconds) == (10, "compute", 0.1)
+    assert dataclasses.replace(tied, weights=0).intensity == 0
     quick = dataclasses.replace(query, bandwidth=1e9)
     assert (quick.bound_by, quick.seconds) == ("compute", 1152 / 1000)
     found = fc.roofline(LLAMA, DEVICE, cached=4, batch_size=3)
@@ -83,6 +96,32 @@ def test_where_it_turns():
     turns = fc.roofline(LLAMA, slow).turns_at
     bound = {n: fc.roofline(LLAMA, slow, batch_size=n).total.bound_by for n in (turns - 1, turns)}
     assert bound == {turns - 1: "bandwidth", turns: "compute"}
+    # A cache to read in each sequence lets it turn later, and so do wider weights.
+    short = fc.roofline(LLAMA, slow, cached=3, weights="fp32")
+    assert short.turns_at > turns
+    bound = [
+        fc.roofline(LLAMA, slow, cached=3, weights="fp32", batch_size=n).total.bound_by
+        for n in (short.turns_at - 1, short.turns_at)
+    ]
+    assert bound == ["bandwidth", "compute"]
+    fast = dataclasses.replace(DEVICE, bandwidth=fc.Bandwidth(1e9, "stated here"))
+    assert fc.roofline(LLAMA, fast).turns_at == 1
+    # A bandwidth between those at which a batch of 2^20 and one less (more) turn.
+    total = fc.roofline(LLAMA, DEVICE).total
+
+    def bandwidth(batch):
+        moved = total.weights + batch * (total.cache + total.activations)
+        return total.peak * moved / (batch * total.flops)
+
+    for turn, found in ((2**20, 2**20), (2**20 + 1, None)):
+        between = (bandwidth(turn) + bandwidth(turn - 1)) / 2
+        device = dataclasses.replace(DEVICE, bandwidth=fc.Bandwidth(between, "stated here"))
+        assert fc.roofline(LLAMA, device).turns_at == found
+    # No further batch than the largest is looked at.
+    with mock.patch.object(rooflines, "LARGEST_BATCH", turns):
+        assert fc.roofline(LLAMA, slow).turns_at == turns
+    with mock.patch.object(rooflines, "LARGEST_BATCH", turns - 1):
+        assert fc.roofline(LLAMA, slow).turns_at is None
     # At ten FLOPs per byte a cache of keys shared by two heads never computes longer.
     long = fc.roofline(LLAMA, DEVICE, cached=10**6)
     assert long.turns_at is None
@@ -95,6 +134,15 @@ def test_experts_that_are_read():
     touched = [len(set().union(*chosen)) for chosen in itertools.product(choices, repeat=3)]
     assert fc.expected_experts(4, 2, 3) == Fraction(sum(touched), len(touched))
     assert (min(touched), max(touched)) == (2, 4)
+    # And of five.
+    choices = list(itertools.combinations(range(5), 2))
+    touched = [len(set().union(*chosen)) for chosen in itertools.product(choices, repeat=3)]
+    assert fc.expected_experts(5, 2, 3) == Fraction(sum(touched), len(touched))
+    of_five = dataclasses.replace(EXPERTS, num_experts=5, num_layers=3)
+    for options in (dict(batch_size=3), dict(positions=3)):
+        of = terms(fc.roofline(of_five, DEVICE, **options))
+        read = 2 * float(fc.expected_experts(5, 2, 3)) * 8 * 3
+        assert of["expert gate"].weights == pytest.approx(3 * read)
     of = terms(fc.roofline(EXPERTS, DEVICE, cached=4, batch_size=3))
     read = 2 * float(fc.expected_experts(4, 2, 3)) * 8 * 3
     assert of["expert gate"].weights == pytest.approx(2 * read)
@@ -122,6 +170,13 @@ def test_memory():
     assert fc.roofline(LLAMA, DEVICE).fits
     big = fc.roofline(LLAMA, DEVICE, cached=99)
     assert not big.fits
+    exactly = fc.Memory(int(big.weight_bytes + big.cache_bytes), "stated here")
+    for memory, fits in (
+        (exactly, True),
+        (fc.Memory(exactly.size_bytes - 1, "stated here"), False),
+    ):
+        device = dataclasses.replace(DEVICE, memory=memory)
+        assert fc.roofline(LLAMA, device, cached=99).fits == fits
     assert "MORE than the memory" in str(big)
     unknown = dataclasses.replace(DEVICE, memory=None)
     assert fc.roofline(LLAMA, unknown).fits is None
@@ -133,11 +188,38 @@ def test_states_of_scans_and_other_stacks_have_terms():
                             vocab_size=9))  # fmt: skip
     of = terms(fc.roofline(mamba, DEVICE, cached=5))
     assert of["scan"].cache == 2 * mamba.cache(6).elements
-    t5 = fc.from_hf(dict(model_type="t5", vocab_size=9, d_model=8, num_layers=2, num_heads=2,
-                         d_kv=4, d_ff=6), 7)  # fmt: skip
-    of = terms(fc.roofline(t5, DEVICE, cached=5))
+    assert of["scan"].activations == 0
+    of = terms(fc.roofline(T5, DEVICE, cached=5))
     assert of["cross attention"].cache == 2 * 2 * 7 * 2 * 8
     assert of["attention"].cache == 2 * 2 * 6 * 2 * 8
+
+
+def test_a_prompt_of_an_encoder_and_a_step_of_its_decoder():
+    # One position behind a cache is a step; the encoder and the keys of its output are done.
+    step = fc.roofline(T5, DEVICE, cached=5)
+    assert {term.layer for term in step.terms} == {"decoder", "output"}
+    assert "cross key" not in terms(step)
+    assert step.total.flops == T5.decode(1, cached=5).total
+    for positions in (1, 3):
+        prompt = fc.roofline(T5, DEVICE, positions=positions)
+        assert {term.layer for term in prompt.terms} == {"encoder", "decoder", "output"}
+        assert prompt.total.flops == T5.prefill(positions).total
+    with pytest.raises(ValueError, match="cached = 2 of an encoder's prompt"):
+        fc.roofline(T5, DEVICE, positions=3, cached=2)
+
+
+def test_as_plain_data():
+    found = fc.roofline(LLAMA, DEVICE, cached=4, batch_size=3, weights="int8", cache="fp32")
+    data = found.to_dict()
+    assert {name: data[name] for name in found.options} == dict(
+        cached=4, positions=1, batch_size=3, dtype="bf16", weights="int8", cache="fp32", mla=None
+    )
+    assert data["terms"][0] == {
+        "layer": "decoder", "term": "query", "flops": 1152, "weights": 192, "cache": 0,
+        "activations": 240, "peak": 1000.0, "bandwidth": 100.0, "intensity": 1152 / 432,
+        "seconds": 4.32, "bound": "bandwidth",
+    }  # fmt: skip
+    assert (data["device"], data["seconds"], data["fits"]) == ("mine", found.seconds, True)
 
 
 def test_printed_and_plotted(capsys, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 import flopcount as fc
 from flopcount.devices import DEVICES, TORCH_NAMES, find_device, given_device, require_utilisation
-from flopcount.planning import throughput
+from flopcount.isoflop.plan import throughput
 
 GPT2 = fc.Decoder(vocab_size=50304, seq_len=1024, num_channels=768, num_layers=12, num_heads=12)
 # Per token 72Ld² + 6Ld(n + 1) + 6dV, d = 768, L = 12, n = 1024, V = 50,304.

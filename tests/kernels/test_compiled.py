@@ -9,8 +9,8 @@ import triton.language as tl
 
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.preparation import launch_preparation
-from validate.compiled_code import compiling
-from validate.processes import triton_processes
+from validate.witnesses.compiled_code import compiling
+from validate.witnesses.processes import triton_processes
 
 
 @triton.jit

@@ -4,9 +4,9 @@ import sys
 import pytest
 import torch
 
-from models.data import CorpusConfig
-from models.sweep import SweepConfig
-from models.training import ModelConfig, Recipe, TrainConfig
+from models.data.corpus import CorpusConfig
+from models.sweeps.plan import SweepConfig
+from models.training.run import ModelConfig, Recipe, TrainConfig
 
 
 @pytest.fixture(autouse=True)

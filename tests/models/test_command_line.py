@@ -16,7 +16,7 @@ import pytest
 import flopcount.cli
 from models import __main__ as command_line
 from models.__main__ import main
-from models.checkpoints import steps_done
+from models.training.checkpoints import steps_done
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from models.__main__ import main
-from models.data import load_corpus
+from models.data.corpus import load_corpus
 from models.limits import Must, check_fields
-from models.sweep import SweepConfig, plan_runs, run_sweep
-from models.training import TrainConfig, train
+from models.sweeps.plan import SweepConfig, plan_runs
+from models.sweeps.run import run_sweep
+from models.training.run import TrainConfig, train
 
 
 def leaves(kind, path=()):

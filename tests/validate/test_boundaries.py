@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 import flopcount as fc
-from flopcount import comparison, finetuning, masks, planning, rows
+from flopcount import comparison, finetuning, masks, rows
+from flopcount.isoflop import plan
 from validate import boundaries
 
 
@@ -27,7 +28,7 @@ def test_a_wrong_plan_is_a_failure(monkeypatch):
     planned_runs = {"planned runs": boundaries.BOUNDARIES["planned runs"]}
     monkeypatch.setattr(boundaries, "BOUNDARIES", planned_runs)
     assert boundaries.run(calls=30).failures == []
-    original = planning.isoflop_runs
+    original = plan.isoflop_runs
 
     def one_step_more(*arguments, **options):
         runs = original(*arguments, **options)

@@ -7,8 +7,7 @@ import pytest
 
 import kernels.attention
 from kernels.attention.tilings import Tiling
-from validate import compiled_code, compiled_record
-from validate.compiled_code import DTYPES, Launch
+from validate import compiled_record
 from validate.compiled_record import (
     COLUMNS,
     NAMES,
@@ -23,6 +22,8 @@ from validate.compiled_record import (
     stale,
     summary,
 )
+from validate.witnesses import compiled_code
+from validate.witnesses.compiled_code import DTYPES, Launch
 
 ROWS = compiled_record.read()
 

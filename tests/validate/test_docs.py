@@ -7,8 +7,9 @@ import pytest
 
 import flopcount as fc
 from flopcount.conventions import CONVENTIONS
-from validate import gallery, matrix, mutation, proof, verification, who_counts_what
-from validate.source_code import code_of
+from validate import gallery, matrix, proof, verification, who_counts_what
+from validate.mutation import judging
+from validate.witnesses.source_code import code_of, placeless
 
 
 def test_who_counts_what_is_current():
@@ -121,6 +122,7 @@ def test_what_was_recorded_holds(recorded):
     verdicts = [matrix.Verdict(**entry) for entry in recorded["verdicts"]]
     assert all(verdict.holds or verdict.unverified for verdict in verdicts)
     assert not any(entry["survivors"] for entry in recorded["mutation"].values())
+    assert not recorded["no_mutants"]
     assert min(recorded["census"].values()) > 0
 
 
@@ -138,8 +140,8 @@ def test_changes_make_the_record_stale(recorded, fresh, now, monkeypatch):
     assert verification.stale(fresh, now | {"names": names}) == [
         "formulas or witnesses have changed"
     ]
-    fewer = mutation.Formulas(mutation.Target("flopcount.masks", ("Causal.pairs",)))
-    monkeypatch.setattr(mutation, "FORMULAS", (fewer, mutation.FORMULAS[2]))
+    fewer = judging.Formulas(judging.Target("flopcount.masks", ("Causal.pairs",)))
+    monkeypatch.setattr(judging, "FORMULAS", (fewer, judging.FORMULAS[2]))
     monkeypatch.setattr(verification, "DRAWN", 10)
     changed = {"mutants": verification.mutants(), "census": verification.census()}
     reasons = verification.stale(fresh, now | changed)
@@ -152,8 +154,8 @@ def test_changed_code_of_witnesses_networks_and_kernels_makes_it_stale(fresh, no
     sources = now["sources"]
     for name in (
         "flopcount/executed.py",
-        "validate/fvcore_trace.py",
-        "models/perceiver_ar.py",
+        "validate/witnesses/fvcore_trace.py",
+        "models/networks/perceiver_ar.py",
         "kernels/attention/forward.py",
         "kernels/attention/backward.py",
         "flopcount/hf/__init__.py",
@@ -163,7 +165,8 @@ def test_changed_code_of_witnesses_networks_and_kernels_makes_it_stale(fresh, no
         changed = now | {"sources": sources | {name: "another"}}
         assert verification.stale(fresh, changed) == [f"{name} has changed"]
     # None of these can alter what a witness sees.
-    assert not {"flopcount/cli.py", "models/training.py", "validate/boundaries.py"} & set(sources)
+    untouched = {"flopcount/cli.py", "models/training/run.py", "validate/boundaries.py"}
+    assert not untouched & set(sources)
 
 
 def test_what_cannot_alter_a_result_is_no_change():
@@ -171,6 +174,32 @@ def test_what_cannot_alter_a_result_is_no_change():
     plain = "def f(x):\n    return x + 1\n"
     assert code(plain) == code('def f(x):  # why\n\n    """What."""\n    return (x + 1)\n')
     assert code(plain) != code(plain.replace("1", "2"))
+
+
+def test_a_moved_file_is_no_change(fresh, now):
+    sources, mutants = now["sources"], now["mutants"]
+    moved = {f"elsewhere/{name}": content for name, content in sources.items()}
+    renamed = {f"elsewhere.{name}": content for name, content in mutants.items()}
+    assert verification.stale(fresh, now | {"sources": moved, "mutants": renamed}) == []
+    one = {**moved, "elsewhere/models/networks/perceiver_ar.py": "another"}
+    assert verification.stale(fresh, now | {"sources": one}) == [
+        "elsewhere/models/networks/perceiver_ar.py has changed",
+        "models/networks/perceiver_ar.py has changed",
+    ]
+
+
+def test_where_an_import_comes_from_is_no_change():
+    before = "import torch\nfrom models.here import MLP, Layer as Block\nfrom models import some\n"
+    after = (
+        "import torch\nfrom models.there import some\n"
+        "from models.there.blocks import Layer as Block\nfrom models.there.mlp import MLP\n"
+    )
+    assert placeless(before) == placeless(after) != placeless(before.replace("Block", "Layer"))
+    # Whose code it is does matter where it is not the project's.
+    assert placeless("from torch import exp") != placeless("from numpy import exp")
+    inside = "def f():\n    from models import some\n    return some.x\n"
+    assert placeless(inside) == placeless(inside.replace("models", "models.there"))
+    assert placeless(inside) != placeless(inside.replace("some.x", "some.y"))
 
 
 def test_an_interrupted_run_leaves_the_record_as_it_was(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from validate.emulator.counts import METRICS, METRICS_OF_FLOPS, count, sliced
 from validate.emulator.machine import Machine
 from validate.emulator.memory import GlobalMemory, MachineError
 from validate.emulator.safety import Safety, check
-from validate.processes import triton_processes
+from validate.witnesses.processes import triton_processes
 
 # Heads read in place; grouped, turned, with the prefix apart; products without tensor cores. The
 # matrix of validate runs many more: wide heads, which take a launch for each gradient, among them.

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 import flopcount as fc
 from flopcount import masks, rows
 from flopcount.architectures import ARCHITECTURES
-from models.blocks import SelfAttentionLayer
-from validate import configurations, elementwise_trace, matrix
+from models.networks.blocks import SelfAttentionLayer
+from validate import matrix
 from validate.__main__ import main
+from validate.witnesses import configurations, elementwise_trace
 
 OWN = [
     "--model", "perceiver-ar", "--vocab-size", "9", "--num-latents", "5", "--num-prefix", "4",

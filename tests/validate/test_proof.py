@@ -8,9 +8,10 @@ import torch
 
 from flopcount import masks, rows
 from flopcount.architectures import ARCHITECTURES
-from models.perceiver_ar import PerceiverAR
-from validate import proof, symbolic_trace
-from validate.symbolic_trace import HINTS, NotAProofError, check_assumptions, trace
+from models.networks.perceiver_ar import PerceiverAR
+from validate import proof
+from validate.witnesses import symbolic_trace
+from validate.witnesses.symbolic_trace import HINTS, NotAProofError, check_assumptions, trace
 
 TRAINING = proof.STEPS[0]
 

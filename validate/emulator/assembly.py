@@ -6,7 +6,7 @@ import dataclasses
 import re
 import struct
 
-from validate.compiled_code import disassembled
+from validate.witnesses.compiled_code import disassembled
 
 WORD = 4
 INSTRUCTION_BYTES = 16

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from kernels.attention.tilings import padded_head_dim
-from validate.compiled_code import product_lines
 from validate.emulator.counts import Counts, count
 from validate.emulator.launching import EmulatedLaunch, emulating
-from validate.processes import triton_processes
+from validate.witnesses.compiled_code import product_lines
+from validate.witnesses.processes import triton_processes
 
 STATISTICS_ROWS = 256
 """Statistics of rows are padded to a multiple of it."""
@@ -233,7 +233,7 @@ def differences(cases: Iterable[Case], jobs: int = 1) -> Iterator[tuple[Case, di
 def _formula(case: Case) -> dict[str, int]:
     import torch
 
-    from validate import kernel_tally
+    from validate.witnesses import kernel_tally
 
     shape = kernel_tally.AttentionShape(
         case.batch, case.queries, case.prefix, case.heads, case.key_heads, case.head_dim,

@@ -166,7 +166,7 @@ def emulating(run: Any = EmulatedLaunch.run) -> Iterator[None]:
     from triton.runtime.jit import JITFunction
 
     from kernels.attention import attention
-    from validate.compiled_code import _HopperWithoutDevice
+    from validate.witnesses.compiled_code import _HopperWithoutDevice
 
     if triton.knobs.runtime.interpret:
         raise RuntimeError("emulating needs a process without TRITON_INTERPRET")

@@ -15,7 +15,7 @@ from validate.emulator.cases import Case, counted, launched
 from validate.emulator.counts import METRICS, PIPE_OF, Counts
 from validate.emulator.launching import EmulatedLaunch
 from validate.emulator.safety import check as checked
-from validate.processes import triton_processes
+from validate.witnesses.processes import triton_processes
 
 
 def _tables(case: Case, backward: bool) -> tuple[str, str, str]:

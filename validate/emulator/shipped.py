@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from validate.compiled_code import DTYPES, KEY_HEADS, Launch
 from validate.compiled_record import shipped_launches
 from validate.emulator.cases import Case, difference, errors, seen
 from validate.emulator.launching import EmulatedLaunch
 from validate.emulator.safety import check
-from validate.processes import triton_processes
+from validate.witnesses.compiled_code import DTYPES, KEY_HEADS, Launch
+from validate.witnesses.processes import triton_processes
 
 QUERIES, PREFIX = 144, 80
 """Several tiles of every kernel, and one that is not whole; multiples of 16, as those of the

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from test_study import row_of, trials_of
 
-from flopcount.fitting import fit_isoflop_profiles, fit_surface, read_runs
+from flopcount.isoflop.profiles import fit_isoflop_profiles
+from flopcount.isoflop.runs import read_runs
+from flopcount.isoflop.surface import fit_surface
 from models.study import page
 from models.study.__main__ import main
 from models.study.design import CPU, Stage, plan

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from models.data import CorpusConfig
+from models.data.corpus import CorpusConfig
 from models.results import read_table
 from models.study import running
 from models.study.__main__ import main

@@ -1,0 +1,1 @@
+"""Hardware counters: what Nsight Compute counts, against what is computed."""

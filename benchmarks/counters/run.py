@@ -1,0 +1,352 @@
+"""Hardware counters against ``executed``: ``python -m benchmarks counters PART --out DIR``.
+
+Parts: ``probe`` says whether Nsight Compute is there and permitted; ``kernels`` profiles a GEMM
+whose count is known, then each kernel of each case once, and holds tensor-core operations against
+the formula; ``step`` profiles one whole training step of two of the article's models. ``workload``
+is what runs under the profiler.
+
+Each result is confirmed, or differs, or is not confirmed because something is missing. A missing
+counter is never taken for 0. The profiler's own output is kept beside each table.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import random
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from benchmarks.attention.implementations import IMPLEMENTATIONS
+from benchmarks.attention.shapes import ARTICLE_HEAD_DIMS, Shape
+from benchmarks.attention.timing import compile_ahead, draw
+from benchmarks.counters import profiler
+from benchmarks.counters.executed import executed_ops
+from benchmarks.counters.profiler import Kernel, ProfilerError, verdict
+from benchmarks.counters.steps import (
+    SEED_MODELS,
+    STEP_COLUMNS,
+    dispatched,
+    one_step,
+    seed_model,
+    step_rows,
+)
+from benchmarks.measurement import FINDING, device
+from flopcount.terminal import Parser
+from models.results import Table, environment, write_environment
+from validate.emulator import cases as emulator_cases
+from validate.witnesses.processes import triton_processes
+
+GEMM = (4096, 4096, 4096)
+"""M, N and K of the calibration: whole tiles for any kernel that a library may pick."""
+
+CASE_COLUMNS = (
+    "device",
+    "case",
+    "kernel",
+    "metric",
+    "executed",
+    "counted",
+    "difference",
+    "verdict",
+    *profiler.METRICS,
+)
+
+
+@triton.jit
+def case_marker(out, BLOCK: tl.constexpr):
+    """Stand between the kernels of one case and of the next."""
+    tl.store(out + tl.arange(0, BLOCK), 0.0)
+
+
+def mark() -> None:
+    """Launch the marker."""
+    case_marker[(1,)](torch.empty(16, device=device()), 16)
+
+
+def kernel_cases(drawn: int = 24, seed: int = 0) -> list[Shape]:
+    """The article's shapes on four sequences, and ``drawn`` with odd lengths and head dims."""
+    article = [
+        Shape(4, 512, prefix, 8, head_dim)
+        for prefix in (0, 768, 1792)
+        for head_dim in ARTICLE_HEAD_DIMS
+    ]
+    generator = random.Random(seed)
+    odd = [
+        Shape(
+            generator.randint(1, 3),
+            2 * generator.randint(0, 300) + 1,
+            generator.choice((0, 2 * generator.randint(0, 300) + 1)),
+            generator.randint(1, 4),
+            2 * generator.randint(0, 127) + 1,
+        )
+        for _ in range(drawn)
+    ]
+    return article + odd
+
+
+def between_markers(kernels: Iterable[Kernel], cases: int) -> list[list[Kernel]]:
+    """Kernels of each case: those that follow its marker.
+
+    Raises:
+        ProfilerError: if there are not as many markers as cases.
+    """
+    found: list[list[Kernel]] = []
+    for kernel in kernels:
+        if kernel.name == case_marker.fn.__name__:
+            found.append([])
+        elif found:
+            found[-1].append(kernel)
+    if len(found) != cases:
+        raise ProfilerError(f"the profile must hold {cases} cases, got {len(found)}")
+    return found
+
+
+def compared(
+    case: str, kernels: Iterable[Kernel], expected: dict[str, int], dtype: str
+) -> Iterator[dict[str, Any]]:
+    """Rows of a case: each kernel's operations, all its launches together, against the formula.
+
+    Kernels that the formula does not know (copies, fills) have to show no operations at all.
+    """
+    by_name: dict[str, list[Kernel]] = collections.defaultdict(list)
+    for kernel in kernels:
+        by_name[kernel.name].append(kernel)
+    for name in dict.fromkeys((*expected, *by_name)):
+        launches = by_name.get(name, [])
+        counts = [launch.tensor_ops(dtype) for launch in launches]
+        counted = None if not counts or None in counts else sum(c for c in counts if c is not None)
+        executed = expected.get(name, 0)
+        yield {
+            "case": case,
+            "kernel": name,
+            "metric": f"tensor ops {dtype}",
+            "executed": executed,
+            "counted": counted,
+            "difference": None if counted is None else counted - executed,
+            "verdict": verdict(executed, counted),
+            **{metric: _summed(launches, metric) for metric in profiler.METRICS},
+        }
+
+
+def emulated(
+    case: str, kernels: Iterable[Kernel], launches: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of a case: what the emulator counts in each kernel, beside the profiler's counter of it.
+
+    Args:
+        case: Its name.
+        kernels: As they were profiled.
+        launches: Name and metrics of each launch, by :func:`emulated_launches`.
+    """
+    by_name: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for launch in launches:
+        by_name[launch["name"]].update(launch["metrics"])
+    for name, metrics in by_name.items():
+        profiled = [kernel for kernel in kernels if kernel.name == name]
+        for metric, executed in metrics.items():
+            found = _summed(profiled, metric)
+            counted = None if isinstance(found, str) else found
+            yield {
+                "case": case,
+                "kernel": name,
+                "metric": metric,
+                "executed": executed,
+                "counted": counted,
+                "difference": None if counted is None else counted - executed,
+                "verdict": verdict(executed, counted),
+            }
+
+
+def emulated_launches(shape: Shape) -> list[dict[str, Any]]:
+    """Name and metrics of each launch of a forward and a backward pass; needs no GPU."""
+    case = emulator_cases.Case(
+        "bfloat16", shape.head_dim, shape.queries, shape.prefix, shape.heads, shape.heads,
+        batch=shape.batch,
+    )  # fmt: skip
+    return [
+        {"name": counts.code.name, "metrics": counts.metrics()}
+        for counts in emulator_cases.counted(case, distinct=False)
+    ]
+
+
+def _summed(kernels: Iterable[Kernel], metric: str) -> int | str:
+    counts = [kernel.counts.get(metric) for kernel in kernels]
+    return "missing" if not counts or None in counts else sum(c for c in counts if c is not None)
+
+
+def probe(out: Path) -> str:
+    """One line: whether counters can be read here; the GEMM's count where they can.
+
+    Raises:
+        ProfilerError: with the reason and the remaining command, if they cannot.
+    """
+    kernels = _profiled(["gemm"], out / "probe.ncu.csv")
+    counted = sum(kernel.tensor_ops("bfloat16") or 0 for kernel in kernels)
+    missing = sorted({name for name in profiler.METRICS if _summed(kernels, name) == "missing"})
+    return f"ncu works: {counted} bf16 operations in the GEMM; missing metrics: {missing or 'none'}"
+
+
+def _profiled(arguments: list[str], log: Path) -> list[Kernel]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return profiler.profile("benchmarks", ["counters", "workload", *arguments], log)
+
+
+def run_kernels(out: Path, drawn: int = 24, jobs: int = 0, emulate: int = 0) -> tuple[Path, bool]:
+    """Profile and compare all cases; whether every count of operations is confirmed.
+
+    ``jobs`` processes compile the kernels before the profiler's run needs them. In the first
+    ``emulate`` cases, all that the emulator counts is compared, too; its rows, of which the
+    emulator takes pipes and wavefronts from NVIDIA's descriptions, decide about nothing.
+    """
+    (out / "counters.csv").unlink(missing_ok=True)
+    table = Table(out / "counters.csv", CASE_COLUMNS, ("case", "kernel", "metric"))
+    write_environment(out, "counters")
+    origin = {"device": environment()["device"]}
+    shapes = kernel_cases(drawn)
+    rows: list[dict[str, Any]] = []
+    if jobs and shutil.which("ncu"):
+        compile_ahead([(shape, "fused", True) for shape in shapes], jobs)
+    try:
+        kernels = _profiled(["gemm", "kernels", "--drawn", str(drawn)], out / "kernels.ncu.csv")
+        gemm, *cases = between_markers(kernels, 1 + len(shapes))
+    except ProfilerError as error:
+        gemm, cases = [], [[] for _ in shapes]
+        print(f"not confirmed: {error}")
+    m, n, k = GEMM
+    (calibration,) = compared("GEMM", [_joined(gemm)], {"library GEMM": 2 * m * n * k}, "bfloat16")
+    rows.append(calibration)
+    for shape, found in zip(shapes, cases, strict=True):
+        rows += compared(str(shape), found, executed_ops(shape, 2), "bfloat16")
+    if calibration["verdict"] != "confirmed":
+        for row in rows[1:]:
+            row["verdict"] = f"not confirmed: the GEMM is {calibration['verdict']}"
+    confirmed = all(row["verdict"] == "confirmed" for row in rows)
+    with triton_processes(interpret=False) as pool:
+        launches = pool.map(emulated_launches, shapes[:emulate])
+        for shape, found, counted in zip(shapes, cases, launches, strict=False):
+            rows += emulated(str(shape), found, counted)
+    for row in rows:
+        table.add(**origin, **{name: "missing" if v is None else v for name, v in row.items()})
+    return table.path, confirmed
+
+
+def _joined(kernels: Iterable[Kernel]) -> Kernel:
+    """A library's product as one kernel, however many it launched: counts add up."""
+    kernels = list(kernels)
+    return Kernel(
+        "library GEMM",
+        {
+            name: None if isinstance(total := _summed(kernels, name), str) else total
+            for name in profiler.METRICS
+        },
+    )
+
+
+def run_step(
+    out: Path, names: Iterable[str], batch_size: int = 8, attention: str = "fused"
+) -> Path:
+    """Profile one training step of each model, and attribute its operations to the terms."""
+    (out / "step.csv").unlink(missing_ok=True)
+    table = Table(out / "step.csv", STEP_COLUMNS, ("model", "index"))
+    write_environment(out, "step", batch_size=batch_size, attention=attention)
+    for name in names:
+        model = seed_model(name)
+        arguments = ["step", "--model", name, "--batch-size", str(batch_size)]
+        log = out / f"step-{name}.ncu.csv"
+        try:
+            kernels = _profiled([*arguments, "--attention", attention], log)
+        except ProfilerError as error:
+            print(f"not confirmed: {error}")
+            continue
+        products = dispatched(*one_step(model, batch_size, attention))
+        for row in step_rows(name, model, products, kernels, batch_size):
+            table.add(device=environment()["device"], **row)
+    return table.path
+
+
+@contextlib.contextmanager
+def _profiler_on() -> Iterator[None]:
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()
+    yield
+    torch.cuda.synchronize()
+    torch.cuda.profiler.stop()
+
+
+def workload(parts: Iterable[str], drawn: int, model: str, batch_size: int, attention: str) -> None:
+    """What runs under the profiler: each part once before it starts, then once while it runs."""
+    calls: list[Callable[[], Any]] = []
+    for part in parts:
+        if part == "gemm":
+            m, n, k = GEMM
+            a = torch.randn(m, k, device=device(), dtype=torch.bfloat16)
+            b = torch.randn(k, n, device=device(), dtype=torch.bfloat16)
+            calls.append(lambda a=a, b=b: a @ b)
+        elif part == "kernels":
+            calls += [_attention_call(shape) for shape in kernel_cases(drawn)]
+        else:
+            calls.append(one_step(seed_model(model), batch_size, attention)[1])
+    mark()
+    for call in calls:
+        call()
+        with _profiler_on():
+            mark()
+            call()
+
+
+def _attention_call(shape: Shape) -> Callable[[], Any]:
+    attend = IMPLEMENTATIONS["fused"].build(shape, device())
+    q, k, v, grad = draw(shape)
+
+    def call() -> None:
+        torch.autograd.grad(attend(q, k, v), (q, k, v), grad)
+
+    return call
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = Parser(prog="python -m benchmarks counters", description=__doc__)
+    parts = parser.add_subparsers(dest="part", required=True)
+    for name in ("probe", "kernels", "step"):
+        part = parts.add_parser(name)
+        part.add_argument("--out", type=Path, required=True, help="folder of the results")
+        if name == "kernels":
+            part.add_argument("--drawn", type=int, default=24, help="drawn shapes, odd sizes")
+            part.add_argument("--jobs", type=int, default=0, help="processes that compile ahead")
+            part.add_argument("--emulate", type=int, default=0, help="cases to emulate beside")
+        if name == "step":
+            part.add_argument("--models", nargs="+", choices=[*SEED_MODELS, "tiny"], default=_TWO)
+            part.add_argument("--batch-size", type=int, default=8)
+            part.add_argument("--attention", default="fused")
+    inner = parts.add_parser("workload")
+    inner.add_argument("parts", nargs="+", choices=("gemm", "kernels", "step"))
+    inner.add_argument("--drawn", type=int, default=24)
+    inner.add_argument("--model", choices=[*SEED_MODELS, "tiny"], default=_TWO[0])
+    inner.add_argument("--batch-size", type=int, default=8)
+    inner.add_argument("--attention", default="fused")
+    given = parser.parse_args(arguments)
+    try:
+        if given.part == "probe":
+            print(probe(given.out))
+        elif given.part == "kernels":
+            path, confirmed = run_kernels(given.out, given.drawn, given.jobs, given.emulate)
+            print(path, "every row confirmed" if confirmed else "not every row is confirmed")
+            raise SystemExit(0 if confirmed else FINDING)
+        elif given.part == "step":
+            print(run_step(given.out, given.models, given.batch_size, given.attention))
+        else:
+            workload(given.parts, given.drawn, given.model, given.batch_size, given.attention)
+    except ProfilerError as error:
+        print(f"error: {error}")
+        raise SystemExit(FINDING) from None
+
+
+_TWO = ["728x13-V32000-m1536", "512x9-V262-m3584"]

@@ -1,0 +1,1 @@
+"""Reports: tables, plots and aims, from the CSVs of results."""

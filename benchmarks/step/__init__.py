@@ -1,0 +1,1 @@
+"""Blocks and whole training steps."""

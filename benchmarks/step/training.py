@@ -1,0 +1,278 @@
+"""Training steps of the article's models: ``python -m benchmarks training throughput | curves``.
+
+``throughput`` times whole steps (forward, backward, clipping, optimiser) of
+``models.training.step.TrainStep`` with each attention, compiled and not, and of a public Perceiver
+AR where it is installed. MFU is causal FLOPs over the rate of a large bf16 product, measured in the
+same run. ``curves`` trains the same model with the reference attention and with the fused one from
+the same seed, and with the reference once more in two micro-batches: the same mathematics rounded
+otherwise, which says how much of a difference is noise.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import flopcount as fc
+from benchmarks.attention.peers import shapes_of_model, with_attention
+from benchmarks.attention.timing import one_line, require_working_device
+from benchmarks.counters.steps import SEED_MODELS, TINY, seed_model
+from benchmarks.measurement import device, measure_ceilings, require_gpu
+from flopcount.terminal import Parser
+from models.data.corpus import CorpusConfig
+from models.networks.perceiver_ar import PerceiverAR
+from models.results import Table, environment, read_table, write_environment
+from models.training.run import ModelConfig, Recipe, TrainConfig, train
+from models.training.step import Execution, TrainStep
+from models.training.throughput import measure as rated
+from models.training.throughput import peak_device, seconds_per_step
+
+VARIANTS = {
+    "fused, compiled": ("fused", "default"),
+    "fused, graphs": ("fused", "reduce-overhead"),
+    "sdpa-flash, compiled": ("sdpa-flash", "default"),
+    "flex, compiled": ("flex", "default"),
+    "cudnn, compiled": ("cudnn", "default"),
+    "eager": ("reference", "off"),
+    "fused": ("fused", "off"),
+    "reference, compiled": ("reference", "default"),
+    "perceiver-ar-pytorch": ("public", "off"),
+}
+"""Attention and mode of compilation, the most telling first."""
+
+THROUGHPUT_COLUMNS = (
+    "device",
+    "model",
+    "batch_size",
+    "implementation",
+    "status",
+    "ms",
+    "tokens_per_second",
+    "mfu",
+    "hfu",
+    "matmul_flops_per_second",
+    "peak_memory_bytes",
+    "message",
+)
+CURVE_PATHS = {
+    "reference": ("reference", 1),
+    "fused": ("fused", 1),
+    "reference, rounded otherwise": ("reference", 2),
+}
+"""Attention, and micro-batches."""
+CURVE_COLUMNS = ("device", "path", "step", "train_loss", "validation_loss")
+Step = Callable[[], Any]
+
+
+def our_step(model: fc.PerceiverAR, batch_size: int, attention: str, compile_mode: str) -> Step:
+    """A step of our network and ``models.training.step.TrainStep`` on one random batch."""
+    name = with_attention(attention, shapes_of_model(model, batch_size))
+    torch.manual_seed(0)
+    network = PerceiverAR(**model.arguments(), attention=name).to(device())
+    mode = compile_mode if torch.cuda.is_available() else "off"
+    step = TrainStep(network, Execution(attention=name, compile=mode), gradient_clip=0.5)
+    inputs, targets = _batch(model, batch_size)
+    return lambda: step(inputs, targets, learning_rate=1e-4)
+
+
+def public_step(model: fc.PerceiverAR, batch_size: int) -> Step:
+    """The same for perceiver-ar-pytorch, at the sizes of ``model``, under autocast.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    package = importlib.import_module("perceiver_ar_pytorch")
+    torch.manual_seed(0)
+    network = package.PerceiverAR(
+        num_tokens=model.vocab_size,
+        dim=model.num_channels,
+        depth=model.num_layers - 1,
+        dim_head=model.num_channels // model.num_heads,
+        heads=model.num_heads,
+        max_seq_len=model.num_prefix + model.num_latents,
+        cross_attn_seq_len=model.num_prefix,
+        cross_attn_dropout=0.5,
+    ).to(device())
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
+    inputs, targets = _batch(model, batch_size)
+
+    def step() -> None:
+        with torch.autocast(device().type, torch.bfloat16, enabled=torch.cuda.is_available()):
+            logits = network(inputs)
+        nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _batch(model: fc.PerceiverAR, batch_size: int) -> tuple[Tensor, Tensor]:
+    length = model.num_prefix + model.num_latents
+    tokens = torch.randint(model.vocab_size, (batch_size, length + 1), device=device())
+    return tokens[:, :-1], tokens[:, -model.num_latents :]
+
+
+def throughput(
+    out: Path, models: dict[str, fc.PerceiverAR], variants: Iterable[str], batch_size: int
+) -> Path:
+    """Measure what ``throughput.csv`` under ``out`` does not have yet; returns its path."""
+    table = Table(
+        out / "throughput.csv", THROUGHPUT_COLUMNS, ("model", "batch_size", "implementation")
+    )
+    rate = measure_ceilings().matmul_flops_per_second
+    write_environment(out, "throughput", matmul_flops_per_second=rate)
+    for name, model in models.items():
+        for variant in variants:
+            key = {"model": name, "batch_size": batch_size, "implementation": variant}
+            if table.has(**key):
+                continue
+            row = {"device": environment()["device"], **key, "matmul_flops_per_second": rate}
+            row |= measure(model, variant, batch_size, rate)
+            table.add(**row)
+            print(*(row.get(column, "") for column in THROUGHPUT_COLUMNS[1:]))
+            torch.compiler.reset()
+            require_working_device()
+    return table.path
+
+
+def measure(model: fc.PerceiverAR, variant: str, batch_size: int, rate: float) -> dict[str, Any]:
+    """What one variant's row has beside its key."""
+    attention, compile_mode = VARIANTS[variant]
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        if attention == "public":
+            step = public_step(model, batch_size)
+        else:
+            step = our_step(model, batch_size, attention, compile_mode)
+        seconds = seconds_per_step(step)
+    except Exception as error:
+        require_working_device()
+        return {"status": "failed", "message": one_line(error)}
+    speed = rated(
+        model,
+        batch_size=batch_size,
+        attention=attention,
+        checkpointing=None,
+        device=peak_device(None, rate, "bf16"),
+        dtype="bf16",
+        num_devices=1,
+    )
+    row = speed.row(seconds)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else ""
+    return {
+        "status": "ok",
+        "ms": f"{1e3 * seconds:.6g}",
+        "tokens_per_second": f"{row['tokens_per_second']:.6g}",
+        "mfu": f"{row['mfu']:.4f}",
+        # What the peers' kernels execute is not known.
+        "hfu": f"{row['hfu']:.4f}" if attention in ("reference", "fused") else "",
+        "peak_memory_bytes": peak,
+    }
+
+
+def curves(
+    out: Path,
+    model: fc.PerceiverAR,
+    steps: int,
+    batch_size: int,
+    files: tuple[str, ...] = (),
+    points: int = 25,
+) -> Path:
+    """Train along each path, and write ``curves.csv``, ``curves.jsonl`` and ``curves.png``.
+
+    Runs live in ``out``/runs and resume; the corpus is ``files``, or without any the standard
+    library's sources.
+    """
+    sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(ModelConfig)}
+    rows: list[dict[str, Any]] = []
+    for path, (attention, micro_batches) in CURVE_PATHS.items():
+        config = TrainConfig(
+            model=ModelConfig(**sizes),
+            corpus=CorpusConfig(files=files, cache=out / "runs" / "corpus"),
+            recipe=Recipe(batch_size=batch_size),
+            steps=steps,
+            validations=min(points, steps),
+            validation_windows=16,
+            execution=Execution(
+                attention=attention,
+                micro_batches=micro_batches,
+            ),
+        )
+        for row in train(config, out / "runs" / path.replace(", ", "-").replace(" ", "-")):
+            rows.append({"device": environment()["device"], "path": path} | row)
+    with (out / "curves.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CURVE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_environment(out, "curves", **apart(read_table(out / "curves.csv")))
+    curves_plot(read_table(out / "curves.csv"), out / "curves.png")
+    return out / "curves.csv"
+
+
+def apart(rows: list[dict[str, str]]) -> dict[str, float]:
+    """Largest distance of each path's training loss from the reference's, in nats per token."""
+    by_path: dict[str, dict[str, float]] = {path: {} for path in CURVE_PATHS}
+    for row in rows:
+        by_path[row["path"]][row["step"]] = float(row["train_loss"])
+    reference = by_path.pop("reference")
+    return {
+        path: max(abs(loss - reference[step]) for step, loss in losses.items())
+        for path, losses in by_path.items()
+        if losses
+    }
+
+
+def curves_plot(rows: list[dict[str, str]], path: Path) -> None:
+    """Training losses of all paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(layout="constrained")
+    for name in CURVE_PATHS:
+        points = [(int(r["step"]), float(r["train_loss"])) for r in rows if r["path"] == name]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=name)
+    axis.set_xlabel("step")
+    axis.set_ylabel("training loss, nats per token")
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = Parser(prog="python -m benchmarks training", description=__doc__)
+    parts = parser.add_subparsers(dest="part", required=True)
+    for name in ("throughput", "curves"):
+        part = parts.add_parser(name)
+        part.add_argument("--out", type=Path, required=True, help="folder of the results")
+        part.add_argument("--batch-size", type=int, default=80)
+        part.add_argument("--tiny", action="store_true", help="a tiny model, to try the path")
+        part.add_argument("--models", nargs="+", choices=SEED_MODELS, default=list(SEED_MODELS))
+        if name == "throughput":
+            part.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+        else:
+            part.add_argument("--steps", type=int, default=500)
+            part.add_argument("--files", nargs="*", default=[], help="of the corpus")
+    given = parser.parse_args(arguments)
+    if not given.tiny:
+        require_gpu(parser, "--tiny")
+    models = {name: seed_model(name) for name in given.models}
+    if given.tiny:
+        models = {"tiny": TINY}
+    if given.part == "throughput":
+        print(throughput(given.out, models, given.variants, given.batch_size))
+    else:
+        model, files = next(iter(models.values())), tuple(given.files)
+        print(curves(given.out, model, given.steps, given.batch_size, files))

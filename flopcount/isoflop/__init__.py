@@ -1,0 +1,1 @@
+"""IsoFLOP: laws, the plan of a family of models, fits to its runs, and where its optima lie."""

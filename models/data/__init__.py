@@ -1,0 +1,1 @@
+"""Text: documents, their tokens, and windows of them."""

@@ -1,0 +1,1 @@
+"""The networks, as their papers draw them; they know nothing of what counts them."""

@@ -1,0 +1,1 @@
+"""IsoFLOP sweeps: plan, place and train the runs, and write the report."""

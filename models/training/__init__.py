@@ -1,0 +1,1 @@
+"""One training run, from a configuration to a loss."""

@@ -1,0 +1,1 @@
+"""Mutation: whether a wrong formula would be noticed. ``python -m validate.mutation``."""

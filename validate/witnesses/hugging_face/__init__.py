@@ -1,0 +1,1 @@
+"""Witness: networks that others wrote, those of transformers, family by family."""

@@ -265,7 +265,7 @@ class _Run:
 
     def stack(self, at: Pass, blocks: tuple[Any, ...]) -> Iterator[AnyRow]:
         """The rows of a block, or of groups of layers that take turns."""
-        carried = getattr(blocks[0], "carries", None)
+        carried, *_ = (getattr(block, "carries", None) for block in blocks)
         if carried is None:
             (block,) = blocks
             yield from self._block(at, block, self.needs, unfrozen=True)

@@ -176,11 +176,11 @@ def _product(
     columns: Size,
     depth: Size,
     mask: Mask,
-    value: str = "scan",
+    other: str = "scan",
 ) -> Iterator[AnyRow]:
     """Of every head and position, a row of ``columns`` entries, each a sum over ``depth``.
 
-    Both operands are made of ``value``, which is what the scan is made of but where said otherwise.
+    One operand is of the scan, and the other too unless another value is named.
     """
     yield Product(
         part=at.part,
@@ -192,8 +192,8 @@ def _product(
         K=depth,
         source=mask.source,
         mask=at.masked(mask),
-        reads=(value, value),
-        writes=value,
+        reads=("scan", other),
+        writes="scan",
     )
 
 
@@ -576,7 +576,7 @@ class Mamba1:
         reason = "forward: one product; backward: times the decay, and the decay's own gradient"
         yield from _per_head(at, "state decay", (e, state), 1, 2, reason)
         yield from _product(at, "scan update", e, 1, state, Steps())
-        yield from _product(at, "scan read", e, 1, state, Steps())
+        yield from _product(at, "scan read", e, 1, state, Steps(), "C")
         yield from _skip(at, e)
         yield from _parameters(at, "skip", e)
         yield from _gate(at, e, "silu gate", ACTIVATIONS["silu"])

@@ -8,11 +8,23 @@ import sympy
 
 import flopcount as fc
 from flopcount import finetuning
-from flopcount.blocks import MLP, Attention, Layers, Norm, Output, Parallel, Residual
-from flopcount.count import add
+from flopcount.blocks import (
+    MLP,
+    Attention,
+    Embedding,
+    Layers,
+    Norm,
+    Output,
+    Parallel,
+    Residual,
+    Rotary,
+)
+from flopcount.experts import MixtureOfExperts, Router
 from flopcount.hf import FAMILIES
+from flopcount.latent import LatentAttention
 from flopcount.operations import Pass, linear
-from flopcount.rows import Product, Work, on
+from flopcount.recurrent import GatedDeltaNet, LightningAttention, Mamba1, Mamba2
+from flopcount.rows import Product, Tensor, Work, on
 from validate.witnesses.hugging_face.published import PUBLISHED
 
 # Four positions, two layers of 6 channels in two heads of 3, a vocabulary of 11, an MLP of 24.
@@ -99,14 +111,7 @@ def test_everything_trained_of_every_family():
             )
             assert model.params(fc.FineTuning(trainable="*")).trainable == model.params().total
             none = model.flops(tuning=fc.FineTuning(), **options)
-            assert (none.backward, none.recompute, none.elementwise.backward) == (
-                0,
-                0,
-                4
-                * (
-                    add(t.elements for t in none.elementwise.terms if t.term == "cross-entropy") * 0
-                ),
-            )
+            assert (none.backward, none.recompute, none.elementwise.backward) == (0, 0, 0)
 
 
 def test_nothing_trained_costs_a_forward_pass():
@@ -474,6 +479,16 @@ def test_branches_side_by_side():
     assert [(row.times, row.gradients) for row in rows if row.term == "out"] == [(1, 0), (1, 1)]
 
 
+def test_what_the_embedding_gives():
+    def gives(**options):
+        run = finetuning._Run(finetuning.Tuned(lambda layer, name: False, **options), {})
+        assert list(run.stack(Pass(1, 3), (Embedding(8, 9),)))
+        return run.needs["x"]
+
+    assert not gives()
+    assert gives(input_gradients=True)
+
+
 def test_rows_of_another_value():
     (row,) = on("other", [next(iter(linear(Pass(1, 2), "linear", 3, 4)))])
     assert (row.reads, row.writes) == (("other",), "other")
@@ -592,3 +607,237 @@ def test_a_residual_keeps_its_input():
     (added,) = (row for row in rows if getattr(row, "term", "") == "mlp residual")
     # Of its two operands the branch alone needs a gradient: nothing is added.
     assert added.backward_cost == 0
+
+
+def backward_of(block, *trained, needs=()):
+    """By term, products or cost per element backward, of a block with a few tensors trained."""
+    tuned = finetuning.Tuned(lambda layer, name: name in trained)
+    run = finetuning._Run(tuned, {})
+    run.needs |= dict.fromkeys(needs, True)
+    rows = run.stack(Pass(1, 3), (block,))
+    return {
+        row.term: row.gradients if isinstance(row, Product) else row.backward_cost
+        for row in rows
+        if isinstance(row, Product | Work) and (isinstance(row, Product) or row.backward_cost)
+    }
+
+
+MAMBA_1 = Mamba1(8, 6, 4, 3, 2, bias=False, convolution_bias=True)
+MAMBA_2 = Mamba2(8, 2, 3, 4, 1, 2, 5, bias=False, convolution_bias=True)
+DELTA = GatedDeltaNet(8, 1, 2, 3, 4, 2, 5)
+LIGHTNING = LightningAttention(8, 2, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("block", "trained", "expected"),
+    [
+        # The projections before the step size have no gradient, its own weight has one. Of the step
+        # size all but the bias' sum, of the decay all but the rate's, of what enters the state the
+        # step size's; the skipped x and the gate have none.
+        (MAMBA_1, "step", {"in": 0, "step state": 0, "step": 1, "step size": 4, "decay": 3,
+                           "step input": 2, "state decay": 2, "scan update": 2, "scan read": 1,
+                           "silu gate product": 1, "out": 1}),
+        (MAMBA_1, "step size bias", {"in": 0, "step state": 0, "step": 0, "step size": 5,
+                                     "decay": 3, "step input": 2, "state decay": 2,
+                                     "scan update": 2, "scan read": 1, "silu gate product": 1,
+                                     "out": 1}),
+        (MAMBA_1, "decay rate", {"in": 0, "step state": 0, "step": 0, "decay": 3, "state decay": 2,
+                                 "scan update": 2, "scan read": 1, "silu gate product": 1,
+                                 "out": 1}),
+        (MAMBA_1, "skip", {"in": 0, "step state": 0, "step": 0, "scan update": 0, "scan read": 0,
+                           "skip": 2, "silu gate product": 1, "out": 1}),
+        # What the convolution gives is read by the projection of the state, and skipped.
+        (MAMBA_1, "convolution bias", {
+            "in": 0, "convolution bias": 1, "convolution silu": 8, "step state": 1,
+            "convolution output gradients": 1, "step norm": 7, "B norm": 7, "C norm": 7,
+            "step": 1, "step size": 4, "decay": 3, "step input": 3, "state decay": 2,
+            "scan update": 2, "scan read": 2, "skip": 2, "silu gate product": 1, "out": 1,
+        }),
+        (MAMBA_1, "convolution", {
+            "in": 0, "convolution": 2, "convolution silu": 8, "step state": 1,
+            "convolution output gradients": 1, "step norm": 7, "B norm": 7, "C norm": 7,
+            "step": 1, "step size": 4, "decay": 3, "step input": 3, "state decay": 2,
+            "scan update": 2, "scan read": 2, "skip": 2, "silu gate product": 1, "out": 1,
+        }),
+        # Scores within a chunk know no decay; what follows does.
+        (MAMBA_2, "decay rate", {"in": 0, "decay": 3, "chunk scores": 0, "chunk values": 2,
+                                 "state decay": 3, "scan update": 2, "chunk states": 2,
+                                 "scan read": 2, "silu gate product": 1, "scan norm": 7, "out": 1}),
+        (MAMBA_2, "skip", {"in": 0, "chunk scores": 0, "chunk values": 0, "scan update": 0,
+                           "chunk states": 0, "scan read": 0, "skip": 2, "silu gate product": 1,
+                           "scan norm": 7, "out": 1}),
+        (MAMBA_2, "in", {
+            "in": 1, "convolution": 2, "convolution silu": 8, "step size": 4, "decay": 3,
+            "step input": 3, "chunk scores": 2, "chunk values": 2, "state decay": 3,
+            "scan update": 2, "chunk states": 2, "scan read": 2, "skip": 2, "silu gate": 8,
+            "silu gate product": 2, "scan norm": 7, "out": 1,
+        }),
+        (DELTA, "beta decay", {
+            "query key value gate": 0, "beta decay": 1, "beta": 3, "decay": 6, "chunk keys": 0,
+            "chunk scores": 0, "chunk value system": 2, "chunk key system": 2, "state decay": 3,
+            "scan recall": 2, "delta": 3, "scan read": 2, "chunk values": 2, "scan update": 2,
+            "scan norm": 7, "silu gate product": 1, "out": 1,
+        }),
+        (DELTA, "decay rate", {
+            "query key value gate": 0, "beta decay": 0, "decay": 3, "chunk keys": 0,
+            "chunk scores": 0, "chunk value system": 2, "chunk key system": 2, "state decay": 3,
+            "scan recall": 2, "delta": 3, "scan read": 2, "chunk values": 2, "scan update": 2,
+            "scan norm": 7, "silu gate product": 1, "out": 1,
+        }),
+        (DELTA, "decay bias", {
+            "query key value gate": 0, "beta decay": 0, "decay": 7, "chunk keys": 0,
+            "chunk scores": 0, "chunk value system": 2, "chunk key system": 2, "state decay": 3,
+            "scan recall": 2, "delta": 3, "scan read": 2, "chunk values": 2, "scan update": 2,
+            "scan norm": 7, "silu gate product": 1, "out": 1,
+        }),
+        (DELTA, "query key value gate", {
+            "query key value gate": 1, "beta decay": 0, "convolution": 2, "convolution silu": 8,
+            "query key norm": 6, "query scale": 1, "chunk keys": 2, "chunk scores": 2,
+            "chunk value system": 2, "chunk key system": 2, "state decay": 3, "scan recall": 2,
+            "delta": 3, "scan read": 2, "chunk values": 2, "scan update": 2, "scan norm": 7,
+            "silu gate": 8, "silu gate product": 2, "out": 1,
+        }),
+        (LIGHTNING, "output gate", {
+            "query key value": 0, "chunk scores": 0, "chunk values": 0, "scan read": 0,
+            "scan update": 0, "output gate": 1, "sigmoid gate": 3, "sigmoid gate product": 1,
+            "out": 1,
+        }),
+        (LIGHTNING, "query key value", {
+            "query key value": 1, "query key value activation": 8, "chunk scores": 2,
+            "chunk values": 2, "scan read": 2, "scan update": 2, "state decay": 1, "scan norm": 7,
+            "output gate": 0, "sigmoid gate product": 1, "out": 1,
+        }),
+    ],
+)  # fmt: skip
+def test_parts_of_scans(block, trained, expected):
+    assert backward_of(block, trained) == expected
+
+
+@pytest.mark.parametrize("block", [MAMBA_1, MAMBA_2, DELTA, LIGHTNING])
+def test_all_parts_are_what_an_operation_costs(block):
+    names = [row.name for row in block.rows(Pass(1, 3)) if isinstance(row, Tensor)]
+    names += [f"{name} bias" for name in names]
+    plain = {
+        row.term: row.gradients if isinstance(row, Product) else row.backward_cost
+        for row in block.rows(Pass(1, 3))
+        if isinstance(row, Product | Work)
+    }
+    assert backward_of(block, *names, needs=["x"]) == {n: cost for n, cost in plain.items() if cost}
+
+
+def test_parts_of_a_mixture():
+    experts = MixtureOfExperts(8, 4, 2, MLP(8, 6), Router(), MLP(8, 5), shared_gate=True)
+    # Of the router only its weight, of the experts' weights their own gradient alone.
+    assert backward_of(experts, "router") == {
+        "router": 1, "router softmax": 4, "expert up": 0, "expert down": 0, "expert weights": 2,
+        "shared expert up": 0, "shared expert down": 0, "shared gate": 0,
+    }  # fmt: skip
+    assert backward_of(experts, "shared gate") == {
+        "router": 0, "expert up": 0, "expert down": 0, "shared expert up": 0,
+        "shared expert down": 0, "shared gate": 1, "shared gate sigmoid": 3,
+        "shared gate product": 2,
+    }  # fmt: skip
+    assert backward_of(experts, "expert up", "shared expert down") == {
+        "router": 0, "expert up": 1, "expert gelu": 11, "expert down": 1, "expert weights": 1,
+        "shared expert up": 0, "shared expert down": 1, "shared gate": 0, "shared gate product": 1,
+    }  # fmt: skip
+
+
+def test_parts_of_latent_attention():
+    latent = LatentAttention(8, 2, None, 5, 3, 2, 4)
+    # The norm is not of the channels that turn.
+    assert backward_of(latent, "key-value norm") == {
+        "query": 0, "key-value down": 0, "key-value norm": 3, "key-value up": 1, "scores": 1,
+        "softmax": 4, "values": 2, "out": 1,
+    }  # fmt: skip
+    queries = LatentAttention(8, 2, 6, 5, 3, 2, 4)
+    assert backward_of(queries, "query down") == {
+        "query down": 1, "query norm": 7, "query up": 1, "key-value down": 0, "key-value up": 0,
+        "rotary query": 3, "query scale": 1, "scores": 1, "softmax": 4, "values": 1, "out": 1,
+    }  # fmt: skip
+    assert backward_of(latent, "key-value down")["rotary key gradients"] == 1
+
+
+def test_parts_of_attention():
+    block = Attention(
+        8, 2, 2, 4, 8, 8, gate=True, sinks=True, score_bias="relative", softcap=True, clip=True,
+        norms=(Norm("query norm", 4, heads=2), Norm("key norm", 4, heads=2)), rotary=Rotary(4),
+    )  # fmt: skip
+    none = {"query": 0, "key": 0, "value": 0, "gate": 0, "scores": 0, "values": 1, "out": 1}
+    # Sinks and a bias of scores leave the product of scores without a gradient.
+    sinks = {"softmax": 4, "attention gate": 1}
+    assert backward_of(block, "sinks") == none | sinks
+    biased = backward_of(block, needs=["position bias"])
+    assert biased == none | sinks | {"score bias": 1}
+    assert backward_of(block, "gate") == none | {"gate": 1, "values": 0, "attention gate": 4}
+    assert backward_of(block, "key norm") == none | sinks | {
+        "key norm": 4, "rotary key": 3, "scores": 1, "score cap": 3,
+    }  # fmt: skip
+    assert backward_of(block, "value") == none | {"value": 1, "clip": 2, "attention gate": 1}
+
+
+def test_parts_of_encoders():
+    model = fc.EncoderDecoderLM(
+        vocab_size=9, num_channels=8, num_layers=2, num_heads=2, intermediate_size=6, seq_len=4,
+        target_len=3,
+    )  # fmt: skip
+    # The encoder's last norm: the decoder's keys and values of it, and what follows in its layers.
+    tuning = fc.FineTuning(trainable="encoder output.final norm")
+    count = model.flops("dense", tuning=tuning)
+    found = {(t.layer, t.term): t.backward / t.forward for t in count.terms if t.backward}
+    assert found == {
+        **{("decoder", name): 0.5 for name in ("query", "key", "value", "out")},
+        **{("decoder", name): 1 for name in ("scores", "values")},
+        ("decoder", "cross query"): 0.5, ("decoder", "cross key"): 1, ("decoder", "cross value"): 1,
+        ("decoder", "cross scores"): 1.5, ("decoder", "cross values"): 2,
+        ("decoder", "cross out"): 1, ("decoder", "mlp up"): 1, ("decoder", "mlp down"): 1,
+        ("output", "logits"): 1,
+    }  # fmt: skip
+    added = [t for t in count.elementwise.terms if t.term == "source gradients"]
+    assert [(t.elements, t.backward_cost) for t in added] == [(4 * 8, 1)]
+    # Frozen decoder layers have a backward pass all the same.
+    frozen = model.flops("dense", tuning=dataclasses.replace(tuning, frozen_layers=4))
+    assert frozen.backward == count.backward
+    biases = model.flops("dense", tuning=fc.FineTuning(trainable="encoder.position bias"))
+    first = {t.term: t.backward / t.forward for t in biases.terms if t.layer == "encoder"}
+    assert (first["query"], first["scores"], first["values"]) == (0.5, 1, 1.5)
+    types = fc.EncoderLM(
+        vocab_size=9, num_channels=8, num_layers=1, num_heads=2, intermediate_size=6, seq_len=4,
+        token_types=2, num_positions=5,
+    )  # fmt: skip
+    tuned = types.flops("dense", tuning=fc.FineTuning(trainable="token type"))
+    of = {t.term: t.backward_cost for t in tuned.elementwise.terms}
+    assert (of["token type"], of["embedding"], of["embedding norm"]) == (1, 0, 10)
+    assert set(products(tuned, "query", "out", "transform", "logits").values()) == {1}
+
+
+def test_what_tokens_are_projected_to():
+    model = fc.CausalLM(
+        vocab_size=9, num_channels=8, num_layers=1, num_heads=2, intermediate_size=6, seq_len=4,
+        embedding_channels=3, num_positions=5,
+    )  # fmt: skip
+    # Positions are added behind the projection, whose input so needs no gradient.
+    count = model.flops("dense", tuning=fc.FineTuning(trainable=("positions", "project in")))
+    assert products(count, "project in", "query") == {"project in": 1, "query": 1}
+    tokens = model.flops("dense", tuning=fc.FineTuning(trainable="token"))
+    assert products(tokens, "project in", "query") == {"project in": 1, "query": 1}
+    costs = {t.term: t.backward_cost for t in count.elementwise.terms}
+    assert costs["embedding"] == 1
+    enabled = model.flops("dense", tuning=fc.FineTuning(input_gradients=True))
+    assert products(enabled, "project in") == {"project in": 1}
+
+
+def test_modules_that_predict_further_tokens():
+    model = fc.CausalLM(
+        vocab_size=9, num_channels=8, num_layers=2, num_heads=2, intermediate_size=6, seq_len=4,
+        num_predictions=3,
+    )  # fmt: skip
+    # The first module's hidden state needs no gradient, those of the others do.
+    count = model.flops("dense", tuning=fc.FineTuning(trainable="mtp.projection"))
+    found = {t.term: t.backward / t.forward for t in count.terms if t.layer == "mtp"}
+    assert found["projection"] == (1 + 2 + 2) / 3
+    assert found["logits"] == found["query"] == 1
+    assert not any(t.backward for t in count.terms if t.layer != "mtp")
+    shared = model.flops(tuning=fc.FineTuning(trainable="output.logits")).elementwise
+    (added,) = (t for t in shared.terms if t.term == "shared weight gradients")
+    assert (added.elements, added.backward_cost) == (3 * 9 * 8, 1)

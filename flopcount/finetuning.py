@@ -282,8 +282,8 @@ class _Run:
                 needs = collections.defaultdict(bool, before | {carried: entering})
                 some = dataclasses.replace(block, number=number)
                 yield from self._block(at, some, needs, unfrozen)
-                for value, needed in needs.items():
-                    self.needs[value] = needed or (value == carried and self.needs[value])
+                # Layers come in order: what needs a gradient behind the last of them does.
+                self.needs.update(needs)
 
     def _ranges(
         self, at: Pass, blocks: tuple[Block, ...], total: Size, carried: str

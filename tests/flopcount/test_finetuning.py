@@ -279,6 +279,26 @@ def test_layers_that_are_frozen():
     assert LLAMA.params(whole).trainable == 0
 
 
+@pytest.mark.parametrize("frozen", range(5))
+def test_frozen_layers_of_one_stack_after_the_other(frozen):
+    tuning = fc.FineTuning(trainable="*query", frozen_layers=frozen)
+    perceiver = fc.PerceiverAR(
+        vocab_size=7, num_latents=3, num_prefix=5, num_channels=4, num_layers=4, num_heads=2
+    )
+    # The hybrid layer first; 4·4 weights each. Behind the first that is trained, both gradients.
+    assert perceiver.params(tuning).trainable == (4 - frozen) * 16
+    count = perceiver.flops("dense", tuning=tuning)
+    backward = sum(term.backward for term in count.terms if term.term == "query")
+    assert backward == max(2 * (4 - frozen) - 1, 0) * 2 * 3 * 4 * 4
+    both = fc.EncoderDecoderLM(
+        vocab_size=9, num_channels=4, num_layers=1, num_decoder_layers=3, num_heads=2, head_dim=2,
+        intermediate_size=6, seq_len=4, target_len=3,
+    )  # fmt: skip
+    assert both.params(fc.FineTuning(trainable="query", frozen_layers=frozen)).trainable == (
+        (4 - frozen) * 16
+    )
+
+
 SLIDING = fc.CausalLM(
     vocab_size=7, num_channels=8, num_layers=8, num_heads=2, intermediate_size=6, seq_len=5,
     attention=("sliding", "sliding", "full"), window=2,

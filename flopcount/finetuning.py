@@ -22,7 +22,6 @@ from flopcount.operations import Pass
 from flopcount.rows import (
     CHECKPOINTING,
     AnyRow,
-    Cached,
     Operand,
     Product,
     Step,
@@ -320,24 +319,23 @@ class _Run:
     def _gives(self, at: Pass, block: Block, carried: str, unfrozen: bool) -> bool:
         """Whether a layer's result needs a gradient where its input needs none."""
         needs, adapted = collections.defaultdict(bool, self.needs), set(self.adapted)
-        for _ in self._block(at, block, needs, unfrozen, judged=False):
-            pass
+        self._seen_of(at, block, needs, unfrozen)
         self.adapted = adapted
         return needs[carried]
 
     def _block(
-        self,
-        at: Pass,
-        block: Block,
-        needs: dict[str, bool],
-        unfrozen: bool,
-        judged: bool = True,
+        self, at: Pass, block: Block, needs: dict[str, bool], unfrozen: bool
     ) -> Iterator[AnyRow]:
         """The rows of a block, and what its values then need."""
+        seen = self._seen_of(at, block, needs, unfrozen)
+        yield from (one.row for one in self._checkpointed(seen))
+
+    def _seen_of(
+        self, at: Pass, block: Block, needs: dict[str, bool], unfrozen: bool
+    ) -> list[_Seen]:
         rows = list(rows_of(((at, (block,)),)))
         own = {(row.layer, row.name): row for row in rows if isinstance(row, Tensor)}
-        seen = list(self._seen(rows, needs, own, unfrozen, unfrozen))
-        yield from (one.row for one in (self._checkpointed(seen) if judged else seen))
+        return list(self._seen(rows, needs, own, unfrozen, unfrozen))
 
     def _seen(
         self,
@@ -345,7 +343,7 @@ class _Run:
         needs: dict[str, bool],
         own: dict[WeightName, Tensor],
         unfrozen: bool,
-        adapters: bool,
+        adapters: bool = False,
     ) -> Iterator[_Seen]:
         trained = functools.partial(self._trained, unfrozen=unfrozen)
 
@@ -362,9 +360,9 @@ class _Run:
                 yield _Seen(row, entering)
             elif isinstance(row, Tensor):
                 yield _Seen(_with_trained(row, trained))
-            elif isinstance(row, Cached):
-                yield _Seen(row)
             else:
+                # Fine-tuning is of no pass that leaves a cache.
+                assert isinstance(row, Product | Work)
                 entering = frozenset(filter(needed, row.reads))
                 weights = _weights(row)
                 adapter: tuple[AnyRow, ...] = ()
@@ -377,7 +375,7 @@ class _Run:
                     result = gradients > 0
                     if adapters:
                         adapter = tuple(self._adapter(row, own))
-                        yield from self._seen(adapter[:1], needs, own, unfrozen, False)
+                        yield from self._seen(adapter[:1], needs, own, unfrozen)
                 else:
                     result = bool(entering) or any(map(looked_up, weights))
                     cost = row.backward_cost * bool(entering)
@@ -385,10 +383,9 @@ class _Run:
                         parts = row.backward_parts
                         cost = sum(part for part, of in parts if any(map(needed, of)))
                     changed = dataclasses.replace(row, backward_cost=cost)
-                if row.writes is not None:
-                    needs[row.writes] = result
+                needs[row.writes or ""] = result
                 yield _Seen(changed, entering, result)
-                yield from self._seen(adapter[1:], needs, own, unfrozen, False)
+                yield from self._seen(adapter[1:], needs, own, unfrozen)
 
     def _trained(self, weight: WeightName, unfrozen: bool) -> bool:
         return weight in self.adapted or (unfrozen and self.tuned.trains(*weight))

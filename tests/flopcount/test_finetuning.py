@@ -326,6 +326,21 @@ def test_layers_that_take_turns(frozen, trained, sliding, full):
     assert found == {"sliding": sliding * product, "full": full * product}
 
 
+def test_frozen_layers_lose_nothing_under_reentrant_checkpointing():
+    whole = fc.FineTuning(trainable="decoder.query", frozen_layers=3)
+    assert LLAMA.flops(tuning=whole, checkpointing="reentrant").recompute == 0
+
+
+def test_an_input_that_needs_a_gradient_gives_no_table_one():
+    model = fc.EncoderDecoderLM(
+        vocab_size=9, num_channels=4, num_layers=1, num_heads=2, head_dim=2, intermediate_size=6,
+        seq_len=4, target_len=3,
+    )  # fmt: skip
+    count = model.flops(tuning=fc.FineTuning(input_gradients=True))
+    assert {t.backward_cost for t in count.elementwise.terms if t.term == "score bias"} == {0}
+    assert {t.backward_cost for t in count.elementwise.terms if t.term == "softmax"} == {4}
+
+
 def test_selective_recomputation_by_hand():
     options = dict(recompute="attention core")
     # Re-entrant: scores, softmax and values again; otherwise up to what values save: not values.
@@ -444,6 +459,12 @@ def test_lora_beside_a_tied_output_layer():
         "logits LoRA A": 2 * 4 * 6 * 2, "logits LoRA B": 2 * 2 * 4 * 2 * 11,
     }  # fmt: skip
     assert GPT2.params(tuning).trainable == 2 * (6 + 11)
+    # A layer that is trained beside its adapter: both read what needs no gradient.
+    both = dataclasses.replace(tuning, trainable="logits")
+    count = dataclasses.replace(GPT2, tie_embeddings=False).flops("dense", tuning=both)
+    assert products(count, "logits", "logits LoRA A", "logits LoRA B") == {
+        "logits": 1, "logits LoRA A": 1, "logits LoRA B": 2,
+    }  # fmt: skip
 
 
 def test_lora_beside_a_prefix():

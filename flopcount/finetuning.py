@@ -258,7 +258,7 @@ class _Run:
     def __init__(self, tuned: Tuned, tensors: dict[WeightName, Tensor]) -> None:
         self.tuned = tuned
         self.tensors = tensors
-        self.needs: dict[str, bool] = collections.defaultdict(bool)
+        self.needs: dict[str | None, bool] = collections.defaultdict(bool)
         self.frozen = tuned.frozen
         self.adapted: set[WeightName] = set()
 
@@ -324,14 +324,14 @@ class _Run:
         return needs[carried]
 
     def _block(
-        self, at: Pass, block: Block, needs: dict[str, bool], unfrozen: bool
+        self, at: Pass, block: Block, needs: dict[str | None, bool], unfrozen: bool
     ) -> Iterator[AnyRow]:
         """The rows of a block, and what its values then need."""
         seen = self._seen_of(at, block, needs, unfrozen)
         yield from (one.row for one in self._checkpointed(seen))
 
     def _seen_of(
-        self, at: Pass, block: Block, needs: dict[str, bool], unfrozen: bool
+        self, at: Pass, block: Block, needs: dict[str | None, bool], unfrozen: bool
     ) -> list[_Seen]:
         rows = list(rows_of(((at, (block,)),)))
         own = {(row.layer, row.name): row for row in rows if isinstance(row, Tensor)}
@@ -340,7 +340,7 @@ class _Run:
     def _seen(
         self,
         rows: Iterable[AnyRow],
-        needs: dict[str, bool],
+        needs: dict[str | None, bool],
         own: dict[WeightName, Tensor],
         unfrozen: bool,
         adapters: bool = False,
@@ -383,7 +383,7 @@ class _Run:
                         parts = row.backward_parts
                         cost = sum(part for part, of in parts if any(map(needed, of)))
                     changed = dataclasses.replace(row, backward_cost=cost)
-                needs[row.writes or ""] = result
+                needs[row.writes] = result
                 yield _Seen(changed, entering, result)
                 yield from self._seen(adapter[1:], needs, own, unfrozen)
 
@@ -405,13 +405,15 @@ class _Run:
         yield Value(product.reads, read)
         assert product.weight is not None
         tensor = own.get(product.weight) or self.tensors[product.weight]
-        if down not in own and (product.weight in own or down not in self.adapted):
+        if down not in self.adapted:
             for names, sides in ((down, (product.K, rank)), (up, (rank, product.N))):
-                whole = (*tensor.factors[:-2], *sides)
-                used = None if tensor.used is None else (*tensor.used[:-2], *sides)
-                own[names] = Tensor("self", *names, whole, used)
+                *layers, _, _ = tensor.factors
+                whole, used = (*layers, *sides), None
+                if tensor.used is not None:
+                    *layers, _, _ = tensor.used
+                    used = (*layers, *sides)
                 self.adapted.add(names)
-                yield own[names]
+                yield Tensor("self", *names, whole, used)
         half = dataclasses.replace(product, source=HU_2021)
         yield dataclasses.replace(
             half, term=f"{product.term} LoRA A", N=rank, weight=down, reads=(read,), writes=value

@@ -880,5 +880,12 @@ def test_modules_that_predict_further_tokens():
     assert found["logits"] == found["query"] == 1
     assert not any(t.backward for t in count.terms if t.layer != "mtp")
     shared = model.flops(tuning=fc.FineTuning(trainable="output.logits")).elementwise
+    lora = fc.FineTuning(lora_rank=2, lora_targets="output.logits")
+    # The modules' logits are the output layer's, and so are its matrices.
+    assert model.params(lora).trainable == 2 * (8 + 9)
+    adapted = model.flops("dense", tuning=lora)
+    assert [t.forward for t in adapted.terms if t.term == "logits LoRA A"] == [
+        2 * 4 * 8 * 2, 3 * 2 * 4 * 8 * 2,
+    ]  # fmt: skip
     (added,) = (t for t in shared.terms if t.term == "shared weight gradients")
     assert (added.elements, added.backward_cost) == (3 * 9 * 8, 1)

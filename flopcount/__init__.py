@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flopcount.causal_lm import CausalLM
     from flopcount.comparison import compare
     from flopcount.devices import Bandwidth, Device, Memory, Peak
+    from flopcount.distributed import per_device, pipeline_bubble
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from flopcount.isoflop.surface import fit_surface
     from flopcount.isoflop.ways_to_count import compare_optima
     from flopcount.mixture_lm import MixtureLM
+    from flopcount.parallel import Parallel
     from flopcount.rooflines import expected_experts, roofline
 
 __version__ = "0.1.0"
@@ -45,6 +47,7 @@ __all__ = [
     "Llama",
     "Memory",
     "MixtureLM",
+    "Parallel",
     "Peak",
     "PerceiverAR",
     "Tiling",
@@ -59,6 +62,8 @@ __all__ = [
     "fit_training_curves",
     "from_hf",
     "isoflop_runs",
+    "per_device",
+    "pipeline_bubble",
     "plan",
     "read_curves",
     "read_runs",
@@ -76,6 +81,7 @@ _HOMES = {
     "EncoderLM": "encoder_lm",
     "FineTuning": "finetuning",
     "MixtureLM": "mixture_lm",
+    "Parallel": "parallel",
     "Peak": "devices",
     "PerceiverAR": "architectures",
     "Tiling": "executed",
@@ -90,6 +96,8 @@ _HOMES = {
     "fit_training_curves": "isoflop.curves",
     "from_hf": "hf",
     "isoflop_runs": "isoflop.plan",
+    "per_device": "distributed",
+    "pipeline_bubble": "distributed",
     "plan": "isoflop.plan",
     "read_curves": "isoflop.curves",
     "read_runs": "isoflop.runs",

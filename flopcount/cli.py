@@ -36,6 +36,7 @@ from flopcount.executed import Tiling
 from flopcount.extras import advice
 from flopcount.finetuning import FineTuning
 from flopcount.isoflop.plan import HEAD_DIMS
+from flopcount.parallel import Parallel
 from flopcount.tables import paragraph, shown, table
 from flopcount.terminal import any_encoding, whole_numbers, wrong_command
 
@@ -64,7 +65,7 @@ def options(described: Any, types: dict[str, Any], prefix: str = "") -> Any:
     fields = []
     for field in dataclasses.fields(described):
         flag = (prefix + field.name).replace("_", "-")
-        argument = tyro.conf.arg(name=flag, help=helps[field.name])
+        argument = tyro.conf.arg(name=flag, help=" ".join(str(helps[field.name]).split()))
         default = field.default
         if default is dataclasses.MISSING and NoneType in get_args(types[field.name]):
             default = None
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     ArchitectureName = str
     TilingOptions: Any = Any
     TuningOptions: Any = Any
+    ParallelOptions: Any = Any
 else:
     Model = functools.reduce(
         operator.or_,
@@ -142,10 +144,17 @@ else:
             input_gradients=bool,
         ),
     )
+    ParallelOptions = options(
+        Parallel,
+        dict.fromkeys(("tensor", "pipeline", "data", "expert", "zero", "chunks"), int)
+        | dict.fromkeys(("sequence", "reshard"), bool)
+        | dict(stages=tuple[int, ...] | None, vocab_multiple=int | None, capacity=float | None),
+    )
 
 
 NO_TILING = TilingOptions()
 NO_TUNING = TuningOptions()
+ONE_DEVICE = ParallelOptions()
 
 
 def tilings_of(
@@ -428,6 +437,49 @@ def roofline(
     _print(found, json)
     if plot is not None:
         found.plot(plot)
+
+
+def parallel(
+    model: Model,
+    devices: ParallelOptions = ONE_DEVICE,
+    *,
+    level: Literal["causal", "dense"] | None = None,
+    batch_size: int | None = None,
+    microbatch_size: int = 1,
+    training: bool = True,
+    checkpointing: Literal["reentrant", "non-reentrant"] | None = None,
+    dtype: str = DEFAULT_DTYPE,
+    gradients: str = "fp32",
+    json: bool = False,
+) -> None:
+    """Count what each of many devices multiplies in a step, and the bytes that it sends at least.
+
+    Args:
+        model: The architecture.
+        devices: How they share the step.
+        level: What attention counts; causal unless given.
+        batch_size: Sequences in a step; a microbatch for each replica unless given.
+        microbatch_size: Sequences that pass through a replica at once.
+        training: Forward and backward, or forward alone.
+        checkpointing: Activation checkpointing of whole layers.
+        dtype: Of activations, their gradients and parameters as they are sent.
+        gradients: Of the parameters' gradients as they are sent.
+        json: Print JSON.
+    """
+    from flopcount.distributed import per_device
+
+    found = per_device(
+        model.build(),
+        Parallel(**vars(devices)),
+        level=level,
+        batch_size=batch_size,
+        microbatch_size=microbatch_size,
+        training=training,
+        checkpointing=checkpointing,
+        dtype=dtype,
+        gradients=gradients,
+    )
+    _print(found, json)
 
 
 def compare(
@@ -810,6 +862,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "params": params,
     "generate": generate,
     "roofline": roofline,
+    "parallel": parallel,
     "compare": compare,
     "explain": explain,
     "article": article,
@@ -819,7 +872,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-TAKE_A_MODEL = ("count", "params", "generate", "roofline", "compare")
+TAKE_A_MODEL = ("count", "params", "generate", "roofline", "parallel", "compare")
 
 
 def with_config(words: list[str]) -> list[str]:

@@ -51,6 +51,7 @@ COMMANDS = [
     f"params {DECODER}",
     f"generate {DECODER} --prompt-len 100 --new-tokens 20",
     f"roofline {DECODER} --device h100 --cached 100",
+    f"parallel {DECODER} --tensor 2 --sequence --pipeline 2 --vocab-multiple 128",
     "article",
     f"plan --budgets 1e18 1e21 {PLAN} {PRICED}",
     "fit RUNS --num-bootstrap 5 --predict 1e20",
@@ -248,7 +249,7 @@ def test_every_extra_is_one_that_installs_the_package():
         ("count --json decodr", "count: 'decodr' is no command: did you mean 'decoder'?"),
         ("compare", "compare: expected one of hf, perceiver-ar, decoder"),
         ("zzz", "'zzz' is no command: expected one of count, params, generate"),
-        ("", "expected one of count, params, generate, roofline, compare, explain, article"),
+        ("", "expected one of count, params, generate, roofline, parallel, compare, explain"),
     ],
 )
 def test_a_wrong_command_is_one_line(capsys, arguments, line):

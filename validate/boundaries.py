@@ -31,7 +31,7 @@ import tyro
 
 import flopcount as fc
 from flopcount.architectures import ARCHITECTURES, Choice, Dimension, Flag, Pattern
-from flopcount.cli import COMMANDS
+from flopcount.cli import COMMANDS, TAKE_A_MODEL
 from flopcount.cli import main as command_line
 from flopcount.conventions import CONVENTIONS
 from flopcount.hf import FAMILIES
@@ -525,6 +525,35 @@ class Boundaries:
         whole = dataclasses.replace(model, seq_len=prompt + new)
         self.judge(whole, both, "causal", False, batch_size)
 
+    def many_devices(self) -> None:
+        """A step on many devices: without padding, all together multiply what one would."""
+        r = self.random_state
+        tensor, pipeline, data = (self.any_of(1, 2, 4) for _ in range(3))
+        model: Any = self.model()if r.random() < 0.2 else fc.Llama(
+            vocab_size=8 * r.randrange(1, 9), seq_len=8 * r.randrange(1, 9),
+            num_channels=r.randrange(1, 99), num_layers=8, num_heads=8, num_key_value_heads=4,
+            head_dim=2, intermediate_size=8 * r.randrange(1, 9),
+        )  # fmt: skip
+        parallel = fc.Parallel(
+            tensor=tensor, pipeline=pipeline, data=data, sequence=self.any_of(False, tensor != 1),
+            zero=self.any_of(0, 1, 2, 3), expert=self.any_of(1), chunks=self.any_of(1),
+            stages=self.any_of(None, {2: (3, 5), 4: (1, 2, 3, 2)}.get(pipeline)
+            if type(pipeline) is int else 1),
+            vocab_multiple=self.any_of(None, 8), capacity=self.any_of(None),
+        )  # fmt: skip
+        level, training = self.any_of("causal", "dense"), self.any_of(True, False)
+        batch_size = data * self.any_of(1, 3) if type(data) is int else self.any_of(None)
+        found = fc.per_device(
+            model, self.any_of(parallel), level=level, batch_size=batch_size, training=training,
+            checkpointing=self.any_of(None), dtype=self.any_of("bf16", "fp8"),
+        )  # fmt: skip
+        str(found), found.to_dict(), found.imbalance, found.bubble, found.busiest_experts
+        fc.pipeline_bubble(self.any_of(2, 4), self.any_of(4, 8), self.any_of(1, 2))
+        if parallel.vocab_multiple is None:
+            expected = expected_total(model, level, training, found.batch_size)
+            if found.total != expected:
+                raise AssertionError(f"all devices {found.total}, expected {expected}")
+
     def count_executed(self) -> None:
         """Tilings and executed FLOPs, judged by visiting every tile of attention."""
         r = self.random_state
@@ -836,7 +865,7 @@ class Boundaries:
         if arguments[0] == "fit":
             good = str(Path(folder_of_runs().name, "runs.csv"))
             arguments.append(r.choice([good, good, good, "nowhere.csv", __file__, "/", ""]))
-        if arguments[0] in ("count", "compare", "params", "generate", "roofline"):
+        if arguments[0] in TAKE_A_MODEL:
             arguments += model
         if arguments[0] == "roofline":
             arguments += ["--device", r.choice(["h100", *words])]
@@ -853,7 +882,8 @@ class Boundaries:
             "--num-models", "--reach", "--law", "--part", "--corpus-tokens", "--num-prefix",
             "--approach", "--objective", "--num-bootstrap", "--predict", "--loss",
             "--where", "--budgets", "--tiling.head-dim-multiple", "--tiling.key-value-products",
-            "--chunk", "--mla", "--prompt-latents",
+            "--chunk", "--mla", "--prompt-latents", "--tensor", "--pipeline", "--data",
+            "--sequence", "--zero", "--stages", "--vocab-multiple",
             "--seq-len", "--target-len", "--mtp",
             "--trainable", "--lora-rank", "--lora-targets", "--frozen-layers", "--recompute",
         ]  # fmt: skip
@@ -879,6 +909,7 @@ BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "configs": (Boundaries.read_configs, 0.06),
     "fine-tuning": (Boundaries.tune, 0.08),
     "prompts, decoding and caches": (Boundaries.generate, 0.08),
+    "many devices": (Boundaries.many_devices, 0.05),
     "tilings and executed FLOPs": (Boundaries.count_executed, 0.06),
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
     "devices": (Boundaries.describe_devices, 0.05),

@@ -23,6 +23,7 @@ from validate.emulator import cases as emulator_cases
 from validate.witnesses import (
     compiled_code,
     configurations,
+    device_trace,
     elementwise_trace,
     finetuning,
     fused,
@@ -398,6 +399,12 @@ STANDALONE = (
         "transformers' MtpModel, under torch FlopCounterMode",
         further_predictions.cases,
     ),
+    Standalone(
+        "dense products of a device of many, and what it exchanges: "
+        f"{', '.join(device_trace.FAMILIES)}",
+        "PyTorch's tensor, sequence, pipeline and data parallelism, its other devices not there",
+        device_trace.cases,
+    ),
 )
 WITHOUT_WITNESS = (
     "per-element costs of element-wise rows, a stated convention",
@@ -406,6 +413,7 @@ WITHOUT_WITNESS = (
         f"modules that predict further tokens, of {family}"
         for family in further_predictions.UNWITNESSED
     ),
+    "experts on many devices, and heads of keys and values that several devices have",
 )
 
 

@@ -45,6 +45,7 @@ def test_a_wrong_plan_is_a_failure(monkeypatch):
         ("compare and explain", comparison, "differences"),
         ("prompts, decoding and caches", masks.Causal, "pairs"),
         ("fine-tuning", finetuning, "_between"),
+        ("many devices", masks.Causal, "pairs"),
     ],
 )
 def test_a_wrong_part_is_a_failure(monkeypatch, boundary, home, name):

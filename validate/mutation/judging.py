@@ -81,6 +81,13 @@ FORMULAS = (
         (KNOWN_NUMBERS,),
     ),
     Formulas(
+        Target("flopcount.parallel", leaving_out=("Parallel.__post_init__",)), (KNOWN_NUMBERS,)
+    ),
+    Formulas(
+        Target("flopcount.distributed", leaving_out=("require_", "PerDevice._", "PerDevice.__")),
+        (KNOWN_NUMBERS,),
+    ),
+    Formulas(
         Target(
             "flopcount.encoder_lm",
             leaving_out=("EncoderLM.described", "EncoderDecoderLM.described"),
@@ -141,6 +148,7 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_finetuning.py",
     "tests/flopcount/test_packing.py",
     "tests/flopcount/test_rooflines.py",
+    "tests/flopcount/test_per_device.py",
 )
 """Tests whose numbers are published or derived by hand; those with fixtures are left out."""
 

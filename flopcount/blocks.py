@@ -27,6 +27,7 @@ from flopcount.operations import (
 from flopcount.rows import (
     CHECKPOINTING,
     AnyRow,
+    Cached,
     Product,
     Saved,
     Tensor,
@@ -606,11 +607,11 @@ def checkpointed(rows: list[AnyRow]) -> Iterator[AnyRow]:
     saved = [(index, getattr(row, "saved", None)) for index, row in enumerate(rows)]
     needed = max((index + (what == "output") for index, what in saved if what), default=0)
     for index, row in enumerate(rows):
-        if isinstance(row, Product | Work):
+        if isinstance(row, Tensor | Cached | Value):
+            yield row
+        else:
             flavours = CHECKPOINTING if index < needed else CHECKPOINTING[:1]
             yield dataclasses.replace(row, recomputed_by=flavours)
-        else:
-            yield row
 
 
 @dataclasses.dataclass(frozen=True)

@@ -430,9 +430,8 @@ class _Run:
             forward_cost=2,
             backward_cost=1,
             reason="forward: times the scale, added; backward: times the scale",
-            reads=(product.writes or "x", value),
+            reads=(value,),
             writes=product.writes,
-            backward_parts=((1, (value,)),),
             **place,
         )
         yield Work(

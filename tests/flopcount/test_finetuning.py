@@ -227,6 +227,8 @@ def test_element_wise_work_of_lora_by_hand():
     assert of["embedding"] == [(24, 0)]
     sums = LLAMA.flops("dense", tuning=QV).elementwise.where(lambda t: t.term == "query LoRA sum")
     assert (sums.forward, sums.backward) == (2 * 72, 72)
+    added = LLAMA.flops("dense", tuning=QV).elementwise.where(lambda t: "input grad" in t.term)
+    assert added.forward == 0
 
 
 @pytest.mark.parametrize(
@@ -480,6 +482,7 @@ def test_lora_beside_a_prefix():
         ("cross", "key LoRA A"): 2 * 5 * 4 * 3, ("cross", "key LoRA B"): 2 * 5 * 3 * 4,
     }  # fmt: skip
     assert model.params(tuning).trainable == 2 * 4 * 3
+    assert model.params(tuning).cross_part.total == model.params().cross_part.total
     # Keys of the prefix, in one tensor with those of the latents, give all of them a gradient.
     positions = model.flops("dense", tuning=fc.FineTuning(trainable="prefix positions"))
     scores = {

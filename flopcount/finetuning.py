@@ -464,17 +464,16 @@ class _Run:
             steps = [seen[index] for index in indices]
             if self.tuned.checkpointing == "reentrant" and not entering:
                 _refuse_lost(steps)
-            needed = max(
-                (
-                    place + (saved == "output")
-                    for place, one in enumerate(steps)
-                    if one.result and (saved := getattr(one.row, "saved", None))
-                ),
-                default=0,
-            )
-            for place, (index, one) in enumerate(zip(indices, steps, strict=True)):
-                again = CHECKPOINTING[: int(entering)] + CHECKPOINTING[1:] * (place < needed)
+            ends = [
+                place + (saved == "output")
+                for place, one in enumerate(steps)
+                if one.result and (saved := getattr(one.row, "saved", None))
+            ]
+            for place, index in enumerate(indices):
+                one = seen[index]
                 assert isinstance(one.row, Product | Work)
+                early = any(place < end for end in ends)
+                again = CHECKPOINTING[:1] * entering + CHECKPOINTING[1:] * early
                 row = dataclasses.replace(one.row, recomputed_by=again)
                 seen[index] = dataclasses.replace(one, row=row)
         return seen

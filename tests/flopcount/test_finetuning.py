@@ -358,6 +358,15 @@ def test_selective_recomputation_by_hand():
         "dense", checkpointing="non-reentrant", recompute=("mlp gate", "mlp up", "silu", "out")
     )
     assert {n for n, t in terms(named).items() if t.recomputed} == {"mlp gate", "mlp up"}
+    # A softmax saves its output, and so is executed again; one product by itself, too, or not.
+    both = dict(recompute=("scores", "softmax"), checkpointing="non-reentrant")
+    softmax = LLAMA.flops("dense", **both)
+    assert {t.term for t in softmax.elementwise.terms if t.recomputed} == {"softmax"}
+    assert {n for n, t in terms(softmax).items() if t.recomputed} == {"scores"}
+    out = LLAMA.flops("dense", checkpointing="reentrant", recompute="out")
+    assert {n for n, t in terms(out).items() if t.recomputed} == {"out"}
+    out = LLAMA.flops("dense", checkpointing="non-reentrant", recompute="out")
+    assert out.recompute == 0
     whole = LLAMA.flops("dense", checkpointing="reentrant", recompute="*")
     assert whole.recompute == LLAMA.flops("dense", checkpointing="reentrant").recompute
 

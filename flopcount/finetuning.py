@@ -458,7 +458,9 @@ class _Run:
         for indices in self._regions(seen):
             written: set[str | None] = set()
             entering = False
-            for one in seen[indices[0] : indices[-1] + 1]:
+            for index, one in enumerate(seen):
+                if not min(indices) <= index <= max(indices):
+                    continue
                 entering = entering or bool(one.entering - written)
                 written.add(getattr(one.row, "writes", None))
             steps = [seen[index] for index in indices]
@@ -473,7 +475,8 @@ class _Run:
                 one = seen[index]
                 assert isinstance(one.row, Product | Work)
                 early = any(place < end for end in ends)
-                again = CHECKPOINTING[:1] * entering + CHECKPOINTING[1:] * early
+                reentrant, non_reentrant = CHECKPOINTING
+                again = (reentrant,) * entering + (non_reentrant,) * early
                 row = dataclasses.replace(one.row, recomputed_by=again)
                 seen[index] = dataclasses.replace(one, row=row)
         return seen
@@ -539,7 +542,7 @@ def _one_of(first: Size, total: Size) -> Size:
     Raises:
         ValueError: If there is one for some elements of arrays alone.
     """
-    if is_array(first) or is_array(total):
+    if is_array(first):
         missing = first >= total
         if missing.any() != missing.all():
             raise ValueError(
@@ -580,7 +583,7 @@ def _with_trained(tensor: Tensor, trained: Callable[[WeightName], bool]) -> Tens
     if not tensor.is_buffer:
         if trained(name):
             number = tensor.count - bias
-        if tensor.bias is not None and trained((tensor.layer, f"{tensor.name} bias")):
+        if trained((tensor.layer, f"{tensor.name} bias")):
             number = number + bias
     return dataclasses.replace(tensor, trained=number)
 
@@ -624,9 +627,8 @@ def prepared(
         again = tuple(
             pattern for one in given for pattern in (CORE if one == ATTENTION_CORE else (one,))
         )
-        if ATTENTION_CORE not in given or len(given) > 1:
-            own = [one for one in given if one != ATTENTION_CORE]
-            _require_known("recompute", own, terms, "terms of layers")
+        own = [one for one in given if one != ATTENTION_CORE]
+        _require_known("recompute", own, terms, "terms of layers")
     if tuning is None:
         return Tuned(lambda layer, name: True, checkpointing=checkpointing, recompute=again)
     tensors = [row for row in rows if isinstance(row, Tensor) and not row.is_buffer]

@@ -367,6 +367,9 @@ def test_selective_recomputation_by_hand():
     assert {n for n, t in terms(out).items() if t.recomputed} == {"out"}
     out = LLAMA.flops("dense", checkpointing="non-reentrant", recompute="out")
     assert out.recompute == 0
+    last = ("mlp down", "mlp residual")
+    end = LLAMA.flops("dense", checkpointing="reentrant", recompute=last)
+    assert {n for n, t in terms(end).items() if t.recomputed} == {"mlp down"}
     whole = LLAMA.flops("dense", checkpointing="reentrant", recompute="*")
     assert whole.recompute == LLAMA.flops("dense", checkpointing="reentrant").recompute
 
@@ -512,6 +515,12 @@ def test_experts_have_adapters_of_their_own():
     assert params.trainable == 2 * 5 * (3 * 2 + 2 * 6)
     assert params.active == model.params().active + 2 * 2 * (3 * 2 + 2 * 6)
     assert terms(model.flops(tuning=tuning))["expert down LoRA A"].forward == 2 * 2 * 8 * 3 * 2
+    # A buffer is nothing that gradients train.
+    corrected = dataclasses.replace(model, router_correction=True)
+    (buffer,) = corrected.params(fc.FineTuning(trainable="*")).buffers
+    assert (buffer.count, buffer.trained) == (2 * 5, 0)
+    with pytest.raises(ValueError, match="trainable = 'router correction': expected patterns"):
+        corrected.params(fc.FineTuning(trainable="router correction"))
 
 
 def test_branches_side_by_side():

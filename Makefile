@@ -1,13 +1,17 @@
-# `make demo` and `make test` set up what they need: a virtual environment in .venv, pinned by
-# constraints.txt.
+# `make demo`, `make test` and `make docs` set up what they need: a virtual environment in .venv,
+# pinned by constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# Over $(VENV): what other libraries' loops need, without a second PyTorch.
+ADAPTERS := .venv-adapters
+# For who changes a formula: the counter alone, installed in seconds.
+COUNTER := .venv-counter
 DEMO_MODEL := perceiver-ar --vocab-size 262 --num-latents 128 --num-prefix 128 --num-channels 48 \
 	--num-layers 2 --num-heads 2
 
-.PHONY: demo test lint setup clean
+.PHONY: demo docs test test-counter test-adapters lint setup clean
 
 setup: $(INSTALLED)
 
@@ -36,5 +40,27 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadgroup
 
+test-counter: $(COUNTER)/.installed
+	$(COUNTER)/bin/python -m pytest --numprocesses 2 tests/flopcount flopcount
+
+$(COUNTER)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(COUNTER)
+	$(COUNTER)/bin/python -m pip install --quiet --constraint constraints.txt '.[symbolic,fit,plot,testing]' pytest pytest-xdist
+	touch $@
+
+test-adapters: $(ADAPTERS)/.installed
+	OMP_NUM_THREADS=1 $(ADAPTERS)/bin/python -m pytest tests/adapters flopcount/callbacks
+
+$(ADAPTERS)/.installed: $(INSTALLED)
+	$(PYTHON) -m venv $(ADAPTERS)
+	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$($(ADAPTERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
+	$(ADAPTERS)/bin/python -m pip install --quiet --constraint constraints.txt '.[adapters]'
+	touch $@
+
+docs: setup
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs
+	@echo "build/docs/index.html"
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis runs
+	rm -rf $(VENV) $(ADAPTERS) $(COUNTER) build dist .mypy_cache .ruff_cache .hypothesis runs

@@ -1,10 +1,25 @@
 """What holds for all tests: where there is no GPU, kernels run in Triton's interpreter."""
 
+import importlib.util
 import os
 
 import hypothesis
 import pytest
-import torch
+
+
+def is_installed(library: str) -> bool:
+    """Whether a library can be imported, without importing it."""
+    return importlib.util.find_spec(library) is not None
+
+
+# Doctests are looked for in every module; `make test-counter` has no torch, and the callbacks need
+# what `make test-adapters` installs.
+NEEDED = {
+    "flopcount/torch.py": "torch",
+    "flopcount/callbacks/lightning.py": "lightning",
+    "flopcount/callbacks/transformers.py": "accelerate",
+}
+collect_ignore = [path for path, library in NEEDED.items() if not is_installed(library)]
 
 # How long an example takes says what else the machine does.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -13,8 +28,11 @@ hypothesis.settings.load_profile("untimed")
 # Printed examples are as wide as in a file, whatever terminal the tests run in.
 os.environ["COLUMNS"] = "110"
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+if is_installed("torch"):
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items):

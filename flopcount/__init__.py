@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
+    from flopcount.explorer import explore
     from flopcount.finetuning import FineTuning
     from flopcount.hf import from_hf
     from flopcount.inference import expected_tokens_per_round
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from flopcount.isoflop.runs import read_runs
     from flopcount.isoflop.surface import fit_surface
     from flopcount.isoflop.ways_to_count import compare_optima
+    from flopcount.meter import Meter
     from flopcount.mixture_lm import MixtureLM
     from flopcount.parallel import Parallel
     from flopcount.rooflines import expected_experts, roofline
@@ -46,6 +48,7 @@ __all__ = [
     "FineTuning",
     "Llama",
     "Memory",
+    "Meter",
     "MixtureLM",
     "Parallel",
     "Peak",
@@ -56,6 +59,7 @@ __all__ = [
     "expected_experts",
     "expected_tokens_per_round",
     "explain",
+    "explore",
     "fit_isoflop_profiles",
     "fit_optima",
     "fit_surface",
@@ -77,6 +81,7 @@ _HOMES = {
     "Device": "devices",
     "Llama": "architectures",
     "Memory": "devices",
+    "Meter": "meter",
     "EncoderDecoderLM": "encoder_lm",
     "EncoderLM": "encoder_lm",
     "FineTuning": "finetuning",
@@ -90,6 +95,7 @@ _HOMES = {
     "expected_experts": "rooflines",
     "expected_tokens_per_round": "inference",
     "explain": "explanation",
+    "explore": "explorer",
     "fit_isoflop_profiles": "isoflop.profiles",
     "fit_optima": "isoflop.optima",
     "fit_surface": "isoflop.surface",
@@ -104,17 +110,22 @@ _HOMES = {
     "roofline": "rooflines",
 }
 
+_MODULES = ("testing", "torch")
+"""What needs an extra, and so stands in a module of its own."""
+
 
 def __getattr__(name: str) -> "Any":
     """Load a public name when it is first used, so that importing the package costs nothing."""
-    if name not in _HOMES:
+    if name not in _HOMES and name not in _MODULES:
         raise AttributeError(f"module 'flopcount' has no attribute {name!r}")
     import importlib
 
+    if name in _MODULES:
+        return importlib.import_module(f"flopcount.{name}")
     value = getattr(importlib.import_module(f"flopcount.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted((*__all__, *_MODULES))

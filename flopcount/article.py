@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flopcount.architectures import PerceiverAR
 from flopcount.isoflop.laws import chinchilla_approach_1, chinchilla_approach_2
-from flopcount.tables import paragraph, table
+from flopcount.tables import Shown, Table, paragraph
 
 if TYPE_CHECKING:
     from flopcount.count import Count
@@ -241,7 +241,7 @@ def fitted_laws() -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Reproduction:
+class Reproduction(Shown):
     """Everything that the article prints, under each way to count; ``print`` shows it.
 
     Attributes:
@@ -260,12 +260,18 @@ class Reproduction:
         """The reproduction as plain data."""
         return dataclasses.asdict(self)
 
-    def __repr__(self) -> str:
-        return str(self)
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per row of the tables, with its table and counting."""
+        return [
+            {"table": name, "counting": counting} | row
+            for counting, tables in self.tables.items()
+            for name, rows in tables.items()
+            for row in rows
+        ]
 
-    def __str__(self) -> str:
-        blocks = [
-            table(
+    def _tables(self) -> list[Table | str]:
+        blocks: list[Table | str] = [
+            Table(
                 list(rows[0]),
                 [list(row.values()) for row in rows],
                 title=f"{name}, counted as {counting}",
@@ -279,9 +285,9 @@ class Reproduction:
             [name, *(self.in_text[counting][name] for counting in COUNTINGS)]
             for name in self.in_text["article"]
         ]
-        blocks.append(table(["in the text", *COUNTINGS], numbers))
-        blocks.append(table(["law", "fitted to the published estimates"], list(self.laws.items())))
-        return "\n\n".join((*blocks, paragraph(self.note)))
+        blocks.append(Table(["in the text", *COUNTINGS], numbers))
+        blocks.append(Table(["law", "fitted to the published estimates"], list(self.laws.items())))
+        return [*blocks, paragraph(self.note)]
 
 
 def reproduce() -> Reproduction:

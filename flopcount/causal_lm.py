@@ -2,7 +2,7 @@
 
 A layer is a mixer (attention) and a feed-forward block (an MLP), with norms around them. What a
 layer is may follow patterns: each *aspect* of layers (:meth:`CausalLM.aspects`) is a tuple of words
-that layers take in turn, and :meth:`CausalLM.groups` groups equal layers. To declare models with
+that layers take in turn, and ``groups`` groups equal layers. To declare models with
 other layers, subclass, in a module of its own, and override only what differs:
 
 - fields of one's own, each ``Annotated`` with its kind, with defaults (a base has defaults);

@@ -439,6 +439,19 @@ def roofline(
         found.plot(plot)
 
 
+def explore(model: Model, *, out: Path = Path("explore.html")) -> None:
+    """Write a page with sliders for every size, computed in the browser by the same formulas.
+
+    Args:
+        model: The architecture.
+        out: The file: one page of HTML that needs nothing else.
+    """
+    from flopcount.explorer import explore as page_of
+
+    out.write_text(page_of(model.build()), encoding="utf-8")
+    print(f"{out}: open it in a browser")
+
+
 def parallel(
     model: Model,
     devices: ParallelOptions = ONE_DEVICE,
@@ -862,6 +875,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "params": params,
     "generate": generate,
     "roofline": roofline,
+    "explore": explore,
     "parallel": parallel,
     "compare": compare,
     "explain": explain,
@@ -872,7 +886,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-TAKE_A_MODEL = ("count", "params", "generate", "roofline", "parallel", "compare")
+TAKE_A_MODEL = ("count", "params", "generate", "roofline", "explore", "parallel", "compare")
 
 
 def with_config(words: list[str]) -> list[str]:

@@ -15,9 +15,10 @@ from flopcount.count import Count, described, is_position
 from flopcount.inputs import is_block_norm, is_table
 from flopcount.masks import Causal
 from flopcount.operations import Pass
+from flopcount.pictures import Drawn
 from flopcount.rows import Part, Product, Tensor
 from flopcount.sizes import Size, exact_ratio, is_array, is_symbolic, quoted
-from flopcount.tables import shown, table
+from flopcount.tables import Shown, Table, shown
 
 NOT_COVERED = "not covered"
 
@@ -137,7 +138,7 @@ class Compared:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
+class Comparison(Shown, Drawn):
     """What :func:`compare` returns; ``print`` shows it as a table.
 
     Attributes:
@@ -154,16 +155,26 @@ class Comparison:
         return {
             "version": __version__,
             "model": described(self.model),
-            "rows": [
-                vars(row) | {"differences": [vars(entry) for entry in row.differences]}
-                for row in self.rows
-            ],
+            "rows": self.records(),
         }
 
-    def __repr__(self) -> str:
-        return str(self)
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per way to count."""
+        return [
+            vars(row) | {"differences": [vars(entry) for entry in row.differences]}
+            for row in self.rows
+        ]
 
-    def __str__(self) -> str:
+    def _draw(self, axes: Any) -> None:
+        covered = {row.name: row.ratio for row in self.rows if row.ratio is not None}
+        if any(is_symbolic(ratio) or is_array(ratio) for ratio in covered.values()):
+            raise TypeError("ratios of symbols or arrays: expected numbers, for a picture")
+        axes.barh(list(covered), [float(ratio) for ratio in covered.values()])
+        axes.axvline(1, color="black", linewidth=1)
+        axes.invert_yaxis()
+        axes.set(xlabel="FLOPs over the causal count", title=self.model.title)
+
+    def _tables(self) -> list[Table | str]:
         cells = [
             [
                 row.name,
@@ -176,17 +187,15 @@ class Comparison:
             for row in self.rows
         ]
         reasons = [[row.name, row.leaves_out, row.adds] for row in self.rows]
-        return "\n\n".join(
-            (
-                table(
-                    ["counted as", "self part", "cross part", "total", "self ratio", "total ratio"],
-                    cells,
-                    title=f"FLOPs of {self.model.title} per latent token, with ratios to "
-                    "the causal count",
-                ),
-                table(["counted as", "leaves out", "adds"], reasons),
-            )
-        )
+        return [
+            Table(
+                ["counted as", "self part", "cross part", "total", "self ratio", "total ratio"],
+                cells,
+                title=f"FLOPs of {self.model.title} per latent token, with ratios to "
+                "the causal count",
+            ),
+            Table(["counted as", "leaves out", "adds"], reasons),
+        ]
 
 
 def _percent(ratio: Any) -> str:

@@ -1,6 +1,6 @@
 """Published ways to count, each reproducing its own publication's or code's numbers.
 
-Letters as in :mod:`flopcount.layers`; S = n for the conventions of decoder-only models, m is the
+Letters as :class:`Inputs` has them; S = n for the conventions of decoder-only models, m is the
 number of prefix positions before dropout and p the prefix dropout. Training is 3 · forward in every
 one of them. A convention that was never defined for a part does not cover it: never 0.
 
@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any
 
 from flopcount.masks import Causal
-from flopcount.sizes import Size, exact_ratio, is_array, is_symbolic, minimum
+from flopcount.sizes import Size, equal, exact_ratio, is_array, is_symbolic, minimum
 
 Terms = tuple[tuple[str, str, Size], ...]
 
@@ -128,18 +128,14 @@ class Inputs:
 
         Of symbols, what may be as in the plainest model is taken to be so: h·c may be d.
         """
-        found: set[str] = set()
-        d = self.num_channels
+        found = {name for name, left, right in self.held_apart if differ(left, right)}
         for layer in self.layers:
             found |= layer.others
             latent = layer.key_value_rank is not None
-            channels = layer.num_heads * layer.head_dim
             experts = layer.num_experts is not None
             has = {
                 GATED if layer.gated else PLAIN: not {"no MLP"} & layer.others,
-                GROUPED: not latent and differ(layer.num_key_heads, layer.num_heads),
-                HEAD_DIM: not latent and differ(channels, d),
-                WIDTH: experts or differ(layer.hidden_channels, 4 * d),
+                WIDTH: experts,
                 WINDOWS: layer.window is not None,
                 GATE: layer.gate,
                 EXPERTS: experts,
@@ -151,6 +147,19 @@ class Inputs:
         if is_array(self.num_predictions) or self.num_predictions != 0:
             found.add(PREDICTIONS)
         return frozenset(found)
+
+    @property
+    def held_apart(self) -> tuple[tuple[str, Size, Size], ...]:
+        """Features that a model has where two sizes of a layer differ: (feature, size, size)."""
+        d = self.num_channels
+        found: list[tuple[str, Size, Size]] = []
+        for layer in self.layers:
+            if layer.key_value_rank is None:
+                found.append((GROUPED, layer.num_key_heads, layer.num_heads))
+                found.append((HEAD_DIM, layer.num_heads * layer.head_dim, d))
+            if layer.num_experts is None:
+                found.append((WIDTH, layer.hidden_channels, 4 * d))
+        return tuple(found)
 
 
 def differ(left: Any, right: Any) -> bool:
@@ -507,7 +516,7 @@ def _width(layer: LayerInputs) -> Size:
 
 def _own_heads(inputs: Inputs, per_token: Callable[[LayerInputs], Any]) -> Terms:
     """What a code counts of heads of d / h channels beyond the model's own; nothing if it has d."""
-    if HEAD_DIM not in inputs.features:
+    if all(equal(left, right) for name, left, right in inputs.held_apart if name == HEAD_DIM):
         return ()
     flops = exact_ratio(inputs.num_latents * _sum(inputs, per_token), 1)
     return (("layers", OWN_HEADS, flops),)

@@ -9,11 +9,13 @@ import math
 import numbers
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from flopcount import __version__, extras
+from flopcount import __version__
 from flopcount.devices import DEFAULT_DTYPE, Device, find_device, require_utilisation
+from flopcount.differences import Difference, subtract
 from flopcount.executed import SOURCE, Tiling, tiled
+from flopcount.pictures import Drawn
 from flopcount.rows import Part, Phase, Product, Row, Tensor, Work
 from flopcount.sizes import (
     Size,
@@ -28,10 +30,7 @@ from flopcount.sizes import (
     require_size,
     safe_for,
 )
-from flopcount.tables import shown, table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from flopcount.tables import Shown, Table, shown
 
 LEVELS = ("causal", "dense")
 CHINCHILLA_APPENDIX_F = "Hoffmann et al. 2022 (arXiv 2203.15556), Appendix F"
@@ -251,7 +250,7 @@ def work_term(work: Work, level: str, training: bool, checkpointing: str | None)
     )  # fmt: skip
 
 
-class Tally:
+class Tally(Shown):
     """What counts of FLOPs, of element-wise work and of parameters have in common: terms."""
 
     terms: tuple[Any, ...]
@@ -274,19 +273,6 @@ class Tally:
     def records(self) -> list[dict[str, Any]]:
         """One dictionary per term."""
         return [term.record() for term in self.terms]
-
-    def to_frame(self) -> pd.DataFrame:
-        """The terms as a pandas frame, one row per term (extra ``fit``).
-
-        Raises:
-            ImportError: If pandas is not installed.
-
-        """
-        frame: pd.DataFrame = extras.load("pandas", "fit").DataFrame(self.records())
-        return frame
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 class Flops(Tally):
@@ -339,21 +325,23 @@ class WorkCount(Flops):
         terms = added(term for tally in (self, *others) for term in tally.terms)
         return dataclasses.replace(self, terms=terms)
 
-    def __str__(self) -> str:
+    def _tables(self) -> list[Table | str]:
         columns = ["part", "layer", "term", "elements", "forward", "backward"]
         columns += ["recompute"] if self.checkpointing else []
         footer = ["total", None, None, None, self.forward, self.backward, self.recompute]
-        return table(
-            columns,
-            [[record[column] for column in columns] for record in self.records()],
-            title="Element-wise FLOPs (not part of the matmul total; optimiser excluded)",
-            footer=footer[: len(columns)],
-            keys=3,
-        )
+        return [
+            Table(
+                columns,
+                [[record[column] for column in columns] for record in self.records()],
+                title="Element-wise FLOPs (not part of the matmul total; optimiser excluded)",
+                footer=footer[: len(columns)],
+                keys=3,
+            )
+        ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Count(Flops):
+class Count(Flops, Drawn):
     """FLOPs of one step over ``batch_size`` sequences, term by term.
 
     Attributes:
@@ -411,8 +399,25 @@ class Count(Flops):
         """
         return self.plus(other) if isinstance(other, Count) else NotImplemented
 
+    def __sub__(self, other: object) -> Difference:
+        """This count minus another, term by term: levels, conventions, or a measured step.
+
+        Terms go by layer and name; parts are added up.
+
+        Raises:
+            ValueError: If they are of different batch sizes, or a convention does not cover a part.
+
+        >>> import flopcount as fc
+        >>> model = fc.Decoder(vocab_size=9, seq_len=3, num_channels=4, num_layers=1, num_heads=2)
+        >>> for term in (model.flops("dense") - model.flops("causal")).nonzero.terms:
+        ...     print(term.layer, term.term, term.forward, term.backward)  # 9 pairs instead of 6
+        decoder scores 24 48
+        decoder values 24 48
+        """
+        return subtract(self, other) if isinstance(other, Count) else NotImplemented
+
     def plus(self, *others: Count) -> Count:
-        """This count and others, as :meth:`__add__` has it."""
+        """This count and others, as ``+`` has it."""
         for other in others:
             for name in (
                 "model", "level", "convention", "training", "checkpointing", "part", "tuning",
@@ -449,7 +454,8 @@ class Count(Flops):
         """The level or convention by name."""
         return f"level {self.level}" if self.level else f"convention {self.convention}"
 
-    def _check_covered(self) -> None:
+    def require_covered(self) -> None:
+        """Raise :class:`NotCoveredError` if a convention says nothing of a part of the model."""
         if self.not_covered:
             parts = " and ".join(sorted(self.not_covered))
             instead = "" if "self" in self.not_covered else "ask for .self_part, or "
@@ -459,19 +465,19 @@ class Count(Flops):
             )
 
     def _sum(self, phase: Phase) -> Size:
-        self._check_covered()
+        self.require_covered()
         return super()._sum(phase)
 
     @functools.cached_property
     def elementwise(self) -> WorkCount | None:
-        """Element-wise FLOPs, never part of :attr:`total`; None where they are not counted."""
+        """Element-wise FLOPs, in no :attr:`Flops.total`; None where they are not counted."""
         if self.work is None or self.part is None:
             return self.work and self.work()
         return self.work().where(lambda term: term.part == self.part)
 
     @property
     def per_token(self) -> Any:
-        """:attr:`total` per latent token, exactly: an int, or a fraction where need be."""
+        """:attr:`Flops.total` per latent token, exactly: an int, or a fraction where need be."""
         return exact_ratio(self.total, self.tokens)
 
     @property
@@ -483,7 +489,7 @@ class Count(Flops):
 
     @property
     def per_sequence(self) -> Any:
-        """:attr:`total` per sequence, exactly."""
+        """:attr:`Flops.total` per sequence, exactly."""
         return exact_ratio(self.total, self.batch_size)
 
     @property
@@ -584,7 +590,7 @@ class Count(Flops):
         """Hardware FLOPs utilisation at this level: like :meth:`mfu`, with recomputation.
 
         It counts the products that the level counts; what a kernel's tiling adds is in it at level
-        ``executed`` alone, see :meth:`Architecture.executed`.
+        ``executed`` alone, see :meth:`~flopcount.architectures.Architecture.executed`.
         """
         return self._utilisation(
             "HFU", self.with_recompute, seconds, tokens_per_second, device, dtype, num_devices
@@ -654,10 +660,26 @@ class Count(Flops):
             "elementwise": None if self.elementwise is None else self.elementwise.records(),
         }
 
+    def _draw(self, axes: Any) -> None:
+        self.require_covered()
+        if is_symbolic(self.total) or is_array(self.total):
+            raise TypeError(f"total = {quoted(self.total)}: expected one number, for a picture")
+        names = [f"{term.layer}, {term.term}" for term in self.terms]
+        left = [0.0] * len(names)
+        for phase in ("forward", "backward", "recompute"):
+            widths = [float(getattr(term, phase)) for term in self.terms]
+            if any(widths):
+                axes.barh(names, widths, left=left, label=phase)
+                left = [before + width for before, width in zip(left, widths, strict=True)]
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelsize="small")
+        axes.set(xlabel="FLOPs", title=f"{self.model.title}, {self.label}")
+        axes.legend(fontsize="small")
+
     def _named_parts(self) -> tuple[tuple[str, Count], ...]:
         return ("whole", self), ("self_part", self.self_part), ("cross_part", self.cross_part)
 
-    def __str__(self) -> str:
+    def _tables(self) -> list[Table | str]:
         columns = ["part", "layer", "term", "forward", "backward"]
         columns += ["recompute"] if self.checkpointing else []
         columns += ["share"]
@@ -685,14 +707,16 @@ class Count(Flops):
         ]
         phase = "forward and backward" if self.training else self.request or "forward alone"
         sequences = f"batch of {shown(self.batch_size)}"
-        return table(
-            columns,
-            cells,
-            title=f"FLOPs of {self.model.title}, {self.label}, {phase}, {sequences}",
-            footer=[kept, None, None, *sums, _share(whole, whole)],
-            note="\n".join(notes),
-            keys=3,
-        )
+        return [
+            Table(
+                columns,
+                cells,
+                title=f"FLOPs of {self.model.title}, {self.label}, {phase}, {sequences}",
+                footer=[kept, None, None, *sums, _share(whole, whole)],
+                note="\n".join(notes),
+                keys=3,
+            )
+        ]
 
 
 def _work_of(counts: tuple[Count, ...]) -> WorkCount:
@@ -813,7 +837,7 @@ class ParameterCount(Tally):
             "buffers": [tensor.record() for tensor in self.buffers],
         }
 
-    def __str__(self) -> str:
+    def _tables(self) -> list[Table | str]:
         columns = ["part", "layer", "name", "parameters", "share", "active"]
         footer = ["total", None, None, self.total, _share(self.total, self.total), self.active]
         cells = [
@@ -829,11 +853,13 @@ class ParameterCount(Tally):
             f"{tensor.layer} {tensor.name}: a buffer of {shown(tensor.count)}, no parameters"
             for tensor in self.buffers
         ]
-        return table(
-            columns,
-            cells,
-            title=f"Parameters of {self.model.title}",
-            footer=footer,
-            note="\n".join(notes),
-            keys=3,
-        )
+        return [
+            Table(
+                columns,
+                cells,
+                title=f"Parameters of {self.model.title}",
+                footer=footer,
+                note="\n".join(notes),
+                keys=3,
+            )
+        ]

@@ -9,6 +9,7 @@ from typing import Any
 from flopcount.sizes import is_array, quoted, require_positive_number, require_size
 
 DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
+"""What a device may have a peak for."""
 DEFAULT_DTYPE = "bf16"
 GB, GIB = 10**9, 2**30
 ROUNDING = 1e-12

@@ -32,7 +32,7 @@ from flopcount.sizes import (
     quoted,
     require_choice,
 )
-from flopcount.tables import shown, table
+from flopcount.tables import Shown, Table, shown
 
 SENT = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "all-to-all": 1}
 """What a device of p sends, over (p - 1)/p of the bytes: no algorithm sends less.
@@ -165,7 +165,7 @@ def pipeline_bubble(pipeline: int, microbatches: int, chunks: int = 1) -> Fracti
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class PerDevice:
+class PerDevice(Shown):
     """A training step, or a forward pass, on many devices.
 
     Attributes:
@@ -246,16 +246,17 @@ class PerDevice:
             "imbalance": self.imbalance,
             "bubble": self.bubble,
             "busiest_experts": self.busiest_experts,
-            "stages": [stage.to_dict() for stage in self.stages],
+            "stages": self.records(),
         }
 
-    def __repr__(self) -> str:
-        return str(self)
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per stage."""
+        return [stage.to_dict() for stage in self.stages]
 
-    def __str__(self) -> str:
-        return f"{self._stages()}\n\n{self._collectives()}"
+    def _tables(self) -> list[Table | str]:
+        return [self._stages(), self._collectives()]
 
-    def _stages(self) -> str:
+    def _stages(self) -> Table:
         """A line for each run of stages that do the same."""
         lines: list[list[Any]] = []
         first = 0
@@ -291,7 +292,7 @@ class PerDevice:
                 f"{float(self.busiest_experts):.4g} times as often"
             )
         phase = "forward and backward" if self.training else "forward alone"
-        return table(
+        return Table(
             ["stage", "layers", "forward", "backward", *["recompute"] * again, "parameters",
              "bytes sent"],
             lines,
@@ -302,7 +303,7 @@ class PerDevice:
             keys=2,
         )  # fmt: skip
 
-    def _collectives(self) -> str:
+    def _collectives(self) -> Table:
         """Those of the stage that sends most, those of one kind together."""
         most = max(self.stages, key=lambda stage: stage.bytes)
         together: dict[tuple[Any, ...], list[Collective]] = {}
@@ -313,7 +314,7 @@ class PerDevice:
             [*key, sum(each.times for each in same), round(total_bytes(same))]
             for key, same in together.items()
         ]
-        return table(
+        return Table(
             ["group", "devices", "collective", "phase", "dtype", "times", "bytes sent"],
             lines,
             title=f"Collectives of a device of stage {most.index} in a step, and bytes that it "
@@ -356,7 +357,8 @@ def per_device(
         ValueError: If the model is none whose division is known, a size does not divide another, or
             an option is unknown.
 
-    Source: of each transfer, at :class:`Share`, :class:`Ends` and :class:`Experts`; what they are
+    Source: of each transfer, at :class:`~flopcount.parallel.Share`,
+    :class:`~flopcount.parallel.Ends` and :class:`~flopcount.parallel.Experts`; what they are
     least is :data:`SENT`.
 
     >>> import flopcount as fc

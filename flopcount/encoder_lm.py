@@ -243,7 +243,7 @@ class EncoderLM(CausalLM):
 
     Raises:
         TypeError: If a field has the wrong type.
-        ValueError: As of :class:`CausalLM`.
+        ValueError: As of :class:`~flopcount.CausalLM`.
 
     Source: Devlin et al. 2018 (arXiv 1810.04805).
 
@@ -333,7 +333,7 @@ class EncoderDecoderLM(CausalLM):
 
     Raises:
         TypeError: If a field has the wrong type.
-        ValueError: As of :class:`CausalLM`.
+        ValueError: As of :class:`~flopcount.CausalLM`.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762); Raffel et al. 2019 (arXiv 1910.10683).
 

@@ -11,7 +11,7 @@ from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count
 from flopcount.executed import Tiling
 from flopcount.sizes import quoted, require_choice
-from flopcount.tables import shown, table
+from flopcount.tables import Shown, Table, shown
 
 TILING_LEGEND = (
     "tiles of queries × keys: a_f·J_f × J_f in the forward pass; in the backward pass "
@@ -65,7 +65,7 @@ class ElementwiseFormula(Formula):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Explanation:
+class Explanation(Shown):
     """What :func:`explain` returns; ``print`` shows it as tables.
 
     Attributes:
@@ -87,21 +87,17 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """The formulas as plain data, each as text and as LaTeX."""
-
-        def records(formulas: tuple[Formula, ...]) -> list[dict[str, Any]]:
-            return [
-                {name: value for name, value in vars(formula).items() if name != "expression"}
-                | {"text": formula.text, "latex": formula.latex}
-                for formula in formulas
-            ]
-
         return {
             "title": self.title,
             "legend": self.legend,
-            "matmuls": records(self.matmuls),
-            "backward": records(self.backward),
-            "elementwise": records(self.elementwise),
+            "matmuls": _records(self.matmuls),
+            "backward": _records(self.backward),
+            "elementwise": _records(self.elementwise),
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per term's formula, forward."""
+        return _records(self.matmuls)
 
     def to_latex(self) -> str:
         """The formulas as one LaTeX ``align*`` environment."""
@@ -117,16 +113,13 @@ class Explanation:
         ]
         return "\n".join((r"\begin{align*}", *lines, r"\end{align*}"))
 
-    def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
+    def _tables(self) -> list[Table | str]:
         tables = [("forward FLOPs", self.matmuls, f"{self.title}\n{self.legend}")]
         if self.backward:
             title = "The backward pass, where it is not twice the forward"
             tables.append(("backward FLOPs", self.backward, title))
-        blocks = [
-            table(
+        blocks: list[Table | str] = [
+            Table(
                 ["part", "layer", "term", heading, "source"],
                 [[f.part, f.layer, f.term, f.text, f.source] for f in formulas],
                 title=title,
@@ -141,15 +134,23 @@ class Explanation:
             ]
             reasons = {(f.term, f.source): [f.term, f.source] for f in self.elementwise}
             blocks += [
-                table(
+                Table(
                     ["part", "layer", "term", "elements", "forward", "backward"],
                     rows,
                     title="Element-wise work (not part of the matmul total): FLOPs per element",
                     keys=3,
                 ),
-                table(["term", "what the cost per element is"], reasons.values()),
+                Table(["term", "what the cost per element is"], list(reasons.values())),
             ]
-        return "\n\n".join(blocks)
+        return blocks
+
+
+def _records(formulas: tuple[Formula, ...]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in vars(formula).items() if name != "expression"}
+        | {"text": formula.text, "latex": formula.latex}
+        for formula in formulas
+    ]
 
 
 def on_symbols(model: str | Architecture) -> tuple[Architecture, str]:

@@ -14,17 +14,22 @@ _EXTRAS = {
     "sympy": "symbolic",
     "pandas": "fit",
     "matplotlib": "plot",
+    "jinja2": "explore",
     "ray": "ray",
     "datasets": "hf",
     "pytest": "dev",
+    "hypothesis": "testing",
+    "torch": "torch",
     "transformers": "dev",
+    "lightning": "adapters",
+    "accelerate": "adapters",
+    "tensorboard": "adapters",
+    "wandb": "adapters",
     **dict.fromkeys(
         (
-            "torch",
             "triton",
             "filelock",
             "fvcore",
-            "jinja2",
             "safetensors",
             "scipy",
             "sentencepiece",
@@ -32,6 +37,8 @@ _EXTRAS = {
         "lab",
     ),
 }
+
+_IN_LAB = ("", "symbolic", "fit", "plot", "torch", "explore")
 
 
 def load(module: str, extra: str) -> Any:
@@ -66,9 +73,7 @@ def advice(error: ImportError) -> str:
     program = Path(sys.argv[0]).resolve()
     folders = (_CHECKOUT / name for name in ("models", "validate", "benchmarks"))
     in_checkout = any(program.is_relative_to(folder) for folder in folders)
-    return _missing(
-        package, "lab" if in_checkout and extra in ("", "symbolic", "fit", "plot") else extra
-    )
+    return _missing(package, "lab" if in_checkout and extra in _IN_LAB else extra)
 
 
 def explain_missing() -> None:

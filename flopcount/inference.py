@@ -1,7 +1,7 @@
 """Inference: reading a prompt, generating tokens behind it, and what is cached meanwhile.
 
 Nothing here is a formula: each request is one or more passes (:class:`flopcount.operations.Pass`)
-of the network that :meth:`Architecture.flops` counts, and the blocks know what a pass behind a
+of the network that ``flops`` counts, and the blocks know what a pass behind a
 cache multiplies.
 """
 
@@ -31,7 +31,7 @@ from flopcount.sizes import (
     require_size,
     safe_for,
 )
-from flopcount.tables import shown, table
+from flopcount.tables import Table, shown
 
 BITS = {
     "fp64": 64, "fp32": 32, "tf32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "fp4": 4,
@@ -87,18 +87,21 @@ class CacheCount(Tally):
             "terms": self.records(),
         }
 
-    def __str__(self) -> str:
-        return table(
-            ["part", "layer", "name", "elements"],
-            [list(record.values()) for record in self.records()],
-            title=f"Cache of {self.model.title} behind {shown(self.positions)} positions, batch of "
-            f"{shown(self.batch_size)}",
-            footer=["total", None, None, self.elements],
-            note=", ".join(
-                f"{shown(self.bytes(dtype))} bytes in {dtype}" for dtype in ("bf16", "fp8", "int4")
-            ),
-            keys=3,
-        )
+    def _tables(self) -> list[Table | str]:
+        return [
+            Table(
+                ["part", "layer", "name", "elements"],
+                [list(record.values()) for record in self.records()],
+                title=f"Cache of {self.model.title} behind {shown(self.positions)} positions, "
+                f"batch of {shown(self.batch_size)}",
+                footer=["total", None, None, self.elements],
+                note=", ".join(
+                    f"{shown(self.bytes(dtype))} bytes in {dtype}"
+                    for dtype in ("bf16", "fp8", "int4")
+                ),
+                keys=3,
+            )
+        ]
 
 
 def kept(network: Network) -> tuple[Cached, ...]:
@@ -145,7 +148,7 @@ class Inference(abc.ABC):
         Args:
             prompt_len: P, positions of each prompt; of an encoder-decoder, the encoder reads them,
                 and the decoder one token.
-            level: ``"causal"``, the default, or ``"dense"``, as for :meth:`flops`.
+            level: ``"causal"``, the default, or ``"dense"``, as for ``flops``.
             logits: Of which positions logits are computed: ``"last"`` (of every chunk, as
                 transformers does), ``"all"``, or how many of the last.
             batch_size: B, prompts.

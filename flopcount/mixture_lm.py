@@ -73,8 +73,8 @@ class MixtureLM(CausalLM):
 
     Raises:
         TypeError: If a field has the wrong type.
-        ValueError: As of :class:`CausalLM`; if k exceeds E, or sizes of latent attention are
-            missing.
+        ValueError: As of :class:`~flopcount.CausalLM`; if k exceeds E, or sizes of latent attention
+            are missing.
 
     Source: Shazeer et al. 2017 (arXiv 1701.06538); DeepSeek-AI 2024 (arXiv 2405.04434) for latents,
     (arXiv 2412.19437) for further predictions.

@@ -11,20 +11,25 @@ import bisect
 import dataclasses
 import functools
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flopcount import extras
 from flopcount.architectures import Architecture
 from flopcount.blocks import rows_of
 from flopcount.count import product_term
 from flopcount.devices import DEFAULT_DTYPE, Device, find_device
 from flopcount.inference import bits
+from flopcount.pictures import Drawn
 from flopcount.rows import Cached, Product, Tensor
-from flopcount.sizes import quoted, require_at_most, require_size
-from flopcount.tables import shown, table
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from flopcount.sizes import (
+    Size,
+    equal,
+    is_symbolic,
+    maximum,
+    quoted,
+    require_at_most,
+    require_size,
+)
+from flopcount.tables import Shown, Table, shown
 
 LARGEST_BATCH = 2**20
 KEPT = ("keys", "latents", "rotary keys")
@@ -95,19 +100,29 @@ class Bound:
         return self.flops / self.bytes if self.bytes else 0.0
 
     @property
+    def computing(self) -> float:
+        """Seconds of computing."""
+        return self.flops / self.peak
+
+    @property
+    def moving(self) -> float:
+        """Seconds of moving bytes."""
+        return self.bytes / self.bandwidth
+
+    @property
     def seconds(self) -> float:
         """The longer of computing and of moving bytes."""
-        return max(self.flops / self.peak, self.bytes / self.bandwidth)
+        longer: float = maximum(self.computing, self.moving)
+        return longer
 
     @property
     def bound_by(self) -> str:
         """``"compute"`` or ``"bandwidth"``."""
-        compute = self.flops / self.peak >= self.bytes / self.bandwidth
-        return "compute" if compute else "bandwidth"
+        return "compute" if self.computing >= self.moving else "bandwidth"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Roofline:
+class Roofline(Shown, Drawn):
     """What bounds the time of one pass on a device; all bytes and seconds are lower bounds.
 
     Attributes:
@@ -181,24 +196,18 @@ class Roofline:
             "weight_bytes": self.weight_bytes,
             "cache_bytes": self.cache_bytes,
             "fits": self.fits,
-            "terms": [
-                dataclasses.asdict(term)
-                | {"intensity": term.intensity, "seconds": term.seconds, "bound": term.bound_by}
-                for term in self.terms
-            ],
+            "terms": self.records(),
         }
 
-    def plot(self, path: str | Path) -> None:
-        """Draw the roofline with the terms on it (extra ``plot``).
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per term."""
+        return [
+            dataclasses.asdict(term)
+            | {"intensity": term.intensity, "seconds": term.seconds, "bound": term.bound_by}
+            for term in self.terms
+        ]
 
-        Args:
-            path: The file; its suffix says the format.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-        """
-        figure = extras.load("matplotlib.figure", "plot").Figure(layout="constrained")
-        axes = figure.subplots()
+    def _draw(self, axes: Any) -> None:
         peak, bandwidth = self.total.peak, self.total.bandwidth
         ridge = peak / bandwidth
         terms = [term for term in (*self.terms, self.total) if term.flops]
@@ -207,7 +216,8 @@ class Roofline:
         axes.plot([low, ridge, high], [low * bandwidth, peak, peak], color="black")
         for term in terms:
             rate = min(peak, term.intensity * bandwidth)
-            axes.plot(term.intensity, rate, "o", label=f"{term.layer} {term.term}".strip())
+            mark = "k*" if term is self.total else "o"
+            axes.plot(term.intensity, rate, mark, label=f"{term.layer} {term.term}".strip())
         axes.set(
             xscale="log",
             yscale="log",
@@ -216,12 +226,8 @@ class Roofline:
             title=f"{self.model.title} on {self.device.name}",
         )
         axes.legend(fontsize="small")
-        figure.savefig(path)
 
-    def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
+    def _tables(self) -> list[Table | str]:
         rows = [
             [
                 term.layer, term.term, term.flops, round(term.bytes), round(term.intensity, 2),
@@ -239,7 +245,7 @@ class Roofline:
             + {None: "", True: ": they fit the memory", False: ": MORE than the memory"}[self.fits],
         ]
         total = self.total
-        return table(
+        return [Table(
             ["layer", "term", "FLOPs", "bytes, at least", "FLOPs per byte", "bound by", "µs"],
             rows,
             title=f"Roofline of {self.model.title} on {self.device.name}: {asked}",
@@ -249,7 +255,77 @@ class Roofline:
             ],
             note="\n".join(notes),
             keys=2,
-        )  # fmt: skip
+        )]  # fmt: skip
+
+
+def bounds(
+    model: Architecture,
+    *,
+    cached: Size,
+    positions: Size,
+    batch_size: Size,
+    widths: dict[str, Any],
+    mla: str | None,
+    peak: Any,
+    bandwidth: Any,
+) -> tuple[Bound, ...]:
+    """What each term of a pass needs at least, of numbers or symbols.
+
+    Args:
+        model: As of :func:`roofline`, as the next three and ``mla``.
+        cached: See there.
+        positions: See there.
+        batch_size: See there.
+        widths: Bytes of an element by name: ``dtype``, ``weights``, ``cache``.
+        mla: See there.
+        peak: FLOP/s.
+        bandwidth: Bytes/s.
+    """
+    behind = is_symbolic(cached) or cached > 0
+    inference = "decode" if equal(positions, 1) and behind else "prefill"
+    at = model._pass_behind(inference, positions, batch_size, cached, mla, None)
+    rows = list(rows_of(model.network(at.at(logits=1))))
+    tensors = {(row.layer, row.name): row for row in rows if isinstance(row, Tensor)}
+    terms: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(layer: str, term: str, **more: Any) -> None:
+        sums = terms.setdefault(
+            (layer, term), dict.fromkeys(("flops", "weights", "cache", "activations"), 0)
+        )
+        for name, value in more.items():
+            sums[name] += value
+
+    def mixing(name: str) -> str:
+        """The term of what has no weight: attention, that to another stack, or a scan."""
+        if name.startswith("cross "):
+            return "cross attention"
+        return "attention" if name in ("scores", "values", *KEPT) else "scan"
+
+    for row in rows:
+        if isinstance(row, Cached):
+            # What was there is read, what is new is written: together what there is then.
+            add(row.layer, mixing(row.name), cache=row.elements * widths["cache"])
+        elif isinstance(row, Product) and not (equal(row.times, 0) or equal(row.M, 0)):
+            flops = product_term(row, "causal", None, False, None).forward
+            if row.weight is None:
+                # Queries in and what the heads give out; keys and values are the cache's. What a
+                # scan reads can stay where its projections left it.
+                term = mixing(row.term)
+                side = 0 if term == "scan" else row.times * row.M * row.K
+                add(row.layer, term, flops=flops, activations=side * widths["dtype"])
+                continue
+            tensor = tensors[row.weight]
+            read = row.times // batch_size * row.N * row.K
+            if tensor.used is not None:
+                experts, chosen = tensor.factors[0], tensor.used[0]
+                read *= experts * (1 - (1 - chosen / experts) ** (batch_size * positions))
+            moved = row.times * row.M * (row.K + row.N)
+            add(row.layer, row.term, flops=flops, weights=read * widths["weights"],
+                activations=moved * widths["dtype"])  # fmt: skip
+    return tuple(
+        Bound(layer, term, **sums, peak=peak, bandwidth=bandwidth)
+        for (layer, term), sums in terms.items()
+    )
 
 
 def roofline(
@@ -276,7 +352,7 @@ def roofline(
         dtype: Of computing and of activations.
         weights: Of weights as they are stored: a key of :data:`flopcount.inference.BITS`.
         cache: Of the cache, likewise.
-        mla: As for :meth:`prefill`.
+        mla: As for :meth:`~flopcount.inference.Inference.prefill`.
 
     Returns:
         A :class:`Roofline`. Of experts, as many are read as uniform routing leads one to expect:
@@ -284,7 +360,8 @@ def roofline(
 
     Raises:
         TypeError: If an argument has the wrong type, or is an array or a symbol.
-        ValueError: If the device or its bandwidth is not known, or as of :meth:`prefill`.
+        ValueError: If the device or its bandwidth is not known, or as of
+            :meth:`~flopcount.inference.Inference.prefill`.
 
     Source: Williams et al. 2009, Roofline: an insightful visual performance model.
 
@@ -313,56 +390,16 @@ def roofline(
             raise TypeError(f"{name} = {quoted(value)}: expected one integer")
     widths = {name: bits(name, value) / 8 for name, value in
               dict(dtype=dtype, weights=weights, cache=cache).items()}  # fmt: skip
-    inference = "decode" if positions == 1 and cached else "prefill"
-    at = model._pass_behind(inference, positions, batch_size, cached, mla, None)
-    rows = list(rows_of(model.network(at.at(logits=1))))
-    tensors = {(row.layer, row.name): row for row in rows if isinstance(row, Tensor)}
-    terms: dict[tuple[str, str], dict[str, float]] = {}
-
-    def add(layer: str, term: str, **more: float) -> None:
-        sums = terms.setdefault(
-            (layer, term), dict.fromkeys(("flops", "weights", "cache", "activations"), 0)
-        )
-        for name, value in more.items():
-            sums[name] += value
-
-    def mixing(name: str) -> str:
-        """The term of what has no weight: attention, that to another stack, or a scan."""
-        if name.startswith("cross "):
-            return "cross attention"
-        return "attention" if name in ("scores", "values", *KEPT) else "scan"
-
-    for row in rows:
-        if isinstance(row, Cached):
-            # What was there is read, what is new is written: together what there is then.
-            add(row.layer, mixing(row.name), cache=row.elements * widths["cache"])
-        elif isinstance(row, Product) and row.times and row.M:
-            flops = product_term(row, "causal", None, False, None).forward
-            if row.weight is None:
-                # Queries in and what the heads give out; keys and values are the cache's. What a
-                # scan reads can stay where its projections left it.
-                term = mixing(row.term)
-                side = 0 if term == "scan" else row.times * row.M * row.K
-                add(row.layer, term, flops=flops, activations=side * widths["dtype"])
-                continue
-            tensor = tensors[row.weight]
-            read = float(row.times // batch_size * row.N * row.K)
-            if tensor.used is not None:
-                experts, chosen = tensor.factors[0], tensor.used[0]
-                read *= experts * (1 - (1 - chosen / experts) ** (batch_size * positions))
-            moved = row.times * row.M * (row.K + row.N)
-            add(row.layer, row.term, flops=flops, weights=read * widths["weights"],
-                activations=moved * widths["dtype"])  # fmt: skip
-    bounds = tuple(
-        Bound(layer, term, **sums, peak=peak, bandwidth=found.bandwidth.bytes_per_second)  # type: ignore[arg-type]
-        for (layer, term), sums in terms.items()
-    )
+    terms = bounds(
+        model, **given, widths=widths, mla=mla, peak=peak,
+        bandwidth=found.bandwidth.bytes_per_second,
+    )  # fmt: skip
     kept = model.cache(cached + positions, batch_size=batch_size, mla=mla).elements
     return Roofline(
         model,
         found,
         given | dict(dtype=dtype, weights=weights, cache=cache, mla=mla),
-        bounds,
+        terms,
         model.params().total * widths["weights"],
         kept * widths["cache"],
     )

@@ -7,9 +7,12 @@ never imported here before the caller has handed in one of their objects.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -17,6 +20,47 @@ Size: TypeAlias = Any
 """A Python int, a NumPy array of integers or a SymPy expression."""
 
 INT64_MAX = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumption:
+    """What is taken to hold of symbols, where numbers would be checked.
+
+    Attributes:
+        relation: ``"multiple of"`` or ``"at most"``.
+        name: What the argument is called.
+        value: The argument.
+        other_name: What it is held against is called.
+        other: That.
+    """
+
+    relation: str
+    name: str
+    value: Size
+    other_name: str
+    other: Size
+
+
+_ASSUMED: contextvars.ContextVar[list[Assumption] | None] = contextvars.ContextVar(
+    "assumed", default=None
+)
+
+
+@contextlib.contextmanager
+def assumptions() -> Iterator[list[Assumption]]:
+    """Note what is taken to hold of symbols within the block."""
+    noted: list[Assumption] = []
+    token = _ASSUMED.set(noted)
+    try:
+        yield noted
+    finally:
+        _ASSUMED.reset(token)
+
+
+def _assume(*noted: Any) -> None:
+    known, assumption = _ASSUMED.get(), Assumption(*noted)
+    if known is not None and assumption not in known:
+        known.append(assumption)
 
 
 def is_array(value: object) -> bool:
@@ -219,6 +263,8 @@ def require_at_most(name: str, value: Size, limit_name: str, limit: Size, reason
     excess = value - limit
     if is_symbolic(excess):
         too_large = bool(excess.is_positive)
+        if excess.is_nonpositive is None:
+            _assume("at most", name, value, limit_name, limit)
     else:
         too_large = bool((excess > 0).any()) if is_array(excess) else excess > 0
     if too_large:
@@ -291,6 +337,16 @@ def minimum(left: Size, right: Size) -> Size:
     return min(left, right)
 
 
+def maximum(left: Any, right: Any) -> Any:
+    """The larger of two numbers or expressions."""
+    if is_symbolic(left) or is_symbolic(right):
+        from sympy import Max
+
+        # What it finds out about its arguments to simplify itself takes longer than all the rest.
+        return Max(left, right, evaluate=False)
+    return max(left, right)
+
+
 def equal(left: Size, right: Size) -> bool:
     """Whether two sizes are the same, in every element."""
     differ = left != right
@@ -305,7 +361,10 @@ def divide(name: str, numerator: Size, divisor_name: str, divisor: Size) -> Size
 
     """
     if is_symbolic(numerator) or is_symbolic(divisor):
-        return numerator / divisor
+        quotient = numerator / divisor
+        if not quotient.is_integer:
+            _assume("multiple of", name, numerator, divisor_name, divisor)
+        return quotient
     remainder = numerator % divisor
     if remainder.any() if is_array(remainder) else remainder:
         if is_array(remainder):

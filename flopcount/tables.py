@@ -1,18 +1,23 @@
-"""Tables as text, for ``print`` and for the terminal."""
+"""Tables: as text for ``print`` and the terminal, as HTML for notebooks, and as frames."""
 
 from __future__ import annotations
 
 import codecs
 import dataclasses
+import html
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from flopcount import extras
 from flopcount.sizes import is_array, is_symbolic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEXT_WIDTH = 110
 """Columns where the output is no terminal, such as a file."""
@@ -166,6 +171,92 @@ def table(
     return "\n".join([*above, blocks, *below])
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table: ``str`` is what :func:`table` makes of it.
+
+    Attributes:
+        columns: As for :func:`table`, as all others.
+        rows: See there.
+        title: See there.
+        footer: See there.
+        note: See there.
+        keys: See there.
+
+    >>> Table(["term", "FLOPs"], [["a < b", 2048]], title="A title").html()[:53]
+    '<table><caption>A title</caption><thead><tr><th style'
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    title: str = ""
+    footer: Sequence[Any] | None = None
+    note: str = ""
+    keys: int = 1
+
+    def __str__(self) -> str:
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return table(**options)
+
+    def html(self) -> str:
+        """The table as HTML, as a notebook shows it."""
+        sides = [
+            "right" if all(_is_number(row[index]) for row in self.rows) else "left"
+            for index in range(len(self.columns))
+        ]
+
+        def line(cells: Sequence[Any], tag: str) -> str:
+            return "".join(
+                f'<{tag} style="text-align: {side}">{_escaped(cell)}</{tag}>'
+                for cell, side in zip(cells, sides, strict=True)
+            )
+
+        body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in self.rows)
+        foot = "" if self.footer is None else f"<tfoot><tr>{line(self.footer, 'th')}</tr></tfoot>"
+        caption = f"<caption>{_escaped(self.title)}</caption>" if self.title else ""
+        head = f"<thead><tr>{line(self.columns, 'th')}</tr></thead>"
+        grid = f"<table>{caption}{head}<tbody>{body}</tbody>{foot}</table>"
+        return grid + (f"<p>{_escaped(self.note)}</p>" if self.note else "")
+
+
+def _escaped(cell: Any) -> str:
+    return html.escape(shown(cell)).replace("\n", "<br>")
+
+
+class Shown:
+    """What prints as tables, shows itself in a notebook, and becomes a frame."""
+
+    def _tables(self) -> Sequence[Table | str]:
+        """Its tables, and lines of text between them."""
+        raise NotImplementedError
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per row of :meth:`to_frame`."""
+        raise NotImplementedError
+
+    def to_frame(self) -> pd.DataFrame:
+        """The records as a pandas frame, one row for each (extra ``fit``).
+
+        Raises:
+            ImportError: If pandas is not installed.
+
+        """
+        frame: pd.DataFrame = extras.load("pandas", "fit").DataFrame(self.records())
+        return frame
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self._tables()))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            f"<p>{_escaped(block)}</p>" if isinstance(block, str) else block.html()
+            for block in self._tables()
+        )
+
+
 def _breakable(text: str, longest: int) -> str:
     """A formula that is a long word gets a blank after a ``*`` here and there, to wrap at.
 
@@ -269,6 +360,10 @@ def _rendered(part: Sequence[_Column], width: int, space: _Space, has_footer: bo
     for row in zip(*(column.cells for column in part), strict=True):
         grid.add_row(*row)
     stream = io.StringIO()
-    console = Console(file=stream, width=width, color_system=None, markup=False, highlight=False)
+    # In a notebook rich would display the table, and leave the text empty.
+    console = Console(
+        file=stream, width=width, color_system=None, markup=False, highlight=False,
+        force_jupyter=False,
+    )  # fmt: skip
     console.print(grid)
     return "\n".join(line.rstrip() for line in printable(stream.getvalue()).rstrip().splitlines())

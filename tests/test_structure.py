@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "numpy", "sympy", "scipy", "pandas", "matplotlib", "triton", "tyro", "rich")
+HEAVY = (
+    "torch", "numpy", "sympy", "scipy", "pandas", "matplotlib", "triton", "tyro", "rich",
+    "hypothesis", "transformers", "lightning",
+)  # fmt: skip
 OPENS = r"(^|\.)(open|fdopen|read_text|write_text|NamedTemporaryFile)$"
 PACKAGES = ("flopcount", "kernels", "models", "validate", "benchmarks", "tests")
 # Who may import whom; of models, what is COUNTING asks flopcount for budgets.
@@ -118,6 +121,57 @@ def test_an_import_upward_is_found(package, name, source):
     assert upward(package, name, source)
 
 
+METERS = {"flopcount.torch", "flopcount.testing.assert_counts"}
+
+
+def meters_used(source: str) -> set[str]:
+    """What a module uses of that which counts as the formulas do, and so confirms none of them."""
+    tree = ast.parse(source)
+    names = {"flopcount": "flopcount"}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name: alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported = {alias.asname or alias.name: alias.name for alias in node.names}
+            names |= {own: f"{node.module}.{name}" for own, name in imported.items()}
+            found |= {node.module, *(f"{node.module}.{name}" for name in imported.values())}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            first, _, rest = ast.unparse(node).partition(".")
+            found.add(f"{names.get(first, first)}.{rest}")
+    return {meter for meter in METERS if any(f"{name}.".startswith(f"{meter}.") for name in found)}
+
+
+def test_no_witness_is_a_meter():
+    """Fuzzing calls all that is public, and confirms no formula with it."""
+    for module in sorted((ROOT / "validate").rglob("*.py")):
+        if module.name not in ("boundaries.py", "fuzz.py"):
+            assert not meters_used(module.read_text(encoding="utf-8")), module
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import flopcount.torch",
+        "import flopcount.torch as meter",
+        "from flopcount.torch import count",
+        "from flopcount import torch",
+        "import flopcount as fc\n\ndef f(x):\n    return fc.torch.count(x).total",
+        "def f():\n    from flopcount.testing import assert_counts",
+        "from flopcount import testing as t\nt.assert_counts(1, 2)",
+    ],
+)
+def test_a_meter_among_the_witnesses_is_seen(source):
+    assert meters_used(source)
+
+
+def test_what_is_no_meter_may_be_used():
+    source = "import torch, flopcount as fc\nfrom flopcount.testing import models\nfc.torchlike"
+    assert not meters_used(source + "\ntorch.nn.Linear")
+
+
 def without_encoding(source: str) -> list[str]:
     """Calls of a module that open a text file in the encoding of the machine's locale."""
     found = []
@@ -165,7 +219,9 @@ def loaded_by(statement: str) -> set[str]:
         "import flopcount",
         "import flopcount as fc; fc.Decoder(vocab_size=8, seq_len=8, num_channels=8, "
         "num_layers=1, num_heads=1).flops().total",
-        "import flopcount as fc; fc.compare; fc.explain; fc.Device",
+        "import flopcount as fc; fc.compare; fc.explain; fc.Device; dir(fc)",
+        "import flopcount as fc; m = fc.Meter(fc.Decoder(vocab_size=8, seq_len=8, num_channels=8, "
+        "num_layers=1, num_heads=1), 2, 'h100'); m.step(); str(m.reading())",
     ],
 )
 def test_counting_loads_nothing_heavy(statement):
@@ -174,6 +230,7 @@ def test_counting_loads_nothing_heavy(statement):
 
 def test_a_heavy_import_is_seen():
     assert loaded_by("import numpy") == {"numpy"}
+    assert "torch" in loaded_by("import flopcount as fc; fc.torch")
 
 
 def collected(*arguments) -> list[str]:

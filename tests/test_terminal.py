@@ -193,7 +193,7 @@ def is_one_line(error, package, extra):
 
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "flopcount"])
 def test_a_program_without_its_packages_says_what_to_install(hidden, program):
-    lab = [name for name, extra in extras._EXTRAS.items() if extra == "lab"]
+    lab = [name for name, extra in extras._EXTRAS.items() if extra in ("lab", "torch")]
     status, out, error = run(program, "--help", **hidden(*lab, "sympy", "matplotlib"))
     if status == 0:  # It needs nothing before it works.
         assert program in HELPFUL

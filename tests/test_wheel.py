@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flopcount", "kernels", "models", "validate", "benchmarks", "tests")
-EXTRAS = ("torch", "sympy", "scipy", "pandas", "matplotlib", "triton", "fvcore")
+EXTRAS = ("torch", "sympy", "scipy", "pandas", "matplotlib", "triton", "fvcore", "hypothesis")
 
 
 def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
@@ -65,6 +65,9 @@ def test_the_wheel_holds_only_flopcount(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"flopcount"}
     assert "flopcount/py.typed" in names
     assert "flopcount/architectures.py" in names
+    assert {"flopcount/torch.py", "flopcount/testing/__init__.py"} <= set(names)
+    assert "flopcount/callbacks/transformers.py" in names
+    assert "flopcount/explorer.html.jinja" in names
 
 
 def test_no_extra_is_installed(alone, tmp_path):
@@ -82,6 +85,14 @@ def test_it_counts_arrays_and_prints(alone, tmp_path):
     assert str(3 * 1464) in run(str(alone), "-I", "-c", code, cwd=tmp_path)
 
 
+def test_the_meter_needs_no_extra(alone, tmp_path):
+    code = (
+        "import flopcount as fc; m = fc.Meter(fc.Decoder(vocab_size=9, seq_len=3, num_channels=4, "
+        "num_layers=1, num_heads=2), 5); m.step(); print(m.reading().tokens)"
+    )
+    assert run(str(alone), "-I", "-c", code, cwd=tmp_path).strip() == "15"
+
+
 def test_the_command_line_works(alone, tmp_path):
     flopcount = alone.parent / "flopcount"
     assert "31421" in run(str(flopcount), "article", cwd=tmp_path)
@@ -95,6 +106,19 @@ def test_the_command_line_works(alone, tmp_path):
             "import flopcount as fc; fc.Decoder(vocab_size=9, seq_len=3, num_channels=4, "
             "num_layers=1, num_heads=2).flops().to_frame()",
             "fit",
+        ),
+        ("import flopcount as fc; fc.torch.count", "torch"),
+        ("from flopcount.testing import models", "testing"),
+        ("import flopcount.callbacks.lightning", "adapters"),
+        (
+            "import flopcount as fc; fc.explore(fc.Decoder(vocab_size=9, seq_len=3, "
+            "num_channels=4, num_layers=1, num_heads=2))",
+            "explore",
+        ),
+        (
+            "import flopcount as fc; fc.Decoder(vocab_size=9, seq_len=3, num_channels=4, "
+            "num_layers=1, num_heads=2).flops().plot()",
+            "plot",
         ),
     ],
 )

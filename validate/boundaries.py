@@ -27,9 +27,11 @@ from typing import Any
 
 import numpy as np
 import sympy
+import torch
 import tyro
 
 import flopcount as fc
+from flopcount import testing
 from flopcount.architectures import ARCHITECTURES, Choice, Dimension, Flag, Pattern
 from flopcount.cli import COMMANDS, TAKE_A_MODEL
 from flopcount.cli import main as command_line
@@ -444,7 +446,13 @@ class Boundaries:
             ]
         )
         count = model.flops(batch_size=self.any_of(1, 2, np.array([1, 2])), **options)
-        count.self_part.total, str(count), count.to_dict()
+        count.self_part.total, self.show(count)
+
+    def show(self, found: Any) -> None:
+        """Whatever prints: as text, in a notebook, as plain data, a frame and a picture."""
+        str(found), found._repr_html_(), found.to_dict()
+        if self.random_state.random() < 0.05:
+            found.to_frame(), found.plot()
 
     def tune(self) -> None:
         """What is trained, LoRA, recomputation by name; all, none and LoRA judged by arithmetic."""
@@ -517,7 +525,9 @@ class Boundaries:
             model, self.any_of("h100"), cached=self.any_of(0, 9), positions=self.any_of(1, 3),
             batch_size=batch_size, weights=self.any_of("bf16", "int4"), mla=self.any_of(None),
         )  # fmt: skip
-        str(bound), bound.to_dict()
+        self.show(bound)
+        if r.random() < 0.02:
+            fc.explore(self.any_of(model))
         fc.expected_experts(self.any_of(8), self.any_of(2), self.any_of(3))
         expected_tokens_per_round(self.any_of(0.5, 0.0), self.any_of(1, 4))
         if level == "dense" or isinstance(model, fc.PerceiverAR):
@@ -635,6 +645,80 @@ class Boundaries:
         )
         if not np.all((rate >= 0) & (rate < 1.001)):
             raise AssertionError(f"utilisation {rate}")
+
+    def meter_steps(self) -> None:
+        """A meter on a clock of one second a step, judged by :func:`expected_total`."""
+        r = self.random_state
+        model, batch_size, now = self.tame_model(), self.any_of(1, 8), [0.0]
+        steps = r.randrange(1, 6)
+        device = fc.Device("own", {"bf16": fc.Peak(1e30, "x")})
+        meter = fc.Meter(
+            self.any_of(model), batch_size, self.any_of(None, device), self.any_of(1, 4),
+            dtype=self.any_of("bf16"), checkpointing=self.any_of(None, "reentrant"),
+            executed=self.any_of(None), total_steps=self.any_of(None, 9),
+            total_tokens=self.any_of(None), price_per_device_hour=self.any_of(None, 2.5),
+            warmup_steps=self.any_of(0, 1), window=self.any_of(None, 2),
+            clock=self.any_of(lambda: now[0]),
+        )  # fmt: skip
+        for _ in range(steps):
+            now[0] += 1
+            meter.step()
+        reading = meter.reading()
+        str(reading), reading.to_dict()
+        rate = reading.flops_per_second
+        if rate is None:
+            return
+        expected = expected_total(model, "causal", True, int(batch_size))
+        if rate != expected:
+            raise AssertionError(f"{rate} FLOP/s, expected {expected}")
+
+    def measure_modules(self) -> None:
+        """A module of two layers, measured and judged by hand, and subtracted from itself."""
+        r = self.random_state
+        rows, inputs, outputs = (r.randrange(1, 9) for _ in range(3))
+        layers = torch.nn.Linear(inputs, outputs), torch.nn.Linear(outputs, 3)
+        measured = fc.torch.count(
+            self.any_of(torch.nn.Sequential(*layers)),
+            torch.ones(rows, inputs),
+            level=self.any_of("dense", "causal"),
+            backward=self.any_of(True, False),
+            keywords=self.any_of(None, {}),
+            batch_size=self.any_of(None, 1),
+            tokens=self.any_of(None, 7),
+            names=self.any_of(None, {"*": ("mlp", "linear")}, {"0": ("mlp", self.any_of("up"))}),
+            custom_mapping=self.any_of(None, {}),
+        )
+        str(measured), measured.to_dict()
+        if (measured - measured).nonzero.terms or measured.not_counted:
+            raise AssertionError(f"{measured} differs from itself, or lacks something")
+        products = 2 * rows * outputs * (inputs + 3)
+        if measured.forward != products:
+            raise AssertionError(f"{measured.forward} FLOPs forward, expected {products}")
+
+    def draw_for_tests(self) -> None:
+        """Strategies, and the assertion on a network that is of another kind."""
+        r = self.random_state
+        strategy = r.choice(
+            [
+                lambda: testing.models(self.any_of(5)),
+                lambda: testing.configs(self.any_of("llama", "jamba")),
+                lambda: testing.lengths(self.any_of("llama", "qwen3_next")),
+            ]
+        )()
+        if strategy.is_empty:
+            raise AssertionError(f"{strategy} draws nothing")
+        if r.random() < 0.1:
+            model = fc.Decoder(vocab_size=3, seq_len=2, num_channels=2, num_layers=1, num_heads=1)
+            module = self.any_of(torch.nn.Embedding(3, 3))
+            options = dict(batch_size=self.any_of(1), training=self.any_of(True))
+            options |= dict(level=self.any_of("dense"), keywords=self.any_of(None))
+            try:
+                testing.assert_counts(module, self.any_of(model), **options)
+            except AssertionError as error:
+                if "parameters: the module has 9," not in str(error):
+                    raise AssertionError(f"{error}, expected another number") from None
+            else:
+                raise AssertionError("no difference, expected one")
 
     def describe_devices(self) -> None:
         """Devices and peaks of one's own."""
@@ -869,6 +953,11 @@ class Boundaries:
             arguments += model
         if arguments[0] == "roofline":
             arguments += ["--device", r.choice(["h100", *words])]
+        if arguments[0] == "explore":
+            arguments += [
+                "--out",
+                r.choice([str(Path(folder_of_runs().name, "page.html")), "/", ""]),
+            ]
         if arguments[0] == "generate":
             arguments += ["--prompt-len", r.choice(["3", *words]), "--new-tokens", "4"]
         if arguments[0] in ("count", "explain") and r.random() < 0.3:
@@ -912,6 +1001,9 @@ BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "many devices": (Boundaries.many_devices, 0.05),
     "tilings and executed FLOPs": (Boundaries.count_executed, 0.06),
     "runs and utilisation": (Boundaries.ask_a_count, 0.15),
+    "meters": (Boundaries.meter_steps, 0.04),
+    "modules": (Boundaries.measure_modules, 0.02),
+    "strategies": (Boundaries.draw_for_tests, 0.03),
     "devices": (Boundaries.describe_devices, 0.05),
     "compare and explain": (Boundaries.compare_and_explain, 0.04),
     "optima by every count": (Boundaries.compare_optima, 0.02),

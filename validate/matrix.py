@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, given, settings
 
+from flopcount import testing
 from flopcount.tables import shown, table
 from kernels.attention.flops import backward_flops, forward_flops
 from validate import proof
@@ -278,14 +279,14 @@ def seed_models(quick: bool) -> tuple[Architecture, ...]:
 
 def fused_models(quick: bool) -> Iterable[tuple[str, Differences]]:
     """The fused network's totals on the article's models and on drawn ones."""
-    drawn = configurations.draw(configurations.models(), 10 if quick else 200)
+    drawn = testing.draw(testing.models(), 10 if quick else 200)
     for model in (*seed_models(quick), *drawn):
         yield str(model), fused_totals(model)
 
 
 def declared_flops(quick: bool) -> Iterable[tuple[str, Differences]]:
     """The fused operators' declared FLOPs against what their specification executes."""
-    for shape in configurations.draw(configurations.attention_shapes(), 50 if quick else 1000):
+    for shape in testing.draw(configurations.attention_shapes(), 50 if quick else 1000):
         batch, num_latents, num_prefix, num_heads, num_key_heads, head_dim = shape
         out = (batch, num_latents, num_heads, head_dim)
         keys = (batch, num_prefix + num_latents, num_key_heads, head_dim)
@@ -301,7 +302,7 @@ def declared_flops(quick: bool) -> Iterable[tuple[str, Differences]]:
 
 def executed_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
     """Executed FLOPs of attention layers, by pass and part, against the dots that were issued."""
-    drawn = configurations.draw(configurations.kernel_shapes(), 5 if quick else 60)
+    drawn = testing.draw(configurations.kernel_shapes(), 5 if quick else 60)
     shipped = (*kernel_tally.SHAPES, *kernel_tally.tuned_shapes())
     shapes = (*(shipped[:4] if quick else shipped), *drawn)
     for shape, missed in kernel_tally.differences(shapes):
@@ -478,7 +479,7 @@ def run_check(check: Check, models: Iterable[Architecture], drawn: int) -> Verdi
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         )
-        @given(configurations.models())
+        @given(testing.models())
         def on_drawn(model: Any) -> None:
             try_on(model)
 

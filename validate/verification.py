@@ -22,13 +22,14 @@ from typing import Any
 
 import torch
 
+from flopcount import testing
 from flopcount.conventions import CONVENTIONS
 from kernels.attention.tilings import TUNED
 from models.processes import fresh_processes
 from validate import matrix, proof
 from validate.mutation import judging
 from validate.mutation.mutants import mutants_of
-from validate.witnesses import configurations, elementwise_trace
+from validate.witnesses import elementwise_trace
 from validate.witnesses.hugging_face import families
 from validate.witnesses.networks import head_dim, num_prefix
 from validate.witnesses.source_code import placeless
@@ -60,7 +61,7 @@ SMALLEST: dict[str, Callable[[Any], bool]] = {
 
 def census() -> dict[str, int]:
     """How many of the drawn configurations have each of the smallest sizes."""
-    drawn = configurations.draw(configurations.models(), DRAWN)
+    drawn = testing.draw(testing.models(), DRAWN)
     return {name: sum(map(has, drawn)) for name, has in SMALLEST.items()}
 
 

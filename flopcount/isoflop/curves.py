@@ -25,8 +25,9 @@ from flopcount.isoflop.frontier import NO_FLOOR, Frontier, fit_frontier
 from flopcount.isoflop.laws import FLOPS_PER_PARAM_TOKEN
 from flopcount.isoflop.results import CONFIDENCE, Optimum, require_bootstrap
 from flopcount.isoflop.runs import described, flag_notes, read_warnings, warning_lines
+from flopcount.pictures import Drawn
 from flopcount.sizes import quoted
-from flopcount.tables import table
+from flopcount.tables import Shown, Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -271,7 +272,7 @@ def _identifies(names: Mapping[int, tuple[str, ...]], points: Mapping[int, _Poin
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CurvesFit:
+class CurvesFit(Shown, Drawn):
     """The envelope of training curves and the power laws along it.
 
     Attributes:
@@ -332,7 +333,23 @@ class CurvesFit:
             "flagged": [dataclasses.asdict(flag) for flag in self.curves.flagged],
         }
 
-    def __str__(self) -> str:
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per budget used: the envelope there."""
+        columns = ("flops", "params", "tokens", "loss")
+        values = [getattr(self, name).tolist() for name in columns]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+
+    def _draw(self, axes: Any) -> None:
+        for curve in self.curves.curves:
+            axes.plot(curve.flops, curve.loss, color="0.7", linewidth=0.8)
+        axes.plot(self.flops, self.loss, ".", label="envelope, where it is used")
+        axes.set(
+            xscale="log", xlabel="training FLOPs", ylabel="loss",
+            title="Approach 1: training curves",
+        )  # fmt: skip
+        axes.legend(fontsize="small")
+
+    def _tables(self) -> list[Table | str]:
         notes = [
             f"envelope of {len(self.curves.curves)} curves at {len(self.flops)} budgets from "
             f"{self.flops.min():.3g} to {self.flops.max():.3g} FLOPs; {self.at_edge} more not "
@@ -342,13 +359,15 @@ class CurvesFit:
         read = [self.curves.described, *flag_notes(self.curves.flagged)]
         title = "Approach 1: power laws along the envelope of training curves"
         if self.frontier is None:
-            return "\n".join([title, self.degenerate, notes[0], *read])
-        return table(
-            ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
-            self.frontier.records(),
-            title=title,
-            note="\n".join([*notes, NO_FLOOR, *read]),
-        )
+            return ["\n".join([title, self.degenerate, notes[0], *read])]
+        return [
+            Table(
+                ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
+                self.frontier.records(),
+                title=title,
+                note="\n".join([*notes, NO_FLOOR, *read]),
+            )
+        ]
 
 
 def fit_training_curves(

@@ -10,8 +10,9 @@ from flopcount.isoflop.frontier import Frontier, lines
 from flopcount.isoflop.laws import Estimate, fit_power_law
 from flopcount.isoflop.results import CONFIDENCE, Optimum, require_bootstrap
 from flopcount.isoflop.runs import Runs, flag_notes, warning_lines
+from flopcount.pictures import Drawn
 from flopcount.sizes import quoted, require_positive_number
-from flopcount.tables import table
+from flopcount.tables import Shown, Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ SAME_SIZE = 2.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OptimaFit:
+class OptimaFit(Shown, Drawn):
     """Power laws through a table of optima.
 
     Attributes:
@@ -92,7 +93,29 @@ class OptimaFit:
             "runs": self.runs.to_dict(),
         }
 
-    def __str__(self) -> str:
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per optimum, with how far the laws are off it, as logarithms."""
+        return [
+            run | {"params_residual": params, "tokens_residual": tokens}
+            for run, params, tokens in zip(
+                self.runs.records(), *self.residuals.tolist(), strict=True
+            )
+        ]
+
+    def _draw(self, axes: Any) -> None:
+        ends = [float(self.runs.flops.min()), float(self.runs.flops.max())]
+        for name, values, law in (
+            ("parameters", self.runs.params, self.frontier.law.n_opt),
+            ("tokens", self.runs.tokens, self.frontier.law.d_opt),
+        ):
+            (marks,) = axes.plot(self.runs.flops, values, "o", label=name)
+            axes.plot(ends, [law(end) for end in ends], color=marks.get_color())
+        axes.set(
+            xscale="log", yscale="log", xlabel="training FLOPs", title="Optima, with their laws"
+        )
+        axes.legend(fontsize="small")
+
+    def _tables(self) -> list[Table | str]:
         params, tokens = self._worst
         notes = [
             f"{len(self.runs.rows)} optima; off the laws by factors of at most {params:.4g} in N, "
@@ -101,12 +124,14 @@ class OptimaFit:
             self.runs.described,
             *flag_notes(self.runs.flagged),
         ]
-        return table(
-            ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
-            self.frontier.records(),
-            title="Power laws through optima",
-            note="\n".join(notes),
-        )
+        return [
+            Table(
+                ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
+                self.frontier.records(),
+                title="Power laws through optima",
+                note="\n".join(notes),
+            )
+        ]
 
 
 def fit_optima(

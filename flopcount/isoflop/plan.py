@@ -20,6 +20,7 @@ from flopcount.isoflop.laws import (
     chinchilla_approach_1,
     chinchilla_approach_2,
 )
+from flopcount.pictures import Drawn
 from flopcount.sizes import (
     is_array,
     is_symbolic,
@@ -28,7 +29,7 @@ from flopcount.sizes import (
     require_positive_number,
     require_size,
 )
-from flopcount.tables import paragraph, shown, table
+from flopcount.tables import Shown, Table, paragraph, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,7 +239,7 @@ class Family:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Shown, Drawn):
     """What :func:`plan` returns; ``print`` shows it as tables.
 
     Attributes:
@@ -282,7 +283,32 @@ class Plan:
             ],
         }
 
-    def __str__(self) -> str:
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per run: its budget, its model's sizes, and what it takes."""
+        return [
+            {"budget": family.budget}
+            | entry.run.model.arguments()
+            | {name: value for name, value in vars(entry).items() if name != "run"}
+            | {"steps": entry.run.steps, "batch_size": entry.run.batch_size}
+            | {"flops": entry.run.flops}
+            for family in self.families
+            for entry in family.proposals
+        ]
+
+    def _draw(self, axes: Any) -> None:
+        for index, family in enumerate(self.families):
+            sizes = [entry.num_params for entry in family.proposals]
+            tokens = [entry.trained_tokens for entry in family.proposals]
+            label = f"{shown(float(family.budget))} FLOPs"
+            axes.plot(sizes, tokens, "o-", color=f"C{index}", label=label)
+            axes.plot(family.n_opt, family.d_opt, "*", color=f"C{index}", markersize=14)
+        axes.set(
+            xscale="log", yscale="log", xlabel="parameters N", ylabel="tokens D",
+            title="Models of a budget; stars: what the law predicts",
+        )  # fmt: skip
+        axes.legend(fontsize="small")
+
+    def _tables(self) -> list[Table | str]:
         total = self.total
         sums = [f"{total['runs']} runs, {shown(float(total['flops']))} FLOPs"]
         if total["seconds"] is not None:
@@ -290,16 +316,16 @@ class Plan:
         if total["cost"] is not None:
             sums.append(f"cost {total['cost']:,.2f}")
         tables = [self._family_table(family) for family in self.families]
-        return "\n\n".join([*tables, paragraph("in total: " + ", ".join(sums))])
+        return [*tables, paragraph("in total: " + ", ".join(sums))]
 
     def by_convention(self) -> str:
         """FLOPs of every run at each level and by each convention, as text: a table a budget."""
-        return "\n\n".join(self._counts_table(family) for family in self.families)
+        return "\n\n".join(str(self._counts_table(family)) for family in self.families)
 
-    def _counts_table(self, family: Family) -> str:
+    def _counts_table(self, family: Family) -> Table:
         models: list[Any] = [entry.run.model for entry in family.proposals]
         counts = [entry.flops_by_count for entry in family.proposals]
-        return table(
+        return Table(
             ["counted as", *(f"{model.num_channels} x {model.num_layers}" for model in models)],
             [[name, *(_run_flops(count[name]) for count in counts)] for name in counts[0]],
             title=f"FLOPs of the runs of {shown(float(family.budget))} FLOPs "
@@ -309,7 +335,7 @@ class Plan:
             else "",
         )
 
-    def _family_table(self, family: Family) -> str:
+    def _family_table(self, family: Family) -> Table:
         rows = []
         for entry in family.proposals:
             model: Any = entry.run.model
@@ -336,7 +362,7 @@ class Plan:
             f"prior: {self.law.source}; {shown(self.num_shapes)} shapes",
             *(f"warning: {warning}" for warning in family.warnings),
         ]
-        return table(
+        return Table(
             [columns[index] for index in filled],
             [[row[index] for index in filled] for row in rows],
             title=f"{shown(float(family.budget))} FLOPs ({self.counted_as}): predicted N_opt "
@@ -433,9 +459,9 @@ def plan(
     """Propose, for each budget, a family of models around the predicted optimum.
 
     Targets are evenly spaced in log N from N_opt / reach to N_opt · reach. Among the shapes within
-    half a step of that spacing, each takes the one of least |log(N / target)| in steps, plus 0.05
-    for a width that is no multiple of 128, for a head dim other than 64 and 128, and per e-fold of
-    d / L away from 64. Given ``shapes`` are taken as they are. Steps come from
+    half a step of that spacing, each takes the one of least ``|log(N / target)|`` in steps, plus
+    0.05 for a width that is no multiple of 128, for a head dim other than 64 and 128, and per
+    e-fold of d / L away from 64. Given ``shapes`` are taken as they are. Steps come from
     :func:`isoflop_runs`.
 
     The data suffices while a run sees at most one effective epoch, D <= T for D latent tokens and

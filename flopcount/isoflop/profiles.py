@@ -20,8 +20,9 @@ from flopcount.isoflop.results import (
 )
 from flopcount.isoflop.runs import Runs, flag_notes
 from flopcount.isoflop.surface import fit_surface
+from flopcount.pictures import Drawn
 from flopcount.sizes import quoted, require_positive_number
-from flopcount.tables import table
+from flopcount.tables import Shown, Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,7 +162,7 @@ class Bias:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ProfilesFit:
+class ProfilesFit(Shown, Drawn):
     """Parabolas per budget and the power laws through their vertices.
 
     Attributes:
@@ -221,7 +222,38 @@ class ProfilesFit:
             "runs": self.runs.to_dict(),
         }
 
-    def __str__(self) -> str:
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per budget."""
+        names = ("flops", "n_opt", "d_opt", "loss_opt", "verdict")
+        return [
+            {name: getattr(profile, name) for name in names} | {"runs": len(profile.rows)}
+            for profile in self.profiles
+        ]
+
+    def _draw(self, axes: Any) -> None:
+        import numpy as np
+
+        for index, profile in enumerate(self.profiles):
+            colour = f"C{index % 10}"
+            axes.plot(
+                profile.params, profile.loss, "o", color=colour, label=f"{profile.flops:.3g} FLOPs"
+            )
+            if profile.coefficients is not None:
+                grid = np.geomspace(profile.params.min(), profile.params.max(), 200)
+                parabola = np.polynomial.Polynomial(profile.coefficients)
+                axes.plot(grid, parabola(np.log(grid) - profile.centre), color=colour)
+                band = profile.band(grid)
+                if band is not None:
+                    axes.fill_between(grid, *band, color=colour, alpha=0.15, linewidth=0)
+            if profile.n_opt is not None:
+                axes.plot(profile.n_opt, profile.loss_opt, "*", color=colour, markersize=14)
+        axes.set(
+            xscale="log", xlabel="parameters N", ylabel="loss",
+            title="Approach 2: a parabola per budget; stars: vertices used",
+        )  # fmt: skip
+        axes.legend(fontsize="small")
+
+    def _tables(self) -> list[Table | str]:
         bootstrapped = any(p.intervals["n_opt"] for p in self.profiles)
         rows = [
             [
@@ -238,11 +270,7 @@ class ProfilesFit:
         columns = ["FLOPs", "runs", "N_opt", "D_opt", "loss", "vertex"]
         if bootstrapped:
             columns.insert(3, f"{self.profiles[0].confidence:.0%} interval")
-        text = table(
-            columns,
-            rows,
-            title="Approach 2: a parabola in log N per budget",
-        )
+        title = "Approach 2: a parabola in log N per budget"
         notes = [self.runs.described, *flag_notes(self.flagged)]
         if self.num_runs_used < len(self.runs.rows):
             notes.append(f"{self.num_runs_used} of {len(self.runs.rows)} runs are in profiles used")
@@ -250,13 +278,13 @@ class ProfilesFit:
             notes.append(self.bias_statement)
         if self.frontier is None:
             notes.append("no power law: it takes usable vertices at two budgets")
-            return "\n".join([text, *notes])
-        laws = table(
+            return [Table(columns, rows, title, note="\n".join(notes))]
+        laws = Table(
             ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
             self.frontier.records(),
             note="\n".join([NO_FLOOR, *notes]),
         )
-        return f"{text}\n\n{laws}"
+        return [Table(columns, rows, title), laws]
 
 
 def _digits(loss: float | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flopcount.sizes import quoted
-from flopcount.tables import shown, table
+from flopcount.tables import Shown, Table, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ def require_bootstrap(num_bootstrap: object, seed: object, confidence: object) -
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimum:
+class Optimum(Shown):
     """The compute-optimal model at a budget, as a fit predicts it.
 
     Attributes:
@@ -116,7 +116,11 @@ class Optimum:
         """The prediction as plain data."""
         return dataclasses.asdict(self)
 
-    def __str__(self) -> str:
+    def records(self) -> list[dict[str, Any]]:
+        """The prediction as one dictionary."""
+        return [self.to_dict()]
+
+    def _tables(self) -> list[Table | str]:
         values = [("N_opt", "params", 4), ("D_opt", "tokens", 4), ("loss", "loss", 5)]
         rows = [
             [
@@ -128,11 +132,13 @@ class Optimum:
             for label, name, digits in values
             if getattr(self, name) is not None
         ]
-        return table(
-            ["", "value", "interval", "against the runs"][: 4 if self.remarks else 3],
-            [row[: 4 if self.remarks else 3] for row in rows],
-            title=f"Optimum at {shown(self.flops)} FLOPs: {self.method}",
-        )
+        return [
+            Table(
+                ["", "value", "interval", "against the runs"][: 4 if self.remarks else 3],
+                [row[: 4 if self.remarks else 3] for row in rows],
+                title=f"Optimum at {shown(self.flops)} FLOPs: {self.method}",
+            )
+        ]
 
 
 def interval_text(found: Interval | None) -> str:

@@ -26,7 +26,7 @@ from flopcount.isoflop.columns import (
 )
 from flopcount.isoflop.laws import FLOPS_PER_PARAM_TOKEN
 from flopcount.sizes import quoted
-from flopcount.tables import table
+from flopcount.tables import Shown, Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,7 @@ def flag_notes(flagged: Sequence[FlaggedRow]) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Runs:
+class Runs(Shown):
     """Training runs, one per row.
 
     Attributes:
@@ -128,10 +128,25 @@ class Runs:
             "flagged": [dataclasses.asdict(flag) for flag in self.flagged],
         }
 
-    def __str__(self) -> str:
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per run."""
+        columns = {
+            "row": self.rows,
+            "params": self.params.tolist(),
+            "tokens": self.tokens.tolist(),
+            "flops": self.flops.tolist(),
+            "loss": self.loss.tolist(),
+            **({} if self.budget is None else {"budget": self.budget.tolist()}),
+        }
+        return [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
+
+    def _tables(self) -> list[Table | str]:
         rows = [[flag.row, "yes" if flag.used else "no", flag.reason] for flag in self.flagged]
         title = f"{len(self.rows)} runs"
-        return table(["row", "used", "reason"], rows, title=title, note=self.described)
+        return [Table(["row", "used", "reason"], rows, title=title, note=self.described)]
 
 
 def warning_lines(warnings: Sequence[str]) -> list[str]:

@@ -18,8 +18,9 @@ from flopcount.isoflop.results import (
     require_bootstrap,
 )
 from flopcount.isoflop.runs import Runs, flag_notes
+from flopcount.pictures import Drawn
 from flopcount.sizes import quoted, require_choice, require_positive_number
-from flopcount.tables import table
+from flopcount.tables import Shown, Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,7 @@ OBJECTIVES = {
     "variable-projection": "Huber on the loss by variable projection",
     "least-squares-log": "least squares on the log of the loss",
 }
+"""What a fit of a surface may minimise."""
 HUBER_DELTA = 1e-3
 """Hoffmann et al. 2022 (arXiv 2203.15556), section 3.3 and Appendix D.3: of log loss. On the loss,
 the same share of the runs' median loss, so that both objectives forgive the same outliers."""
@@ -57,7 +59,7 @@ _SAME = 1e-9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SurfaceFit:
+class SurfaceFit(Shown, Drawn):
     """A fitted loss surface.
 
     Attributes:
@@ -154,7 +156,37 @@ class SurfaceFit:
             "runs": self.runs.to_dict(),
         }
 
-    def __str__(self) -> str:
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per run, with its residual."""
+        return [
+            run | {"residual": residual}
+            for run, residual in zip(self.runs.records(), self.residuals.tolist(), strict=True)
+        ]
+
+    def _draw(self, axes: Any) -> None:
+        import numpy as np
+
+        params, tokens = (
+            np.geomspace(values.min() / 1.5, values.max() * 1.5, 40)
+            for values in (self.runs.params, self.runs.tokens)
+        )
+        losses = [[self.surface.loss(n, d) for n in params.tolist()] for d in tokens.tolist()]
+        lines = axes.contour(params, tokens, losses, levels=12, colors="0.6", linewidths=0.8)
+        axes.clabel(lines, fontsize="small")
+        drawn = axes.scatter(self.runs.params, self.runs.tokens, c=self.runs.loss, zorder=3)
+        axes.figure.colorbar(drawn, label="loss of the run")
+        if self.surface.a and self.surface.b:
+            budgets = np.geomspace(self.runs.flops.min(), self.runs.flops.max(), 40).tolist()
+            best = [(self.surface.n_opt(c), self.surface.d_opt(c)) for c in budgets]
+            axes.plot(*zip(*best, strict=True), "--", color="black", label="compute-optimal")
+            axes.legend(fontsize="small")
+        axes.set(
+            xscale="log", yscale="log", xlabel="parameters N", ylabel="tokens D",
+            xlim=(params[0], params[-1]), ylim=(tokens[0], tokens[-1]),
+            title="Approach 3: contours of the loss",
+        )  # fmt: skip
+
+    def _tables(self) -> list[Table | str]:
         kappa = self.surface.flops_per_param_token
         notes = [
             f"at a bound of the search, not fixed by the runs: {bound}" for bound in self.bounds
@@ -168,15 +200,17 @@ class SurfaceFit:
         if self.failed:
             notes.append(f"{self.failed} bootstrap fits failed and are not in the intervals")
         notes += flag_notes(self.runs.flagged)
-        return table(
-            ["", "value", f"{self.confidence:.0%} interval"],
-            [
-                [name, f"{value:.5g}", interval_text(self.intervals.get(name))]
-                for name, value in self._values().items()
-            ],
-            title=f"Approach 3, L = E + A/N^α + B/D^β: {OBJECTIVES[self.objective]}",
-            note="\n".join(notes),
-        )
+        return [
+            Table(
+                ["", "value", f"{self.confidence:.0%} interval"],
+                [
+                    [name, f"{value:.5g}", interval_text(self.intervals.get(name))]
+                    for name, value in self._values().items()
+                ],
+                title=f"Approach 3, L = E + A/N^α + B/D^β: {OBJECTIVES[self.objective]}",
+                note="\n".join(notes),
+            )
+        ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

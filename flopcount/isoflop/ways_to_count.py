@@ -17,7 +17,7 @@ from flopcount.count import LEVELS, described
 from flopcount.isoflop.laws import CHINCHILLA_SURFACE, LossSurface
 from flopcount.isoflop.plan import PARTS, require_concrete
 from flopcount.sizes import quoted, require_choice, require_positive_number
-from flopcount.tables import shown, table
+from flopcount.tables import Shown, Table, shown
 
 SCALED = (
     "num_channels", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size",
@@ -78,7 +78,7 @@ class Optimum:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optima:
+class Optima(Shown):
     """What :func:`compare_optima` returns; ``print`` shows it as a table.
 
     Attributes:
@@ -107,7 +107,14 @@ class Optima:
             "rows": [dataclasses.asdict(row) for row in self.rows],
         }
 
-    def __str__(self) -> str:
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per way to count; of one that does not cover the model, its name alone."""
+        return [
+            {"name": row.name} | ({} if row.numbers is None else vars(row.numbers))
+            for row in self.rows
+        ]
+
+    def _tables(self) -> list[Table | str]:
         def cells(row: Optimum) -> list[str]:
             if row.numbers is None:
                 return [row.name, "not covered", *[""] * 5]
@@ -122,15 +129,17 @@ class Optima:
                 f"{found.excess_loss:.4f}",
             ]
 
-        return table(
-            ["counted as", "N_opt", "moved", "D_opt", "moved", "spends", "loss"],
-            [cells(row) for row in self.rows],
-            title=f"Where a budget of {shown(self.budget)} FLOPs ({self.part}), counted in every "
-            f"way, has its optimum among models shaped as this {self.model.title}",
-            note="spends: causal FLOPs over the budget; loss: at that N_opt, above the causal "
-            f"optimum's, both at the budget in causal FLOPs\n{self._said_of_n()}"
-            f"law: {self.law.source}",
-        )
+        return [
+            Table(
+                ["counted as", "N_opt", "moved", "D_opt", "moved", "spends", "loss"],
+                [cells(row) for row in self.rows],
+                title=f"Where a budget of {shown(self.budget)} FLOPs ({self.part}), counted in "
+                f"every way, has its optimum among models shaped as this {self.model.title}",
+                note="spends: causal FLOPs over the budget; loss: at that N_opt, above the causal "
+                f"optimum's, both at the budget in causal FLOPs\n{self._said_of_n()}"
+                f"law: {self.law.source}",
+            )
+        ]
 
     def _said_of_n(self) -> str:
         counted = self.model.params()

@@ -18,6 +18,7 @@ from kernels.attention.tiles import (
     add_product_over_rows,
     load_rows,
     moved,
+    not_before,
     product_over_channels,
     rows_from,
     rows_of,
@@ -163,8 +164,8 @@ def add_key_value_tiles(
         # is repeated there: zeros would make a key of −inf a score that is not a number.
         weights = tl.exp2(scores - tl.load(statistics + query)[None, :])
         if MASK == "causal":
-            keys = tl.arange(0, weights.shape[0]) + (first_key - start)
-            weights = tl.where(query[None, :] >= keys[:, None], weights, 0.0)
+            hidden = not_before(first_key - start - 1, weights.shape[0], BLOCK_QUERIES)
+            weights = tl.where(hidden, 0.0, weights)
         grad_tile = load_rows(
             moved(grad_rows, grad_out, last - start), BLOCK_QUERIES, PARTS, MASK == "none"
         )
@@ -289,7 +290,7 @@ def add_query_tiles(
     keys,
     first,
     last,
-    queries,
+    first_query,
     scale_log2,
     BLOCK_KEYS: tl.constexpr,
     PARTS: tl.constexpr,
@@ -312,13 +313,14 @@ def add_query_tiles(
             inside = tl.arange(0, BLOCK_KEYS) < last - start
             weights = tl.where(inside[None, :], weights, 0.0)
         if MASK == "causal":
-            admitted = (queries - start)[:, None] >= tl.arange(0, BLOCK_KEYS)[None, :]
+            admitted = not_before(first_query - start, weights.shape[0], BLOCK_KEYS)
             weights = tl.where(admitted, weights, 0.0)
         grad_weights = product_over_channels(grad_out, v_tile)
         grad_scores = weights * (grad_weights - row_delta[:, None])
         grad_q = add_product_over_rows(grad_q, grad_scores, k_tile)
-        k += step(k_rows, BLOCK_KEYS)
-        v += step(v_rows, BLOCK_KEYS)
+        if MASK != "causal" or q[0].shape[0] != BLOCK_KEYS:
+            k += step(k_rows, BLOCK_KEYS)
+            v += step(v_rows, BLOCK_KEYS)
     return grad_q
 
 
@@ -377,19 +379,19 @@ def attention_query_gradient(
     # Never empty, as in the forward kernel.
     tl.assume(first_query < end)
     tile = add_query_tiles(
-        tile, owned, keys, first_query, end, queries, scale_log2, BLOCK_KEYS, PARTS, "causal"
+        tile, owned, keys, first_query, end, first_query, scale_log2, BLOCK_KEYS, PARTS, "causal"
     )
     tile = add_query_tiles(
-        tile, owned, keys, 0, first_query, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
+        tile, owned, keys, 0, first_query, first_query, scale_log2, BLOCK_KEYS, PARTS, "none"
     )
     if HAS_PREFIX:
         keys = keys_of(prefix, b, g)
         whole = prefix[4] // BLOCK_KEYS * BLOCK_KEYS
         tile = add_query_tiles(
-            tile, owned, keys, 0, whole, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
+            tile, owned, keys, 0, whole, first_query, scale_log2, BLOCK_KEYS, PARTS, "none"
         )
         tile = add_query_tiles(
-            tile, owned, keys, whole, prefix[4], queries, scale_log2, BLOCK_KEYS, PARTS, "end"
+            tile, owned, keys, whole, prefix[4], first_query, scale_log2, BLOCK_KEYS, PARTS, "end"
         )
     grad_q_rows = rows_from(rows_of(grad_q, grad_q_strides, num_latents, b, h), first_query)
     store_rows(grad_q_rows, tile, scale, BLOCK_QUERIES, STORED, PARTS)

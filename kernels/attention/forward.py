@@ -14,10 +14,13 @@ from kernels.attention.tiles import (
     LOG2_E,
     add_product_over_rows,
     load_rows,
+    moved,
+    not_before,
     product_over_channels,
     rows_from,
     rows_of,
     scale_rows,
+    step,
     store_rows,
     zero_rows,
 )
@@ -59,7 +62,7 @@ def attend_tiles(
     keys,
     first,
     last,
-    queries,
+    first_query,
     scale_log2,
     BLOCK_KEYS: tl.constexpr,
     PARTS: tl.constexpr,
@@ -72,16 +75,20 @@ def attend_tiles(
     ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
     """
     accumulator, row_max, row_sum = state
+    # As registers allow: the diagonal's tiles are found from their number, unless there is but one;
+    # at the end, where there is one, too, the pointer stays, though not for parts of 16 or 128.
+    k_rows, v_rows = rows_from(keys[0], first), rows_from(keys[1], first)
+    k, v = k_rows[0], v_rows[0]
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_rows = rows_from(keys[0], start)
-        v_rows = rows_from(keys[1], start)
-        k_tile = load_rows(k_rows, BLOCK_KEYS, PARTS, MASK == "none")
+        if MASK == "causal" and q[0].shape[0] != BLOCK_KEYS:
+            k, v = rows_from(keys[0], start)[0], rows_from(keys[1], start)[0]
+        k_tile = load_rows(moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none")
         scores = product_over_channels(q, k_tile)
         if MASK == "end":
-            inside = tl.arange(0, BLOCK_KEYS) < k_rows[1]
+            inside = tl.arange(0, BLOCK_KEYS) < last - start
             scores = tl.where(inside[None, :], scores, float("-inf"))
         if MASK == "causal":
-            admitted = queries[:, None] >= (start + tl.arange(0, BLOCK_KEYS))[None, :]
+            admitted = not_before(first_query - start, scores.shape[0], BLOCK_KEYS)
             scores = tl.where(admitted, scores, float("-inf"))
         # Scaling the maximum, not each score, leaves one multiply-add per score before its exp2.
         new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
@@ -89,8 +96,11 @@ def attend_tiles(
         correction = tl.exp2(row_max - new_max)
         row_sum = row_sum * correction + tl.sum(weights, 1)
         row_max = new_max
-        v_tile = load_rows(v_rows, BLOCK_KEYS, PARTS, MASK == "none")
+        v_tile = load_rows(moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none")
         accumulator = add_product_over_rows(scale_rows(accumulator, correction), weights, v_tile)
+        if MASK == "none" or (MASK == "end" and PARTS[0][1] != 32 and PARTS[0][1] != 64):
+            k += step(k_rows, BLOCK_KEYS)
+            v += step(v_rows, BLOCK_KEYS)
     return accumulator, row_max, row_sum
 
 
@@ -154,19 +164,19 @@ def attention_forward(
     # assembler sees accumulators set while products are in flight, and makes every product wait.
     tl.assume(first_query < end)
     state = attend_tiles(
-        state, q_tile, keys, first_query, end, queries, scale_log2, BLOCK_KEYS, PARTS, "causal"
+        state, q_tile, keys, first_query, end, first_query, scale_log2, BLOCK_KEYS, PARTS, "causal"
     )
     state = attend_tiles(
-        state, q_tile, keys, 0, first_query, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
+        state, q_tile, keys, 0, first_query, first_query, scale_log2, BLOCK_KEYS, PARTS, "none"
     )
     if HAS_PREFIX:
         keys = keys_of(prefix, b, g)
         whole = prefix[4] // BLOCK_KEYS * BLOCK_KEYS
         state = attend_tiles(
-            state, q_tile, keys, 0, whole, queries, scale_log2, BLOCK_KEYS, PARTS, "none"
+            state, q_tile, keys, 0, whole, first_query, scale_log2, BLOCK_KEYS, PARTS, "none"
         )
         state = attend_tiles(
-            state, q_tile, keys, whole, prefix[4], queries, scale_log2, BLOCK_KEYS, PARTS, "end"
+            state, q_tile, keys, whole, prefix[4], first_query, scale_log2, BLOCK_KEYS, PARTS, "end"
         )
     accumulator, row_max, row_sum = state
     out_rows = rows_from(rows_of(out, out_strides, num_latents, b, h), first_query)

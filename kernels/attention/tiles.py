@@ -81,6 +81,19 @@ def load_rows(
 
 
 @triton.jit
+def not_before(offset, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where row + ``offset`` >= column, (ROWS, COLUMNS).
+
+    Of a product's tile a thread has rows that differ in bit 3, and in bits 6 and up, and columns
+    that differ in bit 0, and in bits 3 and up: what it has in common goes to one side, so that the
+    other is a constant of the code, and eight rows further down the comparisons are the same.
+    """
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    of_thread = (offset + (row & -9))[:, None] - (column & 6)[None, :]
+    return of_thread >= (column & -7)[None, :] - (row & 8)[:, None]
+
+
+@triton.jit
 def store_rows(rows, tile, factor, ROWS: tl.constexpr, STORED: tl.constexpr, PARTS: tl.constexpr):
     """Store ``tile · factor`` in the first ``ROWS`` of the rows, where it lies in them."""
     base, num_rows, row_stride, channel_stride = rows

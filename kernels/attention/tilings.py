@@ -69,7 +69,7 @@ TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
     ("forward", 2): {
         64: Tiling(128, 64, 8, 3, 128),
         96: Tiling(128, 128, 8, 3),
-        128: Tiling(128, 64, 8, 3),
+        128: Tiling(128, 128, 8, 2),
         192: Tiling(128, 64, 8, 2),
         256: Tiling(128, 32, 8, 2),
     },
@@ -81,8 +81,7 @@ TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
         256: Tiling(16, 128, 8, 3),
     },
     ("query", 2): {
-        32: Tiling(128, 64, 8, 3, 128),
-        64: Tiling(128, 32, 8, 3, 128),
+        64: Tiling(128, 64, 8, 3, 128),
         96: Tiling(128, 128, 8, 3),
         128: Tiling(128, 64, 8, 2),
         208: Tiling(128, 32, 8, 3),
@@ -96,6 +95,8 @@ TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
     },
     ("key_value", 4): {
         64: Tiling(32, 32, 8, 2, 255),
+        160: Tiling(16, 16, 8, 2, 255),
+        176: Tiling(16, 16, 8, 2, 128),
         256: Tiling(16, 16, 8, 2, 255),
     },
     ("query", 4): {

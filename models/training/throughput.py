@@ -8,64 +8,16 @@ issued, recomputation too: the reference attention multiplies whole score rectan
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 import flopcount
-from flopcount.count import Count
 from flopcount.devices import find_device, given_device
+from flopcount.meter import Speed
 from kernels.attention.tilings import PASSES, gradient_launches, shipped_tiling
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What a step costs and what the hardware could do at most.
-
-    Attributes:
-        causal: count of the step, level ``causal``.
-        executed: count of what is issued.
-        tokens: latent tokens of a step.
-        device: with the peak rate, or None where it is not known.
-        dtype: of the matrix products, as the device's table names it.
-        num_devices: devices that share the step.
-
-    """
-
-    causal: Count
-    executed: Count
-    tokens: int
-    device: flopcount.Device | None
-    dtype: str
-    num_devices: int
-
-    def row(self, seconds: float) -> dict[str, float | None]:
-        """Give the rates of a step that took ``seconds``; utilisations where a peak is known.
-
-        One above 100 % is None, with a warning: a peak that is too low must not end a training.
-        """
-        row: dict[str, float | None] = {
-            "tokens_per_second": self.tokens / seconds,
-            "flops_per_second": self.causal.total / seconds,
-        }
-        if self.device is not None:
-            peak = self.device.peak(self.dtype).flops_per_second
-            share = (seconds, self.device, self.dtype, self.num_devices)
-            for name, ask in (("mfu", self.causal.mfu), ("hfu", self.executed.hfu)):
-                try:
-                    row[name] = ask(*share)
-                except ValueError:
-                    row[name] = None
-                    warnings.warn(
-                        f"{name.upper()} is left empty where it is above 100% of "
-                        f"{self.num_devices} × {peak:.4g} FLOP/s: check --peak or --peak-flops",
-                        stacklevel=2,
-                    )
-        return row
 
 
 def rates_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -189,7 +141,6 @@ def measure(
     return Speed(
         causal=model.flops(level="causal", **step),
         executed=executed,
-        tokens=batch_size * model.num_latents,
         device=device,
         dtype=dtype,
         num_devices=num_devices,

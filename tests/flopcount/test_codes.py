@@ -451,3 +451,16 @@ def test_what_is_read_of_a_network_with_no_output_layer_or_two_stacks():
     assert two.num_latents == 1024
     assert {name for name in CONVENTIONS if not CONVENTIONS[name].lacks(two)} == set()
     assert CONVENTIONS["6n"].lacks(two) == ("a second stack of layers",)
+
+
+@pytest.mark.parametrize("convention", ["litgpt", "levanter", "nanotron"])
+def test_heads_of_their_own_width_count_on_symbols_too(convention):
+    # h·c = 16·256 = 4,096 of d = 3,584: per token and layer litgpt has 4n·(d - h·c) less.
+    sizes = dict(
+        vocab_size=1000, num_channels=3584, num_layers=2, num_heads=16, intermediate_size=14_336,
+        seq_len=64, num_key_value_heads=8, head_dim=256,
+    )  # fmt: skip
+    symbols = {name: sympy.Symbol(name, integer=True, positive=True) for name in sizes}
+    count = fc.Llama(**symbols).flops(convention=convention).total
+    of_sizes = {symbols[name]: value for name, value in sizes.items()}
+    assert count.subs(of_sizes) == fc.Llama(**sizes).flops(convention=convention).total

@@ -15,7 +15,7 @@ from flopcount.comparison import differences
 from flopcount.hf import FAMILIES
 from flopcount.operations import linear
 from flopcount.rows import Product, Tensor
-from validate.witnesses.configurations import models
+from flopcount.testing import models
 
 NEEDED = {
     "deepseek_v2": dict(num_experts_per_tok=6),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import flopcount as fc
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import NotCoveredError
-from validate.witnesses.configurations import perceivers
+from flopcount.testing import perceivers
 
 SEED = dict(vocab_size=32_000, num_latents=512, num_prefix=1536, num_channels=512, num_layers=9)
 

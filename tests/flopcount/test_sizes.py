@@ -10,13 +10,17 @@ import flopcount as fc
 from flopcount.operations import Pass
 from flopcount.sizes import (
     INT64_MAX,
+    Assumption,
+    assumptions,
     ceil_divide,
     divide,
     exact_ratio,
     kept_positions,
     map_sizes,
+    maximum,
     minimum,
     multiply,
+    require_at_most,
     safe_for,
 )
 
@@ -172,3 +176,26 @@ def test_sizes_stay_in_int64_as_long_as_it_holds_a_formula():
     at = Pass(1, np.array([1, INT64_MAX]))
     assert safe_for(at, lambda bound: bound.length).length.dtype == np.int64
     assert safe_for(at, lambda bound: bound.length + 1).length.dtype == object
+
+
+def test_what_is_taken_to_hold_of_symbols_is_noted():
+    d, h, k = sympy.symbols("d h k", integer=True, positive=True)
+    with assumptions() as noted:
+        assert divide("width", d, "heads", h) == d / h
+        divide("width", d, "heads", h)
+        divide("width", 4 * d, "halves", 2)  # 2d is an integer, whatever d is
+        require_at_most("k", k, "d", d)
+        require_at_most("k", k, "2k", 2 * k)  # holds of any k
+    assert noted == [
+        Assumption("multiple of", "width", d, "heads", h),
+        Assumption("at most", "k", k, "d", d),
+    ]
+    divide("width", d, "heads", k)
+    assert len(noted) == 2
+
+
+def test_the_larger_of_two_waits_for_numbers():
+    n = sympy.Symbol("n", integer=True, positive=True)
+    assert maximum(2, 3) == 3
+    assert maximum(n, 3).subs(n, 5) == 5
+    assert maximum(n, 3).subs(n, 2) == 3

@@ -102,7 +102,7 @@ def test_a_terminal_says_how_wide_it_is(monkeypatch):
 
 def calls_of_table(source):
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "table":
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("table", "Table"):
             yield {keyword.arg for keyword in node.keywords}
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flopcount as fc
-from flopcount import masks, rows
+from flopcount import masks, rows, testing
 from flopcount.architectures import ARCHITECTURES
 from models.networks.blocks import SelfAttentionLayer
 from validate import matrix
@@ -36,7 +36,7 @@ def test_the_articles_models_at_full_size(check, model):
 
 
 @settings(max_examples=1000)
-@given(configurations.models(), st.booleans())
+@given(testing.models(), st.booleans())
 def test_fvcore_on_drawn_configurations(model, training):
     assert set(matrix.fvcore_forward(model, modes=(training,)).values()) == {0}
 
@@ -49,7 +49,7 @@ def test_fvcore_on_drawn_configurations(model, training):
 )
 def test_drawn_configurations(check, drawn):
     @settings(max_examples=drawn)
-    @given(configurations.models())
+    @given(testing.models())
     def on_drawn(model):
         assert disagreements(check, model) == {}
 

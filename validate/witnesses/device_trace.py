@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 import flopcount as fc
 from flopcount.distributed import PerDevice
 from flopcount.inference import bits
+from flopcount.testing import draw
 from models.processes import fresh_processes
-from validate.witnesses.configurations import draw
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 """Families whose modules bear the names that the plan has."""

@@ -65,7 +65,7 @@ def test_more_than_the_peak_is_left_empty():
     # Two devices of half the FLOP/s that were reached: MFU is 100 %, which passes; HFU is more.
     causal = MODEL.flops(level="causal", batch_size=3).total
     rated = speed(device=peak_device(None, causal, "fp32"))
-    with pytest.warns(UserWarning, match="HFU is left empty .* check --peak or --peak-flops"):
+    with pytest.warns(UserWarning, match="HFU is left empty .* check the peak"):
         row = rated.row(0.5)
     assert (row["mfu"], row["hfu"]) == (1.0, None)
     with pytest.warns(UserWarning, match="[MH]FU is left empty"):

@@ -6,9 +6,9 @@ import pytest
 
 import flopcount as fc
 from flopcount import distributed, parallel
+from flopcount.testing import draw
 from validate import matrix
 from validate.witnesses import device_trace
-from validate.witnesses.configurations import draw
 from validate.witnesses.device_trace import Case
 
 SMALL = dict(

@@ -22,8 +22,8 @@ import flopcount as fc
 from flopcount.causal_lm import Group
 from flopcount.encoder_lm import EncoderDecoderLM
 from flopcount.hf import FAMILIES
-from validate.witnesses.configurations import draw
-from validate.witnesses.hugging_face import configs, expert_configs, scan_configs
+from flopcount.testing import dense_configs, draw, lengths, scan_configs
+from flopcount.testing.strategies import CONFIGS as STRATEGIES
 from validate.witnesses.hugging_face.published import PUBLISHED
 from validate.witnesses.hugging_face.scan_differences import CONVOLUTION
 from validate.witnesses.hugging_face.scan_differences import differences as scan_differences
@@ -37,7 +37,6 @@ DRAWN_FOR_ONE = 4
 """How many configs are drawn for one that is tried."""
 
 PUBLISHED_SEQ_LEN = 500
-STRATEGIES = configs.DRAWN | expert_configs.DRAWN | scan_configs.DRAWN
 Differences = dict[str, int]
 Beyond = dict[tuple[str, str], tuple[int, int]]
 """FLOPs of a layer's term, forward and backward."""
@@ -391,9 +390,8 @@ def drawn(family: str, number: int = DRAWN) -> list[Case]:
 
     More are drawn than asked for, and those that say what none has said before come first.
     """
-    lengths = scan_configs.SEQ_LENS.get(family, configs.seq_lens())
-    targets = lengths if has_two_stacks(family) else st.none()
-    strategy = st.tuples(STRATEGIES[family], lengths, targets)
+    targets = lengths(family) if has_two_stacks(family) else st.none()
+    strategy = st.tuples(STRATEGIES[family], lengths(family), targets)
     pool = {
         repr((sorted(config.items()), *given)): Case("", config | {"model_type": family}, *given)
         for config, *given in draw(strategy, DRAWN_FOR_ONE * number)
@@ -437,7 +435,7 @@ def confirmed(family: str) -> str:
 
 def witness(family: str) -> str:
     """Who confirms a family."""
-    stand_in = configs.STAND_INS.get(family, family)
+    stand_in = dense_configs.STAND_INS.get(family, family)
     at = "" if stand_in == family else ", at its sizes"
     return f"transformers' {FAMILIES[stand_in].heads[0]}{at}, under torch FlopCounterMode"
 

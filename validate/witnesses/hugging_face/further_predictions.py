@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 import flopcount as fc
-from validate.witnesses.configurations import draw
+from flopcount.testing import draw
 from validate.witnesses.hugging_face import families
 
 FAMILIES = ("deepseek_v3", "kimi_k2", "glm4_moe")

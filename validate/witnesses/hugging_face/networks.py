@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from validate.witnesses.hugging_face.configs import STAND_INS
-from validate.witnesses.hugging_face.scan_configs import in_transformers_names
+from flopcount.testing.dense_configs import STAND_INS
+from flopcount.testing.scan_configs import in_transformers_names
 from validate.witnesses.symbolic_trace import Products
 
 TESTED_TRANSFORMERS = "5.24.0"

@@ -35,6 +35,7 @@ def seq_lens() -> Strategy:
 @st.composite
 def decoders(
     draw: Any,
+    /,
     head_dims: str = "free",
     multiple: int = 2,
     key_heads: bool = True,
@@ -147,7 +148,7 @@ def qwen(draw: Any, head_dims: str, *more: str) -> Config:
 
 
 @st.composite
-def gemma(draw: Any, *more: str, **options: Strategy) -> Config:
+def gemma(draw: Any, /, *more: str, **options: Strategy) -> Config:
     """Windows by a period or as listed; always with a head dim, since the class does not divide."""
     config: Config = draw(
         decoders(

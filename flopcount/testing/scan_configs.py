@@ -1,6 +1,6 @@
 """Configs of families with scans: drawn small ones.
 
-As in :mod:`validate.witnesses.hugging_face.configs`.
+As in :mod:`flopcount.testing.dense_configs`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from validate.witnesses.hugging_face.configs import (
+from flopcount.testing.dense_configs import (
     ACTIVATIONS,
     BOOLEANS,
     MOST_LAYERS,
@@ -25,7 +25,7 @@ from validate.witnesses.hugging_face.configs import (
     per_layer,
     together,
 )
-from validate.witnesses.hugging_face.expert_configs import layers_of, mixtures
+from flopcount.testing.expert_configs import layers_of, mixtures
 
 TYPES = ("full_attention", "linear_attention")
 FACTORS = st.sampled_from([1, 1.5])
@@ -44,7 +44,7 @@ PUBLISHED_SEQ_LENS = {"jamba": 30}
 def qwen3_next(draw: Any) -> Config:
     """A delta net whose key heads serve several of values."""
     key_heads = draw(st.integers(1, 3))
-    given = dict(
+    given: dict[str, Any] = dict(
         moe_intermediate_size=SIZES,
         shared_expert_intermediate_size=SIZES,
         linear_num_key_heads=st.just(key_heads),

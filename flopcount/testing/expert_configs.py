@@ -1,6 +1,6 @@
 """Configs of families with experts: drawn small ones.
 
-As in :mod:`validate.witnesses.hugging_face.configs`.
+As in :mod:`flopcount.testing.dense_configs`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from validate.witnesses.hugging_face.configs import (
+from flopcount.testing.dense_configs import (
     ACTIVATIONS,
     SIZES,
     TIED,

@@ -370,6 +370,8 @@ def test_selective_recomputation_by_hand():
     last = ("mlp down", "mlp residual")
     end = LLAMA.flops("dense", checkpointing="reentrant", recompute=last)
     assert {n for n, t in terms(end).items() if t.recomputed} == {"mlp down"}
+    nothing = dict(tuning=fc.FineTuning(), checkpointing="reentrant", recompute=last)
+    assert LLAMA.flops("dense", **nothing).recompute == 0
     whole = LLAMA.flops("dense", checkpointing="reentrant", recompute="*")
     assert whole.recompute == LLAMA.flops("dense", checkpointing="reentrant").recompute
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flopcount.executed import Tiling
     from flopcount.explanation import explain
     from flopcount.explorer import explore
+    from flopcount.finetuning import FineTuning
     from flopcount.hf import from_hf
     from flopcount.inference import expected_tokens_per_round
     from flopcount.isoflop.curves import fit_training_curves, read_curves
@@ -44,6 +45,7 @@ __all__ = [
     "Device",
     "EncoderDecoderLM",
     "EncoderLM",
+    "FineTuning",
     "Llama",
     "Memory",
     "Meter",
@@ -83,6 +85,7 @@ _HOMES = {
     "Meter": "meter",
     "EncoderDecoderLM": "encoder_lm",
     "EncoderLM": "encoder_lm",
+    "FineTuning": "finetuning",
     "MixtureLM": "mixture_lm",
     "Multiprocessors": "devices",
     "Parallel": "parallel",

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -34,11 +34,14 @@ from flopcount.count import (
     ParameterCount,
     Term,
     WorkCount,
+    add,
+    added,
     in_order,
     product_term,
     work_term,
 )
 from flopcount.executed import Tiling
+from flopcount.finetuning import FineTuning, Tuned, prepared
 from flopcount.inference import Inference
 from flopcount.inputs import inputs_of
 from flopcount.masks import Causal
@@ -241,16 +244,21 @@ class Architecture(Inference):
         """``formula`` of a pass and its rows of a kind, on sizes that do not overflow its total."""
 
         def evaluate(network: Network) -> Any:
-            return formula(network[0][0], [row for row in rows_of(network) if type(row) is kind])
+            rows = [row for row in self._rows_of(network) if type(row) is kind]
+            return formula(network[0][0], rows)
 
         return evaluate(safe_for(self.network(at), lambda bound: evaluate(bound).with_recompute))
 
-    def params(self) -> ParameterCount:
+    def params(self, tuning: FineTuning | None = None) -> ParameterCount:
         """Parameters, tensor by tensor; tied ones once.
+
+        Args:
+            tuning: What is trained, if not everything; LoRA's tensors are parameters, too.
 
         Returns:
             A :class:`~flopcount.count.ParameterCount`; ``.total`` is N, ``.active`` leaves out the
-            experts that a token does not use, ``.matmul_active`` is what 2N needs.
+            experts that a token does not use, ``.matmul_active`` is what 2N needs,
+            ``.trainable`` is what an optimizer keeps its state of.
 
         >>> import flopcount as fc
         >>> gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12,
@@ -261,7 +269,7 @@ class Architecture(Inference):
         """
 
         def count(network: Network) -> ParameterCount:
-            rows = list(rows_of(network))
+            rows = list(self._rows_of(network))
             tensors = [row for row in rows if isinstance(row, Tensor)]
             return ParameterCount(
                 self,
@@ -274,7 +282,22 @@ class Architecture(Inference):
             counted = count(network)
             return counted.total, counted.active, counted.matmul_active
 
-        return count(safe_for(self.network(Pass(1, 1)), totals))
+        at = Pass(1, 1)
+        tuned = prepared(self.network(at), tuning, None, None, self._all_layers())
+        if tuned is not None:
+            # Whatever needs a gradient, the tensors are the same: layers stay together.
+            tuned = dataclasses.replace(tuned, input_gradients=True)
+        return count(safe_for(self.network(at.at(tuning=tuned)), totals))
+
+    def _all_layers(self) -> Size:
+        """How many layers the network has."""
+        network: Any = self.network(Pass(1, 1))
+        numbers = [b.number for _, blocks in network for b in blocks if hasattr(b, "carries")]
+        return add(map(as_objects, numbers))
+
+    def _rows_of(self, network: Network) -> Iterator[AnyRow]:
+        tuned: Tuned | None = network[0][0].tuning
+        return rows_of(network) if tuned is None else tuned.rows(network)
 
     def flops(
         self,
@@ -284,6 +307,8 @@ class Architecture(Inference):
         training: bool = True,
         batch_size: Size = 1,
         checkpointing: str | None = None,
+        recompute: Any = None,
+        tuning: FineTuning | None = None,
         documents: Any = None,
     ) -> Count:
         """FLOPs of one step, term by term.
@@ -298,6 +323,10 @@ class Architecture(Inference):
             batch_size: B, sequences.
             checkpointing: Activation checkpointing of whole layers, ``"reentrant"`` or
                 ``"non-reentrant"``: its recomputation is a column of its own.
+            recompute: What of each layer it executes again, where that is not all: patterns of
+                terms, such as ``"mlp *"``, or ``"attention core"``, which lies between the
+                projections. Terms that follow each other are checkpointed together.
+            tuning: What is trained, if not everything: a :class:`~flopcount.FineTuning`.
             documents: Lengths of the documents that are packed into the batch's sequences, or a
                 mapping from lengths to how many have them: at level ``causal`` positions attend
                 within their document, each of which counts as if it stood alone. What none fills is
@@ -319,8 +348,14 @@ class Architecture(Inference):
         291793920
 
         """
-        at = self._pass(training, batch_size, checkpointing)
+        at = self._pass(training, batch_size, checkpointing, recompute, tuning)
         if convention is not None:
+            if at.tuning is not None:
+                raise ValueError(
+                    f"convention = {quoted(convention)} with tuning = {quoted(tuning)} and "
+                    f"recompute = {quoted(recompute)}: expected None, since no convention knows "
+                    "of frozen weights"
+                )
             if level is not None or checkpointing is not None:
                 raise ValueError(
                     f"convention = {quoted(convention)} with level = {quoted(level)} and "
@@ -336,14 +371,15 @@ class Architecture(Inference):
         if level == "executed":
             raise ValueError("level = 'executed' needs the kernels' tiling: call .executed(tiling)")
         level = require_choice("level", "causal" if level is None else level, LEVELS)
+        asked: dict[str, Any] = dict(tuning=tuning, recompute_terms=recompute)
         if documents is None:
-            return self._count(level, at, checkpointing)
+            return dataclasses.replace(self._count(level, at, checkpointing), **asked)
         packed = histogram(documents, at.length, at.batch)
         sizes = {f"documents[{i}]": size for i, size in enumerate(itertools.chain(*packed))}
         require_same_kind(self._arguments(at) | sizes)
         self._require_documents()
         counted = self._count(level, at.at(documents=packed), checkpointing)
-        return dataclasses.replace(counted, filled=filled(packed))
+        return dataclasses.replace(counted, filled=filled(packed), **asked)
 
     def _require_documents(self) -> None:
         """Raise a ValueError if positions of a document attend to others than its own."""
@@ -356,6 +392,8 @@ class Architecture(Inference):
         training: bool = True,
         batch_size: Size = 1,
         checkpointing: str | None = None,
+        recompute: Any = None,
+        tuning: FineTuning | None = None,
     ) -> Count:
         """FLOPs of one step as hardware executes it with fused attention kernels.
 
@@ -370,6 +408,9 @@ class Architecture(Inference):
             training: As for :meth:`flops`.
             batch_size: As for :meth:`flops`.
             checkpointing: As for :meth:`flops`: attention's forward kernel runs again.
+            recompute: As for :meth:`flops`.
+            tuning: As for :meth:`flops`; attention's kernels compute the gradients of queries, keys
+                and values together, whichever of them is needed.
 
         Returns:
             A :class:`~flopcount.count.Count` at level ``executed``; ``.hfu`` is hardware FLOPs
@@ -399,7 +440,7 @@ class Architecture(Inference):
         for name, given in {"tiling": tiling, **named}.items():
             if not isinstance(given, Tiling):
                 raise TypeError(f"{name} = {quoted(given)}: expected a flopcount.Tiling")
-        at = self._pass(training, batch_size, checkpointing)
+        at = self._pass(training, batch_size, checkpointing, recompute, tuning)
         blocks = {
             f"{layer} {name}": size
             for layer, given in own.items()
@@ -414,7 +455,7 @@ class Architecture(Inference):
                 f"tilings = {quoted(unknown)}: expected names of layers with attention of a "
                 f"{type(self).__name__}: {', '.join(sorted(known))}"
             )
-        return counted
+        return dataclasses.replace(counted, tuning=tuning, recompute_terms=recompute)
 
     def arguments(self) -> dict[str, Any]:
         """The fields that describe the model, by name."""
@@ -423,7 +464,14 @@ class Architecture(Inference):
     def _arguments(self, at: Pass) -> dict[str, Any]:
         return {**self.arguments(), "batch_size": at.batch}
 
-    def _pass(self, training: bool, batch_size: Size, checkpointing: str | None) -> Pass:
+    def _pass(
+        self,
+        training: bool,
+        batch_size: Size,
+        checkpointing: str | None,
+        recompute: Any = None,
+        tuning: FineTuning | None = None,
+    ) -> Pass:
         """The pass of a step whose options do not contradict each other."""
         require_flag("training", training)
         batch = require_size("batch_size", batch_size)
@@ -435,8 +483,10 @@ class Architecture(Inference):
                     "since nothing is recomputed without a backward pass"
                 )
         at = Pass(batch, self.length, training=training)
-        require_same_kind(self._arguments(at))
-        return at
+        sizes = tuning.sizes() if isinstance(tuning, FineTuning) else {}
+        require_same_kind({**self._arguments(at), **sizes})
+        tuned = prepared(self.network(at), tuning, checkpointing, recompute, self._all_layers())
+        return at.at(tuning=tuned)
 
     def _count(
         self,
@@ -446,11 +496,14 @@ class Architecture(Inference):
         tilings: Callable[[str], Tiling] | None = None,
         request: str = "",
     ) -> Count:
+        # Fine-tuning makes several rows of layers that are equal but for their backward pass.
+        together = in_order if at.tuning is None else added
+
         def work() -> WorkCount:
             counted: WorkCount = self._rows(
                 Work,
                 lambda _, works: WorkCount(
-                    in_order(work_term(row, level, at.training, checkpointing) for row in works),
+                    together(work_term(row, level, at.training, checkpointing) for row in works),
                     checkpointing,
                 ),
                 at,
@@ -462,7 +515,7 @@ class Architecture(Inference):
                 model=self,
                 level=level,
                 convention=None,
-                terms=in_order(
+                terms=together(
                     product_term(row, level, tilings, at.training, checkpointing)
                     for row in products
                 ),

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from flopcount.masks import Causal, Full, SelfMask
 from flopcount.operations import (
+    Parts,
     Pass,
     ScoreWork,
     attend,
@@ -23,11 +24,22 @@ from flopcount.operations import (
     shared_input,
     work,
 )
-from flopcount.rows import CHECKPOINTING, AnyRow, Cached, Saved, Tensor, Work
+from flopcount.rows import (
+    CHECKPOINTING,
+    AnyRow,
+    Cached,
+    Product,
+    Saved,
+    Tensor,
+    Value,
+    WeightName,
+    Work,
+    on,
+)
 from flopcount.sizes import Size, minimum
 
 CAUSAL = Causal()
-TOKENS = ("embedding", "token")
+TOKENS: WeightName = ("embedding", "token")
 """Layer and name of the token embedding, which a tied output layer multiplies by."""
 
 
@@ -74,21 +86,29 @@ class Embedding:
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """One addition per element where there are positions; backward, one into each table."""
         at = at.at(layer="embedding")
+        yield from on("prefix" if at.part == "cross" else "x", self._rows(at))
+
+    def _rows(self, at: Pass) -> Iterator[AnyRow]:
         width = self.channels if self.token_channels is None else self.token_channels
         if self.vocab_size is not None:
             yield Tensor("self", *TOKENS, (self.vocab_size, width))
+        tables: Parts = ((1, (TOKENS,)),)
         if self.num_positions is None:
             reason = "forward: a look-up, no arithmetic; backward: one addition into the table"
-            yield from work(at, "embedding", width, 0, 1, reason)
+            yield from work(at, "embedding", width, 0, 1, reason, parts=tables)
         else:
             yield Tensor(at.part, "embedding", self.positions, (self.num_positions, self.channels))
+            tables += ((1, (("embedding", self.positions),)),)
             reason = "forward: token + position; backward: one addition into each of the two tables"
-            yield from work(at, "embedding", self.channels, 1, 2, reason)
+            yield from work(at, "embedding", self.channels, 1, 2, reason, parts=tables)
         if self.scaled:
             reason = "forward: times a constant; backward: the same"
             yield from work(at, "embedding scale", width, 1, 1, reason)
         if self.token_channels is not None:
-            yield from linear(at, "project in", width, self.channels)
+            # Positions are added to what tokens are projected to.
+            yield Value((), "token", (TOKENS,))
+            yield from linear(at, "project in", width, self.channels, reads="token", writes="token")
+            yield Value(("token", "x"), "x")
         if self.norm is not None:
             yield from self.norm.rows(at)
 
@@ -102,7 +122,9 @@ class Selection:
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """No arithmetic forward, one addition per kept element backward."""
         reason = "forward: a gather, no arithmetic; backward: one addition per kept element"
-        yield from work(at.at(layer="embedding"), "prefix selection", self.channels, 0, 1, reason)
+        place = at.at(layer="embedding")
+        rows = work(place, "prefix selection", self.channels, 0, 1, reason)
+        yield from on("prefix" if at.part == "cross" else "x", rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +192,11 @@ SCORE_WORK = {
     ),
     "alibi": ScoreWork("score bias", 1, 0, "forward: one addition of a constant"),
     "relative": ScoreWork(
-        "score bias", 1, 1, "forward: one addition; backward: the sum over what shares an entry"
+        "score bias",
+        1,
+        1,
+        "forward: one addition; backward: the sum over what shares an entry",
+        other="position bias",
     ),
 }
 """What scores pass before the softmax."""
@@ -228,24 +254,47 @@ class Attention:
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Projections, rotary embedding, scale, attention, output projection."""
-        yield from linear(at, "query", self.channels, self.query_channels, bias=self.bias)
-        yield from linear(at, "key", self.channels, self.key_channels, bias=self.bias)
-        yield from linear(at, "value", self.channels, self.key_channels, bias=self.bias)
+        yield from self.project(at)
+        yield from self.attend(at)
+
+    def project(self, at: Pass) -> Iterator[AnyRow]:
+        """Queries, keys and values."""
+        for term, outputs in (
+            ("query", self.query_channels),
+            ("key", self.key_channels),
+            ("value", self.key_channels),
+        ):
+            yield from linear(at, term, self.channels, outputs, bias=self.bias, writes=term)
         if self.gate:
-            yield from linear(at, "gate", self.channels, self.query_channels, bias=self.bias)
+            yield from linear(
+                at, "gate", self.channels, self.query_channels, bias=self.bias, writes="gate"
+            )
         yield from shared_input(at, "projection input gradients", self.channels, 2 + self.gate)
         if self.clip:
             channels = self.query_channels + 2 * self.key_channels
             reason = "forward: a maximum, a minimum; backward: two comparisons"
-            yield from work(at, "clip", channels, 2, 2, reason, "input")
+            yield from work(
+                at, "clip", channels, 2, 2, reason, "input",
+                reads=("query", "key", "value"), writes=None,
+            )  # fmt: skip
         for of_one in self.norms:
-            yield from of_one.rows(at)
+            of_key = isinstance(of_one, Norm) and of_one.term.startswith("key")
+            yield from on("key" if of_key else "query", of_one.rows(at))
         if self.rotary is not None:
-            yield from self.rotary.rows(at, "rotary query", self.num_heads)
-            yield from self.rotary.rows(at, "rotary key", self.num_key_heads)
+            queries = self.rotary.rows(at, "rotary query", self.num_heads)
+            yield from on("query", queries)
+            yield from on("key", self.rotary.rows(at, "rotary key", self.num_key_heads))
         if self.scale:
             reason = "forward: times c^-½; backward: the same"
-            yield from work(at, "query scale", self.query_channels, 1, 1, reason)
+            yield from on("query", work(at, "query scale", self.query_channels, 1, 1, reason))
+
+    def attend(self, at: Pass, memory: tuple[str, str] | None = None) -> Iterator[AnyRow]:
+        """Attention, and its output's projection.
+
+        Args:
+            at: The pass.
+            memory: Keys and values beside its own, which stand in one tensor with them.
+        """
         if self.sinks:
             yield Tensor("self", at.layer, "sinks", (at.layers, self.num_heads))
         keys = at.cached + at.length
@@ -255,10 +304,20 @@ class Attention:
         scores = tuple(
             SCORE_WORK[name] for name in (self.softcap and "softcap", self.score_bias) if name
         )
-        yield from attend(at, self.num_heads, keys, self.head_dim, self.head_dim, self.mask, scores)
+        yield from attend(
+            at, self.num_heads, keys, self.head_dim, self.head_dim, self.mask, scores,
+            key=("key", *(memory or ())[:1]), value=("value", *(memory or ())[1:]),
+            sinks=self.sinks,
+        )  # fmt: skip
         if self.gate:
-            reason = "forward: σ(x) (3), times the gate; backward: σ' (2), one product per operand"
-            yield from work(at, "attention gate", self.query_channels, 4, 5, reason, "input")
+            reason = (
+                "forward: σ(x) (3), times the gate; backward: the gate's σ' (2) and a product with "
+                "it and one with dy, and a product for what it gates"
+            )
+            yield from work(
+                at, "attention gate", self.query_channels, 4, 5, reason, "input",
+                reads=("x", "gate"), parts=((4, ("gate",)), (1, ("x",))),
+            )  # fmt: skip
         yield from linear(at, "out", self.query_channels, self.channels, bias=self.out_bias)
 
 
@@ -292,24 +351,40 @@ class PrefixAttention:
             yield from cache(prefix, name, self.num_kept, inner.key_channels)
         if at.inference != "decode":
             yield from self._project(prefix)
-        queries = at.at(part="cross")
-        yield from attend(
-            queries, inner.num_heads, self.num_kept, inner.head_dim, inner.head_dim, Full()
+        yield from inner.project(at)
+        *scores, values = attend(
+            at.at(part="cross"),
+            inner.num_heads,
+            self.num_kept,
+            inner.head_dim,
+            inner.head_dim,
+            Full(),
+            key=("key", "prefix key"),
+            value=("value", "prefix value"),
         )
-        yield from inner.rows(at)
+        yield from scores
+        for row in inner.attend(at, ("prefix key", "prefix value")):
+            if isinstance(row, Product) and row.term == "values":
+                # Both are one product, which is executed again in whole or not at all.
+                yield values
+                yield dataclasses.replace(row, saved=None)
+            else:
+                yield row
 
     def _project(self, prefix: Pass) -> Iterator[AnyRow]:
         inner = self.attention
         source = "derived here: keys and values are projected from the k kept prefix positions only"
-        yield from self.norm.rows(prefix)
+        yield from on("prefix", self.norm.rows(prefix))
         for term in ("key", "value"):
             yield from linear(
                 prefix, term, inner.channels, inner.key_channels,
                 weight=(prefix.layer, term), source=source,
+                reads="prefix", writes=f"prefix {term}",
             )  # fmt: skip
-        yield from shared_input(prefix, "projection input gradients", inner.channels, 1)
+        yield from shared_input(prefix, "projection input gradients", inner.channels, 1, "prefix")
         if inner.rotary is not None:
-            yield from inner.rotary.rows(prefix, "rotary key", inner.num_key_heads)
+            rotary = inner.rotary.rows(prefix, "rotary key", inner.num_key_heads)
+            yield from on("prefix key", rotary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,6 +442,15 @@ ACTIVATIONS = {
 x·σ(1.702x); x·σ(x) = x/(1 + exp(-x)). A sign costs nothing."""
 
 
+def gate_product(at: Pass, term: str, channels: Size, gate: str, value: str) -> Iterator[AnyRow]:
+    """A gate multiplies a value."""
+    reason = "forward: one product; backward: one for each operand's gradient"
+    parts: Parts = ((1, (gate,)), (1, (value,)))
+    yield from work(
+        at, term, channels, 1, 2, reason, "input", reads=(gate, value), writes=value, parts=parts
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class MLP:
     """d → hidden → d: 2·2n·d·hidden FLOPs per sequence; gated, a third product of that size.
@@ -389,18 +473,19 @@ class MLP:
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Projections up, activation, gate if any, projection down."""
+        d, hidden = self.channels, self.hidden
+        acts = "mlp gate" if self.gated else "mlp up"
         if self.gated:
-            yield from linear(at, "mlp gate", self.channels, self.hidden, bias=self.bias)
-        yield from linear(at, "mlp up", self.channels, self.hidden, bias=self.bias)
+            yield from linear(at, "mlp gate", d, hidden, bias=self.bias, writes="mlp gate")
+        yield from linear(at, "mlp up", d, hidden, bias=self.bias, writes="mlp up")
         if self.gated:
-            yield from shared_input(at, "mlp input gradients", self.channels, 1)
+            yield from shared_input(at, "mlp input gradients", d, 1)
         function = ACTIVATIONS[self.activation]
         costs = function.forward_cost, function.backward_cost
-        yield from work(at, self.activation, self.hidden, *costs, function.reason, "input")
+        yield from on(acts, work(at, self.activation, hidden, *costs, function.reason, "input"))
         if self.gated:
-            reason = "forward: one product; backward: one for each operand's gradient"
-            yield from work(at, "gate product", self.hidden, 1, 2, reason, "input")
-        yield from linear(at, "mlp down", self.hidden, self.channels, bias=self.bias)
+            yield from gate_product(at, "gate product", hidden, "mlp gate", "mlp up")
+        yield from linear(at, "mlp down", hidden, d, bias=self.bias, reads="mlp up")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -428,13 +513,18 @@ class Residual:
         """The norms, the block, and the addition."""
         norms = self.norm, self.branch_norm, self.sum_norm
         before, behind, last = (list(norm.rows(at)) if norm else [] for norm in norms)
+        skipped = f"{self.name} input"
+        yield Value(("x",), skipped)
         yield from before
         yield from self.block.rows(at)
         yield from behind
         channels = next(norm.channels for norm in norms if norm is not None)
         reason = "forward: branch + input; backward: the gradients of the two paths are added"
         saved: Saved | None = "input" if self.dropout else None
-        yield from work(at, f"{self.name} residual", channels, 1, 1, reason, saved)
+        yield from work(
+            at, f"{self.name} residual", channels, 1, 1, reason, saved,
+            reads=("x", skipped), parts=((1, (skipped,)),),
+        )  # fmt: skip
         yield from last
 
 
@@ -458,19 +548,27 @@ class Parallel:
         """The norms, the branches, and the additions."""
         first, *_ = self.norms
         channels, others = first.channels, len(self.blocks) - 1
-        for before in self.norms:
-            yield from before.rows(at)
+        yield Value(("x",), "input")
+        for number, before in enumerate(self.norms):
+            yield Value(("input",), f"norm {number}")
+            yield from on(f"norm {number}", before.rows(at))
         if len(self.norms) == 1:
-            yield from shared_input(at, "branch input gradients", channels, others)
-        for block in self.blocks:
+            yield from shared_input(at, "branch input gradients", channels, others, "norm 0")
+        branches = tuple(f"branch {number}" for number in range(len(self.blocks)))
+        for number, (branch, block) in enumerate(zip(branches, self.blocks, strict=True)):
+            yield Value((f"norm {min(number, len(self.norms) - 1)}",), "x")
             yield from block.rows(at)
+            yield Value(("x",), branch)
         added = len(self.norms)
         reason = (
             "forward: the branches and the input are added; backward: the gradients of the norms "
             "and of the input are added"
         )
         saved: Saved | None = "input" if self.dropout else None
-        yield from work(at, "residual", channels, 1 + others, added, reason, saved)
+        yield from work(
+            at, "residual", channels, 1 + others, added, reason, saved,
+            reads=("input", *branches), parts=((added, ("input",)),),
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -484,6 +582,8 @@ class Layers:
         name: The layers' name in tables.
         number: How many.
         blocks: What one of them does, in the order of execution.
+        pattern: Where they stand among layers that take turns: a letter for each of a period, x for
+            these.
 
     Source: the two implementations in ``torch.utils.checkpoint``.
     """
@@ -491,19 +591,27 @@ class Layers:
     name: str
     number: Size
     blocks: tuple[Block, ...]
+    pattern: str = "x"
+
+    carries = "x"
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """The rows of all layers together, each with the flavours that execute it again."""
         at = at.at(layer=self.name, layers=self.number)
         rows = [row for block in self.blocks for row in block.rows(at)]
-        saved = [(index, getattr(row, "saved", None)) for index, row in enumerate(rows)]
-        needed = max((index + (what == "output") for index, what in saved if what), default=0)
-        for index, row in enumerate(rows):
-            if isinstance(row, Tensor | Cached):
-                yield row
-            else:
-                flavours = CHECKPOINTING if index < needed else CHECKPOINTING[:1]
-                yield dataclasses.replace(row, recomputed_by=flavours)
+        yield from checkpointed(rows)
+
+
+def checkpointed(rows: list[AnyRow]) -> Iterator[AnyRow]:
+    """Rows that activation checkpointing takes together, each with the flavours that repeat it."""
+    saved = [(index, getattr(row, "saved", None)) for index, row in enumerate(rows)]
+    needed = max((index + (what == "output") for index, what in saved if what), default=0)
+    for index, row in enumerate(rows):
+        if isinstance(row, Tensor | Cached | Value):
+            yield row
+        else:
+            flavours = CHECKPOINTING if index < needed else CHECKPOINTING[:1]
+            yield dataclasses.replace(row, recomputed_by=flavours)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -533,6 +641,7 @@ class Output:
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Norm, logits, cross-entropy, and the sum of a tied embedding's two gradients."""
         at = at.at(layer="output")
+        yield Value(("x",), "hidden")
         if self.norm is not None:
             yield from self.norm.rows(at)
         width = self.channels
@@ -560,4 +669,7 @@ class Output:
                 backward_cost=1,
                 reason="backward: embedding gradient + output gradient, once a step whatever "
                 "the batch",
+                reads=(),
+                writes=None,
+                backward_parts=((1, (TOKENS,)),),
             )

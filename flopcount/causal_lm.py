@@ -56,9 +56,10 @@ from flopcount.blocks import (
     Residual,
     Rotary,
 )
+from flopcount.experts import MultiTokenPrediction
 from flopcount.masks import Causal, Chunked, SelfMask
 from flopcount.operations import Pass
-from flopcount.sizes import Size, ceil_divide, divide, multiply, require_at_most
+from flopcount.sizes import Size, ceil_divide, divide, multiply, quoted, require_at_most
 from flopcount.tables import paragraph, shown
 
 Kind = Mapping[str, str]
@@ -82,6 +83,11 @@ class Group:
     kind: Kind
     indices: tuple[int, ...]
     period: int
+
+    @property
+    def pattern(self) -> str:
+        """The period as :attr:`flopcount.blocks.Layers.pattern` has it."""
+        return "".join("x" if index in self.indices else "." for index in range(self.period))
 
 
 def runs(indices: tuple[int, ...]) -> str:
@@ -288,6 +294,7 @@ class CausalLM(LanguageModel):
         logit_softcap: Whether logits are capped by a tanh.
         dropout: Whether branches pass a dropout in training: it costs nothing, but activation
             checkpointing executes again what its mask is of.
+        num_predictions: Modules that each predict one token more; None without.
         reading: Of a model read from a config: what was read, and what was not.
 
     Raises:
@@ -343,6 +350,7 @@ class CausalLM(LanguageModel):
     output_bias: bool = False
     logit_softcap: bool = False
     dropout: bool = False
+    num_predictions: Annotated[Size | None, Dimension()] = None
     reading: Annotated[Any, Note()] = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -464,15 +472,50 @@ class CausalLM(LanguageModel):
             dropout=self.dropout,
         )
 
+    def last_kind(self) -> dict[str, str]:
+        """What the layers of modules that predict further tokens are: as the last of a period."""
+        return {aspect: words[-1] for aspect, words in self.aspects().items()}
+
     def after(self, at: Pass) -> Network:
-        """What follows the output layer: nothing here."""
-        return ()
+        """What follows the output layer: modules that predict further tokens, if there are any.
+
+        Generation, a token at a time, runs none.
+
+        Raises:
+            ValueError: If the token embedding has a width of its own, which they would not share.
+        """
+        if self.num_predictions is None:
+            return ()
+        if self.embedding_channels is not None:
+            raise ValueError(
+                f"num_predictions = {quoted(self.num_predictions)} with embedding_channels = "
+                f"{quoted(self.embedding_channels)}: expected None, since modules that predict "
+                "further tokens share the embedding and the output layer"
+            )
+        if at.inference is not None:
+            return ()
+        modules = MultiTokenPrediction(
+            self.num_channels,
+            self.vocab_size,
+            self.tie_embeddings,
+            self.num_predictions,
+            self.layer(self.last_kind()),
+        )
+        return ((at, (modules,)),)
+
+    def described(self) -> list[str]:
+        """What the model is, in plain words, a line each."""
+        lines = super().described()
+        if self.num_predictions is not None:
+            lines.append(f"further predictions: modules counted {shown(self.num_predictions)}")
+        return lines
 
     def network(self, at: Pass) -> Network:
         """The embedding, layers in groups of equal ones, a final norm, the output layer."""
         d, e = self.num_channels, self.embedding_channels
         layers = tuple(
-            Layers(group.name, group.number, self.layer(group.kind)) for group in self.groups()
+            Layers(group.name, group.number, self.layer(group.kind), group.pattern)
+            for group in self.groups()
         )
         embedding = Embedding(
             d,

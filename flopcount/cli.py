@@ -34,6 +34,7 @@ from flopcount.count import described
 from flopcount.devices import DEFAULT_DTYPE, given_device
 from flopcount.executed import Tiling
 from flopcount.extras import advice
+from flopcount.finetuning import FineTuning
 from flopcount.isoflop.plan import Search
 from flopcount.parallel import Parallel
 from flopcount.tables import paragraph, shown, table
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     ArchitectureName = str
     TilingOptions: Any = Any
     SearchOptions = Any
+    TuningOptions: Any = Any
     ParallelOptions: Any = Any
 else:
     Model = functools.reduce(
@@ -135,6 +137,16 @@ else:
         "tiling.",
     )
     SearchOptions = options(Search, get_type_hints(Search) | {"law": str})
+    TuningOptions = options(
+        FineTuning,
+        dict(
+            trainable=tuple[str, ...],
+            lora_rank=int | None,
+            lora_targets=tuple[str, ...],
+            frozen_layers=int,
+            input_gradients=bool,
+        ),
+    )
     ParallelOptions = options(
         Parallel,
         dict.fromkeys(("tensor", "pipeline", "data", "expert", "zero", "chunks"), int)
@@ -144,6 +156,7 @@ else:
 
 
 NO_TILING = TilingOptions()
+NO_TUNING = TuningOptions()
 ONE_DEVICE = ParallelOptions()
 
 
@@ -202,6 +215,8 @@ def count(
     training: bool = True,
     batch_size: int = 1,
     checkpointing: Literal["reentrant", "non-reentrant"] | None = None,
+    recompute: tuple[str, ...] = (),
+    tuning: TuningOptions = NO_TUNING,
     documents: tuple[int, ...] = (),
     params: bool = False,
     elementwise: bool = False,
@@ -224,6 +239,8 @@ def count(
         training: Forward and backward, or forward alone.
         batch_size: Sequences in a step.
         checkpointing: Activation checkpointing of whole layers.
+        recompute: Of these terms alone: patterns, or "attention core".
+        tuning: What is trained, where that is not everything.
         documents: Lengths of documents packed into the batch's sequences.
         params: Also print the parameters.
         elementwise: Also print the element-wise FLOPs.
@@ -241,8 +258,13 @@ def count(
             "--params or --elementwise with --json: expected --json alone, which holds both"
         )
     tiles, own_tiles = tilings_of(tiling, tilings, level)
+    tuned = None if tuning == NO_TUNING else FineTuning(**vars(tuning))
     step: dict[str, Any] = dict(
-        training=training, batch_size=batch_size, checkpointing=checkpointing
+        training=training,
+        batch_size=batch_size,
+        checkpointing=checkpointing,
+        recompute=recompute or None,
+        tuning=tuned,
     )
     if level == "executed" and convention is None:
         if tiles is None:
@@ -259,7 +281,7 @@ def count(
         if level != "executed":
             rates["mfu"] = counted.mfu(**utilisation)
         rates["hfu"] = counted.hfu(**utilisation)
-    parameters = counted.model.params()
+    parameters = counted.model.params(tuned)
     if json:
         print(to_json(counted.to_dict() | rates | {"params": parameters.to_dict()}))
         return

@@ -56,13 +56,18 @@ def in_order(terms: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def added(terms: Iterable[Any]) -> tuple[Any, ...]:
-    """Terms of several tallies, those of one name added up, in a form that cannot overflow."""
-    sums: dict[tuple[str, str, str], Any] = {}
+    """Terms of several tallies, those of one name added up, in a form that cannot overflow.
+
+    Element-wise work of one name but other costs stays apart.
+    """
+    sums: dict[tuple[Any, ...], Any] = {}
     for term in safe_for(
         tuple(terms),
         lambda bounds: add(term.forward + term.backward + term.recompute for term in bounds),
     ):
-        name = term.part, term.layer, term.term
+        name: tuple[Any, ...] = term.part, term.layer, term.term
+        if isinstance(term, WorkTerm):
+            name += term.forward_cost, term.backward_cost, term.recomputed
         sums[name] = sums[name].plus(term) if name in sums else term
     return in_order(sums.values())
 
@@ -92,17 +97,19 @@ class Term:
     source: str
     rows: tuple[Row, ...] = ()
 
-    @property
+    @functools.cached_property
     def recompute(self) -> Size:
         """FLOPs executed again under activation checkpointing."""
-        return int(self.recomputed) * self.forward
+        again = (row.flops for row in self.rows if row.phase == "recompute")
+        return add(again) + 0 * self.forward
 
     def plus(self, other: Term) -> Term:
-        """The same term of two counts, added up."""
+        """The same term of two counts, or of layers that differ backward, added up."""
         return dataclasses.replace(
             self,
             forward=self.forward + other.forward,
             backward=self.backward + other.backward,
+            recomputed=self.recomputed or other.recomputed,
             rows=self.rows + other.rows,
         )
 
@@ -217,6 +224,8 @@ def product_term(
     if backward_pairs is None or not training:
         backward = (back,) * product.gradients if training else ()
         backward_flops = len(backward) * forward.flops
+    elif not product.fused_backward:
+        backward, backward_flops = (), 0
     else:
         backward = tuple(dataclasses.replace(back, pairs=pairs) for pairs in backward_pairs)
         backward_flops = add(row.flops for row in backward)
@@ -353,6 +362,8 @@ class Count(Flops, Drawn):
         part: Of a count that is a part of another: which.
         request: What of inference it counts, in words; empty for a step over whole sequences.
         filled: Of packed sequences, positions of the documents; None where all are of one.
+        tuning: As given to ``flops``.
+        recompute_terms: What of layers is executed again, as given to ``flops``.
 
     """
 
@@ -370,6 +381,8 @@ class Count(Flops, Drawn):
     part: Part | None = None
     request: str = ""
     filled: Size | None = None
+    tuning: Any = None
+    recompute_terms: Any = None
 
     def __add__(self, other: object) -> Count:
         """Both, term by term: counts of one model at one level, of the same sequences.
@@ -406,7 +419,10 @@ class Count(Flops, Drawn):
     def plus(self, *others: Count) -> Count:
         """This count and others, as ``+`` has it."""
         for other in others:
-            for name in ("model", "level", "convention", "training", "checkpointing", "part"):
+            for name in (
+                "model", "level", "convention", "training", "checkpointing", "part", "tuning",
+                "recompute_terms",
+            ):  # fmt: skip
                 mine, its = getattr(self, name), getattr(other, name)
                 if mine is not its and (name == "model" or mine != its):
                     raise ValueError(
@@ -635,6 +651,8 @@ class Count(Flops, Drawn):
             "checkpointing": self.checkpointing,
             **({"request": self.request} if self.request else {}),
             **({} if self.filled is None else {"filled": self.filled, "padding": self.padding}),
+            **({} if self.tuning is None else {"tuning": self.tuning.to_dict()}),
+            **({} if self.recompute_terms is None else {"recompute": self.recompute_terms}),
             "batch_size": self.batch_size,
             "tokens": self.tokens,
             **{name: totals_or_not_covered(part) for name, part in self._named_parts()},
@@ -678,6 +696,12 @@ class Count(Flops, Drawn):
         ]
         if self.filled is not None:
             notes.append(f"documents of {shown(self.filled)} positions, the rest is padding")
+        if self.tuning is not None:
+            notes.append(str(self.tuning))
+        if self.recompute_terms is not None:
+            terms = self.recompute_terms
+            listed = terms if isinstance(terms, str) else ", ".join(terms)
+            notes.append(f"executed again, of layers: {listed} alone")
         notes += [
             f"{part} part: not covered by this convention" for part in sorted(self.not_covered)
         ]
@@ -772,6 +796,11 @@ class ParameterCount(Tally):
         return add(tensor.count for tensor in self.terms)
 
     @functools.cached_property
+    def trainable(self) -> Size:
+        """Parameters that are trained: what an optimizer keeps its state of."""
+        return add(t.count if t.trained is None else t.trained for t in self.terms)
+
+    @functools.cached_property
     def active(self) -> Size:
         """Parameters without the experts that a token does not use."""
         return add(tensor.active for tensor in self.terms)
@@ -799,6 +828,7 @@ class ParameterCount(Tally):
         """The parameters as plain data."""
         return {
             "total": self.total,
+            "trainable": self.trainable,
             "active": self.active,
             "matmul_active": self.matmul_active,
             "self_part": self.self_part.total,
@@ -816,6 +846,9 @@ class ParameterCount(Tally):
         ]
         if all(row.used is None for row in self.terms):
             columns, footer, cells = columns[:-1], footer[:-1], [cell[:-1] for cell in cells]
+        if any(row.trained is not None for row in self.terms):
+            columns, footer = [*columns, "trainable"], [*footer, self.trainable]
+            cells = [[*cell, row.trained] for cell, row in zip(cells, self.terms, strict=True)]
         notes = [
             f"{tensor.layer} {tensor.name}: a buffer of {shown(tensor.count)}, no parameters"
             for tensor in self.buffers

@@ -20,9 +20,10 @@ from flopcount.blocks import (
 from flopcount.causal_lm import CausalLM, Kind
 from flopcount.count import ParameterCount
 from flopcount.experts import named
+from flopcount.finetuning import FineTuning
 from flopcount.masks import Full, SelfMask
 from flopcount.operations import Pass, attend, cache, linear, shared_input, work
-from flopcount.rows import AnyRow, Tensor
+from flopcount.rows import AnyRow, Tensor, Value, on
 from flopcount.sizes import Size, equal, quoted
 from flopcount.tables import shown
 
@@ -66,7 +67,10 @@ class TokenTypes:
         """One addition per element, and one into the table backward."""
         yield Tensor("self", "embedding", "token type", (self.number, self.channels))
         reason = "forward: token + type; backward: one addition into the table"
-        yield from work(at.at(layer="embedding"), "token type", self.channels, 1, 1, reason)
+        yield from work(
+            at.at(layer="embedding"), "token type", self.channels, 1, 1, reason,
+            parts=((1, (("embedding", "token type"),)),),
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +140,7 @@ class PositionBias:
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """The table alone: what it adds to scores is each layer's work."""
         yield Tensor("self", at.layer, "position bias", (self.buckets, self.num_heads))
+        yield Value((), "position bias", ((at.layer, "position bias"),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,14 +176,17 @@ class CrossAttention:
         d, c = inner.channels, inner.head_dim
         for name in ("keys", "values"):
             yield from cache(at, name, self.source_length, inner.key_channels)
-        yield from linear(at, "query", d, inner.query_channels, bias=inner.bias)
+        yield from linear(at, "query", d, inner.query_channels, bias=inner.bias, writes="query")
         if at.inference != "decode":
-            yield from linear(source, "key", d, inner.key_channels, bias=inner.bias)
-            yield from linear(source, "value", d, inner.key_channels, bias=inner.bias)
-            yield from shared_input(source, "projection input gradients", d, 1)
+            for term in ("key", "value"):
+                yield from linear(
+                    source, term, d, inner.key_channels, bias=inner.bias,
+                    reads="source", writes=term,
+                )  # fmt: skip
+            yield from shared_input(source, "projection input gradients", d, 1, "source")
         if inner.scale:
             reason = "forward: times c^-½; backward: the same"
-            yield from work(at, "query scale", inner.query_channels, 1, 1, reason)
+            yield from on("query", work(at, "query scale", inner.query_channels, 1, 1, reason))
         yield from attend(at, inner.num_heads, self.source_length, c, c, Full())
         yield from linear(at, "out", inner.query_channels, d, bias=inner.out_bias)
 
@@ -197,9 +205,12 @@ class SourceGradients:
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """One addition per element and layer beyond the first, backward."""
+        yield Value(("x",), "source")
         layers = at.at(layer="decoder", layers=self.others)
         reason = "backward: the gradients that decoder layers give are added"
-        yield from work(layers, "source gradients", self.channels, 0, 1, reason)
+        yield from on("source", work(layers, "source gradients", self.channels, 0, 1, reason))
+        # The decoder begins anew, with tokens of its own.
+        yield Value((), "x")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +280,11 @@ class EncoderLM(CausalLM):
 
     def network(self, at: Pass) -> Network:
         """Token types, then what other models have, with a head of its own."""
+        if self.num_predictions is not None:
+            raise ValueError(
+                f"num_predictions = {quoted(self.num_predictions)} of an encoder: expected None, "
+                "since its positions attend to those behind them"
+            )
         ((_, blocks),) = super().network(at)
         if self.token_types is not None:
             blocks = (TokenTypes(self.num_channels, self.token_types), *blocks)
@@ -377,6 +393,11 @@ class EncoderDecoderLM(CausalLM):
     def network(self, at: Pass) -> Network:
         """The encoder in a pass of its own, then the decoder; the tables of tokens are one."""
         d = self.num_channels
+        if self.num_predictions is not None:
+            raise ValueError(
+                f"num_predictions = {quoted(self.num_predictions)} of an encoder-decoder: expected "
+                "None, since no such model predicts further tokens"
+            )
         source_length = 1 if self.seq_len is None else self.seq_len
         if at.inference is not None:
             source_length = at.memory
@@ -444,10 +465,10 @@ class EncoderDecoderLM(CausalLM):
             )
         return at.at(memory=memory)
 
-    def params(self) -> ParameterCount:
+    def params(self, tuning: FineTuning | None = None) -> ParameterCount:
         """Parameters, tensor by tensor; a token is one of the encoder and one of the decoder."""
         one = dataclasses.replace(self, seq_len=None, target_len=None)
-        return dataclasses.replace(super(EncoderDecoderLM, one).params(), model=self)
+        return dataclasses.replace(super(EncoderDecoderLM, one).params(tuning), model=self)
 
     def described(self) -> list[str]:
         """What the model is, in plain words, a line each."""

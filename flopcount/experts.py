@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from flopcount.blocks import MLP, TOKENS, Block, Layers
 from flopcount.operations import Pass, cross_entropy, linear, norm, shared_input, work
-from flopcount.rows import AnyRow, Cached, Product, Tensor, Work
+from flopcount.rows import AnyRow, Cached, Product, Tensor, Value, WeightName, Work, on, with_values
 from flopcount.sizes import Size
 
 SHAZEER_2017 = "Shazeer et al. 2017 (arXiv 1701.06538), section 2"
@@ -38,12 +38,16 @@ def named(rows: Iterator[AnyRow], name: str) -> Iterator[AnyRow]:
     def own(term: str) -> str:
         return f"{name} {term.removeprefix('mlp ')}"
 
-    for row in rows:
-        if isinstance(row, Tensor | Cached):
+    def weight(of: WeightName) -> WeightName:
+        return of[0], own(of[1])
+
+    for row in with_values(rows, lambda value: value, weight):
+        if isinstance(row, Value):
+            yield row
+        elif isinstance(row, Tensor | Cached):
             yield dataclasses.replace(row, name=own(row.name))
         elif isinstance(row, Product) and row.weight is not None:
-            weight = row.weight[0], own(row.weight[1])
-            yield dataclasses.replace(row, term=own(row.term), weight=weight)
+            yield dataclasses.replace(row, term=own(row.term), weight=weight(row.weight))
         else:
             yield dataclasses.replace(row, term=own(row.term))
 
@@ -127,30 +131,59 @@ class MixtureOfExperts:
 
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Router, experts, weights and sum, and the shared MLP before or after them."""
+        yield Value(("x",), "mixture input")
         if self.shared_first:
             yield from self._shared(at)
-        yield from self.router.rows(at, self.channels, self.num_experts, self.top_k)
+        router = self.router.rows(at, self.channels, self.num_experts, self.top_k)
+        yield Value(("mixture input",), "router")
+        yield from on("router", router)
         yield from self._routed(at)
         if not self.shared_first:
             yield from self._shared(at)
         # The k experts and the router read the input, and so do the shared MLP and its gate.
-        yield from shared_input(at, "routed input gradients", self.top_k * self.channels, 1)
+        routed = self.top_k * self.channels
+        yield from shared_input(at, "routed input gradients", routed, 1, "mixture input")
         if self.shared is None:
+            yield Value(("routed",), "x")
             return
         if self.shared_gate:
             reason = "forward: one product; backward: dy·s, and dy·x and its sum"
-            yield from linear(at, "shared gate", self.channels, 1)
-            yield from work(at, "shared gate sigmoid", 1, *SCORES["sigmoid"], "output")
-            yield from work(at, "shared gate product", self.channels, 1, 3, reason, "input")
-        yield from work(at, "shared sum", self.channels, 1, 0, "forward: shared + routed")
+            gate = "shared gate"
+            yield from linear(
+                at, "shared gate", self.channels, 1, reads="mixture input", writes=gate
+            )
+            yield from on(gate, work(at, "shared gate sigmoid", 1, *SCORES["sigmoid"], "output"))
+            yield from work(
+                at, "shared gate product", self.channels, 1, 3, reason, "input",
+                reads=("shared", gate), writes="shared", parts=((1, ("shared",)), (2, (gate,))),
+            )  # fmt: skip
+        yield from work(
+            at, "shared sum", self.channels, 1, 0, "forward: shared + routed",
+            reads=("shared", "routed"),
+        )  # fmt: skip
         readers = 1 + self.shared_gate
-        yield from shared_input(at, "shared input gradients", self.channels, readers)
+        yield from shared_input(
+            at, "shared input gradients", self.channels, readers, "mixture input"
+        )
 
     def _routed(self, at: Pass) -> Iterator[AnyRow]:
         """K positions in place of each, E tensors in place of each."""
         routed = at.at(length=at.length * self.top_k)
         reason = "forward: times the weight; backward: dy·w, and dy·x and its sum"
-        weights = tuple(work(routed, "expert weights", self.channels, 1, 3, reason, "input"))
+        weights = tuple(
+            work(
+                routed,
+                "expert weights",
+                self.channels,
+                1,
+                3,
+                reason,
+                "input",
+                reads=("x", "router"),
+                parts=((1, ("x",)), (2, ("router",))),
+            )
+        )
+        yield Value(("mixture input",), "x")
         if self.weighted == "input":
             yield from weights
         for row in named(self.expert.rows(routed), "expert"):
@@ -159,17 +192,22 @@ class MixtureOfExperts:
                     row,
                     factors=(self.num_experts, *row.factors),
                     used=(self.top_k, *row.factors),
+                    bias=None if row.bias is None else (self.num_experts, *row.bias),
                 )
             else:
                 yield row
         if self.weighted == "output":
             yield from weights
         others = (self.top_k - 1) * self.channels
-        yield from work(at, "expert sum", others, 1, 0, "forward: one addition beyond the first")
+        yield from work(
+            at, "expert sum", others, 1, 0, "forward: one addition beyond the first",
+            writes="routed",
+        )  # fmt: skip
 
     def _shared(self, at: Pass) -> Iterator[AnyRow]:
         if self.shared is not None:
-            yield from named(self.shared.rows(at), "shared expert")
+            yield Value(("mixture input",), "shared")
+            yield from on("shared", named(self.shared.rows(at), "shared expert"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,15 +235,20 @@ class MultiTokenPrediction:
     number: Size
     layer: tuple[Block, ...]
 
+    carries = "hidden"
+
     def rows(self, at: Pass) -> Iterator[AnyRow]:
         """Two norms, the projection, the layer, a norm, logits and, in training, the loss."""
         d, inside = self.channels, at.at(layer="mtp", layers=self.number)
         reason = "forward: a look-up, no arithmetic; backward: one addition into the table"
-        yield from work(inside, "embedding", d, 0, 1, reason)
-        yield from norm(inside, "embedding norm", d, bias=False, rms=True)
-        yield from norm(inside, "hidden norm", d, bias=False, rms=True)
+        looked_up = work(inside, "embedding", d, 0, 1, reason, reads=(), parts=((1, (TOKENS,)),))
+        yield from on("token", looked_up)
+        yield from on("token", norm(inside, "embedding norm", d, bias=False, rms=True))
+        yield from on("hidden", norm(inside, "hidden norm", d, bias=False, rms=True))
+        yield Value(("token", "hidden"), "x")
         yield from linear(inside, "projection", 2 * d, d, source=DEEPSEEK_V3)
         yield from Layers("mtp", self.number, self.layer).rows(at)
+        yield Value(("x",), "hidden")
         yield from norm(inside, "final norm", d, bias=False, rms=True)
         weight = TOKENS if self.tied else ("output", "logits")
         yield from linear(inside, "logits", d, self.vocab_size, weight=weight, source=DEEPSEEK_V3)
@@ -215,9 +258,12 @@ class MultiTokenPrediction:
                 part="self",
                 layer="mtp",
                 term="shared weight gradients",
-                factors=(self.number, 2, self.vocab_size, d),
+                factors=(self.number, self.vocab_size, d),
                 forward_cost=0,
-                backward_cost=1,
+                backward_cost=2,
                 reason="backward: each module's gradients of the embedding and of the output "
                 "layer are added, once a step whatever the batch",
+                reads=(),
+                writes=None,
+                backward_parts=((1, (TOKENS,)), (1, (weight,))),
             )

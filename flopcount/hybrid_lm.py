@@ -314,7 +314,9 @@ class Mamba2LM(LanguageModel):
         d = self.num_channels
         norm, final = (Norm(term, d, bias=False, rms=True) for term in ("norm", "final norm"))
         scan = Residual("scan", norm, self.scan())
-        layers = tuple(Layers(group.name, group.number, (scan,)) for group in self.groups())
+        layers = tuple(
+            Layers(group.name, group.number, (scan,), group.pattern) for group in self.groups()
+        )
         output = Output(d, self.vocab_size, self.tie_embeddings, norm=final)
         return ((at, (Embedding(d, self.vocab_size), *layers, output)),)
 

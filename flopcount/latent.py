@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from flopcount.blocks import CAUSAL, Rotary
 from flopcount.masks import SelfMask
 from flopcount.operations import Pass, attend, cache, linear, norm, shared_input, work
-from flopcount.rows import AnyRow, Product, Tensor
+from flopcount.rows import AnyRow, Product, Tensor, Value, on
 from flopcount.sizes import Size
 
 DEEPSEEK_V2 = "DeepSeek-AI 2024 (arXiv 2405.04434), section 2.1"
@@ -70,25 +70,36 @@ class LatentAttention:
         source = DEEPSEEK_V2
         queries = h * (a + b)
         if self.query_rank is None:
-            yield from linear(at, "query", d, queries, source=source)
+            yield from linear(at, "query", d, queries, source=source, writes="query")
         else:
-            yield from linear(at, "query down", d, self.query_rank, bias=self.bias, source=source)
-            yield from norm(at, "query norm", self.query_rank, bias=False, rms=True)
-            yield from linear(at, "query up", self.query_rank, queries, source=source)
+            yield from linear(
+                at, "query down", d, self.query_rank, bias=self.bias, source=source, writes="query"
+            )
+            ranked = norm(at, "query norm", self.query_rank, bias=False, rms=True)
+            yield from on("query", ranked)
+            up = linear(at, "query up", self.query_rank, queries, source=source)
+            yield from on("query", up)
         rank = self.key_value_rank
-        yield from linear(at, "key-value down", d, rank + b, bias=self.bias, source=source)
-        yield from norm(at, "key-value norm", rank, bias=False, rms=True)
+        yield from linear(
+            at, "key-value down", d, rank + b, bias=self.bias, source=source, writes="latent"
+        )
+        yield Value(("latent",), "rotary key")
+        yield from on("latent", norm(at, "key-value norm", rank, bias=False, rms=True))
         yield from self._expand(at)
         yield from shared_input(at, "projection input gradients", d, 1)
         rotary = Rotary(b)
-        yield from rotary.rows(at, "rotary query", h)
-        yield from rotary.rows(at, "rotary key", 1)
+        yield from on("query", rotary.rows(at, "rotary query", h))
+        yield from on("rotary key", rotary.rows(at, "rotary key", 1))
         reason = "backward: the gradients that h heads take of one key are added"
-        yield from work(at, "rotary key gradients", (h - 1) * b, 0, 1, reason)
+        added = work(at, "rotary key gradients", (h - 1) * b, 0, 1, reason)
+        yield from on("rotary key", added)
         reason = "forward: times (a + b)^-½; backward: the same"
-        yield from work(at, "query scale", queries, 1, 1, reason)
+        yield from on("query", work(at, "query scale", queries, 1, 1, reason))
         key_dim, value_dim = (rank + b, rank) if at.mla == "absorbed" else (a + b, v)
-        yield from attend(at, h, at.cached + at.length, key_dim, value_dim, self.mask)
+        yield from attend(
+            at, h, at.cached + at.length, key_dim, value_dim, self.mask,
+            key=("key", "rotary key"), value=("key",),
+        )  # fmt: skip
         if at.mla == "absorbed":
             yield from self._of_each_head(at, "value up", v, rank)
         yield from linear(at, "out", h * v, d, bias=self.bias, source=source)
@@ -112,7 +123,10 @@ class LatentAttention:
         if at.mla == "latent":
             chunk = at.length if at.chunk is None else at.chunk
             expanded = expanded + self.mask.kept_before(at.passes, at.cached, chunk)
-        yield from linear(at.at(length=expanded), UP, rank, h * (a + v), source=DEEPSEEK_V2)
+        yield from linear(
+            at.at(length=expanded), UP, rank, h * (a + v), source=DEEPSEEK_V2,
+            reads="latent", writes="key",
+        )  # fmt: skip
 
     def _of_each_head(self, at: Pass, term: str, outputs: Size, inputs: Size) -> Iterator[AnyRow]:
         yield Product(

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from flopcount.architectures import Choice, Dimension, Pattern
-from flopcount.blocks import MLP, Block, Network
+from flopcount.blocks import MLP, Block
 from flopcount.causal_lm import CausalLM, Kind
-from flopcount.experts import SCORES, MixtureOfExperts, MultiTokenPrediction, Router
+from flopcount.experts import SCORES, MixtureOfExperts, Router
 from flopcount.latent import LatentAttention
 from flopcount.operations import Pass, work
 from flopcount.rows import AnyRow
@@ -70,7 +70,6 @@ class MixtureLM(CausalLM):
         latent_bias: Whether the projections to latents, and of what the heads give, have biases.
         norms_with_rotary: Whether only layers with rotary positions have norms of queries and keys.
         query_temperature: Whether queries of other layers are scaled by their position.
-        num_predictions: Modules that each predict one token more; None without.
 
     Raises:
         TypeError: If a field has the wrong type.
@@ -110,7 +109,6 @@ class MixtureLM(CausalLM):
     latent_bias: bool = False
     norms_with_rotary: bool = False
     query_temperature: bool = False
-    num_predictions: Annotated[Size | None, Dimension()] = None
 
     def __post_init__(self) -> None:
         """Validate every field, and that k is at most E."""
@@ -202,22 +200,9 @@ class MixtureLM(CausalLM):
         """Whether the sizes of latents are given."""
         return self.key_value_rank is not None
 
-    def after(self, at: Pass) -> Network:
-        """The modules that predict further tokens: of a layer as the last one, with experts.
-
-        Generation, a token at a time, runs none.
-        """
-        if self.num_predictions is None or at.inference is not None:
-            return ()
-        last = {aspect: words[-1] for aspect, words in self.aspects().items()} | {"mlp": "sparse"}
-        modules = MultiTokenPrediction(
-            self.num_channels,
-            self.vocab_size,
-            self.tie_embeddings,
-            self.num_predictions,
-            self.layer(last),
-        )
-        return ((at, (modules,)),)
+    def last_kind(self) -> dict[str, str]:
+        """The last layer's, with experts."""
+        return super().last_kind() | {"mlp": "sparse"}
 
     def described_mixer(self, kind: Kind) -> str:
         """A layer's attention in plain words."""
@@ -244,10 +229,3 @@ class MixtureLM(CausalLM):
             f"{shown(self.experts_per_token)} of {shown(self.num_experts)} experts of "
             f"{shown(self.expert_size)} channels{shared}, {self.activation}"
         )
-
-    def described(self) -> list[str]:
-        """What the model is, in plain words, a line each."""
-        lines = super().described()
-        if self.num_predictions is not None:
-            lines.append(f"further predictions: modules counted {shown(self.num_predictions)}")
-        return lines

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flopcount.masks import InPasses, Mask, Packed
-from flopcount.rows import AnyRow, Cached, Part, Product, Saved, Tensor, Work
+from flopcount.rows import AnyRow, Cached, Operand, Part, Product, Saved, Tensor, Value, Work
 from flopcount.sizes import Size, ceil_divide
 
 MLA = {
@@ -27,6 +27,9 @@ MLA = {
     "absorbed": "latents are cached, and the expansion is multiplied to queries and outputs",
 }
 """Forms of latent attention behind a cache."""
+
+Parts = tuple[tuple[int, tuple[Operand, ...]], ...]
+"""As :attr:`flopcount.rows.Work.backward_parts`."""
 
 KAPLAN_TABLE_1 = "Kaplan et al. 2020 (arXiv 2001.08361), Table 1"
 
@@ -48,6 +51,8 @@ class Pass:
         documents: Of packed sequences: lengths of the batch's documents, each with how many have
             it; None where every sequence is one document.
         training: Whether a loss and a backward pass follow.
+        tuning: What is trained, where not everything is: a
+            :class:`flopcount.finetuning.FineTuning`.
         part: ``"self"`` or ``"cross"``.
         layer: The layer that rows are named after.
         layers: How many equal layers do the same.
@@ -64,6 +69,7 @@ class Pass:
     mla: str = "expanded"
     documents: tuple[tuple[Size, Size], ...] | None = None
     training: bool = True
+    tuning: Any = None
     part: Part = "self"
     layer: str = ""
     layers: Size = 1
@@ -95,6 +101,10 @@ def work(
     backward_cost: int,
     reason: str,
     saved: Saved | None = None,
+    *,
+    reads: tuple[str, ...] = ("x",),
+    writes: str | None = "x",
+    parts: Parts | None = None,
 ) -> Iterator[AnyRow]:
     """Element-wise work on ``channels`` channels of every position: B·n·channels elements."""
     yield Work(
@@ -106,6 +116,9 @@ def work(
         backward_cost=backward_cost,
         reason=reason,
         saved=saved,
+        reads=reads,
+        writes=writes,
+        backward_parts=parts,
     )
 
 
@@ -118,6 +131,8 @@ def linear(
     bias: bool = False,
     weight: tuple[str, str] | None = None,
     source: str = KAPLAN_TABLE_1,
+    reads: str = "x",
+    writes: str = "x",
 ) -> Iterator[AnyRow]:
     """A linear layer over positions: 2·B·n·inputs·outputs FLOPs, (inputs + bias)·outputs scalars.
 
@@ -129,6 +144,8 @@ def linear(
         bias: Whether there is one; its work is a row of its own.
         weight: Layer and name of the tensor, where another row has it.
         source: Where the formula stands.
+        reads: The value read.
+        writes: The value computed.
 
     Source: Kaplan et al. 2020, Table 1.
     """
@@ -142,15 +159,25 @@ def linear(
         K=inputs,
         source=source,
         weight=weight or (at.layer, term),
+        reads=(reads,),
+        writes=writes,
     )
+    of_bias = (at.layers, outputs)
     if weight is None:
         rows = inputs + 1 if bias else inputs
-        yield Tensor("self", at.layer, term, (at.layers, rows, outputs))
+        whole = at.layers, rows, outputs
+        yield Tensor("self", at.layer, term, whole, bias=of_bias if bias else None)
     elif bias:
-        yield Tensor("self", at.layer, f"{term} bias", (at.layers, outputs))
+        yield Tensor("self", at.layer, f"{term} bias", of_bias)
     if bias:
-        reason = "forward: one addition per output; backward: the sum over positions"
-        yield from work(at, f"{term} bias", outputs, 1, 1, reason)
+        yield from bias_work(at, f"{term} bias", outputs, writes)
+
+
+def bias_work(at: Pass, term: str, channels: Size, value: str = "x") -> Iterator[AnyRow]:
+    """A bias, which is a parameter of its own name, is added to a value."""
+    reason = "forward: one addition per output; backward: the sum over positions"
+    parts: Parts = ((1, ((at.layer, term),)),)
+    yield from work(at, term, channels, 1, 1, reason, reads=(value,), writes=value, parts=parts)
 
 
 def norm(
@@ -185,9 +212,18 @@ def norm(
         )
     forward, backward = costs
     forward, backward = forward + scale + bias, backward + 3 * scale + bias
-    yield from work(at, term, heads * channels, forward, backward, reason, "output")
+    again = 1 if rms else 2
+    of_scale, of_bias = (at.layer, term), (at.layer, f"{term} bias")
+    parts: Parts = ((again, ("x", *[of_scale] * scale)), (costs[1] - again, ("x",)))
+    if scale:
+        parts += (1, ("x",)), (2, (of_scale,))
+    if bias:
+        parts += ((1, (of_bias,)),)
+    yield from work(at, term, heads * channels, forward, backward, reason, "output", parts=parts)
     if scale or bias:
-        yield Tensor("self", at.layer, term, (at.layers, scale + bias, channels))
+        whole = at.layers, scale + bias, channels
+        own_bias = (at.layers, channels) if bias else None
+        yield Tensor("self", at.layer, term, whole, bias=own_bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +236,8 @@ class ScoreWork:
         backward_cost: FLOPs per score, backward.
         reason: The operations that make up the costs.
         saved: As in :class:`flopcount.rows.Step`.
+        other: A value that it reads beside the scores, whose gradient is all that it costs
+            backward.
     """
 
     term: str
@@ -207,6 +245,7 @@ class ScoreWork:
     backward_cost: int
     reason: str
     saved: Saved | None = None
+    other: str | None = None
 
 
 SOFTMAX = ScoreWork(
@@ -227,6 +266,10 @@ def attend(
     value_dim: Size,
     mask: Mask,
     before_softmax: tuple[ScoreWork, ...] = (),
+    *,
+    key: tuple[str, ...] = ("key",),
+    value: tuple[str, ...] = ("value",),
+    sinks: bool = False,
 ) -> Iterator[AnyRow]:
     """Let n queries attend to ``keys`` keys: 2·B·h·pairs FLOPs per channel of a key and a value.
 
@@ -236,16 +279,38 @@ def attend(
     Source: Hoffmann et al. 2022 (arXiv 2203.15556), Appendix F, for both products; the admitted
     pairs are derived with each mask.
     """
+    yield Value(key, "keys")
+    yield Value(value, "values")
     if at.documents is None:
         mask, times = at.masked(mask), at.times * heads
     else:
         mask, times = Packed(mask, at.documents, at.batch), at.layers * heads
     place: dict[str, Any] = dict(part=at.part, layer=at.layer, mask=mask)
-    product: dict[str, Any] = dict(times=times, M=at.length, N=keys, source=mask.source)
-    yield Product(term="scores", K=key_dim, **product, **place)
+    product: dict[str, Any] = dict(
+        times=times, M=at.length, N=keys, source=mask.source, kernel=("query", "keys", "values")
+    )
+    yield Product(
+        term="scores", K=key_dim, reads=("query", "keys"), writes="scores", **product, **place
+    )
     for each in (*before_softmax, SOFTMAX):
-        yield Work(factors=(times, at.length, keys), **vars(each), **place)
-    yield Product(term="values", K=value_dim, **product, **place)
+        parts: Parts | None = None
+        if each.other is not None:
+            parts = ((each.backward_cost, (each.other,)),)
+        elif each is SOFTMAX and sinks:
+            parts = ((each.backward_cost, ("scores", (at.layer, "sinks"))),)
+        yield Work(
+            term=each.term,
+            factors=(times, at.length, keys),
+            forward_cost=each.forward_cost,
+            backward_cost=each.backward_cost,
+            reason=each.reason,
+            saved=each.saved,
+            reads=("scores",) if each.other is None else ("scores", each.other),
+            writes="scores",
+            backward_parts=parts,
+            **place,
+        )
+    yield Product(term="values", K=value_dim, reads=("scores", "values"), **product, **place)
 
 
 def cache(at: Pass, name: str, positions: Size, channels: Size) -> Iterator[AnyRow]:
@@ -254,10 +319,12 @@ def cache(at: Pass, name: str, positions: Size, channels: Size) -> Iterator[AnyR
         yield Cached(at.part, at.layer, name, (at.times, positions, channels))
 
 
-def shared_input(at: Pass, term: str, channels: Size, additions: int) -> Iterator[AnyRow]:
+def shared_input(
+    at: Pass, term: str, channels: Size, additions: int, value: str = "x"
+) -> Iterator[AnyRow]:
     """Gradients of an input that ``additions`` + 1 projections read are added."""
     reason = "backward: one addition for each projection beyond the first that reads the input"
-    yield from work(at, term, channels, 0, additions, reason)
+    yield from work(at, term, channels, 0, additions, reason, reads=(value,), writes=None)
 
 
 def cross_entropy(at: Pass, vocab_size: Size) -> Iterator[AnyRow]:

@@ -20,10 +20,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flopcount.blocks import ACTIVATIONS, Activation
+from flopcount.blocks import ACTIVATIONS, Activation, gate_product
 from flopcount.masks import Mask, Owner
-from flopcount.operations import Pass, cache, linear, norm, shared_input, work
-from flopcount.rows import AnyRow, Product, Saved, Tensor, Work
+from flopcount.operations import Parts, Pass, bias_work, cache, linear, norm, shared_input, work
+from flopcount.rows import AnyRow, Product, Saved, Tensor, Value, Work, on
 from flopcount.sizes import Size, ceil_divide, halve, minimum
 
 SIGMOID = Activation(
@@ -170,9 +170,18 @@ def _fresh(at: Pass, *, steps: bool = False) -> Size:
 
 
 def _product(
-    at: Pass, term: str, heads: Size, columns: Size, depth: Size, mask: Mask
+    at: Pass,
+    term: str,
+    heads: Size,
+    columns: Size,
+    depth: Size,
+    mask: Mask,
+    other: str = "scan",
 ) -> Iterator[AnyRow]:
-    """Of every head and position, a row of ``columns`` entries, each a sum over ``depth``."""
+    """Of every head and position, a row of ``columns`` entries, each a sum over ``depth``.
+
+    One operand is of the scan, and the other too unless another value is named.
+    """
     yield Product(
         part=at.part,
         layer=at.layer,
@@ -183,6 +192,8 @@ def _product(
         K=depth,
         source=mask.source,
         mask=at.masked(mask),
+        reads=("scan", other),
+        writes="scan",
     )
 
 
@@ -196,10 +207,9 @@ def _parameters(at: Pass, name: str, *factors: Size) -> Iterator[AnyRow]:
 
 
 def _gate(at: Pass, channels: Size, term: str, function: Activation) -> Iterator[AnyRow]:
-    """A gate's activation, and its product with what it gates."""
-    yield from _activate(at, term, channels, function)
-    reason = "forward: one product; backward: one for each operand's gradient"
-    yield from work(at, f"{term} product", channels, 1, 2, reason, "input")
+    """A gate's activation, and its product with what the scan gives."""
+    yield from on("gate", _activate(at, term, channels, function))
+    yield from gate_product(at, f"{term} product", channels, "gate", "scan")
 
 
 def _per_head(
@@ -210,6 +220,8 @@ def _per_head(
     backward_cost: int,
     reason: str,
     saved: Saved = "input",
+    value: str = "scan",
+    parts: Parts | None = None,
 ) -> Iterator[AnyRow]:
     """Element-wise work on ``factors`` of every position, a state's for example."""
     yield Work(
@@ -221,6 +233,9 @@ def _per_head(
         backward_cost=backward_cost,
         reason=reason,
         saved=saved,
+        reads=(value,),
+        writes=value,
+        backward_parts=parts,
     )
 
 
@@ -238,11 +253,13 @@ def convolution(
         "and for the weight's"
     )
     yield from cache(at, "convolution", taps, channels)
-    yield from _per_head(at, "convolution", (channels, taps), 2, 4, reason)
-    yield from _parameters(at, "convolution", taps + 1 if bias else taps, channels)
+    parts: Parts = ((2, ("x",)), (2, ((at.layer, "convolution"),)))
+    yield from _per_head(at, "convolution", (channels, taps), 2, 4, reason, value="x", parts=parts)
+    own_bias = (at.layers, channels) if bias else None
+    whole = at.layers, taps + 1 if bias else taps, channels
+    yield Tensor("self", at.layer, "convolution", whole, bias=own_bias)
     if bias:
-        reason = "forward: one addition per output; backward: the sum over positions"
-        yield from work(at, "convolution bias", channels, 1, 1, reason)
+        yield from bias_work(at, "convolution bias", channels)
     yield from _activate(at, f"convolution {activation}", channels, ACTIVATIONS[activation])
 
 
@@ -276,9 +293,10 @@ class LightningAttention:
         inner, fresh = h * c, _fresh(at, steps=True)
         chunk = WithinChunks(self.chunk, fresh, padded=False)
         yield from cache(at, "state", h, c * c)
-        yield from linear(at, "query key value", d, 3 * inner)
-        yield from _activate(at, "query key value activation", 3 * inner,
-                             ACTIVATIONS[self.activation])  # fmt: skip
+        yield from linear(at, "query key value", d, 3 * inner, writes="scan")
+        function = ACTIVATIONS[self.activation]
+        activated = _activate(at, "query key value activation", 3 * inner, function)
+        yield from on("scan", activated)
         # Powers of λ for every position and pair of a chunk, and λ itself: kept, never trained.
         decays = at.layers, h, self.chunk + 1, self.chunk + 1
         yield Tensor("self", at.layer, "decays", decays, is_buffer=True)
@@ -288,11 +306,11 @@ class LightningAttention:
         yield from _product(at, "scan update", h, c, c, Steps())
         reason = "forward: times λ, which is no parameter; backward: the same"
         yield from _per_head(at, "state decay", (h, c, c), 1, 1, reason)
-        yield from norm(at, "scan norm", inner, bias=False, rms=True)
-        yield from linear(at, "output gate", d, inner)
+        yield from on("scan", norm(at, "scan norm", inner, bias=False, rms=True))
+        yield from linear(at, "output gate", d, inner, writes="gate")
         yield from shared_input(at, "projection input gradients", d, 1)
         yield from _gate(at, inner, "sigmoid gate", SIGMOID)
-        yield from linear(at, "out", inner, d)
+        yield from linear(at, "out", inner, d, reads="scan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,38 +355,52 @@ class GatedDeltaNet:
         chunk, solve = WithinChunks(self.chunk, fresh), Substitution(self.chunk, fresh)
         steps = Steps(self.chunk, fresh)
         yield from cache(at, "state", h, a * b)
-        yield from linear(at, "query key value gate", d, 2 * keys + 2 * values)
-        yield from linear(at, "beta decay", d, 2 * h)
+        mixed = 2 * keys + 2 * values
+        yield from linear(at, "query key value gate", d, mixed, writes="scan")
+        yield Value(("scan",), "gate")
+        yield from linear(at, "beta decay", d, 2 * h, writes="beta")
         yield from shared_input(at, "projection input gradients", d, 1)
-        yield from convolution(
+        convolved = convolution(
             at, 2 * keys + values, self.taps, bias=False, activation=self.activation
         )
-        yield from work(at, "beta", h, *_costs(SIGMOID), "output")
+        yield from on("scan", convolved)
+        yield Value(("beta",), "decay")
+        yield from on("beta", work(at, "beta", h, *_costs(SIGMOID), "output"))
         reason = (
             "forward: plus bias, softplus (3), times -exp(A), exponential; backward: times α, "
             "dA (2), times -exp(A), σ again (3), times dy, bias's sum"
         )
-        yield from work(at, "decay", h, 6, 9, reason, "output")
+        bias, rate = (at.layer, "decay bias"), (at.layer, "decay rate")
+        shift: Parts = (
+            (5, ("decay", bias)),
+            (1, ("decay", bias, rate)),
+            (2, (rate,)),
+            (1, (bias,)),
+        )
+        yield from on("decay", work(at, "decay", h, 6, 9, reason, "output", parts=shift))
         yield from _parameters(at, "decay bias", h)
         yield from _parameters(at, "decay rate", h)
-        yield from norm(
+        normed = norm(
             at, "query key norm", a, bias=False, rms=True, scale=False, heads=2 * self.num_key_heads
         )
-        yield from work(at, "query scale", keys, 1, 1, "forward: times a^-½; backward: the same")
+        yield from on("scan", normed)
+        reason = "forward: times a^-½; backward: the same"
+        yield from on("scan", work(at, "query scale", keys, 1, 1, reason))
         yield from _product(at, "chunk keys", h, n, a, chunk)
         yield from _product(at, "chunk scores", h, n, a, chunk)
+        yield Value(("scan", "beta", "decay"), "scan")
         yield from _product(at, "chunk value system", h, n, b, solve)
         yield from _product(at, "chunk key system", h, n, a, solve)
         yield from _per_head(at, "state decay", (h, a, b), 1, 3, DECAY)
         yield from _product(at, "scan recall", h, b, a, steps)
         reason = "forward: v - k·S, times β; backward: times β, dβ (2)"
-        yield from work(at, "delta", values, 2, 3, reason, "input")
+        yield from on("scan", work(at, "delta", values, 2, 3, reason, "input"))
         yield from _product(at, "scan read", h, b, a, steps)
         yield from _product(at, "chunk values", h, n, b, chunk)
         yield from _product(at, "scan update", h, b, a, steps)
-        yield from norm(at, "scan norm", b, bias=False, rms=True, heads=h)
+        yield from on("scan", norm(at, "scan norm", b, bias=False, rms=True, heads=h))
         yield from _gate(at, values, "silu gate", ACTIVATIONS["silu"])
-        yield from linear(at, "out", values, d)
+        yield from linear(at, "out", values, d, reads="scan")
 
 
 DECAY = "forward: one product; backward: times the decay, and the decay's own gradient (2)"
@@ -378,6 +410,38 @@ RATE = (
     "forward: times A, exponential; backward: times the decay, dA (2), the step size's gradient (2)"
 )
 INPUT = "forward: x times the step size; backward: dx, the step size's gradient (2)"
+
+
+def _steps(at: Pass, channels: Size) -> Iterator[AnyRow]:
+    bias = (at.layer, "step size bias")
+    parts: Parts = ((4, ("x", bias)), (1, (bias,)))
+    yield from on("step", work(at, "step size", channels, 4, 5, STEP, "input", parts=parts))
+    yield from _parameters(at, "step size bias", channels)
+
+
+def _decays(at: Pass, *factors: Size) -> Iterator[AnyRow]:
+    rate = (at.layer, "decay rate")
+    parts: Parts = ((1, ("decay", rate)), (2, (rate,)), (2, ("decay",)))
+    yield from _per_head(at, "decay", factors, 2, 5, RATE, "output", "decay", parts)
+    yield from _parameters(at, "decay rate", *factors)
+
+
+def _step_input(at: Pass, channels: Size) -> Iterator[AnyRow]:
+    """What of x enters the state; x itself is skipped to the output, too."""
+    parts: Parts = ((1, ("x",)), (2, ("step",)))
+    yield from work(
+        at, "step input", channels, 1, 3, INPUT, "input",
+        reads=("x", "step"), writes=None, parts=parts,
+    )  # fmt: skip
+
+
+def _skip(at: Pass, channels: Size) -> Iterator[AnyRow]:
+    skip = (at.layer, "skip")
+    parts: Parts = ((2, (skip,)), (2, ("x",)))
+    yield from work(
+        at, "skip", channels, 2, 4, SKIP, "input",
+        reads=("scan", "x"), writes="scan", parts=parts,
+    )  # fmt: skip
 
 
 def _costs(function: Activation) -> tuple[int, int, str]:
@@ -430,25 +494,29 @@ class Mamba2:
         mixed = inner + 2 * self.groups * state
         yield from cache(at, "state", inner, state)
         yield from linear(at, "in", d, inner + mixed + h, bias=self.bias)
+        yield Value(("x",), "gate")
+        yield Value(("x",), "step")
         yield from convolution(
             at, mixed, self.taps, bias=self.convolution_bias, activation=self.activation
         )
-        yield from work(at, "step size", h, 4, 5, STEP, "input")
-        yield from _parameters(at, "step size bias", h)
-        yield from work(at, "decay", h, 2, 5, RATE, "output")
-        yield from _parameters(at, "decay rate", h)
-        yield from work(at, "step input", inner, 1, 3, INPUT, "input")
+        yield from _steps(at, h)
+        yield Value(("step",), "decay")
+        yield from _decays(at, h)
+        yield from _step_input(at, inner)
+        # What B, C and x are made of; decays join in where the state does.
+        yield Value(("x",), "scan")
         yield from _product(at, "chunk scores", h, n, state, chunk)
+        yield Value(("x", "step", "decay"), "scan")
         yield from _product(at, "chunk values", h, n, p, chunk)
         yield from _per_head(at, "state decay", (h, p, state), 1, 3, DECAY)
         yield from _product(at, "scan update", h, p, state, steps)
         yield from _product(at, "chunk states", h, p, state, BetweenChunks(self.chunk, fresh))
         yield from _product(at, "scan read", h, p, state, steps)
-        yield from work(at, "skip", inner, 2, 4, SKIP, "input")
+        yield from _skip(at, inner)
         yield from _parameters(at, "skip", h)
         yield from _gate(at, inner, "silu gate", ACTIVATIONS["silu"])
-        yield from norm(at, "scan norm", inner, bias=False, rms=True)
-        yield from linear(at, "out", inner, d, bias=self.bias)
+        yield from on("scan", norm(at, "scan norm", inner, bias=False, rms=True))
+        yield from linear(at, "out", inner, d, bias=self.bias, reads="scan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -488,24 +556,28 @@ class Mamba1:
         d, e, state, rank = self.channels, self.inner, self.state, self.rank
         yield from cache(at, "state", e, state)
         yield from linear(at, "in", d, 2 * e, bias=self.bias)
+        yield Value(("x",), "gate")
         yield from convolution(
             at, e, self.taps, bias=self.convolution_bias, activation=self.activation
         )
-        yield from linear(at, "step state", e, rank + 2 * state)
+        yield from linear(at, "step state", e, rank + 2 * state, writes="state")
         yield from shared_input(at, "convolution output gradients", e, 1)
-        for term, channels in (("step norm", rank), ("B norm", state), ("C norm", state)):
-            yield from norm(at, term, channels, bias=False, rms=True)
-        yield from linear(at, "step", rank, e)
-        yield from work(at, "step size", e, 4, 5, STEP, "input")
-        yield from _parameters(at, "step size bias", e)
-        yield from _per_head(at, "decay", (e, state), 2, 5, RATE, "output")
-        yield from _parameters(at, "decay rate", e, state)
-        yield from work(at, "step input", e, 1, 3, INPUT, "input")
+        for term, value, channels in (
+            ("step norm", "step", rank), ("B norm", "B", state), ("C norm", "C", state)
+        ):  # fmt: skip
+            yield Value(("state",), value)
+            yield from on(value, norm(at, term, channels, bias=False, rms=True))
+        yield from on("step", linear(at, "step", rank, e))
+        yield from _steps(at, e)
+        yield Value(("step",), "decay")
+        yield from _decays(at, e, state)
+        yield from _step_input(at, e)
+        yield Value(("x", "step", "decay", "B", "C"), "scan")
         reason = "forward: one product; backward: times the decay, and the decay's own gradient"
         yield from _per_head(at, "state decay", (e, state), 1, 2, reason)
         yield from _product(at, "scan update", e, 1, state, Steps())
-        yield from _product(at, "scan read", e, 1, state, Steps())
-        yield from work(at, "skip", e, 2, 4, SKIP, "input")
+        yield from _product(at, "scan read", e, 1, state, Steps(), "C")
+        yield from _skip(at, e)
         yield from _parameters(at, "skip", e)
         yield from _gate(at, e, "silu gate", ACTIVATIONS["silu"])
-        yield from linear(at, "out", e, d, bias=self.bias)
+        yield from linear(at, "out", e, d, bias=self.bias, reads="scan")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from flopcount.masks import Mask
@@ -19,6 +20,11 @@ Part = Literal["self", "cross"]
 Phase = Literal["forward", "backward", "recompute"]
 Saved = Literal["input", "output"]
 CHECKPOINTING = ("reentrant", "non-reentrant")
+WeightName = tuple[str, str]
+"""Layer and name of a :class:`Tensor`; of a bias that it holds, its name and " bias"."""
+
+Operand = str | WeightName
+"""A value by the name that rows give it, or a parameter tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +73,9 @@ class Step:
         saved: What the backward pass needs of it: its ``"input"``; its ``"output"`` (or what is
             computed with it, such as a norm's statistics); None if neither.
         recomputed_by: The flavours of activation checkpointing that execute it again.
+        reads: The values that it is computed from, one for each operand; ``"x"`` is what a block
+            reads and leaves.
+        writes: The value that it computes; None where it is of the backward pass alone.
 
     """
 
@@ -75,6 +84,8 @@ class Step:
     term: str
     saved: Saved | None = None
     recomputed_by: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("x",)
+    writes: str | None = "x"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +104,8 @@ class Product(Step):
         mask: Of attention: which of the M · N query-key pairs it admits; None for other products.
         weight: Layer and name of the :class:`Tensor` that it multiplies by; None for attention.
         gradients: Operands whose gradient the backward pass takes.
+        kernel: Of attention: the values whose gradients a fused kernel computes together.
+        fused_backward: Whether it computes them.
 
     """
 
@@ -102,8 +115,10 @@ class Product(Step):
     K: Size
     source: str
     mask: Mask | None = None
-    weight: tuple[str, str] | None = None
+    weight: WeightName | None = None
     gradients: int = 2
+    kernel: tuple[str, ...] = ()
+    fused_backward: bool = True
     saved: Saved | None = "input"
 
 
@@ -118,6 +133,8 @@ class Work(Step):
         backward_cost: FLOPs per element in the backward pass.
         reason: The operations that make up the costs.
         mask: Of work on attention's scores.
+        backward_parts: What ``backward_cost`` consists of: each part with the operands of which one
+            at least must need a gradient; a single part of all that is read unless given.
 
     """
 
@@ -126,6 +143,22 @@ class Work(Step):
     backward_cost: int
     reason: str
     mask: Mask | None = None
+    backward_parts: tuple[tuple[int, tuple[Operand, ...]], ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A value that is made of others without arithmetic, such as by keeping or joining them.
+
+    Attributes:
+        reads: The others.
+        writes: Its name.
+        weights: Parameter tensors that it is looked up in.
+    """
+
+    reads: tuple[str, ...]
+    writes: str
+    weights: tuple[WeightName, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +172,8 @@ class Tensor:
         factors: Their product is the number of scalars.
         used: The same of the scalars that one token uses, where it does not use all: experts.
         is_buffer: Whether it is no parameter: nothing trains it by gradients.
+        bias: The factors of the bias among its scalars, if there is one.
+        trained: How many of its scalars fine-tuning trains; None where nothing is asked of it.
 
     """
 
@@ -148,6 +183,8 @@ class Tensor:
     factors: tuple[Size, ...]
     used: tuple[Size, ...] | None = None
     is_buffer: bool = False
+    bias: tuple[Size, ...] | None = None
+    trained: Size | None = None
 
     @functools.cached_property
     def count(self) -> Size:
@@ -167,6 +204,7 @@ class Tensor:
             "name": self.name,
             "count": self.count,
             "active": self.active,
+            **({} if self.trained is None else {"trained": self.trained}),
         }
 
 
@@ -202,4 +240,45 @@ class Cached:
         }
 
 
-AnyRow = Product | Work | Tensor | Cached
+AnyRow = Product | Work | Tensor | Cached | Value
+
+
+def on(value: str, rows: Iterable[AnyRow]) -> Iterator[AnyRow]:
+    """Rows that read and write ``value`` in place of ``"x"``.
+
+    >>> (row,) = on("query", [Value(("x", "other"), "x")])
+    >>> row.reads, row.writes
+    (('query', 'other'), 'query')
+    """
+    yield from with_values(rows, lambda name: value if name == "x" else name)
+
+
+def with_values(
+    rows: Iterable[AnyRow],
+    named: Callable[[str], str],
+    weight: Callable[[WeightName], WeightName] = lambda weight: weight,
+) -> Iterator[AnyRow]:
+    """Rows whose values have other names, and the weights in parts of their costs.
+
+    Args:
+        rows: The rows.
+        named: The new name of a value.
+        weight: The new name of a weight.
+    """
+    for row in rows:
+        if isinstance(row, Tensor | Cached):
+            yield row
+            continue
+        changes: dict[str, Any] = {"reads": tuple(map(named, row.reads))}
+        if row.writes is not None:
+            changes["writes"] = named(row.writes)
+        if isinstance(row, Product):
+            changes["kernel"] = tuple(map(named, row.kernel))
+        elif isinstance(row, Value):
+            changes["weights"] = tuple(map(weight, row.weights))
+        elif row.backward_parts is not None:
+            changes["backward_parts"] = tuple(
+                (cost, tuple(named(o) if isinstance(o, str) else weight(o) for o in operands))
+                for cost, operands in row.backward_parts
+            )
+        yield dataclasses.replace(row, **changes)

@@ -201,7 +201,12 @@ def expected_of_layers(model: fc.CausalLM, level: str) -> int:
         products += (periods + (index < rest)) * 2 * square * h * c
     width = model.embedding_channels or d
     around = 0 if model.embedding_channels is None else 2 * d * width
-    return products + n * (around + width * model.vocab_size)
+    products += n * (around + width * model.vocab_size)
+    word, square = model.attention[-1], n * n
+    if level == "causal":
+        square = pairs_of(word, n, model.window, model.chunk)
+    predicted = layer + 2 * square * h * c + n * (2 * d * d + d * model.vocab_size)
+    return products + (model.num_predictions or 0) * predicted
 
 
 def expected_total(model: Any, level: str, training: bool, batch_size: int) -> int:
@@ -448,6 +453,53 @@ class Boundaries:
         str(found), found._repr_html_(), found.to_dict()
         if self.random_state.random() < 0.05:
             found.to_frame(), found.plot()
+
+    def tune(self) -> None:
+        """What is trained, LoRA, recomputation by name; all, none and LoRA judged by arithmetic."""
+        r = self.random_state
+        model = self.tame_model() if r.random() < 0.8 else self.model()
+        level, batch_size = self.any_of("causal", "dense"), self.any_of(1, 3)
+        lora: dict[str, Any] = {}
+        if r.random() < 0.6:
+            rank = self.any_of(
+                1, 4, np.array([1, 7]), sympy.Symbol("r", positive=True, integer=True)
+            )
+            lora = dict(lora_rank=rank, lora_targets=self.any_of("query", ("query", "mlp up")))
+        tuning = fc.FineTuning(
+            trainable=self.any_of((), "*norm", ["*"], lambda layer, name: name == "query"),
+            frozen_layers=self.any_of(0, 0, 1),
+            input_gradients=self.any_of(False, True),
+            **lora,
+        )
+        again = dict(checkpointing=self.any_of("reentrant", "non-reentrant"))
+        if r.random() < 0.5:
+            again["recompute"] = self.any_of("attention core", ("out", "mlp *"))
+        count = model.flops(
+            level, batch_size=batch_size, tuning=self.any_of(tuning), **(again if lora else {})
+        )
+        str(count), count.to_dict(), count.elementwise.total, count.recompute
+        params = model.params(self.any_of(tuning))
+        str(params), params.to_dict()
+        everything = fc.FineTuning(trainable="*")
+        whole = model.flops(level, batch_size=batch_size, tuning=everything)
+        self.judge(model, whole, level, True, batch_size)
+        if not isinstance(model, fc.Llama | fc.Decoder) or any(
+            is_array(size) or is_symbolic(size) for size in (batch_size, *vars(model).values())
+        ):
+            return
+        nothing = model.flops(level, batch_size=batch_size, tuning=fc.FineTuning())
+        self.judge(model, nothing, level, False, batch_size)
+        # A frozen product costs two, those of attention and of LoRA three.
+        adapted = fc.FineTuning(lora_rank=5, lora_targets="query", input_gradients=True)
+        total = model.flops(level, batch_size=batch_size, tuning=adapted).total
+        n, L, h, d = model.length, model.num_layers, model.num_heads, model.num_channels
+        c = getattr(model, "head_dim", None) or d // h
+        window = getattr(model, "window", None)
+        pairs = n * n if level == "dense" else pairs_of("sliding", n, window, None)
+        expected = 2 * expected_total(model, level, False, batch_size)
+        expected += 2 * batch_size * L * (2 * pairs * h * c + 3 * 5 * n * (d + h * c))
+        if total != expected:
+            raise AssertionError(f"total {total} with LoRA, expected {expected}")
 
     def generate(self) -> None:
         """Prompts, decoding, drafts and caches; both together are one pass over all positions."""
@@ -923,6 +975,7 @@ class Boundaries:
             "--chunk", "--mla", "--prompt-latents", "--tensor", "--pipeline", "--data",
             "--sequence", "--zero", "--stages", "--vocab-multiple",
             "--seq-len", "--target-len", "--mtp",
+            "--trainable", "--lora-rank", "--lora-targets", "--frozen-layers", "--recompute",
         ]  # fmt: skip
         for _ in range(r.randrange(4)):
             arguments.append(r.choice(options))
@@ -944,6 +997,7 @@ BOUNDARIES: dict[str, tuple[Callable[[Boundaries], None], float]] = {
     "count at a level": (Boundaries.count_levels, 0.4),
     "options of a count": (Boundaries.count_options, 0.12),
     "configs": (Boundaries.read_configs, 0.06),
+    "fine-tuning": (Boundaries.tune, 0.08),
     "prompts, decoding and caches": (Boundaries.generate, 0.08),
     "many devices": (Boundaries.many_devices, 0.05),
     "tilings and executed FLOPs": (Boundaries.count_executed, 0.06),

@@ -26,6 +26,7 @@ from validate.witnesses import (
     configurations,
     device_trace,
     elementwise_trace,
+    finetuning,
     fused,
     fvcore_trace,
     generation,
@@ -377,9 +378,25 @@ STANDALONE = (
         )
         for family in generation.FAMILIES
     ),
+    *(
+        Standalone(f"fine-tuning and selective recomputation of {name}", witness, cases)
+        for name, witness, cases in (
+            (
+                f"{len(finetuning.FAMILIES)} families, with LoRA",
+                "transformers' networks as autograd runs them, under torch FlopCounterMode",
+                finetuning.of_families,
+            ),
+            (
+                "our networks, with LoRA",
+                "our networks as autograd runs them, under torch FlopCounterMode",
+                finetuning.of_ours,
+            ),
+        )
+    ),
     Standalone(
-        f"modules that predict further tokens, of {', '.join(further_predictions.FAMILIES)}: "
-        "parameters, dense products",
+        f"modules that predict further tokens, of {', '.join(further_predictions.FAMILIES)}, and "
+        f"given to {len(further_predictions.GENERAL)} families that have none: parameters, dense "
+        "products",
         "transformers' MtpModel, under torch FlopCounterMode",
         further_predictions.cases,
     ),

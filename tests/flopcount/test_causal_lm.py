@@ -13,7 +13,7 @@ from flopcount.architectures import Choice, Dimension, Flag, Pattern, shortest_p
 from flopcount.blocks import Output, rows_of
 from flopcount.conventions import CONVENTIONS
 from flopcount.operations import Pass
-from flopcount.rows import Tensor
+from flopcount.rows import Step
 
 SMALL = dict(vocab_size=11, num_channels=8, num_layers=5, num_heads=4, intermediate_size=12,
              num_key_value_heads=2, head_dim=6, seq_len=7)  # fmt: skip
@@ -104,7 +104,7 @@ def test_parameters_by_hand(changes, of_a_layer):
 def order(**changes):
     """Norms, the last products of both blocks, and residuals, in the order of execution."""
     model = small(num_layers=1, **changes)
-    rows = [row for row in rows_of(model.network(Pass(1, 7))) if not isinstance(row, Tensor)]
+    rows = [row for row in rows_of(model.network(Pass(1, 7))) if isinstance(row, Step)]
     wanted = ("norm", "mlp norm", "branch norm", "mlp branch norm", "out", "mlp down",
               "residual", "attention residual", "mlp residual")  # fmt: skip
     return [row.term for row in rows if row.layer == "decoder" and row.term in wanted]
@@ -421,3 +421,28 @@ def test_every_option_changes_a_count():
     assert all(
         isinstance(fc.CausalLM.kinds()[name], Pattern) for name in ("attention", "positions")
     )
+
+
+def test_any_decoder_may_predict_further_tokens():
+    plain, more = small(num_layers=2), small(num_layers=2, num_predictions=3)
+    # Beside a layer's own, of each module two norms and a last one of 8 and a projection 16 → 8.
+    layer = small(num_layers=3).params().total - plain.params().total
+    assert more.params().total - plain.params().total == 3 * (layer + 3 * 8 + 16 * 8)
+    flops = {model: model.flops("dense").forward for model in (plain, more)}
+    of_layer = small(num_layers=3).flops("dense").forward - flops[plain]
+    n, vocab = plain.length, plain.vocab_size
+    assert flops[more] - flops[plain] == 3 * (of_layer + 2 * n * (16 * 8 + 8 * vocab))
+    assert more.prefill(4).total == plain.prefill(4).total
+    assert str(more).endswith("further predictions: modules counted 3")
+    with pytest.raises(ValueError, match="num_predictions = 3 with embedding_channels = 4: expect"):
+        small(num_predictions=3, embedding_channels=4)
+    with pytest.raises(ValueError, match="num_predictions = 2 of an encoder: expected None"):
+        fc.EncoderLM(
+            vocab_size=9, num_channels=8, num_layers=1, num_heads=2, intermediate_size=8,
+            num_predictions=2,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="num_predictions = 2 of an encoder-decoder: expected"):
+        fc.EncoderDecoderLM(
+            vocab_size=9, num_channels=8, num_layers=1, num_heads=2, intermediate_size=8,
+            num_predictions=2,
+        )  # fmt: skip

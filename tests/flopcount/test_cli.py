@@ -154,6 +154,28 @@ def test_params(capsys):
     assert printed["model"]["architecture"] == "Decoder"
 
 
+def test_count_of_fine_tuning(capsys):
+    options = ["--trainable", "*norm", "--lora-rank", "2", "--lora-targets", "query", "mlp *",
+               "--frozen-layers", "1", "--checkpointing", "non-reentrant",
+               "--recompute", "attention core"]  # fmt: skip
+    assert main(["count", *DECODER, *options, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    tuning = fc.FineTuning(
+        trainable="*norm", lora_rank=2, lora_targets=("query", "mlp *"), frozen_layers=1
+    )
+    model = fc.Decoder(vocab_size=262, seq_len=64, num_channels=16, num_layers=2, num_heads=2)
+    again = dict(checkpointing="non-reentrant", recompute="attention core")
+    count = model.flops(tuning=tuning, **again)
+    assert printed["whole"]["total"] == count.total
+    assert printed["whole"]["recompute"] == count.recompute > 0
+    assert printed["params"]["trainable"] == model.params(tuning).trainable
+    assert printed["tuning"]["lora_targets"] == ["query", "mlp *"]
+    tiles = [word for name in ("forward", "key-value", "query")
+             for word in (f"--tiling.{name}", "16", "16")]  # fmt: skip
+    assert main(["count", *DECODER, *options[:-4], "--level", "executed", *tiles]) == 0
+    assert "trained: *norm; LoRA of rank 2 beside query, mlp *" in capsys.readouterr().out
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"flopcount {fc.__version__}\n"

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from flopcount import architectures
+from flopcount import architectures, finetuning
 from flopcount.blocks import rows_of
 
 
@@ -29,6 +29,7 @@ def introduce(monkeypatch):
                     yield dataclasses.replace(row, **changes) if changes else row
 
         monkeypatch.setattr(architectures, "rows_of", changed)
+        monkeypatch.setattr(finetuning, "rows_of", changed)
 
     assert architectures.rows_of is rows_of
     return introduced

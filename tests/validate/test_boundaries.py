@@ -6,7 +6,7 @@ import pytest
 
 import flopcount as fc
 import flopcount.torch
-from flopcount import comparison, masks, rows
+from flopcount import comparison, finetuning, masks, rows
 from flopcount.isoflop import plan
 from validate import boundaries
 
@@ -45,6 +45,7 @@ def test_a_wrong_plan_is_a_failure(monkeypatch):
         ("tilings and executed FLOPs", masks.Causal, "tiles"),
         ("compare and explain", comparison, "differences"),
         ("prompts, decoding and caches", masks.Causal, "pairs"),
+        ("fine-tuning", finetuning, "_between"),
         ("meters", masks.Causal, "pairs"),
         ("modules", flopcount.torch, "_flops"),
         ("many devices", masks.Causal, "pairs"),

@@ -74,6 +74,7 @@ FORMULAS = (
     Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.hybrid_lm"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.inference", leaving_out=("CacheCount.__str__",)), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.finetuning", leaving_out=("FineTuning.__str__",)), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.packing"), (KNOWN_NUMBERS,)),
     Formulas(
         Target("flopcount.rooflines", leaving_out=("Roofline.__", "Roofline.plot")),
@@ -144,6 +145,7 @@ KNOWN_NUMBER_TESTS = (
     "tests/flopcount/test_causal_lm.py",
     "tests/flopcount/test_printed.py",
     "tests/flopcount/test_inference.py",
+    "tests/flopcount/test_finetuning.py",
     "tests/flopcount/test_packing.py",
     "tests/flopcount/test_rooflines.py",
     "tests/flopcount/test_per_device.py",

@@ -20,6 +20,12 @@ from validate.witnesses.hugging_face import families
 FAMILIES = ("deepseek_v3", "kimi_k2", "glm4_moe")
 """Families whose modules transformers has code for."""
 
+GENERAL = (
+    "llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3", "gemma", "gemma2", "glm", "glm4",
+    "mixtral",
+)  # fmt: skip
+"""Families whose files declare no modules, and which the same code builds some for."""
+
 UNWITNESSED = ("minimax_m2",)
 """Families whose modules it has none for."""
 
@@ -57,6 +63,11 @@ def observe(config: dict[str, Any], number: int, seq_len: int) -> Seen:
     from validate.witnesses.hugging_face import networks
 
     network = networks.build(config)
+    if getattr(network.config, "num_mtp_layers", None) is None:
+        # Modules like the last layer, of a family whose files declare none.
+        network.config.num_mtp_layers = number
+        if (types := getattr(network.config, "layer_types", None)) is not None:
+            network.config.mtp_layer_types = [types[-1]] * number
     with torch.device("meta"), no_init_weights():
         modules = MtpModel(network, number)
     modules.train()
@@ -94,9 +105,21 @@ def observe(config: dict[str, Any], number: int, seq_len: int) -> Seen:
     )
 
 
-def compare(config: dict[str, Any], seq_len: int) -> families.Differences:
-    """What counts more with the modules than without, minus what is seen of them."""
-    model, without = fc.from_hf(config, seq_len, mtp=True), fc.from_hf(config, seq_len)
+def compare(
+    config: dict[str, Any], seq_len: int, number: int | None = None
+) -> families.Differences:
+    """What counts more with the modules than without, minus what is seen of them.
+
+    Args:
+        config: The fields of a config.json.
+        seq_len: Positions of a sequence.
+        number: How many modules; those that the config declares unless given.
+    """
+    without = fc.from_hf(config, seq_len)
+    if number is None:
+        model = fc.from_hf(config, seq_len, mtp=True)
+    else:
+        model = dataclasses.replace(without, num_predictions=number)
     seen = observe(config, model.num_predictions, seq_len)
 
     def buffers(of: Any) -> int:
@@ -127,3 +150,7 @@ def cases(quick: bool) -> Iterable[tuple[str, families.Differences]]:
         for case in () if quick else families.published(family):
             if case.config.get("num_nextn_predict_layers") != 0:
                 yield case.name, compare(case.config, case.seq_len)
+    for family in GENERAL:
+        for index, case in enumerate(families.drawn(family, 1 if quick else 10)):
+            number = 1 + index % 3
+            yield f"{case}, {number} modules", compare(case.config, case.seq_len, number)

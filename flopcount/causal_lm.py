@@ -86,7 +86,7 @@ class Group:
 
     @property
     def pattern(self) -> str:
-        """The period as :attr:`flopcount.blocks.Layers.pattern` has it."""
+        """The period as ``flopcount.blocks.Layers`` has it, its ``pattern``."""
         return "".join("x" if index in self.indices else "." for index in range(self.period))
 
 

@@ -44,6 +44,7 @@ from flopcount.tables import shown
 
 HU_2021 = "Hu et al. 2021 (arXiv 2106.09685), section 4.1"
 ATTENTION_CORE = "attention core"
+"""What ``recompute`` takes for the terms of :data:`CORE`."""
 CORE = tuple(
     f"{stack}{term}"
     for stack in ("", "cross ")

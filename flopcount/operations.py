@@ -29,7 +29,7 @@ MLA = {
 """Forms of latent attention behind a cache."""
 
 Parts = tuple[tuple[int, tuple[Operand, ...]], ...]
-"""As :attr:`flopcount.rows.Work.backward_parts`."""
+"""As ``backward_parts`` of :class:`flopcount.rows.Work`."""
 
 KAPLAN_TABLE_1 = "Kaplan et al. 2020 (arXiv 2001.08361), Table 1"
 

@@ -23,6 +23,7 @@ from flopcount.count import Count, Term
 from flopcount.masks import Causal
 from flopcount.rows import Phase, Row
 from flopcount.sizes import quoted, require_choice, require_flag, require_size
+from flopcount.tables import Table
 
 try:
     import torch
@@ -152,9 +153,9 @@ class ModuleCount(Count):
 
     not_counted: tuple[Uncounted, ...] = ()
 
-    def __str__(self) -> str:
+    def _tables(self) -> list[Table | str]:
         lines = [f"not counted: {uncounted}" for uncounted in self.not_counted]
-        return "\n".join([super().__str__(), *lines])
+        return super()._tables() + (["\n".join(lines)] if lines else [])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,9 @@ PROGRAMS = sorted(
     if re.search(r"^if __name__ == .__main__.:", path.read_text("utf-8"), re.MULTILINE)
 )
 HELPFUL = {
-    "benchmarks", "validate.compiled_record", "validate.emulator",
-    "validate.emulator.shipped", "validate.gallery", "validate.profile", "validate.who_counts_what",
+    "benchmarks", "benchmarks.tiling.issue", "flopcount.cli", "validate.compiled_record",
+    "validate.emulator", "validate.emulator.shipped", "validate.gallery", "validate.profile",
+    "validate.who_counts_what",
 }  # fmt: skip
 """Programs that can print their help without any package."""
 PERCEIVER = (
@@ -52,6 +53,7 @@ COMMANDS = [
     f"generate {DECODER} --prompt-len 100 --new-tokens 20",
     f"roofline {DECODER} --device h100 --cached 100",
     f"parallel {DECODER} --tensor 2 --sequence --pipeline 2 --vocab-multiple 128",
+    f"explore {DECODER} --out PAGE",
     "article",
     f"plan --budgets 1e18 1e21 {PLAN} {PRICED}",
     "fit RUNS --num-bootstrap 5 --predict 1e20",
@@ -249,7 +251,7 @@ def test_every_extra_is_one_that_installs_the_package():
         ("count --json decodr", "count: 'decodr' is no command: did you mean 'decoder'?"),
         ("compare", "compare: expected one of hf, perceiver-ar, decoder"),
         ("zzz", "'zzz' is no command: expected one of count, params, generate"),
-        ("", "expected one of count, params, generate, roofline, parallel, compare, explain"),
+        ("", "expected one of count, params, generate, roofline, explore, parallel, compare, "),
     ],
 )
 def test_a_wrong_command_is_one_line(capsys, arguments, line):

@@ -64,11 +64,9 @@ def run(options: Options, sizes: list[str]) -> int:
         if own or options.json:
             raise ValueError("write_docs with model or json: expected it without")
         recorded = verification.write(options.processes, options.quick)
-        survivors = [name for entry in recorded["mutation"].values() for name in entry["survivors"]]
-        wrong = [v for v in recorded["verdicts"] if v["finding"] not in ("equal", "UNVERIFIED")]
-        listed = recorded["no_mutants"]
-        print(verification.DOCS / "verification.md", *survivors, *listed, *wrong, sep="\n")
-        return 1 if survivors or listed or wrong else 0
+        wrong = verification.wrong(recorded)
+        print(verification.DOCS / "verification.md", *wrong, sep="\n")
+        return 1 if wrong else 0
     found = verdicts(options.quick, own, _tracked)
     print(to_json([dataclasses.asdict(v) for v in found]) if options.json else as_table(found))
     return 0 if all(v.holds or v.unverified for v in found) else 1

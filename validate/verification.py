@@ -5,7 +5,8 @@ found in ``docs/verification.json`` and writes the page from the record. The pag
 the record and of what the code declares, so whether it is current can be told in seconds:
 :func:`stale` compares the record with formulas, witnesses, mutants and draws as they are, and with
 the code of every file on which a verdict depends. Comments, docstrings, tests, pages and a file's
-place in the project do not matter. A run that is interrupted leaves record and page as they were.
+place in the project do not matter. A run that is interrupted leaves record and page as they
+were; the next one of the same code takes what had been found right, and does the rest.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from validate.witnesses.source_code import placeless
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PART = DOCS / "verification.part.jsonl"
 DRAWN = 1000
 
 SMALLEST: dict[str, Callable[[Any], bool]] = {
@@ -123,46 +125,87 @@ def expected(quick: bool) -> list[list[str]]:
     ]
 
 
-def judged(modules: list[str]) -> tuple[dict[str, Any], list[str], float]:
+def _version(quick: bool) -> str:
+    """A digest of all that a verdict depends on."""
+    everything = json.dumps([quick, mutants(), sources()])
+    return hashlib.sha256(everything.encode()).hexdigest()[:16]
+
+
+def _keep(version: str, name: str, entry: dict[str, Any], holds: bool) -> None:
+    """Write down what one check, or one module's mutants, came to."""
+    line = json.dumps({"version": version, "name": name, "entry": entry, "holds": holds})
+    with PART.open("a", encoding="utf-8") as part:
+        part.write(line + "\n")
+
+
+def _kept(version: str) -> dict[str, Any]:
+    """What an earlier run of the same code found, and found right."""
+    lines = PART.read_text(encoding="utf-8").splitlines() if PART.is_file() else []
+    entries = [json.loads(line) for line in lines]
+    return {
+        entry["name"]: entry["entry"]
+        for entry in entries
+        if entry["version"] == version and entry["holds"]
+    }
+
+
+def judged(modules: list[str], version: str) -> dict[str, dict[str, Any]]:
     """What became of some modules' mutants, which entries are stale, and how long it took."""
-    result = judging.run(judging.formulas_of(modules))
     listed = judging.equivalent_mutants()
-    return result.to_dict(listed), result.stale(listed), result.seconds
+    entries = {}
+    for result in judging.each(judging.formulas_of(modules)):
+        ((module, entry),) = result.to_dict(listed).items()
+        entry |= {"no_mutants": result.stale(listed), "seconds": round(result.seconds, 1)}
+        _keep(version, module, entry, not (entry["survivors"] or entry["no_mutants"]))
+        entries[module] = entry
+    return entries
+
+
+def _checked(index: int, run: Callable[[], matrix.Verdict], version: str) -> matrix.Verdict:
+    verdict = matrix.timed(run)
+    _keep(version, str(index), vars(verdict), verdict.holds)
+    print(
+        f"{verdict.formula} × {verdict.witness}, {verdict.covered}: {verdict.finding} "
+        f"({verdict.seconds:.0f} s)",
+        file=sys.stderr,
+        flush=True,
+    )
+    return verdict
 
 
 def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
-    """Run everything.
+    """Run everything that an interrupted run of the same code has not found right.
 
     Args:
         processes: How many checks, or modules' mutants, run at the same time.
         quick: As ``python -m validate --quick``; the mutants are judged all the same.
     """
+    before, version = sources(), _version(quick)
+    kept = _kept(version)
     modules = [entry.target.module for entry in judging.FORMULAS]
-    shares = [modules[start::processes] for start in range(processes)]
-    before = sources()
-    found = []
+    waiting = [name for name in modules if name not in kept]
+    shares = [waiting[start::processes] for start in range(processes)]
     with fresh_processes(processes) as pool:
-        mutated = [pool.submit(judged, share) for share in shares if share]
-        for verdict in pool.map(matrix.timed, matrix.runs(quick)):
-            found.append(verdict)
-            print(
-                f"{verdict.formula} × {verdict.witness}, {verdict.covered}: {verdict.finding} "
-                f"({verdict.seconds:.0f} s)",
-                file=sys.stderr,
-                flush=True,
-            )
-        outcomes = [future.result() for future in mutated]
-    found += matrix.unverified()
-    became = {name: entry for modules_of, *_ in outcomes for name, entry in modules_of.items()}
+        mutated = [pool.submit(judged, share, version) for share in shares if share]
+        checked = {
+            index: pool.submit(_checked, index, run, version)
+            for index, run in enumerate(matrix.runs(quick))
+            if str(index) not in kept
+        }
+        found = [
+            vars(checked[index].result()) if index in checked else kept[str(index)]
+            for index in range(len(matrix.runs(quick)))
+        ]
+        for future in mutated:
+            kept |= future.result()
+    became = {name: kept[name] for name in modules}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "quick": quick,
-        "verdicts": [vars(verdict) for verdict in found],
+        "verdicts": [*found, *map(vars, matrix.unverified())],
         "census": census(),
-        "mutation": {name: became[name] for name in modules},
-        "mutation_seconds": round(sum(seconds for *_, seconds in outcomes)),
-        "no_mutants": sorted(name for _, names, _ in outcomes for name in names),
+        "mutation": became,
         "mutants": mutants(),
         "sources": before,
     }
@@ -350,11 +393,12 @@ def page(recorded: dict[str, Any]) -> str:
         f"- Published conventions ({conventions}) have no witness in a network: they are held "
         "against their publications' numbers"
     )
-    seconds = sum(entry["seconds"] for entry in recorded["verdicts"])
+    mutation_seconds = sum(entry["seconds"] for entry in recorded["mutation"].values())
+    seconds = mutation_seconds + sum(entry["seconds"] for entry in recorded["verdicts"])
     census_rows = [[name, f"{number:,}"] for name, number in recorded["census"].items()]
     return PAGE.format(
         extent=QUICK if recorded["quick"] else "",
-        minutes=round((seconds + recorded["mutation_seconds"]) / 60),
+        minutes=round(seconds / 60),
         date=recorded["date"],
         python=recorded["versions"]["python"],
         torch=recorded["versions"]["torch"],
@@ -364,7 +408,7 @@ def page(recorded: dict[str, Any]) -> str:
         assumptions=_assumptions(),
         drawn=DRAWN,
         census=_table(["size", "configurations"], census_rows),
-        mutation_seconds=recorded["mutation_seconds"],
+        mutation_seconds=round(mutation_seconds),
         mutation=_mutation(recorded),
         unclaimed=_unclaimed(),
     )
@@ -382,7 +426,22 @@ def write(processes: int = 1, quick: bool = False) -> dict[str, Any]:
         part = DOCS / f"{name}.part"
         part.write_text(text, encoding="utf-8")
         part.replace(DOCS / name)
+    if not wrong(recorded):
+        PART.unlink(missing_ok=True)
     return recorded
+
+
+def wrong(recorded: dict[str, Any]) -> list[str]:
+    """Every survivor, every listed mutant that is none, and every verdict that does not hold."""
+    mutated = recorded["mutation"].values()
+    return [
+        *(name for entry in mutated for name in (*entry["survivors"], *entry["no_mutants"])),
+        *(
+            str(entry)
+            for entry in recorded["verdicts"]
+            if entry["finding"] not in ("equal", "UNVERIFIED")
+        ),
+    ]
 
 
 def read() -> dict[str, Any]:

@@ -70,7 +70,20 @@ def shown() -> dict[str, Shown]:
         "curves": fc.fit_training_curves(fc.read_curves(rows_of(curves), run="run")),
         "power law": fc.fit_optima(optima),
         "prediction": surface.predict(1e21),
+        **of_modules(),
     }  # fmt: skip
+
+
+def of_modules() -> dict[str, Shown]:
+    """What is there with PyTorch alone."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    counted, not_counted = torch.nn.Linear(5, 3), torch.nn.LSTM(3, 4)
+    return {
+        "module": fc.torch.count(torch.nn.Sequential(counted, not_counted), torch.ones(2, 1, 5))
+    }
 
 
 def rows_of(lines: list[str]) -> dict[str, list]:

@@ -119,11 +119,34 @@ def test_verification_is_current(recorded, now):
 
 
 def test_what_was_recorded_holds(recorded):
-    verdicts = [matrix.Verdict(**entry) for entry in recorded["verdicts"]]
-    assert all(verdict.holds or verdict.unverified for verdict in verdicts)
-    assert not any(entry["survivors"] for entry in recorded["mutation"].values())
-    assert not recorded["no_mutants"]
+    assert verification.wrong(recorded) == []
     assert min(recorded["census"].values()) > 0
+
+
+def test_what_does_not_hold_is_named(recorded):
+    first, *others = recorded["verdicts"]
+    module, entry = next(iter(recorded["mutation"].items()))
+    for changed, named in (
+        ({"verdicts": [first | {"finding": "off by 1"}, *others]}, "off by 1"),
+        ({"mutation": {module: entry | {"survivors": ["1 -> 2"]}}}, "1 -> 2"),
+        ({"mutation": {module: entry | {"no_mutants": ["gone"]}}}, "gone"),
+    ):
+        (said,) = verification.wrong(recorded | changed)
+        assert named in said
+
+
+def test_an_interrupted_run_keeps_what_it_found_right(monkeypatch, tmp_path):
+    monkeypatch.setattr(verification, "PART", tmp_path / "part.jsonl")
+    verification._keep("now", "0", {"finding": "equal"}, True)
+    verification._keep("now", "1", {"finding": "off"}, False)
+    verification._keep("before", "2", {"finding": "equal"}, True)
+    assert verification._kept("now") == {"0": {"finding": "equal"}}
+    monkeypatch.setattr(verification, "DRAWN", 3)
+    quick, full = verification._version(True), verification._version(False)
+    assert quick != full
+    fewer = judging.Formulas(judging.Target("flopcount.masks", ("Causal.pairs",)))
+    monkeypatch.setattr(judging, "FORMULAS", (fewer,))
+    assert verification._version(True) != quick
 
 
 @pytest.fixture

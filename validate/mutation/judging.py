@@ -378,19 +378,33 @@ def equivalent_mutants() -> dict[str, str]:
 def run(
     formulas: Iterable[Formulas] = FORMULAS, judges: Judges | None = None, step: int = 1
 ) -> Result:
-    """Judge the mutants.
+    """Judge the mutants, as :func:`each` does, and put the results together."""
+    result = Result({}, {}, 0.0)
+    for of_module in each(formulas, judges, step):
+        result.found |= of_module.found
+        result.survivors |= of_module.survivors
+        result.seconds += of_module.seconds
+    return result
+
+
+def each(
+    formulas: Iterable[Formulas] = FORMULAS, judges: Judges | None = None, step: int = 1
+) -> Iterator[Result]:
+    """Judge the mutants, one module after the other.
 
     Args:
         formulas: What to change.
         judges: Who judges; every kind of witness unless given.
         step: Of each module, every one that many mutants on; all of them unless given.
 
+    Yields:
+        The result of each module.
+
     Raises:
         ValueError: If a witness disagrees with the counter as it stands.
     """
     start = time.monotonic()
     formulas = tuple(formulas)
-    result = Result({}, {}, 0.0)
     with kept_witnesses(), warnings.catch_warnings(action="ignore"):
         asked = judges or Judges({name: None for entry in formulas for name in entry.judges})
         wrong = asked.found_by(asked.checks)
@@ -406,10 +420,9 @@ def run(
                     survivors.append(mutant)
                 else:
                     found[judge] += 1
-            result.found[entry.target.module] = found
-            result.survivors[entry.target.module] = survivors
-    result.seconds = time.monotonic() - start
-    return result
+            module, now = entry.target.module, time.monotonic()
+            yield Result({module: found}, {module: survivors}, now - start)
+            start = now
 
 
 def formulas_of(modules: Iterable[str] = ()) -> list[Formulas]:

@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import flopcount as fc
 from flopcount.blocks import ACTIVATIONS
 from flopcount.finetuning import ATTENTION_CORE, matches
-from validate.witnesses import configurations, networks
-from validate.witnesses.hugging_face import families, scan_configs
+from flopcount.testing import draw, models, scan_configs
+from validate.witnesses import networks
+from validate.witnesses.hugging_face import families
 from validate.witnesses.hugging_face.families import Differences
 
 FAMILIES = tuple(
@@ -453,7 +454,7 @@ def of_ours(quick: bool) -> Iterable[tuple[str, Differences]]:
     Args:
         quick: A few.
     """
-    drawn = configurations.draw(configurations.models(), 20 if quick else 300)
+    drawn = draw(models(), 20 if quick else 300)
     for seed, model in enumerate(drawn):
         tuneable = ours(model, families.BATCH_SIZE)
         choice = tuneable.draw(seed)

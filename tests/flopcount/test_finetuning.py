@@ -912,3 +912,40 @@ def test_modules_that_predict_further_tokens():
     ]  # fmt: skip
     (added,) = (t for t in shared.terms if t.term == "shared weight gradients")
     assert (added.elements, added.backward_cost) == (3 * 9 * 8, 1)
+    assert costs_of(model, "output.logits")["embedding"] == 0
+    tokens, both = costs_of(model, "embedding.token"), costs_of(model, "*")
+    assert (tokens["embedding"], tokens["shared weight gradients"]) == (1, 1)
+    assert (both["embedding"], both["shared weight gradients"]) == (1, 2)
+
+
+def costs_of(model, trainable):
+    """Backward FLOPs per element of modules that predict."""
+    work = model.flops(tuning=fc.FineTuning(trainable=trainable)).elementwise
+    return {t.term: t.backward_cost for t in work.terms if t.layer == "mtp"}
+
+
+def test_what_is_not_there_is_not_trained():
+    # A function may ask for any name: for sinks, scales and shifts that a model does not have.
+    attention = Attention(8, 2, 2, 4, 8, 8)
+    for block in (attention, LatentAttention(8, 2, None, 5, 3, 2, 4)):
+        assert not any(backward_of(block, "sinks").values())
+    assert backward_of(Norm("norm", 4, scale=False), "norm") == {}
+    assert backward_of(Norm("norm", 4, scale=False, rms=True), "norm") == {}
+    shifts = fc.FineTuning(trainable=lambda layer, name: name.endswith("norm bias"))
+    assert LLAMA.params(shifts).trainable == 0
+
+
+def test_biases_of_experts():
+    # Gate and up of 6 channels each, down of 8, of each of 4 experts in 3 layers.
+    mixture = MixtureOfExperts(8, 4, 2, MLP(8, 6, bias=True, gated=True), Router())
+    layers = Layers("layer", 3, (Residual("mlp", Norm("norm", 8), mixture),))
+    tensors = [
+        row
+        for row in layers.rows(Pass(1, 5))
+        if isinstance(row, Tensor) and row.name.startswith("expert")
+    ]
+    assert {row.name: row.bias for row in tensors} == {
+        "expert gate": (4, 3, 6), "expert up": (4, 3, 6), "expert down": (4, 3, 8),
+    }  # fmt: skip
+    assert {row.bias for row in MixtureOfExperts(8, 4, 2, MLP(8, 6, bias=False), Router()).rows(
+        Pass(1, 5)) if isinstance(row, Tensor)} == {None}  # fmt: skip

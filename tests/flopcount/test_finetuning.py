@@ -18,6 +18,7 @@ from flopcount.blocks import (
     Parallel,
     Residual,
     Rotary,
+    Selection,
 )
 from flopcount.experts import MixtureOfExperts, Router
 from flopcount.hf import FAMILIES
@@ -507,6 +508,47 @@ def test_lora_beside_a_prefix():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("trained", "scores", "values"),
+    [("prefix positions", 1, 2), ("hybrid.key", 1, 1), ("hybrid.value", 0, 1)],
+)
+def test_keys_and_values_of_a_prefix_by_themselves(trained, scores, values):
+    model = fc.PerceiverAR(
+        vocab_size=7, num_latents=3, num_prefix=5, num_channels=4, num_layers=2, num_heads=2
+    )
+    count = model.flops("dense", tuning=fc.FineTuning(trainable=trained))
+    found = {
+        (t.part, t.term): t.backward / t.forward for t in count.terms
+        if t.layer == "hybrid" and t.term in ("scores", "values")
+    }  # fmt: skip
+    assert found == {
+        ("self", "scores"): scores, ("cross", "scores"): scores,
+        ("self", "values"): values, ("cross", "values"): values,
+    }  # fmt: skip
+
+
+def test_what_a_selection_selects():
+    for part, value in (("self", "x"), ("cross", "prefix")):
+        (row,) = Selection(8).rows(Pass(1, 3).at(part=part))
+        assert (row.reads, row.writes) == ((value,), value)
+
+
+def test_a_gate_acts_on_its_own_projection():
+    gated = MLP(8, 6, gated=True, activation="silu")
+    up, gate = backward_of(gated, "mlp up"), backward_of(gated, "mlp gate")
+    assert (up["mlp up"], up["mlp gate"], "silu" in up) == (1, 0, False)
+    assert (gate["mlp up"], gate["mlp gate"], "silu" in gate) == (0, 1, True)
+
+
+def test_forms_of_latents_have_the_same_parameters():
+    latent = LatentAttention(8, 2, 6, 5, 3, 2, 4)
+    of = {
+        mla: {row for row in latent.rows(Pass(1, 3, mla=mla)) if isinstance(row, Tensor)}
+        for mla in ("expanded", "latent", "absorbed")
+    }
+    assert of["absorbed"] == of["latent"] == of["expanded"]
+
+
 def test_experts_have_adapters_of_their_own():
     model = fc.MixtureLM(
         vocab_size=7, num_channels=6, num_layers=2, num_heads=2, intermediate_size=8, seq_len=4,
@@ -836,6 +878,9 @@ def test_parts_of_attention():
     assert backward_of(block, "gate") == none | {"gate": 1, "values": 0, "attention gate": 4}
     assert backward_of(block, "key norm") == none | sinks | {
         "key norm": 4, "rotary key": 3, "scores": 1, "score cap": 3,
+    }  # fmt: skip
+    assert backward_of(block, "query norm") == none | sinks | {
+        "query norm": 4, "rotary query": 3, "query scale": 1, "scores": 1, "score cap": 3,
     }  # fmt: skip
     assert backward_of(block, "value") == none | {"value": 1, "clip": 2, "attention gate": 1}
 

@@ -980,6 +980,19 @@ def test_what_is_not_there_is_not_trained():
     assert LLAMA.params(shifts).trainable == 0
 
 
+@pytest.mark.parametrize(("bias", "trained"), [(True, 6 * 5), (False, 0)])
+def test_biases_of_convolutions(bias, trained):
+    block = Mamba1(8, 5, 4, 3, 2, bias=False, convolution_bias=bias)
+    layers = Layers("layer", 6, (Residual("mixer", Norm("norm", 8), block),))
+    (row,) = (
+        row
+        for row in layers.rows(Pass(1, 3))
+        if isinstance(row, Tensor) and row.name == "convolution"
+    )
+    assert row.bias == ((6, 5) if bias else None)
+    assert (0 if row.bias is None else row.bias[0] * row.bias[1]) == trained
+
+
 def test_biases_of_experts():
     # Gate and up of 6 channels each, down of 8, of each of 4 experts in 3 layers.
     mixture = MixtureOfExperts(8, 4, 2, MLP(8, 6, bias=True, gated=True), Router())

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -242,6 +244,11 @@ def test_caches_by_hand():
         assert DEEPSEEK.cache(9, mla=mla).elements == 5 * 9 * (5 + 4)
     # A state of 4·3·5 and three inputs of 12 + 2·2·5 channels in each of two layers.
     assert MAMBA_2.cache(9).elements == MAMBA_2.cache(1).elements == 2 * (60 + 3 * 32)
+    # Three layers of scans have a state of each head alone, two of attention keep all positions.
+    lightning, delta = dataclasses.replace(SCANS[0], head_dim=3), SCANS[1]
+    assert lightning.cache(9).elements == 3 * 4 * 3 * 3 + 2 * 9 * 2 * 12
+    # Four value heads of 3·5, three inputs of 2·2·3 + 4·5 channels.
+    assert delta.cache(9).elements == 3 * (4 * 3 * 5 + 3 * 32) + 2 * 9 * 2 * 8
     # Nine positions: five of prefix in the hybrid layer alone, four latents in both.
     assert PERCEIVER.cache(9).elements == (5 + 2 * 4) * 2 * 8
 
@@ -277,6 +284,9 @@ def test_a_printed_cache():
     kept = LLAMA.cache(3, batch_size=2)
     assert str(kept) == A_CACHE
     assert (kept.batch_size, kept.positions) == (2, 3)
+    # Where a line is too short, what names a row stays beside its number.
+    with mock.patch.dict(os.environ, COLUMNS="32"):
+        assert "keys        72" in str(kept)
 
 
 def test_bytes_of_a_cache():

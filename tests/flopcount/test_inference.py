@@ -134,6 +134,20 @@ def test_so_it_is_with_an_encoder(prompt, new):
     )
 
 
+def test_a_prompt_of_another_length_than_the_encoder_was_given():
+    assert T5.seq_len == 6
+    whole = dataclasses.replace(T5, seq_len=4, target_len=3)
+    assert by_term(T5.prefill(4)) == by_term(whole.prefill(4))
+    assert by_term(T5.generate(4, 3)) == by_term(whole.flops(training=False))
+
+
+def test_rows_of_positions_that_no_token_has():
+    model = dataclasses.replace(OPT, spare_positions=2)
+    assert model.prefill(97).total > 0
+    with pytest.raises(ValueError, match="prompt_len = 98: expected at most .* = 97"):
+        model.prefill(98)
+
+
 def test_keys_of_an_encoder_are_made_once():
     # Six positions of the encoder, read by 3 layers: 2·8·8 for keys and values, none behind it.
     made = {term.term: term.forward for term in T5.prefill(6).terms if term.layer == "decoder"}

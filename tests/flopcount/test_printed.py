@@ -1,5 +1,6 @@
 """What counts print and hold as plain data, to the character."""
 
+import dataclasses
 import itertools
 import os
 from unittest import mock
@@ -305,3 +306,31 @@ def test_an_evaluation_is_not_recomputed():
     plain = MODEL.flops()
     assert {term.recomputed for term in plain.terms} == {False}
     assert {row.phase for row in plain.rows} == {"forward", "backward"}
+
+
+def test_a_drawn_count():
+    count = MODEL.flops(batch_size=3, checkpointing="reentrant")
+    (axes,) = count.plot().figure.axes
+    forward, backward, again = axes.containers
+    assert [bar.get_width() for bar in forward] == [term.forward for term in count.terms]
+    assert [bar.get_x() for bar in backward] == [term.forward for term in count.terms]
+    assert [bar.get_width() for bar in backward] == [term.backward for term in count.terms]
+    assert [bar.get_x() for bar in again] == [
+        term.forward + term.backward for term in count.terms
+    ]  # fmt: skip
+    assert [bar.get_x() for bar in forward] == [0] * len(count.terms)
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        f"{term.layer}, {term.term}" for term in count.terms
+    ]
+    assert axes.yaxis_inverted()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "forward", "backward", "recompute"
+    ]  # fmt: skip
+    assert (axes.get_xlabel(), axes.get_title()) == ("FLOPs", "Decoder, level causal")
+    # Without recomputation there is nothing of it to draw.
+    (plain,) = MODEL.flops().plot().figure.axes
+    assert len(plain.containers) == 2
+    symbol = sympy.Symbol("n", integer=True, positive=True)
+    for sizes in ({"seq_len": symbol}, {"seq_len": np.array([2, 3])}):
+        with pytest.raises(TypeError, match="expected one number, for a picture"):
+            dataclasses.replace(MODEL, **sizes).flops().plot()

@@ -4,11 +4,13 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 from fractions import Fraction
 from unittest import mock
 
 import numpy as np
 import pytest
+import sympy
 
 import flopcount as fc
 from flopcount import rooflines
@@ -192,6 +194,79 @@ def test_states_of_scans_and_other_stacks_have_terms():
     of = terms(fc.roofline(T5, DEVICE, cached=5))
     assert of["cross attention"].cache == 2 * 2 * 7 * 2 * 8
     assert of["attention"].cache == 2 * 2 * 6 * 2 * 8
+
+
+A_ROOFLINE = """\
+Roofline of Llama on mine: cached = 4, positions = 1, batch_size = 3, dtype = bf16, weights = int8,
+cache = fp32
+ layer     term        FLOPs   bytes, at least   FLOPs per byte   bound by           µs
+────────────────────────────────────────────────────────────────────────────────────────
+ decoder   query       1,152               432             2.67   bandwidth    4.32e+06
+ decoder   key           576               264             2.18   bandwidth    2.64e+06
+ decoder   value         576               264             2.18   bandwidth    2.64e+06
+ decoder   attention   1,440             1,728             0.83   bandwidth   1.728e+07
+ decoder   out         1,152               432             2.67   bandwidth    4.32e+06
+ decoder   mlp gate      960               376             2.55   bandwidth    3.76e+06
+ decoder   mlp up        960               376             2.55   bandwidth    3.76e+06
+ decoder   mlp down      960               376             2.55   bandwidth    3.76e+06
+ output    logits        528               202             2.61   bandwidth    2.02e+06
+
+ total                 8,304             4,450             1.87   bandwidth    4.45e+07
+one pass: at most 0.06742 tokens per second; computing binds all terms together at no batch
+1,272 bytes of weights, 1,440 of cache: they fit the memory"""
+
+
+def test_a_printed_roofline():
+    found = fc.roofline(LLAMA, DEVICE, cached=4, batch_size=3, weights="int8", cache="fp32")
+    with mock.patch.dict(os.environ, COLUMNS="99"):
+        assert str(found) == A_ROOFLINE
+    # What names a row stands beside each of its parts.
+    with mock.patch.dict(os.environ, COLUMNS="60"):
+        assert "\ndecoder  query       4.32e+06\n" in str(found)
+        assert "\nlayer    term              µs\n" in str(found)
+    slow = dataclasses.replace(DEVICE, bandwidth=fc.Bandwidth(400.0, "stated here"))
+    assert "computing binds all terms together at a batch of 9" in str(fc.roofline(LLAMA, slow))
+
+
+def test_a_drawn_roofline():
+    found = fc.roofline(LLAMA, DEVICE, cached=4, batch_size=3, weights="int8", cache="fp32")
+    (axes,) = found.plot().figure.axes
+    # At 1000 FLOP/s and 100 bytes/s the ridge is at 10 FLOPs per byte; attention has least.
+    roof, *points = axes.lines
+    low, high = 1440 / 1728 / 3, 10 * 3
+    assert list(roof.get_xdata()) == pytest.approx([low, 10, high])
+    assert list(roof.get_ydata()) == pytest.approx([low * 100, 1000, 1000])
+    drawn = {
+        line.get_label(): (*line.get_xdata(), *line.get_ydata(), line.get_marker())
+        for line in points
+    }
+    assert drawn["decoder query"] == (1152 / 432, pytest.approx(100 * 1152 / 432), "o")
+    assert drawn["total"] == (8304 / 4450, pytest.approx(100 * 8304 / 4450), "*")
+    assert len(drawn) == len(found.terms) + 1
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_title() == "Llama on mine"
+    assert len(axes.get_legend().get_texts()) == len(drawn)
+    # Beyond the ridge the peak is the roof, and the picture ends behind the last point.
+    many = fc.roofline(LLAMA, dataclasses.replace(DEVICE, bandwidth=fc.Bandwidth(1000.0, "s")))
+    (axes,) = many.plot().figure.axes
+    roof, *points = axes.lines
+    intensities = [term.intensity for term in many.terms]
+    assert list(roof.get_xdata()) == pytest.approx([min(intensities) / 3, 1, 3])
+    assert max(intensities) < 1
+    faster = fc.roofline(LLAMA, dataclasses.replace(DEVICE, bandwidth=fc.Bandwidth(1e4, "s")))
+    (axes,) = faster.plot().figure.axes
+    roof, *points = axes.lines
+    assert list(roof.get_xdata()) == pytest.approx([0.1 / 3, 0.1, 3 * max(intensities)])
+    assert {line.get_ydata()[0] for line in points} == {1000}
+
+
+def test_a_step_behind_one_position_and_behind_a_symbol():
+    widths = dict.fromkeys(("dtype", "weights", "cache"), 2)
+    options = dict(positions=1, batch_size=1, widths=widths, mla=None, peak=1, bandwidth=1)
+    behind = sympy.Symbol("c", integer=True, nonnegative=True)
+    for cached in (1, behind):
+        found = rooflines.bounds(T5, cached=cached, **options)
+        assert {term.layer for term in found} == {"decoder", "output"}
 
 
 def test_a_prompt_of_an_encoder_and_a_step_of_its_decoder():

@@ -144,7 +144,7 @@ def test_a_prompt_of_another_length_than_the_encoder_was_given():
 def test_rows_of_positions_that_no_token_has():
     model = dataclasses.replace(OPT, spare_positions=2)
     assert model.prefill(97).total > 0
-    with pytest.raises(ValueError, match="prompt_len = 98: expected at most .* = 97"):
+    with pytest.raises(ValueError, match=r"prompt_len = 98: expected at most .* = 97"):
         model.prefill(98)
 
 

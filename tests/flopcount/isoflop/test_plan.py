@@ -438,6 +438,24 @@ def test_a_shape_serves_targets_within_half_a_step_by_hand():
     assert warnings == [f"no shape near N = {n_opt:.3g}, {4 * n_opt:.3g}: widen the constraints"]
 
 
+def test_far_from_every_shape_the_nearest_is_taken():
+    narrow = dict(widths=(64, 128), depths=(1, 2), head_dims=(64,), num_models=3, reach=1.2)
+    for budget, shape in ((1e20, (128, 2)), (1e9, (64, 1))):
+        (family,) = fc.plan([budget], **narrow, **GRID).families
+        models = [proposal.run.model for proposal in family.proposals]
+        assert [(model.num_channels, model.num_layers) for model in models] == [shape]
+
+
+def test_shapes_may_be_lists_and_records_say_what_runs_take():
+    plan = fc.plan([1e12], shapes=[[64, 2], (128, 1)], **GRID)
+    records = plan.records()
+    assert [(r["num_channels"], r["num_layers"]) for r in records] == [(64, 2), (128, 1)]
+    for record, proposal in zip(records, plan.families[0].proposals, strict=True):
+        assert record["num_params"] == proposal.run.model.params().total
+        assert record["trained_tokens"] == record["steps"] * 16
+        assert (record["budget"], record["flops"]) == (1e12, proposal.run.flops)
+
+
 def test_an_optimum_is_at_the_edge_half_a_step_from_it():
     # Half a step is a factor √4 = 2.
     search = Search(num_models=3, reach=4.0, **GRID)

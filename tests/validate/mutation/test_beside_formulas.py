@@ -13,8 +13,8 @@ GROUPS = {
 """The module of each group, and the files whose tests judge it."""
 DRAWN = 50
 OWN = "own tests"
-DATA = ("CHINCHILLA_TABLE", "FLOPS_PER_PARAM_TOKEN")
-"""Tables copied from publications, and a default that is read when its class is made."""
+DATA = ("CHINCHILLA_TABLE", "FLOPS_PER_PARAM_TOKEN", "Plan._draw")
+"""Tables copied from publications, a default that is read when its class is made, a picture."""
 
 
 def judged(module, paths, drawn=DRAWN):

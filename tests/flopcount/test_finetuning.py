@@ -527,6 +527,13 @@ def test_keys_and_values_of_a_prefix_by_themselves(trained, scores, values):
     }  # fmt: skip
 
 
+def test_what_is_executed_again_is_printed():
+    for recompute in ("attention core", ("scores", "softmax")):
+        count = GPT2.flops(checkpointing="reentrant", recompute=recompute)
+        listed = recompute if isinstance(recompute, str) else ", ".join(recompute)
+        assert f"executed again, of layers: {listed} alone" in str(count)
+
+
 def test_what_a_selection_selects():
     for part, value in (("self", "x"), ("cross", "prefix")):
         (row,) = Selection(8).rows(Pass(1, 3).at(part=part))

@@ -408,6 +408,8 @@ def test_only_counts_of_the_same_are_added():
         count + LLAMA.decode(2, cached=3, batch_size=2)
     with pytest.raises(TypeError):
         count + 1
+    with pytest.raises(TypeError, match="unsupported operand"):
+        count - 1
     of_parts = PERCEIVER.prefill(6).cross_part + PERCEIVER.decode(1, cached=6).cross_part
     assert of_parts.total == (PERCEIVER.prefill(6) + PERCEIVER.decode(1, cached=6)).cross_part.total
     conventions = LLAMA.flops(convention="6n") + LLAMA.flops(convention="6n")

@@ -21,7 +21,7 @@ from validate.mutation.judging import (
 from validate.mutation.mutants import Target, mutants_of
 
 PRODUCTS = Formulas(Target("flopcount.rows", ("Row.flops", "Product")))
-RECOMPUTED = Formulas(Target("flopcount.blocks", ("Layers.rows",)))
+RECOMPUTED = Formulas(Target("flopcount.blocks", ("checkpointed",)))
 PAIRS = Target("flopcount.masks", ("Causal.pairs",))
 
 
@@ -41,7 +41,7 @@ def survivors(formulas, *judges):
 
 
 def test_weaker_witnesses_leave_survivors(monkeypatch):
-    late = "flopcount.blocks.Layers.rows: index < needed -> index <= needed"
+    late = "flopcount.blocks.checkpointed: index < needed -> index <= needed"
     # Fine-tuning of fused kernels alone asks for that, and no trace kept here is of it.
     fused = "flopcount.rows.Product: fused_backward=True -> fused_backward=False"
     assert survivors(PRODUCTS, ROWS) == [fused]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from flopcount.sizes import Size, equal, is_array, is_symbolic, quoted
-from flopcount.tables import table
+from flopcount.tables import Shown, Table
 
 if TYPE_CHECKING:
     from flopcount.count import Count
@@ -44,7 +44,7 @@ class TermDifference:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Difference:
+class Difference(Shown):
     """One count minus another, term by term, parts added up.
 
     Attributes:
@@ -89,16 +89,16 @@ class Difference:
         """One dictionary per term."""
         return [vars(term) for term in self.terms]
 
-    def __str__(self) -> str:
-        return table(
-            ["layer", "term", *PHASES],
-            [list(record.values()) for record in self.records()],
-            title=self.title,
-            footer=["total", None, *(self._sum(phase) for phase in PHASES)],
-            keys=2,
-        )
-
-    __repr__ = __str__
+    def _tables(self) -> list[Table | str]:
+        return [
+            Table(
+                ["layer", "term", *PHASES],
+                [list(record.values()) for record in self.records()],
+                title=self.title,
+                footer=["total", None, *(self._sum(phase) for phase in PHASES)],
+                keys=2,
+            )
+        ]
 
 
 def subtract(left: Count, right: Count) -> Difference:

@@ -55,6 +55,7 @@ def shown() -> dict[str, Shown]:
         "work": model.flops().elementwise,
         "parameters": model.params(),
         "cache": llama.cache(8),
+        "difference": model.flops("dense") - model.flops(),
         "comparison": fc.compare(model),
         "explanation": fc.explain("decoder"),
         "roofline": fc.roofline(llama, "h100", cached=8),

@@ -305,7 +305,7 @@ def bounds(
         if isinstance(row, Cached):
             # What was there is read, what is new is written: together what there is then.
             add(row.layer, mixing(row.name), cache=row.elements * widths["cache"])
-        elif isinstance(row, Product) and not (equal(row.times, 0) or equal(row.M, 0)):
+        elif isinstance(row, Product) and not equal(row.M, 0):
             flops = product_term(row, "causal", None, False, None).forward
             if row.weight is None:
                 # Queries in and what the heads give out; keys and values are the cache's. What a

@@ -125,10 +125,9 @@ def expected(quick: bool) -> list[list[str]]:
     ]
 
 
-def _version(quick: bool) -> str:
-    """A digest of all that a verdict depends on."""
-    everything = json.dumps([quick, mutants(), sources()])
-    return hashlib.sha256(everything.encode()).hexdigest()[:16]
+def _version(quick: bool, now: dict[str, Any]) -> str:
+    """A digest of all that a verdict depends on, by :func:`current`."""
+    return hashlib.sha256(json.dumps([quick, now]).encode()).hexdigest()[:16]
 
 
 def _keep(version: str, name: str, entry: dict[str, Any], holds: bool) -> None:
@@ -180,8 +179,10 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
         processes: How many checks, or modules' mutants, run at the same time.
         quick: As ``python -m validate --quick``; the mutants are judged all the same.
     """
-    before, version = sources(), _version(quick)
+    now = current(quick)
+    version = _version(quick, now)
     kept = _kept(version)
+    checks = matrix.runs(quick)
     modules = [entry.target.module for entry in judging.FORMULAS]
     waiting = [name for name in modules if name not in kept]
     shares = [waiting[start::processes] for start in range(processes)]
@@ -189,12 +190,12 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
         mutated = [pool.submit(judged, share, version) for share in shares if share]
         checked = {
             index: pool.submit(_checked, index, run, version)
-            for index, run in enumerate(matrix.runs(quick))
+            for index, run in enumerate(checks)
             if str(index) not in kept
         }
         found = [
             vars(checked[index].result()) if index in checked else kept[str(index)]
-            for index in range(len(matrix.runs(quick)))
+            for index in range(len(checks))
         ]
         for future in mutated:
             kept |= future.result()
@@ -204,10 +205,8 @@ def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "quick": quick,
         "verdicts": [*found, *map(vars, matrix.unverified())],
-        "census": census(),
         "mutation": became,
-        "mutants": mutants(),
-        "sources": before,
+        **{name: now[name] for name in ("census", "mutants", "sources")},
     }
 
 

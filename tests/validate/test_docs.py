@@ -154,11 +154,12 @@ def test_an_interrupted_run_keeps_what_it_found_right(monkeypatch, tmp_path):
     verification._keep("before", "2", {"finding": "equal"}, True)
     assert verification._kept("now") == {"0": {"finding": "equal"}}
     monkeypatch.setattr(verification, "DRAWN", 3)
-    quick, full = verification._version(True), verification._version(False)
+    now = verification.current(True)
+    quick, full = verification._version(True, now), verification._version(False, now)
     assert quick != full
     fewer = judging.Formulas(judging.Target("flopcount.masks", ("Causal.pairs",)))
     monkeypatch.setattr(judging, "FORMULAS", (fewer,))
-    assert verification._version(True) != quick
+    assert verification._version(True, verification.current(True)) != quick
 
 
 @pytest.fixture

@@ -73,18 +73,15 @@ FORMULAS = (
     ),
     Formulas(Target("flopcount.recurrent"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.hybrid_lm"), (KNOWN_NUMBERS,)),
-    Formulas(Target("flopcount.inference", leaving_out=("CacheCount.__str__",)), (KNOWN_NUMBERS,)),
+    Formulas(Target("flopcount.inference"), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.finetuning", leaving_out=("FineTuning.__str__",)), (KNOWN_NUMBERS,)),
     Formulas(Target("flopcount.packing"), (KNOWN_NUMBERS,)),
-    Formulas(
-        Target("flopcount.rooflines", leaving_out=("Roofline.__", "Roofline.plot")),
-        (KNOWN_NUMBERS,),
-    ),
+    Formulas(Target("flopcount.rooflines"), (KNOWN_NUMBERS,)),
     Formulas(
         Target("flopcount.parallel", leaving_out=("Parallel.__post_init__",)), (KNOWN_NUMBERS,)
     ),
     Formulas(
-        Target("flopcount.distributed", leaving_out=("require_", "PerDevice._", "PerDevice.__")),
+        Target("flopcount.distributed", leaving_out=("require_", "PerDevice._")),
         (KNOWN_NUMBERS,),
     ),
     Formulas(
@@ -109,7 +106,7 @@ FORMULAS = (
         (KNOWN_NUMBERS,),
     ),
     # Types, which stand beside the formulas.
-    Formulas(Target("flopcount.rows", leaving_out=("Part", "AnyRow"))),
+    Formulas(Target("flopcount.rows", leaving_out=("Part", "AnyRow", "Operand"))),
     Formulas(Target("flopcount.count")),
     Formulas(Target("flopcount.executed"), (DOTS, KNOWN_NUMBERS)),
     Formulas(Target("flopcount.conventions"), (KNOWN_NUMBERS,)),

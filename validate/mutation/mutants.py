@@ -299,9 +299,9 @@ Definition = ast.FunctionDef | ast.ClassDef | ast.Assign
 def _definitions(tree: ast.Module) -> Iterator[tuple[str, Definition]]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and not isinstance(node.value, ast.DictComp):
-            (target,) = node.targets
-            if isinstance(target, ast.Name):
-                yield target.id, node
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, node
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, node
         if isinstance(node, ast.ClassDef):
@@ -388,7 +388,7 @@ def mutants_of(target: Target) -> Iterator[Mutant]:
     """Every mutant of a target's formulas.
 
     Raises:
-        ValueError: If the module has no function or class of a listed name.
+        ValueError: If the module has nothing of a listed name, or that begins as one left out.
     """
     module = importlib.import_module(target.module)
     path = str(module.__file__)
@@ -396,6 +396,9 @@ def mutants_of(target: Target) -> Iterator[Mutant]:
     unknown = set(target.names) - set(definitions)
     if unknown:
         raise ValueError(f"{target.module} defines no {', '.join(sorted(unknown))}")
+    for start in target.leaving_out:
+        if not any(name.startswith(start) for name in definitions):
+            raise ValueError(f"{target.module} defines nothing that begins with {start}")
     for name in target.names or definitions:
         if name.startswith(target.leaving_out):
             continue

@@ -1,4 +1,4 @@
-"""Mutants beside the formulas: laws, plans, comparisons and tables, judged by their own tests."""
+"""Mutants beside the formulas: laws and plans, judged by their own tests."""
 
 import pytest
 
@@ -7,26 +7,23 @@ from validate.mutation.mutants import Target, mutants_of
 
 ISOFLOP = "tests/flopcount/isoflop"
 GROUPS = {
-    "flopcount.isoflop.laws": [f"{ISOFLOP}/test_laws.py"],
-    "flopcount.isoflop.plan": [f"{ISOFLOP}/test_plan.py"],
+    # Published tables, and a default that is read when its class is made.
+    Target(
+        "flopcount.isoflop.laws", leaving_out=("CHINCHILLA_TABLE", "FLOPS_PER_PARAM_TOKEN")
+    ): f"{ISOFLOP}/test_laws.py",
+    # A picture.
+    Target("flopcount.isoflop.plan", leaving_out=("Plan._draw",)): f"{ISOFLOP}/test_plan.py",
 }
-"""The module of each group, and the files whose tests judge it."""
+"""What is changed, and the file whose tests judge it."""
 DRAWN = 50
 OWN = "own tests"
-DATA = ("CHINCHILLA_TABLE", "FLOPS_PER_PARAM_TOKEN", "Plan._draw")
-"""Tables copied from publications, a default that is read when its class is made, a picture."""
 
 
-def judged(module, paths, drawn=DRAWN):
-    formulas = Formulas(Target(module, leaving_out=DATA), (OWN,))
+@pytest.mark.parametrize("target", GROUPS, ids=lambda target: target.module)
+def test_fifty_mutants_of_each_are_found(target):
     judges = Judges(())
-    judges.checks = {OWN: checks_in(paths)}
-    step = max(1, len(list(mutants_of(formulas.target))) // drawn)
-    return run([formulas], judges, step)
-
-
-@pytest.mark.parametrize("module", GROUPS)
-def test_fifty_mutants_of_each_are_found(module):
-    result = judged(module, GROUPS[module])
+    judges.checks = {OWN: checks_in([GROUPS[target]])}
+    step = max(1, len(list(mutants_of(target))) // DRAWN)
+    result = run([Formulas(target, (OWN,))], judges, step)
     assert [mutant.name for mutant in result.unlisted(equivalent_mutants())] == []
-    assert sum(result.found[module].values()) >= DRAWN
+    assert sum(result.found[target.module].values()) >= DRAWN

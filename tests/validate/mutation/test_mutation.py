@@ -123,6 +123,8 @@ def test_what_is_changed():
     } <= changes
     with pytest.raises(ValueError, match="defines no nonsense"):
         list(mutants_of(Target("flopcount.masks", ("nonsense",))))
+    with pytest.raises(ValueError, match=r"defines nothing that begins with Causal\.gone"):
+        list(mutants_of(Target("flopcount.masks", leaving_out=("Causal.gone",))))
 
 
 def test_the_command_fails_on_survivors_and_on_stale_entries(monkeypatch, tmp_path, capsys):

@@ -110,11 +110,10 @@ class Causal:
         return "derived here: query i admits min(i, W) keys"
 
     def pairs(self, queries: Size, keys: Size) -> Size:
-        """n(s - n) + n(n + 1)/2; with a window S(s) - S(s - n), see :meth:`admitted_up_to`."""
-        earlier = keys - queries
+        """n(2s - n + 1)/2; with a window S(s) - S(s - n), see :meth:`admitted_up_to`."""
         if self.window is None:
-            return queries * earlier + halve(queries * (queries + 1))
-        return self.admitted_up_to(keys) - self.admitted_up_to(earlier)
+            return halve(queries * (2 * keys - queries + 1))
+        return self.admitted_up_to(keys) - self.admitted_up_to(keys - queries)
 
     def admitted_up_to(self, positions: Size) -> Size:
         """S(x) = Σ min(i, W) over i = 1..x: t(t + 1)/2 + (x - t)·W with t = min(x, W).

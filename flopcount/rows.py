@@ -58,8 +58,9 @@ class Row:
     @functools.cached_property
     def flops(self) -> Size:
         """2 · batch · pairs · K, with pairs = M · N unless a mask admits fewer."""
-        pairs = self.M * self.N if self.pairs is None else self.pairs
-        return 2 * self.batch * self.K * pairs
+        if self.pairs is None:
+            return 2 * self.batch * self.K * self.M * self.N
+        return 2 * self.batch * self.K * self.pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -312,7 +312,9 @@ def require_same_kind(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def halve(even: Size) -> Size:
     """Half of a size that is even, exactly."""
-    return even / 2 if is_symbolic(even) else even // 2
+    if is_symbolic(even):
+        return even / 2
+    return even >> 1 if is_array(even) else even // 2  # NumPy divides several times as slowly
 
 
 def ceil_divide(numerator: Size, denominator: Size) -> Size:
@@ -365,18 +367,19 @@ def divide(name: str, numerator: Size, divisor_name: str, divisor: Size) -> Size
         if not quotient.is_integer:
             _assume("multiple of", name, numerator, divisor_name, divisor)
         return quotient
-    remainder = numerator % divisor
-    if remainder.any() if is_array(remainder) else remainder:
-        if is_array(remainder):
+    quotient = numerator // divisor
+    differ = quotient * divisor != numerator
+    if differ.any() if is_array(differ) else differ:
+        if is_array(differ):
             import numpy as np
 
             numerator, divisor = np.broadcast_arrays(numerator, divisor)
-            numerator, divisor = int(numerator[remainder != 0][0]), int(divisor[remainder != 0][0])
+            numerator, divisor = int(numerator[differ][0]), int(divisor[differ][0])
         raise ValueError(
             f"{name} = {quoted(numerator)} is not divisible by {divisor_name} = {quoted(divisor)}: "
             f"expected {name} to be a multiple of {divisor_name}"
         )
-    return numerator // divisor
+    return quotient
 
 
 def as_objects(value: Size) -> Size:

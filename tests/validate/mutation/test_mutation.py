@@ -115,9 +115,9 @@ def test_constants_of_a_module_are_changed_for_its_functions():
 def test_what_is_changed():
     changes = {mutant.change for mutant in mutants_of(PAIRS)}
     assert {
-        "halve(queries * (queries + 1)) -> queries * (queries + 1)",
-        "queries * (queries + 1) -> queries",
-        "queries + 1 -> queries - 1",
+        "halve(queries * (2 * keys - queries + 1)) -> queries * (2 * keys - queries + 1)",
+        "queries * (2 * keys - queries + 1) -> queries",
+        "2 * keys - queries + 1 -> 2 * keys - queries - 1",
         "1 -> 2",
         "1 -> 0",
     } <= changes

@@ -1,0 +1,657 @@
+"""Every public boundary, fuzzed: it gives a right count, or an error that names an argument.
+
+Each argument of a drawn call is legal or, now and then, anything: of another type, huge, negative,
+NaN, empty, an array that does not broadcast. Another exception than ``ValueError`` and
+``TypeError``, a hang or a wrong number is a failure, which hypothesis shrinks. Right counts are
+judged by arithmetic that stands here and shares nothing with the counter. Arguments are those of
+the signature, with their legal values in :data:`LEGAL`: a new one joins there, or fails here.
+
+    pytest tests/flopcount/test_boundaries.py --hypothesis-profile fuzz
+
+draws 100,000 calls and more, 2,000 of each boundary.
+"""
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import functools
+import inspect
+import io
+import math
+import re
+import signal
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sympy
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import flopcount as fc
+import flopcount.torch
+from flopcount import comparison, finetuning, masks, rows, testing
+from flopcount.architectures import ARCHITECTURES, Architecture, Choice, Dimension, Flag, Pattern
+from flopcount.cli import COMMANDS, TAKE_A_MODEL
+from flopcount.cli import main as command_line
+from flopcount.conventions import CONVENTIONS
+from flopcount.hf import FAMILIES
+from flopcount.isoflop import plan
+from flopcount.isoflop.laws import CHINCHILLA_SURFACE, ScalingLaw
+from flopcount.pictures import Drawn
+from flopcount.sizes import is_array, is_symbolic
+from flopcount.tables import Shown
+
+SECONDS_PER_CALL = 20
+HEADINGS = ("params", "tokens", "flops", "loss")
+
+
+def loss_of(params, tokens):
+    return 1.7 + 400 / params**0.34 + 400 / tokens**0.28
+
+
+RUNS = [
+    (params, budget / 6 / params, budget, loss_of(params, budget / 6 / params))
+    for budget in (1e18, 1e19, 1e20)
+    for params in (factor * 0.1 * budget**0.5 for factor in (0.3, 0.6, 1.0, 1.8, 3.2))
+]
+POINTS = [
+    (name, params, tokens, loss_of(params, tokens))
+    for name, params in enumerate((1e6, 3e6, 1e7, 3e7))
+    for tokens in (1e7, 3e7, 1e8, 3e8, 1e9, 3e9)
+]
+
+
+@st.composite
+def tables(draw, headings, lines):
+    """A table as columns, with a few wrong cells and, now and then, a wrong column."""
+    columns = {name: list(cells) for name, cells in zip(headings, zip(*lines, strict=True))}
+    for name in draw(st.lists(st.sampled_from(headings), max_size=2)):
+        columns[name][draw(st.integers(0, len(lines) - 1))] = draw(ANYTHING)
+    wrong = st.dictionaries(st.text() | st.integers(), st.lists(ANYTHING), min_size=1, max_size=1)
+    return columns | (draw(wrong) if draw(st.integers(0, 9)) == 9 else {})
+
+
+ANYTHING = st.one_of(
+    st.none() | st.booleans() | st.integers() | st.fractions() | st.complex_numbers(),
+    st.floats() | st.integers(1, 99).map(float),
+    st.text(max_size=9) | st.binary(max_size=3) | st.lists(st.integers(), max_size=3),
+    st.sampled_from([-(10**40), 1e308, "512", "causal\0", "é" * 200, (8, 16), {"n": 8}, {8}]),
+    st.sampled_from([range(3), object(), int, len]),
+    st.sampled_from([[], [1.5, 2.0], [np.nan], [True], ["8"], [1j], [0, 3], [-1], [[8, 16]]]).map(
+        np.array
+    ),
+    st.sampled_from([np.array([8, "x", None], dtype=object), np.array([8, 16, 24])]),
+    st.sampled_from([np.float32(8), np.bool_(True), np.datetime64("2020"), np.ones(0, "M8[D]")]),
+    st.sampled_from([sympy.Float(8.0), sympy.Integer(-3), sympy.Rational(1, 2), sympy.I]),
+    st.sampled_from([sympy.pi, sympy.oo, sympy.nan, sympy.zoo, sympy.true, sympy.Matrix([[1]])]),
+    st.sampled_from([{"negative": True}, {"integer": False}, {"commutative": False}]).map(
+        lambda assumptions: sympy.Symbol("x", **assumptions)
+    ),
+    st.just(sympy.Symbol("z") > 0),
+)  # fmt: skip
+"""What no size, fraction, name or flag may be, and some of what it may."""
+
+SMALL = st.integers(1, 99)
+INTS = st.one_of(
+    st.integers(1, 8),
+    st.integers(1, 5000),
+    st.sampled_from([2**31, 2**63, 10**30, np.int32(7), np.uint64(2**63)]),
+)
+DTYPES = [np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64, object]
+ARRAYS = st.builds(
+    np.array, st.lists(st.integers(1, 120), min_size=3, max_size=3), st.sampled_from(DTYPES)
+)
+SYMBOLS = st.sampled_from("nmdLV").map(lambda name: sympy.Symbol(name, integer=True, positive=True))
+SOME = st.sampled_from([1, 2, 3, np.array([1, 2]), 10**20])
+
+MODELS = testing.models(99) | st.builds(
+    fc.CausalLM, vocab_size=SMALL, num_channels=SMALL, num_layers=st.integers(1, 8),
+    num_heads=st.integers(1, 8), intermediate_size=SMALL, seq_len=SMALL, window=SMALL, chunk=SMALL,
+    head_dim=st.integers(1, 9).map(lambda pairs: 2 * pairs), gated=st.booleans(),
+    attention=st.lists(st.sampled_from(["full", "sliding", "chunked"]), min_size=1).map(tuple),
+)  # fmt: skip
+"""Legal models of Python ints."""
+ARCHITECTURES_OF_ALL = [*ARCHITECTURES.values(), fc.CausalLM, fc.EncoderLM, fc.EncoderDecoderLM, fc.MixtureLM]
+EIGHTS = st.integers(1, 8).map(lambda eighth: 8 * eighth)
+DIVISIBLE = st.builds(
+    fc.Llama, vocab_size=EIGHTS, seq_len=EIGHTS, num_channels=SMALL, num_layers=st.just(8),
+    num_heads=st.just(8), num_key_value_heads=st.just(4), head_dim=st.just(2),
+    intermediate_size=EIGHTS,
+)  # fmt: skip
+"""What up to four devices share without padding."""
+
+TILING = fc.Tiling(forward=(64, 64), key_value=(32, 64), query=(64, 32))
+READ = fc.read_runs(dict(zip(HEADINGS, zip(*RUNS, strict=True), strict=True)))
+READ_OPTIMA = fc.read_runs(dict(zip(HEADINGS, zip(*RUNS, strict=True), strict=True)), optima=True)
+READ_CURVES = fc.read_curves(
+    dict(zip(("run", "params", "tokens", "loss"), zip(*POINTS, strict=True), strict=True))
+)
+OWN = fc.Device("own", {"bf16": fc.Peak(1e30, "x")})
+PEAK = fc.Peak(1e12, "a datasheet")
+PAIR = st.tuples(*[st.sampled_from([16, 64, 128])] * 2)
+CONFIG = dict(
+    vocab_size=SMALL, hidden_size=SMALL.map(lambda x: 8 * x), intermediate_size=SMALL,
+    num_hidden_layers=st.integers(1, 8), num_attention_heads=st.sampled_from((4, 8)),
+    num_key_value_heads=st.sampled_from((1, 2, 4)), head_dim=st.integers(1, 9).map(lambda x: 2 * x),
+    sliding_window=st.integers(1, 19), tie_word_embeddings=st.booleans(),
+    model_type=st.sampled_from(["llama", "mistral"]),
+)  # fmt: skip
+"""Legal values of the fields that most configs have."""
+CONFIGS = st.fixed_dictionaries(CONFIG)
+OTHERS = "layer_types hidden_act text_config n_inner rope_parameters num_kv_heads attn_config"
+NAMES = st.sampled_from([*CONFIG, *OTHERS.split(), "architectures", "is_encoder_decoder"])
+WRONG = st.builds(
+    lambda config, family, wrong: config | {"model_type": family} | wrong,
+    CONFIGS, st.sampled_from(list(FAMILIES)), st.dictionaries(NAMES, ANYTHING, max_size=2),
+)  # fmt: skip
+
+LEGAL = dict(
+    a=(0.5,), acceptance_rate=(0.5, 0.0), activation=("silu", "relu"), architecture=ARCHITECTURES,
+    aspect_ratios=((8.0, 128.0),), b=(0.5,), backward=(True, False), bandwidth=(fc.Bandwidth(3, "x"),),
+    batch_size=(SOME,), budget=(1e15, 1e18, 10**20), budgets=([1e18, 1e19], [10**16]),
+    bytes_per_second=(3e12, 5), cache=("int4",), cached=(0, 9), capacity=(1.5,),
+    checkpointing=("reentrant", "non-reentrant"), chunk=(2, SMALL), chunks=(1, 2),
+    clock=(lambda: 7.0,), confidence=(0.5,), config=(WRONG,), convention=CONVENTIONS,
+    corpus_tokens=(10**9,), count=(128,), custom_mapping=({},), data=(1, 2, 4), delta=(1e-3,),
+    depths=((2, 8),), device=("h200", "A100", OWN), documents=([1, 1], {1: 1}, [2]),
+    draft=((MODELS, 2, [1, 0]),), drop_highest=(0, 1), dtype=("bf16", "fp8", "tf32"), executed=(),
+    expert=(1,), experts_per_token=(1, 2), families=("llama", "jamba"), family=("llama", "qwen3"),
+    flops=(1e20, 10**18, 5), flops_per_second=(1e12, 5), forward=(PAIR,), frozen_layers=(0, 1),
+    gpu_hours=(1, 0.5), gradients=("fp32",), head_dim=(2, 8, 64), head_dim_multiple=(1, 8, 16),
+    head_dims=((32, 64),), instructions=(128,), input_gradients=(False, True), key_value=(PAIR,),
+    key_value_products=(4, 5), keywords=({},), largest=(5,), law=(CHINCHILLA_SURFACE,),
+    level=("causal", "dense"), logits=("all", "last"), loss=("loss",),
+    lora_rank=(1, 4, np.array([1, 7]), sympy.Symbol("r", positive=True, integer=True)),
+    lora_targets=("query", ("query", "out")), memory=(fc.Memory(9, "x"),), mfu=(0.4,),
+    microbatch_size=(1,), microbatches=(4, 8), mla=("latent", "expanded"), model=(MODELS,),
+    models=(st.lists(MODELS, min_size=1, max_size=2),), mtp=(False,),
+    multiprocessors=(fc.Multiprocessors(1, 2, 3, 4, 5, "x"),), name=("own",),
+    names=({"*": ("mlp", "linear")},), new_tokens=(1, 5), num_bootstrap=(2,), num_budgets=(20, 50),
+    num_devices=(1, 8), num_experts=(2, 8), num_heads=(1, 1, 2), num_kept=(0, 1),
+    num_key_value_heads=(1, 1, 2), num_latents=(256,), num_models=(3, 5), num_prefix=(0, 128),
+    num_tokens=(0, 1, 10**9, 1.3e9, np.array([1, 2**60]), np.array([1.0, 2e9])),
+    objective=("variable-projection", "least-squares-log"), optima=(False, True), params=("params",),
+    parallel=(fc.Parallel(), fc.Parallel(tensor=2)), part=("total", "self"),
+    peaks=({"bf16": PEAK}, {"int3": PEAK}, {}), pipeline=(1, 2, 4), positions=(1, 3),
+    prefix_dropout=(0.0, 0.5, st.floats(0, 0.99)), price_per_device_hour=(2.5,), prompt_len=(1, 7),
+    query=(PAIR,), reach=(2.0,), recompute=("attention core", ("out", "mlp *")),
+    reference=("a datasheet",), reshard=(True, False), row_lanes=(4, 16), run=("run",), search=(), runs=(READ, READ_OPTIMA), curves=(READ_CURVES,), target_len=(SMALL,), seq_len=(SMALL,),
+    seconds=(0.1, 3, np.float64(2)), seed=(0,), sequence=(False, True), shapes=(((64, 2),),),
+    shared_bytes=(128,), size_bytes=(80 * 10**9, 1), special_functions=(16,), stages=((3, 5),),
+    tensor=(1, 2, 4), tensor_flops=(4096,), tiling=(TILING,),
+    tilings=({"hybrid": TILING}, {"nonsense": TILING}), tokens=("tokens",), tokens_per_round=(1, 4),
+    tokens_per_second=(1e5,), total_steps=(9,), total_tokens=(10**9,), trainable=("*norm", ["*"]),
+    training=(True, False), tuning=(fc.FineTuning(trainable="*norm"),), vocab_multiple=(8,),
+    vocab_size=(INTS,), warmup_steps=(0, 1), weights=("bf16", "int4"), where=({"loss": "2"},),
+    width_multiple=(64,), widths=((64, 512),), zero=(0, 1, 2, 3),
+)  # fmt: skip
+"""Legal values of arguments by name, beside their defaults; strategies give further ones."""
+SEARCHED = dict(
+    vocab_size=(262,), batch_size=(8,), widths=((64, 512),), law=("chinchilla-1",)
+)
+SEARCH = plan.Search(vocab_size=262, num_latents=256, batch_size=8, widths=(64, 512), depths=(2, 8))
+OF = {
+    fc.CausalLM: dict(experts_per_token=(1,)),
+    fc.Meter: dict(batch_size=(1, 8), window=(2,), executed=()),
+    fc.Parallel: dict(sequence=(False,), chunks=(1,)),
+    fc.read_curves: dict(source=(tables(("run", "params", "tokens", "loss"), POINTS),)),
+    fc.read_runs: dict(source=(tables(HEADINGS, RUNS),), budget=("flops",)),
+    fc.plan: dict(search=(SEARCH,)),
+    fc.torch.count: dict(batch_size=(1,), tokens=(7,)),
+    plan.Search: SEARCHED,
+}
+"""Legal values of a function's own, where its names mean something else."""
+OFTEN = {"seq_len", "target_len", "window", "chunk"}
+"""Given as often as left out; of other arguments with a default, four of five are left out."""
+FEW = {"num_heads", "num_key_value_heads", "head_dim", "num_kept", "experts_per_token"}
+"""Sizes that others have to be multiples of, or not less than."""
+
+
+class Call:
+    """Draws the arguments of calls: legal ones and, now and then, anything.
+
+    Attributes:
+        draw: Draws from a strategy.
+        given: The last argument of each name, of which an error has to name one.
+    """
+
+    def __init__(self, data):
+        self.draw, self.given = data.draw, {}
+        # Calls of many arguments get past the first only where most of them are legal.
+        self.odds = self.draw(st.sampled_from([49, 6]), "one in")
+        self.sizes = self.draw(st.sampled_from([INTS, ARRAYS, SYMBOLS]), "sizes")
+
+    def any(self, name, *legal):
+        """An argument: one of its legal values, which strategies may give, or anything."""
+        legal = st.one_of(x if isinstance(x, st.SearchStrategy) else st.just(x) for x in legal)
+        choice = st.integers(0, self.odds)
+        drawn = choice.flatmap(lambda number: ANYTHING if number == self.odds else legal)
+        self.given[name] = self.draw(drawn, name)
+        return self.given[name]
+
+    def of(self, function, /, **own):
+        """What a function answers to drawn arguments; those of a partial one are as they are."""
+        fixed = getattr(function, "keywords", {"reading": None})
+        legal = LEGAL | OF.get(getattr(function, "func", function), {}) | own
+        if isinstance(function, type) and issubclass(function, Architecture):
+            kinds = function.kinds().items()
+            legal |= {name: self.legal(kind) for name, kind in kinds if name not in FEW}
+        arguments = {}
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in fixed or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            default = parameter.default
+            given = default is parameter.empty or self.draw(st.integers(0, 4)) > 3 - 2 * (name in OFTEN)
+            arguments[name] = self.any(name, *(legal[name] if given else [default]))
+        return function(**arguments)
+
+    def legal(self, kind):
+        """Legal values of an architecture's field."""
+        if isinstance(kind, Flag):
+            return [st.booleans()]
+        if isinstance(kind, Choice):
+            return kind.words
+        if isinstance(kind, Pattern):
+            return [st.lists(st.sampled_from(kind.words), min_size=1, max_size=4).map(tuple)]
+        if isinstance(kind, Dimension):
+            return [INTS, self.sizes, *[0][kind.minimum :]]
+        return [0.0, 0.5, st.floats(0, 0.99)]
+
+    def model(self):
+        """A legal model or, as often, one from drawn arguments: construction is a boundary."""
+        if self.draw(st.booleans(), "from drawn arguments"):
+            return self.of(self.draw(st.sampled_from(ARCHITECTURES_OF_ALL)))
+        return self.draw(MODELS, "model")
+
+    def show(self, found):
+        """Whatever prints, as text, in a notebook, as plain data and, now and then, a picture."""
+        if hasattr(found, "to_dict"):
+            str(found), found.to_dict()
+        if isinstance(found, Shown):
+            found._repr_html_()
+            if self.draw(st.integers(0, 19)) == 19:
+                found.to_frame(), found.plot() if isinstance(found, Drawn) else None
+        return found
+
+
+def pairs_of(word, n, window, chunk):
+    """Query-key pairs that a causal attention admits, by sums of arithmetic series."""
+    if word == "chunked":
+        whole, rest = divmod(n, chunk or n)
+        return (whole * ((chunk or n) ** 2 + (chunk or n)) + rest * rest + rest) // 2
+    reach = min(window or n, n) if word == "sliding" else n
+    return n * reach - (reach * reach - reach) // 2
+
+
+def expected_total(model, level="causal", training=True, batch_size=1):
+    """Matmul FLOPs of a model of plain ints, by arithmetic that shares nothing with the counter."""
+    n, d, V, field = model.length, model.num_channels, model.vocab_size, model.arguments().get
+    h, hidden = model.num_heads, field("intermediate_size") or model.widening_factor * model.num_channels
+    c, g = field("head_dim") or d // h, field("num_key_value_heads") or h
+    products_of_mlp = 2 + field("gated", isinstance(model, fc.Llama))
+    projections = h * c * (2 + field("attention_gate", False)) + 2 * g * c
+    layer = n * d * (projections + products_of_mlp * hidden)
+
+    def attended(word):
+        pairs = pairs_of(word, n, field("window"), field("chunk"))
+        return 2 * h * c * (n * n if level == "dense" else pairs)
+
+    words = field("attention", ("sliding",))
+    periods, rest = divmod(model.num_layers, len(words))
+    products = model.num_layers * layer
+    products += sum((periods + (i < rest)) * attended(word) for i, word in enumerate(words))
+    width = field("embedding_channels")
+    products += n * d * V if width is None else n * (2 * d * width + width * V)
+    predicted = layer + attended(words[-1]) + n * (2 * d * d + d * V)
+    products += (field("num_predictions") or 0) * predicted
+    products += kept_of(model, training) * (2 * d * d + 2 * n * d)
+    return batch_size * (6 if training else 2) * products
+
+
+def kept_of(model, training):
+    """The prefix's positions after dropout."""
+    prefix, kept = getattr(model, "num_prefix", 0), getattr(model, "num_kept", None)
+    if not training or not prefix:
+        return prefix
+    return prefix - int(prefix * float(model.prefix_dropout)) if kept is None else kept
+
+
+def judge(model, total, level="causal", training=True, batch_size=1):
+    """Hold a total against plain arithmetic, element by element; not on symbols."""
+    fields = model.arguments() | {"batch_size": batch_size}
+    unknown = isinstance(model, fc.EncoderLM | fc.EncoderDecoderLM | fc.MixtureLM)
+    if unknown or any(map(is_symbolic, fields.values())):
+        return
+    shape = np.broadcast_shapes(*(value.shape for value in fields.values() if is_array(value)))
+    for index in np.ndindex(shape):
+        here = {n: np.broadcast_to(v, shape)[index] if is_array(v) else v for n, v in fields.items()}
+        plain = {n: int(v) if isinstance(v, np.integer) else v for n, v in here.items()}
+        batch = int(plain.pop("batch_size"))
+        expected = expected_total(type(model)(**plain), level, training, batch)
+        assert (total[index] if is_array(total) else total) == expected
+
+
+def count_a_step(call):
+    model = call.model()
+    count, given = call.show(call.of(model.flops)), call.given
+    call.show(call.of(model.params))
+    count.elementwise, count.per_token, count.self_part.total, count.recompute
+    if given["convention"] is given["tuning"] is given["documents"] is None:
+        level = given["level"] or "causal"
+        judge(model, count.total, level, given["training"], given["batch_size"])
+
+
+def tune(call):
+    model, level = call.model(), call.any("level", "causal", "dense")
+    step = functools.partial(model.flops, level=level, batch_size=call.any("batch_size", SOME))
+    call.show(call.of(step, tuning=(call.of(fc.FineTuning),)))
+    batch_size = step.keywords["batch_size"]
+    judge(model, step(tuning=fc.FineTuning(trainable="*")).total, level, True, batch_size)
+    sizes = (batch_size, *model.arguments().values())
+    if type(model) not in (fc.Llama, fc.Decoder) or any(is_array(x) or is_symbolic(x) for x in sizes):
+        return
+    judge(model, step(tuning=fc.FineTuning()).total, level, False, batch_size)
+    # A frozen product costs two, those of attention and of LoRA three.
+    adapted = fc.FineTuning(lora_rank=5, lora_targets="query", input_gradients=True)
+    n, L, h, d = model.length, model.num_layers, model.num_heads, model.num_channels
+    c, window = getattr(model, "head_dim", None) or d // h, getattr(model, "window", None)
+    pairs = n * n if level == "dense" else pairs_of("sliding", n, window, None)
+    expected = 2 * expected_total(model, level, False, batch_size)
+    expected += 2 * batch_size * L * (2 * pairs * h * c + 3 * 5 * n * (d + h * c))
+    assert step(tuning=adapted).total == expected
+
+
+def answer_prompts(call):
+    """The prompt and the tokens behind it are one pass over all positions."""
+    model, prompt, new = call.model(), call.any("prompt_len", 1, 7), call.any("new_tokens", 1, 5)
+    own = {name: call.any(name, None) for name in ("mla", "num_latents")}
+    own |= dict(level=call.any("level", None, "causal"), batch_size=call.any("batch_size", SOME))
+    part = functools.partial
+    both = call.of(part(model.prefill, prompt_len=prompt, logits="all", cached=0, **own))
+    both += model.decode(new, cached=prompt, **own)
+    call.show(both), both.elementwise
+    call.show(call.of(model.cache))
+    if call.draw(st.booleans()):
+        call.show(call.of(part(model.generate, prompt_len=prompt)))
+    if own["level"] != "dense" and isinstance(model, fc.Decoder | fc.Llama | fc.CausalLM):
+        whole = dataclasses.replace(model, seq_len=prompt + new)
+        judge(whole, both.total, "causal", False, own["batch_size"])
+
+
+def share_among_devices(call):
+    """Without padding, all devices together multiply what one would."""
+    model, parallel = call.draw(DIVISIBLE, "model"), call.of(fc.Parallel)
+    found = call.show(call.of(fc.per_device, model=(model,), parallel=(parallel,)))
+    found.imbalance, found.bubble, found.busiest_experts
+    if found.parallel.vocab_multiple is None:
+        level = call.given["level"] or "causal"
+        judge(found.model, found.total, level, call.given["training"], found.batch_size)
+
+
+def count_executed(call):
+    """By visiting every tile of attention."""
+    tiling, model = call.of(fc.Tiling), call.model()
+    count = call.show(call.of(functools.partial(model.executed, tiling=tiling)))
+    training, batch_size = call.given["training"], call.given["batch_size"]
+    sizes = [*model.arguments().values(), *tiling.sizes().values()]
+    if call.given["tilings"] or call.given["tuning"] or any(
+        is_array(x) or is_symbolic(x) or (isinstance(x, int) and x > 5000) for x in sizes
+    ):  # fmt: skip
+        return
+    queries, keys = tiling.forward
+    own = seen = 0
+    for first in range(0, model.length, queries):
+        own += len(range(0, min(first + queries, model.length), keys))
+        seen += len(range(0, kept_of(model, training), keys))
+    head_dim = getattr(model, "head_dim", None) or model.num_channels // model.num_heads
+    head_dim = math.ceil(head_dim / tiling.head_dim_multiple) * tiling.head_dim_multiple
+    tiles = batch_size * (model.num_layers * own + seen)
+    attention = sum(term.forward for term in count.terms if term.term in ("scores", "values"))
+    assert np.all(attention == 2 * 2 * queries * keys * head_dim * model.num_heads * tiles)
+
+
+def read_configs(call):
+    """A Llama or Mistral layer by layer and position by position."""
+    config, n = call.draw(CONFIGS, "config"), call.draw(st.integers(1, 50), "seq_len")
+    V, d, f, L, h, g, c, window, tied, family = config.values()
+    model = fc.from_hf(config, n)
+    weights = d * (2 * h * c + 2 * g * c) + 3 * d * f
+    assert model.params().total == L * (weights + 2 * d) + d + V * d * (1 if tied else 2)
+    seen = [min(i, window if family == "mistral" else n) for i in range(1, n + 1)]
+    for level, pairs in (("causal", sum(seen)), ("dense", n * n)):
+        expected = 6 * (n * (L * weights + V * d) + 2 * L * h * c * pairs)
+        assert model.flops(level).total == expected
+    wrong = call.draw(st.dictionaries(NAMES, ANYTHING, max_size=2), "wrong")
+    call.given |= wrong
+    call.show(call.of(functools.partial(fc.from_hf, config=config | wrong)).flops())
+
+
+def ask_a_count(call):
+    count = call.draw(MODELS).flops()
+    assert call.of(count.for_tokens) is not None
+    assert np.all(call.of(call.draw(st.sampled_from([count.mfu, count.hfu]))) >= 0)
+
+
+def meter_steps(call):
+    """On a clock of one second a step."""
+    model, now = call.draw(MODELS), [0.0]
+    meter = call.of(functools.partial(fc.Meter, model=model, clock=lambda: now[0]))
+    for _ in range(call.draw(st.integers(1, 5), "steps")):
+        now[0] += 1
+        meter.step()
+    rate = call.show(meter.reading()).flops_per_second
+    assert rate in (None, expected_total(model, batch_size=int(call.given["batch_size"])))
+
+
+def measure_modules(call):
+    """Two layers, by hand; and what is subtracted from itself leaves nothing."""
+    batch, inputs, outputs = (call.draw(st.integers(1, 8)) for _ in range(3))
+    layers = torch.nn.Linear(inputs, outputs), torch.nn.Linear(outputs, 3)
+    given = dict(keywords={"input": torch.ones(batch, inputs)})
+    measure = functools.partial(fc.torch.count, **given)
+    measured = call.show(call.of(measure, module=(torch.nn.Sequential(*layers),)))
+    assert not (measured - measured).nonzero.terms
+    assert not measured.not_counted
+    assert measured.forward == 2 * batch * outputs * (inputs + 3)
+
+
+def draw_for_tests(call):
+    """Strategies, and the assertion on a network that is of another kind."""
+    strategies = call.of(testing.models), call.of(testing.lengths)
+    assert not any(s.is_empty for s in (*strategies, testing.configs(call.any("families", "llama"))))
+    module, model = torch.nn.Embedding(3, 3), fc.Decoder(
+        vocab_size=3, seq_len=2, num_channels=2, num_layers=1, num_heads=1
+    )  # fmt: skip
+    with pytest.raises(AssertionError, match="parameters: the module has 9,"):
+        testing.assert_counts(module, model, level=call.any("level", "dense"))
+
+
+def compare_ways(call):
+    """The terms missed and added are all of the difference to the causal count."""
+    compared = call.show(call.of(fc.compare, model=(call.model(),)))
+    causal = compared.rows[0]
+    for row in compared.rows:
+        for part in ("self", "cross"):
+            flops = getattr(row, f"{part}_part")
+            if not isinstance(flops, str):  # not covered
+                terms = sum(entry.flops for entry in row.differences if entry.part == part)
+                missed = flops - getattr(causal, f"{part}_part") - terms
+                assert np.all((missed.expand() if is_symbolic(missed) else missed) == 0)
+
+
+def compare_optima(call):
+    found = call.show(call.of(fc.compare_optima))
+    # None is better than the causal optimum.
+    assert all(row.numbers is None or row.numbers.excess_loss > -1e-9 for row in found.rows)
+
+
+def plan_runs(call):
+    models = [call.any("models", MODELS) for _ in range(call.draw(st.integers(1, 2)))]
+    budgets = [call.any("budgets", 1e15, 10**18, 3e22, Fraction(10**19, 3)) for _ in range(2)]
+    batch_size, level = call.any("batch_size", 1, 80), call.any("level", None, "causal", "dense")
+    runs = fc.isoflop_runs(models, budgets, batch_size, level=level)
+    asked = [(budget, model) for budget in budgets for model in models]
+    for run, (budget, model) in zip(runs, asked, strict=True):
+        step = expected_total(model, level or "causal", True, int(batch_size))
+        assert run.steps == math.ceil(Fraction(budget) / step)
+        assert run.flops == run.steps * step
+
+
+def plan_families(call):
+    call.show(call.of(fc.plan, budgets=([1e15], [10**17]), search=(call.of(plan.Search),)))
+
+
+def ask_laws(call):
+    law, flops = ScalingLaw(0.5, 0.5, 0.1, 2.0, "example"), call.any("flops", 1e20, 10**18, 5)
+    assert math.isclose(law.n_opt(flops), 0.1 * float(flops) ** 0.5, rel_tol=1e-12)
+    law.d_opt(flops), CHINCHILLA_SURFACE.d_opt(flops)
+    call.of(CHINCHILLA_SURFACE.loss, params=(1e9,), tokens=(20e9,))
+    budget = call.of(plan.budget_from_gpu_hours, device=("h200",), dtype=("bf16",))
+    # 989.4 TFLOP/s dense bf16.
+    hours, rate = float(call.given["gpu_hours"]), float(call.given["mfu"])
+    assert math.isclose(budget, hours * 3600 * rate * 989.4e12)
+
+
+def fit_tables(call):
+    """Tables with wrong cells, read and fitted by each approach."""
+    fit = call.draw(st.sampled_from([name for name in fc.__all__ if name.startswith("fit_")]))
+    read = fc.read_curves if fit == "fit_training_curves" else fc.read_runs
+    call.given |= dict.fromkeys(["source", "cells", "rows"])
+    own = dict(optima=(fit == "fit_optima",)) if read is fc.read_runs else {}
+    table = call.show(call.of(read, **own))
+    found = call.show(call.of(getattr(fc, fit), runs=(table,), curves=(table,)))
+    predicted = call.of(found.predict, flops=(1e21,))
+    assert predicted.params > 0 < predicted.tokens
+
+
+@functools.cache
+def options_of(command):
+    """The options that a command's help lists."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        command_line([command, *(["decoder"] if command in TAKE_A_MODEL else []), "--help"])
+    return sorted(set(re.findall(r"--[a-z][\w.-]+", said.getvalue())))
+
+
+MODEL_WORDS = (
+    "perceiver-ar --vocab-size 9 --num-latents 8 --num-prefix 8 --num-channels 16 --num-layers 2",
+    "decoder --vocab-size 9 --seq-len 8 --num-channels 16 --num-layers 2 --num-heads 2",
+    "hf ./config.json --seq-len 8",
+    "./config.json --seq-len 8",
+)
+NEEDED = {
+    "plan": "--budgets 1e16 --vocab-size 262 --num-latents 256 --batch-size 8 --widths 64 512 "
+    "--depths 2 8",
+    "fit": "runs.csv",
+    "roofline": "--device h100",
+    "generate": "--prompt-len 3 --new-tokens 4",
+}
+WORDS = st.sampled_from(
+    ["", "-1", "0", "8", "1e9", "nan", "inf", "x", "9" * 60, "0.5", "true", "--", "-h", "é", "/"]
+    + ["causal", "executed", "palm", "h200", "reentrant", "nowhere.csv", "config.json"]
+)
+
+
+def commands(call):
+    """Legal words, with options and words of every kind behind them or in their place."""
+    command = call.draw(st.sampled_from([*COMMANDS, "nonsense"]), "command")
+    words = call.draw(st.sampled_from(MODEL_WORDS)).split() if command in TAKE_A_MODEL else []
+    words += NEEDED.get(command, "").split()
+    if command in COMMANDS and (known := options_of(command)):
+        for option in call.draw(st.lists(st.sampled_from(known), max_size=3), "options"):
+            words += [option, *call.draw(st.lists(WORDS, max_size=2))]
+    if words and call.draw(st.booleans(), "replaced"):
+        words[call.draw(st.integers(0, len(words) - 1))] = call.draw(WORDS)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            status = command_line([command, *words])
+        except SystemExit as stop:
+            status = stop.code or 0
+    assert status in (0, 2)
+    call.given[""] = None  # what is said of a word need not name an option
+    if status == 2:
+        raise ValueError(said.getvalue())
+
+
+UNNAMED = re.compile("unsupported operand type")
+"""Python's own words where a relation of SymPy is taken for a size: it has no arithmetic."""
+JUDGED = (
+    count_a_step, tune, answer_prompts, share_among_devices, count_executed, read_configs,
+    ask_a_count, meter_steps, measure_modules, draw_for_tests, compare_ways, compare_optima,
+    plan_runs, plan_families, ask_laws, fit_tables, commands,
+)  # fmt: skip
+
+
+def public(name):
+    """A boundary that calls what has the name, and nothing else."""
+
+    def boundary(call):
+        call.given |= dict.fromkeys(["source"] * name.startswith("read_"))
+        call.show(call.of(getattr(fc, name)))
+
+    boundary.__name__ = name
+    return boundary
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    """Raise a TimeoutError in what computes for longer."""
+
+    def expire(*_):
+        raise TimeoutError(f"no answer within {seconds} s")
+
+    previous = signal.signal(signal.SIGPROF, expire)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
+
+
+def fuzz(boundary, **options):
+    """How often drawn calls were answered, and how often refused; what else they are is raised."""
+    outcomes = collections.Counter()
+
+    def calls(data):
+        call = Call(data)
+        try:
+            with time_limit(SECONDS_PER_CALL), contextlib.redirect_stdout(io.StringIO()):
+                boundary(call)
+        except (ValueError, TypeError) as error:
+            named = any(str(name) in str(error) for name in call.given)
+            assert str(error), "an error without a message"
+            assert named or UNNAMED.match(str(error)), f"no argument is named: {error}"
+            outcomes["refused"] += 1
+        else:
+            outcomes["answered"] += 1
+
+    calls.__name__ = boundary.__name__
+    settings(**options)(given(st.data())(calls))()
+    return outcomes
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path, monkeypatch):
+    """The files that command lines read; what they write goes beside them."""
+    monkeypatch.chdir(tmp_path)
+    with Path("runs.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([HEADINGS, *RUNS])
+    Path("config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+
+
+@pytest.mark.parametrize("boundary", JUDGED, ids=lambda boundary: boundary.__name__)
+def test_it_gives_a_right_count_or_an_error_that_names_an_argument(boundary):
+    outcomes = fuzz(boundary)
+    assert outcomes["answered"] > 0 < outcomes["refused"]
+
+
+@pytest.mark.parametrize("name", fc.__all__)
+def test_every_public_name_gives_an_answer_or_an_error_that_names_an_argument(name):
+    outcomes = fuzz(public(name), max_examples=max(25, settings().max_examples // 4))
+    assert outcomes["answered"] > 0 < outcomes["refused"]

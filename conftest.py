@@ -23,6 +23,7 @@ collect_ignore = [path for path, library in NEEDED.items() if not is_installed(l
 
 # How long an example takes says what else the machine does.
 hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=4_000)
 hypothesis.settings.load_profile("untimed")
 
 # Printed examples are as wide as in a file, whatever terminal the tests run in.
@@ -33,6 +34,16 @@ if is_installed("torch"):
 
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Say of a record that is older than the code which command renews it."""
+    report = yield
+    if report.failed and (mark := item.get_closest_marker("record")):
+        (command,) = mark.args
+        report.sections.append(("the record is old", f"{command} renews it"))
+    return report
 
 
 def pytest_collection_modifyitems(items):

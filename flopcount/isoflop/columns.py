@@ -199,6 +199,9 @@ def find_columns(
     repeated = sorted({heading for heading in headings if headings.count(heading) > 1})
     if repeated:
         raise ValueError(f"heading {repeated[0]!r} occurs more than once: {columns}")
+    for role, name in given.items():
+        if not isinstance(name, str | None):
+            raise TypeError(f"{role} = {quoted(name)}: expected a column's name; {columns}")
     taken = set(given.values())
     found = {}
     for role in roles:
@@ -273,18 +276,18 @@ def read_table(source: object) -> tuple[list[str], list[list[Any]]]:
         )
     if not all(isinstance(heading, str | int) for heading in source):
         raise TypeError(f"source has the headings {quoted(list(source))}: expected text")
-    columns = [list(values) for values in source.values()]
+    try:
+        columns = [list(values) for values in source.values()]
+    except TypeError as error:
+        raise TypeError(f"source has a column that is none: {error}; expected sequences") from error
     if len({len(column) for column in columns}) != 1:
         raise ValueError("source has no columns or columns of different lengths: expected one")
     return [str(heading) for heading in source], [list(row) for row in zip(*columns, strict=True)]
 
 
 def cell_text(cell: object) -> str:
-    """The cell as text; of an object that cannot be shown, its type."""
-    try:
-        return str(cell).strip()
-    except Exception:  # the object is the caller's, and so may be its __str__
-        return f"a {type(cell).__name__}"
+    """The cell as text."""
+    return quoted(cell) if isinstance(cell, int) else str(cell).strip()
 
 
 SMALLEST, LARGEST = 1e-100, 1e100
@@ -322,7 +325,7 @@ def positive(
             cell = cell.replace(",", "")
     try:
         number = unit * float(cell)  # type: ignore[arg-type]
-    except Exception:  # the object is the caller's, and so may be its __float__
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if SMALLEST <= number <= LARGEST else None
 

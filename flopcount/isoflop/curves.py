@@ -123,6 +123,8 @@ def read_curves(
     import numpy as np
 
     headings, rows = read_table(source)
+    if not isinstance(run, str | Sequence | None):
+        raise TypeError(f"run = {quoted(run)}: expected a column's name, or several")
     names = [run] if run is None or isinstance(run, str) else list(run)
     for name in names[1:]:
         find_columns(headings, {"run": name}, ["run"])

@@ -124,6 +124,7 @@ def isoflop_runs(
     if is_array(batch) or is_symbolic(batch):
         raise TypeError(f"batch_size = {quoted(batch_size)}: expected one integer")
     for name, values in (("models", models), ("budgets", budgets)):
+        _require_sequence(name, values)
         if not values:
             raise ValueError(f"{name} is empty: expected at least one")
     return [
@@ -131,6 +132,11 @@ def isoflop_runs(
         for budget in budgets
         for model in models
     ]
+
+
+def _require_sequence(name: str, values: object) -> None:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"{name} = {quoted(values)}: expected a sequence")
 
 
 def _per_step(
@@ -596,14 +602,15 @@ def plan(budgets: Sequence[float], search: Search | None = None, **fields: Any) 
     >>> [round(entry.ratio, 1) for entry in proposed.families[0].proposals]
     [0.2, 1.0, 4.1]
     """
-    if isinstance(budgets, str) or not isinstance(budgets, Sequence):
-        raise TypeError(f"budgets = {quoted(budgets)}: expected a sequence of numbers")
+    _require_sequence("budgets", budgets)
     if not budgets:
         raise ValueError("budgets is empty: expected at least one")
     if search is None:
         search = Search(**fields)
     elif fields:
         raise TypeError(f"search with {', '.join(fields)}: expected one of the two")
+    elif not isinstance(search, Search):
+        raise TypeError(f"search = {quoted(search)}: expected a Search, or its fields")
     search.check()
     prior = search.prior()
     grid = _Shapes.of(search) if search.shapes is None else None

@@ -26,6 +26,7 @@ from validate.witnesses import compiled_code
 from validate.witnesses.compiled_code import DTYPES, Launch
 
 ROWS = compiled_record.read()
+of_the_record = pytest.mark.record("python -m validate.compiled_record")
 
 
 def test_every_padded_head_dim_is_shipped():
@@ -40,25 +41,29 @@ def test_every_padded_head_dim_is_shipped():
             }  # fmt: skip
 
 
+@of_the_record
 def test_what_is_recorded_was_compiled_from_the_code_as_it_is():
-    # Red where a kernel or a tiling changed: python -m validate.compiled_record compiles anew.
     assert ROWS
     assert stale(ROWS, {launch_of(row) for row in ROWS if row["kernel"] in NAMES}) == []
 
 
+@of_the_record
 def test_every_shipped_launch_has_been_compiled():
     assert stale(ROWS, shipped_launches()) == []
 
 
+@of_the_record
 def test_no_recorded_kernel_has_a_fault():
     assert [row for row in ROWS if row["faults"]] == []
     assert {(row["stack"], row["spill stores"]) for row in ROWS} == {("0", "0")}
 
 
+@of_the_record
 def test_the_page_is_what_the_record_says():
     assert compiled_record.PAGE.read_text() == page(ROWS)
 
 
+@of_the_record
 def test_the_record_has_the_tilings_that_are_shipped():
     for row in ROWS:
         if row["kernel"] in NAMES:
@@ -67,6 +72,7 @@ def test_the_record_has_the_tilings_that_are_shipped():
             assert recorded == list(tiling[:3]), row
 
 
+@of_the_record
 def test_a_launch_whose_kernel_is_missing_is_stale():
     gone = next(row for row in ROWS if row["kernel"] == "attention_forward")
     launch = launch_of(gone)
@@ -74,6 +80,7 @@ def test_a_launch_whose_kernel_is_missing_is_stale():
     assert stale([row for row in ROWS if row is not gone], [launch]) == [launch]
 
 
+@of_the_record
 def test_a_changed_tiling_makes_its_launches_stale(monkeypatch):
     shipped = compiled_code.shipped_tiling
 
@@ -184,6 +191,7 @@ def test_a_tiling_tuned_for_more_keys_is_compiled_too(monkeypatch):
     assert set(stale([], launches)) == {x for x in launches if expected[x]}
 
 
+@of_the_record
 def test_rows_of_launches_that_are_gone_are_dropped(monkeypatch, tmp_path):
     gone = ROWS[0] | {"tuned for": "4096"}
     written = []

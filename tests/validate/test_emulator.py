@@ -414,17 +414,19 @@ def test_counts_are_named_as_the_hardware_names_them(pool):
             assert total == memory[f"global {kind} bytes"]
 
 
+@pytest.mark.record("python -m validate.emulator.shipped")
 def test_the_record_of_shipped_launches_is_of_the_code_at_hand():
     rows = shipped.read()
     assert rows
     for row in rows:
         assert float(row["share"]) <= 1, row
         assert (row["missed"], row["unsafe"]) == ("0", "0"), row
-    assert len(shipped.current(rows)) == len(rows), "python -m validate.emulator.shipped"
+    assert len(shipped.current(rows)) == len(rows)
     page = (shipped.DOCS / "emulator.md").read_text(encoding="utf-8")
     assert f"{len(rows)} of {len(shipped.shipped_launches())} shipped launches" in page
 
 
+@pytest.mark.record("python -m validate.emulator.shipped")
 def test_rows_of_other_code_do_not_count(tmp_path):
     (row, *_) = shipped.read()
     path = tmp_path / "rows.csv"

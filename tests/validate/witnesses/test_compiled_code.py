@@ -47,6 +47,7 @@ def test_shipped_kernels_have_no_fault(compiled, launch):
         assert len(kernel.segments) == len(kernel.loop_products)
 
 
+@pytest.mark.record("python -m validate.compiled_record")
 @pytest.mark.parametrize("launch", SHIPPED, ids=str)
 def test_the_record_holds_what_is_compiled(compiled, launch):
     rows = [compiled_record.as_row(kernel) for kernel in of(compiled, launch, "")]

@@ -8,7 +8,7 @@ the signature, with their legal values in :data:`LEGAL`: a new one joins there, 
 
     pytest tests/flopcount/test_boundaries.py --hypothesis-profile fuzz
 
-draws 100,000 calls and more, 2,000 of each boundary.
+draws 100,000 calls.
 """
 
 import collections
@@ -226,7 +226,7 @@ class Call:
     def __init__(self, data):
         self.draw, self.given = data.draw, {}
         # Calls of many arguments get past the first only where most of them are legal.
-        self.odds = self.draw(st.sampled_from([99, 9]), "one in")
+        self.odds = self.draw(st.sampled_from([99, 4]), "one in")
         self.sizes = self.draw(st.sampled_from([INTS, ARRAYS, SYMBOLS]), "sizes")
 
     def any(self, name, *legal):
@@ -657,6 +657,8 @@ def fuzz(boundary, **options):
             outcomes["answered"] += 1
 
     calls.__name__ = boundary.__name__
+    # The share of every test run is the same each time: what it finds is of the change.
+    options = dict(derandomize=settings().max_examples < 1000) | options
     settings(**options)(given(st.data())(calls))()
     return outcomes
 
@@ -676,9 +678,9 @@ def test_it_gives_a_right_count_or_an_error_that_names_an_argument(boundary):
     assert outcomes["answered"] > 0 < outcomes["refused"]
 
 
-@pytest.mark.parametrize("name", fc.__all__)
+@pytest.mark.parametrize("name", sorted({*fc.__all__} - {judged.__name__ for judged in JUDGED}))
 def test_every_public_name_gives_an_answer_or_an_error_that_names_an_argument(name):
-    outcomes = fuzz(public(name), max_examples=max(25, settings().max_examples // 4))
+    outcomes = fuzz(public(name), max_examples=settings().max_examples // 4)
     assert outcomes["answered"] > 0 < outcomes["refused"]
 
 

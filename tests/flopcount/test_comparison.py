@@ -359,3 +359,38 @@ def test_a_block_that_nobody_knows_is_covered_by_parameters_alone():
     covered = {row.name for row in fc.compare(odd).rows if row.self_part != "not covered"}
     assert covered == {"causal", "dense", "6n", "hf-trainer"}
     assert_differences_add_up(odd)
+
+
+def test_a_comparison_prints_every_way_and_its_reasons():
+    small = fc.PerceiverAR(
+        vocab_size=5, num_latents=2, num_prefix=4, num_channels=6, num_layers=2, num_heads=2,
+        prefix_dropout=0.5, widening_factor=2,
+    )  # fmt: skip
+    sides, reasons = fc.compare(small)._tables()
+    cells = {row[0]: row[1:] for row in sides.rows}
+    # Per layer 2·6·6 + 2·6·6 and 2·2·6·6, and 2·1.5·6 of pairs; 30 of the output; 6 FLOPs each.
+    assert cells["causal"] == [6 * (2 * (288 + 18) + 30), "576", "4,428", "100.00%", "100.00%"]
+    assert cells["kaplan"] == [3600, "not covered", "not covered", "93.46%", "not covered"]
+    assert cells["nanotron"] == ["not covered"] * 5
+    assert [row[0] for row in reasons.rows] == [row[0] for row in sides.rows]
+    assert reasons.rows[1] == [
+        "dense", "nothing", "the masked half of both attention products (+1.87%)"
+    ]  # fmt: skip
+
+
+def test_ratios_of_arrays_and_symbols():
+    def ratios(length):
+        model = dict(vocab_size=5, seq_len=length, num_channels=4, num_layers=1, num_heads=2)
+        return [row[-1] for row in fc.compare(fc.Decoder(**model))._tables()[0].rows[:2]]
+
+    # 6·(12·16 + 20) and 6·4·(n + 1) a token, 6·4·2n if dense: 1,368 of 1,344 and 1,464 of 1,392.
+    assert ratios(np.array([2, 4])) == ["100.00% … 100.00%", "101.79% … 105.17%"]
+    n = sympy.Symbol("n", integer=True, positive=True)
+    first, second = map(sympy.sympify, ratios(n))
+    assert first == 1
+    assert second.subs("n", 2) == sympy.Rational(1368, 1344)
+
+
+@pytest.mark.parametrize("name", ["article", "article-update", "megatron"])
+def test_projections_and_mlp_are_no_difference(name):
+    assert not {term for _, term in of(name)} & {"projections and MLP", "query", "mlp up"}

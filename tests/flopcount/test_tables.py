@@ -190,6 +190,13 @@ def test_cells_stay_whole_while_there_is_space():
         assert f"bbbbbb{' ' * between}xxx" in printed
         assert f"xxx{' ' * between}xxx" in printed
 
+    # Where even two blanks are too many, in parts: 12 + 26 + 12, and 5 blanks, are 55.
+    for cell, width, parts in (("aaaaa bbbbbb", 55, 1), ("aaaaa bbbbbb", 54, 2)):
+        printed = table(["k", "t", "u"], [[cell, "v" * 26, "c" * 12 + " c"]], width=width)
+        assert printed.count("\n\n") + 1 == parts
+    one = table(["k", "t", "u"], [["aaaaa bbbbbbb", "v" * 26, "c" * 12 + " cc"]], width=54)
+    assert "\n\n" not in one
+
 
 def test_a_line_is_as_long_as_the_table_is_wide():
     text = "aaaaa bbbbb ccccc ddddd eeeee"  # 29, with a blank on each side 31

@@ -159,6 +159,19 @@ def test_an_interrupted_run_keeps_what_it_found_right(monkeypatch, tmp_path):
     assert verification._kept(now) == {"0": {"finding": "equal"}}
 
 
+def test_a_witness_that_cannot_answer_is_a_verdict(monkeypatch, tmp_path, capsys):
+    def broken():
+        raise IndexError("out of range")
+
+    monkeypatch.setattr(verification, "PART", tmp_path / "part.jsonl")
+    verdict = verification._checked("a formula × a witness", broken, "now")
+    assert (verdict.formula, verdict.witness) == ("a formula", "a witness")
+    assert verdict.finding == "IndexError: out of range"
+    assert not verdict.holds
+    assert verification._kept({"a formula × a witness": "now"}) == {}
+    assert "in broken" in capsys.readouterr().err
+
+
 EMULATED = (
     "executed FLOPs of attention; exponentials and bytes of its kernels × "
     "execution of the code assembled for sm_90, without a GPU"

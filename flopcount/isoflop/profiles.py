@@ -296,6 +296,8 @@ def _groups(runs: Runs, budgets: Sequence[float] | None) -> list[IndexArray]:
     import numpy as np
 
     if budgets is not None:
+        if isinstance(budgets, str) or not isinstance(budgets, Sequence | np.ndarray):
+            raise TypeError(f"budgets = {quoted(budgets)}: expected a sequence of numbers")
         centres = np.log(sorted({require_positive_number("budgets", value) for value in budgets}))
         if len(centres) == 0:
             raise ValueError("budgets is empty: expected at least one, or None")

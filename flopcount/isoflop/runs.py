@@ -25,7 +25,7 @@ from flopcount.isoflop.columns import (
     unknown_unit,
 )
 from flopcount.isoflop.laws import FLOPS_PER_PARAM_TOKEN
-from flopcount.sizes import quoted
+from flopcount.sizes import quoted, require_flag
 from flopcount.tables import Shown, Table
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def read_runs(
     if "budget" in columns and "flops" not in columns and not by_rule:
         columns["flops"] = columns["budget"]
     has_quantity = sum(role in columns for role in ("params", "tokens", "flops")) >= 2
-    if not (optima or "loss" in columns) or not has_quantity:
+    if not (require_flag("optima", optima) or "loss" in columns) or not has_quantity:
         expected = f"{'' if optima else 'loss and '}two of params, tokens, flops"
         raise missing(headings, columns, expected)
     good, flagged, decimal_commas = parse_rows(headings, rows, columns)

@@ -24,6 +24,8 @@ EQUIVALENT = {
     "flopcount.tables.text_width: 0 -> -1": "lines of a terminal, which nothing asks for",
     "flopcount.tables._side_by_side: 1 -> 0 (3)": "the first part alone may consist of keys",
     "flopcount.tables._rendered: True -> False": "both lists have an entry for each column",
+    "flopcount.tables._rendered: True -> False (2)": "both lists have an entry for each column",
+    "flopcount.tables._rendered: True -> False (3)": "columns have a cell for each row",
 }
 DRAWN = 50
 OWN = "own tests"

@@ -47,11 +47,11 @@ class Implementation:
     """A way to compute attention.
 
     Attributes:
-        name: as in the tables.
-        build: makes it for a shape on a device.
-        compiles: whether the first call of a shape compiles for seconds, which can happen in
+        name: As in the tables.
+        build: Makes it for a shape on a device.
+        compiles: Whether the first call of a shape compiles for seconds, which can happen in
             several processes at once.
-        ours: whether it is this project's.
+        ours: Whether it is this project's.
     """
 
     name: str

@@ -21,11 +21,11 @@ def with_attention(name: str, shapes: Iterable[Shape]) -> str:
     compiled or timed.
 
     Args:
-        name: of :data:`~benchmarks.attention.implementations.IMPLEMENTATIONS`, or of ``models``.
-        shapes: the attention calls that the network makes.
+        name: Of :data:`~benchmarks.attention.implementations.IMPLEMENTATIONS`, or of ``models``.
+        shapes: The attention calls that the network makes.
 
     Raises:
-        ValueError: if neither has it.
+        ValueError: If neither has it.
     """
     if name in ATTENTION:
         return name

@@ -135,7 +135,7 @@ def located(function: str) -> Callable[[], Any]:
     """The function that ``path/to/module.py:name`` names.
 
     Raises:
-        ProfileError: if there is none.
+        ProfileError: If there is none.
     """
     file, separator, name = function.rpartition(":")
     path = Path(file)
@@ -257,8 +257,8 @@ class Profiler:
         """Execute a launch, and add it to its kernel's.
 
         Raises:
-            ValueError: where a multiprocessor does not hold one of its programs.
-            MachineError: where it touches what it must not touch, or waits forever.
+            ValueError: Where a multiprocessor does not hold one of its programs.
+            MachineError: Where it touches what it must not touch, or waits forever.
         """
         at_once = held_at_once(launch)
         kernel = self.kernels.setdefault(launch.name, KernelProfile(launch.name))
@@ -314,7 +314,7 @@ def profile(
         configurations: Of an autotuned kernel, values of the configuration to take.
 
     Raises:
-        ProfileError: if it cannot be called, raises, or launches nothing.
+        ProfileError: If it cannot be called, raises, or launches nothing.
     """
     import triton
 

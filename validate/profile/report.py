@@ -68,7 +68,7 @@ def read(path: Path) -> Profile:
     """A profile that ``--json`` wrote.
 
     Raises:
-        ProfileError: if it is none.
+        ProfileError: If it is none.
     """
     try:
         held = json.loads(path.read_text(encoding="utf-8"))

@@ -106,7 +106,7 @@ def held_at_once(launch: EmulatedLaunch) -> int:
     """How many of a launch's programs a multiprocessor holds.
 
     Raises:
-        ValueError: if it does not hold one.
+        ValueError: If it does not hold one.
     """
     held = programs_at_once(launch.code.registers, launch.num_warps, launch.shared)
     if not held:

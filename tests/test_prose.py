@@ -1,12 +1,16 @@
 """The project's prose uses the field's words, and none that only its authors understand."""
 
 import ast
+import inspect
 import io
 import re
 import tokenize
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import flopcount as fc
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flopcount", "kernels", "models", "validate", "benchmarks", "tests")
@@ -93,3 +97,86 @@ def test_the_article_has_title_and_link_where_it_is_first_named():
     first = re.search(r"\barticle\b", readme).start()
     near = " ".join(readme[first : first + 400].split())
     assert "[Training compute-optimal Perceiver AR language models](https://" in near
+
+
+SECTIONS = ("Args", "Attributes", "Raises", "Returns", "Source", "Yields")
+HEADING = re.compile(r"^([A-Z]\w+):$", re.MULTILINE)
+# Of an entry, what it says; single letters are sizes, and a few names are written small.
+ENTRY = re.compile(
+    r"^    (?:[\w.*`]+(?:, [\w.*`]+)*(?: \([^)]*\))?: )(?!log |cos )([a-z]{2,}[ ,;:.].*)"
+)
+
+
+def faults(docstring: str) -> list[str]:
+    """Headings that no section has, and entries of a section that start small."""
+    wrong = [name for name in HEADING.findall(docstring) if name not in SECTIONS]
+    section = ""
+    for line in docstring.splitlines():
+        if line and not line.startswith(" "):
+            section = line.removesuffix(":") if HEADING.match(line) else ""
+        elif section in ("Args", "Attributes", "Raises") and (entry := ENTRY.match(line)):
+            wrong.append(entry[1])
+    return wrong
+
+
+def docstrings(source: str) -> Iterator[str]:
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, kinds) and (docstring := ast.get_docstring(node)):
+            yield docstring
+
+
+@pytest.mark.parametrize("package", sorted(set(PACKAGES) - {"tests"}))
+def test_docstrings_have_googles_sections_with_capitalised_entries(package):
+    for path in (ROOT / package).rglob("*.py"):
+        for docstring in docstrings(path.read_text(encoding="utf-8")):
+            assert not faults(docstring), path
+
+
+def test_another_section_and_a_small_entry_are_found():
+    good = "What.\n\nArgs:\n    x: Sizes.\n    k, v: n of them.\n\nReturns:\n    A sum.\n\n>>> 1\n1"
+    assert faults(good) == []
+    assert faults(good.replace("Args", "Parameters")) == ["Parameters"]
+    assert faults(good.replace("\n>>> 1", "\nExample:\n    >>> 1")) == ["Example"]
+    assert faults(good.replace("Sizes", "sizes")) == ["sizes."]
+
+
+def undocumented(name: str, public: Callable) -> list[str]:
+    """Arguments that a docstring of more than a line does not name; fields may be a base's."""
+    bases = public.__mro__ if inspect.isclass(public) else (public,)
+    text = "\n".join(inspect.getdoc(base) or "" for base in bases)
+    arguments = set(inspect.signature(public).parameters) - {"self", "cls"}
+    if len((inspect.getdoc(public) or "").splitlines()) == 1 and not inspect.isclass(public):
+        return []
+    entries = re.findall(r"^    +([\w, ]+?)(?: \([^)]*\))?: ", text, flags=re.MULTILINE)
+    named = {word for entry in entries for word in entry.split(", ")}
+    return sorted(f"{name}.{argument}" for argument in arguments - named)
+
+
+def callables() -> Iterator[tuple[str, Callable]]:
+    """What ``flopcount`` exports and can be called, and the public methods of it."""
+    for name in fc.__all__:
+        public = getattr(fc, name)
+        if callable(public):
+            yield name, public
+        if inspect.isclass(public):
+            for method, function in vars(public).items():
+                if inspect.isfunction(function) and not method.startswith("_"):
+                    yield f"{name}.{method}", function
+
+
+def test_public_docstrings_say_what_every_argument_is():
+    found = [fault for name, public in callables() for fault in undocumented(name, public)]
+    assert sum(1 for _ in callables()) > 60
+    assert found == []
+
+
+def test_an_argument_that_is_not_documented_is_found():
+    def area(width, height):
+        """Of a rectangle.
+
+        Args:
+            width: In metres.
+        """
+
+    assert undocumented("area", area) == ["area.height"]

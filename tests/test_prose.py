@@ -141,6 +141,23 @@ def test_another_section_and_a_small_entry_are_found():
     assert faults(good.replace("Sizes", "sizes")) == ["sizes."]
 
 
+def without_legend(source: str) -> bool:
+    """Whether a module speaks of shapes in letters, and its docstring of no letters."""
+    legend = ast.get_docstring(ast.parse(source)) or ""
+    return "(B, " in source and "Letters" not in legend
+
+
+@pytest.mark.parametrize("package", ["kernels", "models", "benchmarks"])
+def test_letters_of_shapes_have_one_legend_in_a_module(package):
+    paths = list((ROOT / package).rglob("*.py"))
+    assert [path for path in paths if without_legend(path.read_text(encoding="utf-8"))] == []
+
+
+def test_a_missing_legend_is_found():
+    assert without_legend('"""What."""\nx = y  # (B, N)')
+    assert not without_legend('"""What.\n\nLetters: B batch, N queries."""\nx = y  # (B, N)')
+
+
 def undocumented(name: str, public: Callable) -> list[str]:
     """Arguments that a docstring of more than a line does not name; fields may be a base's."""
     bases = public.__mro__ if inspect.isclass(public) else (public,)

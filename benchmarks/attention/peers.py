@@ -1,4 +1,7 @@
-"""Peers of whole models and blocks: our networks with another attention in them."""
+"""Peers of whole models and blocks: our networks with another attention in them.
+
+Letters: B batch, Q queries, S keys, H heads, C channels of a head.
+"""
 
 from __future__ import annotations
 

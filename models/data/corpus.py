@@ -2,6 +2,8 @@
 
 A window is M + N + 1 consecutive tokens. The first M + N go into the model; the targets are the
 last N, for each latent the token after it. A decoder-only model is the case M = 0.
+
+Letters: B batch, M prefix tokens, N latents.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ A decoder-only model has M = 0 and N = its sequence length, and follows the same
 
 Without a cache every token costs a forward pass over the context; with it, one over the token,
 except once in ``block`` tokens.
+
+Letters: B batch, T tokens of the prompt, M prefix positions, N latents, V vocabulary.
 """
 
 from __future__ import annotations

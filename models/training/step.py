@@ -2,6 +2,8 @@
 
 Options of :class:`Execution` change speed and memory, and results by no more than rounding. On a
 CPU the defaults are plain single-precision PyTorch.
+
+Letters: B batch, M prefix tokens, K of them kept, N latents.
 """
 
 from __future__ import annotations

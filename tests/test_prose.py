@@ -158,6 +158,37 @@ def test_a_missing_legend_is_found():
     assert not without_legend('"""What.\n\nLetters: B batch, N queries."""\nx = y  # (B, N)')
 
 
+TENSORS = re.compile(
+    r"^(tl\.(arange|full|dot|exp2|where)|load_rows|zero_rows|scale_rows|not_before"
+    r"|product_over_channels|add_product_over_rows)$"
+)
+KERNELS = [ROOT / "kernels/attention" / f"{name}.py" for name in ("forward", "backward", "tiles")]
+
+
+def without_shape(source: str) -> list[str]:
+    """Assignments of a kernel that make a tensor, and on whose last line no shape trails."""
+    lines, names = source.splitlines(), []
+    for node in ast.walk(ast.parse(source)):
+        decorators = map(ast.unparse, getattr(node, "decorator_list", ()))
+        if any(each.startswith("triton.jit") for each in decorators):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Assign) and isinstance(inner.value, ast.Call):
+                    makes = TENSORS.match(ast.unparse(inner.value.func))
+                    if makes and "# (" not in lines[inner.end_lineno - 1]:
+                        names.append(ast.unparse(inner))
+    return names
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_a_shape_trails_each_tensor_of_a_kernel(path):
+    assert without_shape(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_tensor_without_a_shape_is_found():
+    source = "@triton.jit\ndef f(a):\n    x = tl.exp2(a)\n    y = tl.exp2(a)  # (M, J)\n"
+    assert without_shape(source) == ["x = tl.exp2(a)"]
+
+
 def undocumented(name: str, public: Callable) -> list[str]:
     """Arguments that a docstring of more than a line does not name; fields may be a base's."""
     bases = public.__mro__ if inspect.isclass(public) else (public,)

@@ -168,7 +168,7 @@ def add_key_value_tiles(
         weights = tl.exp2(scores - tl.load(statistics + query)[None, :])  # (J, M)
         if MASK == "causal":
             hidden = not_before(first_key - start - 1, weights.shape[0], BLOCK_QUERIES)  # (J, M)
-            weights = tl.where(hidden, 0.0, weights)
+            weights = tl.where(hidden, 0.0, weights)  # (J, M)
         grad_tile = load_rows(
             moved(grad_rows, grad_out, last - start), BLOCK_QUERIES, PARTS, MASK == "none"
         )  # (M, C̄)
@@ -308,16 +308,20 @@ def add_query_tiles(
     k_rows, v_rows = rows_from(keys[0], first), rows_from(keys[1], first)
     k, v = k_rows[0], v_rows[0]
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_tile = load_rows(moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none")
-        v_tile = load_rows(moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none")
+        k_tile = load_rows(
+            moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none"
+        )  # (J, C̄)
+        v_tile = load_rows(
+            moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none"
+        )  # (J, C̄)
         scores = product_over_channels(q, k_tile) * scale_log2  # (M, J)
         weights = tl.exp2(scores - row_lse_log2[:, None])  # (M, J)
         if MASK == "end":
             inside = tl.arange(0, BLOCK_KEYS) < last - start  # (J,)
-            weights = tl.where(inside[None, :], weights, 0.0)
+            weights = tl.where(inside[None, :], weights, 0.0)  # (M, J)
         if MASK == "causal":
             admitted = not_before(first_query - start, weights.shape[0], BLOCK_KEYS)  # (M, J)
-            weights = tl.where(admitted, weights, 0.0)
+            weights = tl.where(admitted, weights, 0.0)  # (M, J)
         grad_weights = product_over_channels(grad_out, v_tile)  # (M, J)
         grad_scores = weights * (grad_weights - row_delta[:, None])  # (M, J)
         grad_q = add_product_over_rows(grad_q, grad_scores, k_tile)  # (M, C̄)

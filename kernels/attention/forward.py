@@ -84,22 +84,28 @@ def attend_tiles(
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
         if MASK == "causal" and q[0].shape[0] != BLOCK_KEYS:
             k, v = rows_from(keys[0], start)[0], rows_from(keys[1], start)[0]
-        k_tile = load_rows(moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none")
+        k_tile = load_rows(
+            moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none"
+        )  # (J, C̄)
         scores = product_over_channels(q, k_tile)  # (M, J)
         if MASK == "end":
             inside = tl.arange(0, BLOCK_KEYS) < last - start  # (J,)
-            scores = tl.where(inside[None, :], scores, float("-inf"))
+            scores = tl.where(inside[None, :], scores, float("-inf"))  # (M, J)
         if MASK == "causal":
             admitted = not_before(first_query - start, scores.shape[0], BLOCK_KEYS)  # (M, J)
-            scores = tl.where(admitted, scores, float("-inf"))
+            scores = tl.where(admitted, scores, float("-inf"))  # (M, J)
         # Scaling the maximum, not each score, leaves one multiply-add per score before its exp2.
         new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)  # (M,)
         weights = tl.exp2(scores * scale_log2 - new_max[:, None])  # (M, J)
         correction = tl.exp2(row_max - new_max)  # (M,)
         row_sum = row_sum * correction + tl.sum(weights, 1)  # (M,)
         row_max = new_max
-        v_tile = load_rows(moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none")
-        accumulator = add_product_over_rows(scale_rows(accumulator, correction), weights, v_tile)
+        v_tile = load_rows(
+            moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none"
+        )  # (J, C̄)
+        accumulator = add_product_over_rows(
+            scale_rows(accumulator, correction), weights, v_tile
+        )  # (M, C̄)
         if MASK == "none" or (MASK == "end" and PARTS[0][1] != 32 and PARTS[0][1] != 64):
             k += step(k_rows, BLOCK_KEYS)
             v += step(v_rows, BLOCK_KEYS)

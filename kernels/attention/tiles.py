@@ -129,7 +129,7 @@ def product_over_channels(a, b):
     """A bᵀ: (M, channels) and (N, channels) -> (M, N) in fp32. 2·M·N·(sum of parts) FLOPs."""
     total = tl.dot(a[0], tl.trans(b[0]), input_precision="ieee")  # (M, N)
     for i in tl.static_range(1, len(a)):
-        total = tl.dot(a[i], tl.trans(b[i]), total, input_precision="ieee")
+        total = tl.dot(a[i], tl.trans(b[i]), total, input_precision="ieee")  # (M, N)
     return total
 
 
@@ -138,6 +138,8 @@ def add_product_over_rows(accumulator, weights, b):
     """Accumulator + weights b: (M, N) and (N, channels). 2·M·N·(sum of parts) FLOPs."""
     summed = ()
     for i in tl.static_range(len(b)):
-        part = tl.dot(weights.to(b[i].dtype), b[i], accumulator[i], input_precision="ieee")
+        part = tl.dot(
+            weights.to(b[i].dtype), b[i], accumulator[i], input_precision="ieee"
+        )  # (M, P)
         summed = summed + (part,)
     return summed

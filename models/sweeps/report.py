@@ -265,12 +265,12 @@ def _approaches(
     rows = []
     for name, fit in ways.items():
         try:
-            found = fit()
-            here, ahead = found.predict(largest), found.predict(_AHEAD * largest)
+            result = fit()
+            here, ahead = result.predict(largest), result.predict(_AHEAD * largest)
         except ValueError as error:
             rows.append({"name": name, "reason": _reason(error)})
             continue
-        exponents = _exponents(found)
+        exponents = _exponents(result)
         rows.append({"name": name, "reason": "", "exponents": exponents, "best": here})
         rows.append({"name": "", "reason": "", "exponents": [], "best": ahead})
     return rows

@@ -75,6 +75,34 @@ def test_a_private_word_is_found(source):
     assert not any(WORDS.search(part) for part in spoken("room = 'planted'"))
 
 
+# What is no idiom, with the idiom; on pages that are written by hand or from a template of words.
+IDIOMS = {
+    r"held against": "checked against, compared with",
+    r"(executed|computed|multiplied|done|made) again": "recomputed",
+    r"gone? on\b|goes on\b": "continues, resumes",
+    r"what (binds|turns)\b": "what limits",
+}
+UNIDIOMATIC = re.compile("|".join(rf"\b(?:{phrase})" for phrase in IDIOMS))
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/readers").glob("*.md")}
+    - {ROOT / "docs/verification.md", ROOT / "docs/isoflop-study.md"}
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_are_idiomatic(page):
+    assert UNIDIOMATIC.findall(" ".join(page.read_text(encoding="utf-8").split())) == []
+    assert len(PAGES) > 20
+
+
+def test_a_phrase_that_is_no_idiom_is_found():
+    said = "Layers are executed again and held against it."
+    assert [match.group() for match in UNIDIOMATIC.finditer(said)] == [
+        "executed again",
+        "held against",
+    ]
+
+
 def test_a_witness_is_defined_where_it_is_first_named():
     readme = (ROOT / "README.md").read_text()
     opening = readme[: readme.index("```")]

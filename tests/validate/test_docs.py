@@ -121,6 +121,18 @@ def recorded():
     return verification.read()
 
 
+def test_the_readme_has_the_figures_of_the_record(recorded):
+    readme = " ".join(verification.DOCS.parent.joinpath("README.md").read_text().split())
+    findings = [verdict["finding"] for verdict in recorded["verdicts"]]
+    equal, none = findings.count("equal"), findings.count("UNVERIFIED")
+    assert equal + none == len(findings)
+    assert f"{equal} checks without a difference, and {none} rows without a witness" in readme
+    modules = recorded["mutation"].values()
+    mutants, equivalent = (sum(m[key] for m in modules) for key in ("mutants", "equivalent"))
+    assert f"{mutants:,} mutants. A witness or a known number catches each, but for " in readme
+    assert f"but for {equivalent} that are listed as equivalent" in readme
+
+
 @pytest.fixture(scope="module")
 def now(recorded):
     return verification.current(recorded["quick"])

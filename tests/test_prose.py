@@ -80,7 +80,6 @@ IDIOMS = {
     r"held against": "checked against, compared with",
     r"(executed|computed|multiplied|done|made) again": "recomputed",
     r"gone? on\b|goes on\b": "continues, resumes",
-    r"what (binds|turns)\b": "what limits",
 }
 UNIDIOMATIC = re.compile("|".join(rf"\b(?:{phrase})" for phrase in IDIOMS))
 PAGES = sorted(

@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.attention.accuracy import shares_of_allowed
 from benchmarks.attention.timing import one_line
 from benchmarks.measurement import FINDING, ROOT, device, working_dtype
-from flopcount.commands import defaults_of, run
+from flopcount import commands
 from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
 from models.processes import fresh_processes, output
@@ -159,7 +159,7 @@ def wrong_cases(cases: list[Case]) -> list[str]:
     return wrong
 
 
-@defaults_of(drawn_cases)
+@commands.defaults_of(drawn_cases)
 def check_random(out: Path, *, cases: int = 1000, largest: int, jobs: int = 0) -> bool:
     """Hold drawn shapes against float64, a family in one process; whether all are right.
 
@@ -178,7 +178,7 @@ def check_random(out: Path, *, cases: int = 1000, largest: int, jobs: int = 0) -
     return record(out, "random", len(drawn), [text for group in found for text in group])
 
 
-@defaults_of(drawn_cases)
+@commands.defaults_of(drawn_cases)
 def check_determinism(out: Path, *, cases: int = 8, largest: int, runs: int = 20) -> bool:
     """Run each of some cases again and again; whether the bits are the same each time.
 
@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
         "sanitizer": check_sanitizer,
         "once": each_kernel,
     }
-    if run(parts, "python -m benchmarks soundness", arguments, __doc__) is False:
+    if commands.run(parts, "python -m benchmarks soundness", arguments, __doc__) is False:
         raise SystemExit(FINDING)
 
 

@@ -39,7 +39,7 @@ from benchmarks.counters.steps import (
     step_rows,
 )
 from benchmarks.measurement import FINDING, device
-from flopcount.commands import defaults_of, run
+from flopcount import commands
 from models.results import Table, environment, write_environment
 from validate.emulator import cases as emulator_cases
 from validate.witnesses.processes import triton_processes
@@ -202,7 +202,7 @@ def _profiled(arguments: list[str], log: Path) -> list[Kernel]:
     return profiler.profile("benchmarks", ["counters", "workload", *arguments], log)
 
 
-@defaults_of(kernel_cases)
+@commands.defaults_of(kernel_cases)
 def run_kernels(out: Path, *, drawn: int, jobs: int = 0, emulate: int = 0) -> bool:
     """Profile and compare all cases; whether every count of operations is confirmed.
 
@@ -301,7 +301,7 @@ def _profiler_on() -> Iterator[None]:
     torch.cuda.profiler.stop()
 
 
-@defaults_of(run_kernels, run_step)
+@commands.defaults_of(run_kernels, run_step)
 def workload(
     parts: tyro.conf.Positional[tuple[Literal["gemm", "kernels", "step"], ...]],
     *,
@@ -352,7 +352,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parts = {"probe": probe, "kernels": run_kernels, "step": run_step, "workload": workload}
     try:
-        confirmed = run(parts, "python -m benchmarks counters", arguments, __doc__)
+        confirmed = commands.run(parts, "python -m benchmarks counters", arguments, __doc__)
     except ProfilerError as error:
         print(f"error: {error}")
         confirmed = False

@@ -16,7 +16,7 @@ from benchmarks.attention.implementations import IMPLEMENTATIONS
 from benchmarks.attention.shapes import PASSES, SETS
 from benchmarks.measurement import ROOT
 from benchmarks.report.aims import aims_markdown
-from flopcount.commands import run
+from flopcount import commands
 from models.results import NO_GPU, markdown, read_table
 
 LONGEST_OF_ARTICLE = 512
@@ -246,7 +246,7 @@ def report(folder: tyro.conf.Positional[Path], readme: bool = False) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     try:
-        run(report, "python -m benchmarks report", arguments, __doc__)
+        commands.run(report, "python -m benchmarks report", arguments, __doc__)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -24,7 +24,7 @@ from benchmarks.attention.peers import no_tf32, with_attention
 from benchmarks.attention.shapes import Shape
 from benchmarks.attention.timing import one_line, require_working_device
 from benchmarks.measurement import device, require_gpu, rounds_ms, working_dtype
-from flopcount.commands import run
+from flopcount import commands
 from models.networks.blocks import Attention, initialize
 from models.networks.rotary import rotary_angles
 from models.results import Table, environment, write_environment
@@ -217,7 +217,7 @@ def run_all(
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    print(run(run_all, "python -m benchmarks block", arguments, __doc__))
+    print(commands.run(run_all, "python -m benchmarks block", arguments, __doc__))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from benchmarks.attention.peers import shapes_of_model, with_attention
 from benchmarks.attention.timing import one_line, require_working_device
 from benchmarks.counters.steps import SEED_MODELS, TINY, seed_model
 from benchmarks.measurement import device, measure_ceilings, require_gpu
-from flopcount.commands import defaults_of, run
+from flopcount import commands
 from models.data.corpus import CorpusConfig
 from models.networks.perceiver_ar import PerceiverAR
 from models.results import Table, environment, read_table, write_environment
@@ -130,7 +130,7 @@ def _chosen(models: tuple[Model, ...], tiny: bool) -> dict[str, fc.PerceiverAR]:
     return {name: seed_model(name) for name in models}
 
 
-@defaults_of(Recipe)
+@commands.defaults_of(Recipe)
 def throughput(
     out: Path,
     *,
@@ -204,7 +204,7 @@ def measure(model: fc.PerceiverAR, variant: str, batch_size: int, rate: float) -
     }
 
 
-@defaults_of(throughput, CorpusConfig)
+@commands.defaults_of(throughput, CorpusConfig)
 def curves(
     out: Path,
     *,
@@ -290,7 +290,7 @@ def curves_plot(rows: list[dict[str, str]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parts = {"throughput": throughput, "curves": curves}
-    print(run(parts, "python -m benchmarks training", arguments, __doc__))
+    print(commands.run(parts, "python -m benchmarks training", arguments, __doc__))
 
 
 if __name__ == "__main__":

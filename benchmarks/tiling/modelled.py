@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tiling.issue import INSTALL, PEER_FOLDER, PEER_KERNELS
-from flopcount.commands import run
+from flopcount import commands
 from flopcount.devices import find_device
 from flopcount.tables import table
 from kernels.attention.tilings import KERNELS
@@ -260,7 +260,7 @@ def compare(
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    sys.exit(run(compare, "python -m benchmarks modelled", arguments))
+    sys.exit(commands.run(compare, "python -m benchmarks modelled", arguments))
 
 
 if __name__ == "__main__":

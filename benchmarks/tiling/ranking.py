@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from benchmarks.tiling.modelled import BATCHES, HEADS, timed
-from flopcount.commands import run
+from flopcount import commands
 from flopcount.tables import table
 from kernels.attention.tilings import KERNELS, PASSES, Tiling, padded_head_dim, shipped_tiling
 from models.results import read_table
@@ -122,7 +122,7 @@ def rank(
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    sys.exit(run(rank, "python -m benchmarks ranking", arguments))
+    sys.exit(commands.run(rank, "python -m benchmarks ranking", arguments))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from benchmarks.attention.timing import (
     timed,
 )
 from benchmarks.measurement import require_gpu, working_dtype
-from flopcount.commands import defaults_of, refuse, run
+from flopcount import commands
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.tilings import (
     PASSES,
@@ -572,7 +572,7 @@ def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
                 writer.writerow((*case, keys, *tiling))
 
 
-@defaults_of(tune)
+@commands.defaults_of(tune)
 def search(
     *,
     out: Path = Path("results"),
@@ -599,7 +599,7 @@ def search(
         dry_run: list candidates, time nothing.
     """
     if tiny and ship:
-        refuse("--tiny tries the path: its tilings are not for shipping")
+        commands.refuse("--tiny tries the path: its tilings are not for shipping")
     if compile_only:
         compile_candidates(head_dims, jobs or None)
         return
@@ -641,7 +641,7 @@ def search(
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    run(search, "python -m benchmarks tune", arguments, __doc__)
+    commands.run(search, "python -m benchmarks tune", arguments, __doc__)
 
 
 if __name__ == "__main__":

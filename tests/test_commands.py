@@ -165,9 +165,8 @@ def commands_of(module):
     return [each for each in found if inspect.isroutine(each) or inspect.isclass(each)]
 
 
-def literals(command):
-    """The options of a command whose defaults are written down in its own source."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(command))).body
+def literals(node):
+    """The options of a function or dataclass whose defaults are literals; see :func:`repeated`."""
     if isinstance(node, ast.ClassDef):
         fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and each.value]
         given = {field.target.id: field.value for field in fields}
@@ -180,28 +179,36 @@ def literals(command):
     for name, default in given.items():
         with contextlib.suppress(ValueError):
             found[name] = ast.literal_eval(default)
-    return found
+    return {name: default for name, default in found.items() if default not in (None, ())}
+
+
+def tree_of(code):
+    return ast.parse(textwrap.dedent(inspect.getsource(code))).body[0]
 
 
 def repeated(command):
-    """The options that state a default which something that the command uses states as well."""
+    """The options that state a default which something that the command calls has as well.
+
+    None and () are none: they say that nothing is given.
+    """
     command = inspect.unwrap(command)
     module = sys.modules[command.__module__]
-    known = {name: getattr(kind, name) for kind in (Count, Architecture) for name in dir(kind)}
-    for each in filter(inspect.ismodule, list(vars(module).values())):
-        known |= vars(each)
-    known |= vars(module)
+    others = {name: getattr(kind, name) for kind in (Count, Architecture) for name in dir(kind)}
+    for each in filter(inspect.ismodule, vars(module).values()):
+        others |= vars(each)
     ours = [each for each in vars(module).values() if inspect.isfunction(each)]
     users = [each for each in ours if each.__module__ == module.__name__]
     users = users if inspect.isclass(command) else [command]
-    used = {known.get(name) for user in users for name in user.__code__.co_names}
-    found, own = [], literals(command)
-    for owner in used - set(commands_of(module)):
-        if inspect.isfunction(owner) or inspect.isclass(owner):
+    calls = [x for user in users for x in ast.walk(tree_of(user)) if isinstance(x, ast.Call)]
+    found, own = [], literals(tree_of(command))
+    for called in sorted({ast.unparse(call.func) for call in calls}):
+        name = called.rpartition(".")[2]
+        owner = (vars(module) if name == called else others).get(name)
+        if owner is not command and (inspect.isfunction(owner) or inspect.isclass(owner)):
             with contextlib.suppress(ValueError):  # built-in, without a signature
                 options = inspect.signature(owner).parameters
                 same = [x for x in own if x in options and options[x].default == own[x]]
-                found += [f"{command.__name__}: {x} = {own[x]!r} of {owner.__name__}" for x in same]
+                found += [f"{command.__name__}: {x} = {own[x]!r} of {name}" for x in same]
     return found
 
 

@@ -356,8 +356,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ProfilerError as error:
         print(f"error: {error}")
         confirmed = False
-    if confirmed is False:
-        raise SystemExit(FINDING)
+    raise SystemExit(FINDING if confirmed is False else 0)
 
 
 if __name__ == "__main__":

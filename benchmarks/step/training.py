@@ -127,6 +127,8 @@ def _chosen(models: tuple[Model, ...], tiny: bool) -> dict[str, fc.PerceiverAR]:
     if tiny:
         return {"tiny": TINY}
     require_gpu("--tiny")
+    if not models:
+        commands.refuse("--models: expected one at least")
     return {name: seed_model(name) for name in models}
 
 

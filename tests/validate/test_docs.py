@@ -111,20 +111,12 @@ def now(recorded):
     return verification.current(recorded["quick"])
 
 
-OLD = pytest.mark.xfail(
-    reason="docs/verification.md is of an earlier commit; python -m validate --write-docs renews "
-    "it, and then this mark fails until it is gone"
-)
-
-
-@OLD
 def test_verification_is_current(recorded, now):
     assert verification.stale(recorded, now) == [], "run python -m validate --write-docs"
     page = (verification.DOCS / "verification.md").read_text()
     assert page == verification.page(recorded), "run python -m validate --write-docs"
 
 
-@OLD
 def test_what_was_recorded_holds(recorded):
     assert verification.wrong(recorded) == []
     assert min(recorded["census"].values()) > 0

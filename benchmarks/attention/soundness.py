@@ -42,8 +42,8 @@ class Case:
     """One call, by its sizes and by how the operands are given.
 
     Attributes:
-        apart: whether the prefix's keys and values are tensors of their own.
-        strided: whether operands are slices of wider tensors.
+        apart: Whether the prefix's keys and values are tensors of their own.
+        strided: Whether operands are slices of wider tensors.
     """
 
     batch: int
@@ -164,10 +164,10 @@ def check_random(out: Path, *, cases: int = 1000, largest: int, jobs: int = 0) -
     """Hold drawn shapes against float64, a family in one process; whether all are right.
 
     Args:
-        out: folder of the results.
-        cases: how many.
-        largest: length.
-        jobs: processes; 0 for this one.
+        out: Folder of the results.
+        cases: How many.
+        largest: Length.
+        jobs: Processes; 0 for this one.
     """
     drawn = drawn_cases(cases, largest)
     if jobs == 0:
@@ -183,10 +183,10 @@ def check_determinism(out: Path, *, cases: int = 8, largest: int, runs: int = 20
     """Run each of some cases again and again; whether the bits are the same each time.
 
     Args:
-        out: folder of the results.
-        cases: how many.
-        largest: length.
-        runs: of each.
+        out: Folder of the results.
+        cases: How many.
+        largest: Length.
+        runs: Of each.
     """
     wrong = []
     drawn = drawn_cases(cases, largest, seed=1)
@@ -205,8 +205,8 @@ def check_sanitizer(out: Path, tools: tuple[str, ...] = ("memcheck",)) -> bool:
     """Run :func:`each_kernel` under compute-sanitizer; whether it finds nothing.
 
     Args:
-        out: folder of the results.
-        tools: of compute-sanitizer.
+        out: Folder of the results.
+        tools: Of compute-sanitizer.
     """
     program = shutil.which("compute-sanitizer")
     if program is None:

@@ -74,7 +74,7 @@ def errors(attend: Attend, shape: Shape, backward: bool) -> dict[str, float]:
     :func:`benchmarks.attention.accuracy.shares_of_allowed`; everything has to be finite.
 
     Raises:
-        WrongResultError: if a value is not finite or a shape is not the operand's.
+        WrongResultError: If a value is not finite or a shape is not the operand's.
     """
     *operands, grad = draw(shape)
     operands = [x.requires_grad_(backward) for x in operands]
@@ -218,11 +218,11 @@ def run(
     """Measure all that ``attention.csv`` under ``out`` does not have yet; returns its path.
 
     Args:
-        out: folder of the results.
-        shapes: sets of them.
-        implementations: ours and the peers.
-        passes: forward and backward.
-        jobs: processes that compile ahead.
+        out: Folder of the results.
+        shapes: Sets of them.
+        implementations: Ours and the peers.
+        passes: Forward and backward.
+        jobs: Processes that compile ahead.
     """
     if tuple(shapes) != ("tiny",):
         require_gpu("--shapes tiny")

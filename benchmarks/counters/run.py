@@ -96,7 +96,7 @@ def between_markers(kernels: Iterable[Kernel], cases: int) -> list[list[Kernel]]
     """Kernels of each case: those that follow its marker.
 
     Raises:
-        ProfilerError: if there are not as many markers as cases.
+        ProfilerError: If there are not as many markers as cases.
     """
     found: list[list[Kernel]] = []
     for kernel in kernels:
@@ -186,10 +186,10 @@ def probe(out: Path) -> None:
     """Say in a line whether counters can be read here, and the GEMM's count where they can.
 
     Args:
-        out: folder of the results.
+        out: Folder of the results.
 
     Raises:
-        ProfilerError: with the reason and the remaining command, if they cannot.
+        ProfilerError: With the reason and the remaining command, if they cannot.
     """
     kernels = _profiled(["gemm"], out / "probe.ncu.csv")
     counted = sum(kernel.tensor_ops("bfloat16") or 0 for kernel in kernels)
@@ -207,10 +207,10 @@ def run_kernels(out: Path, *, drawn: int, jobs: int = 0, emulate: int = 0) -> bo
     """Profile and compare all cases; whether every count of operations is confirmed.
 
     Args:
-        out: folder of the results.
-        drawn: shapes of odd sizes beside the article's.
-        jobs: processes that compile the kernels before the profiler's run needs them.
-        emulate: in so many first cases, all that the emulator counts is compared, too; its rows, of
+        out: Folder of the results.
+        drawn: Shapes of odd sizes beside the article's.
+        jobs: Processes that compile the kernels before the profiler's run needs them.
+        emulate: In so many first cases, all that the emulator counts is compared, too; its rows, of
             which the emulator takes pipes and wavefronts from NVIDIA's descriptions, decide about
             nothing.
     """
@@ -269,10 +269,10 @@ def run_step(
     """Profile one training step of each model, and attribute its operations to the terms.
 
     Args:
-        out: folder of the results.
-        models: the article's, or ``tiny``.
-        batch_size: sequences.
-        attention: an implementation.
+        out: Folder of the results.
+        models: The article's, or ``tiny``.
+        batch_size: Sequences.
+        attention: An implementation.
     """
     (out / "step.csv").unlink(missing_ok=True)
     table = Table(out / "step.csv", STEP_COLUMNS, ("model", "index"))
@@ -313,11 +313,11 @@ def workload(
     """What runs under the profiler: each part once before it starts, then once while it runs.
 
     Args:
-        parts: what runs, in this order.
-        drawn: of ``kernels``, shapes of odd sizes.
-        model: of ``step``.
-        batch_size: of ``step``.
-        attention: of ``step``.
+        parts: What runs, in this order.
+        drawn: Of ``kernels``, shapes of odd sizes.
+        model: Of ``step``.
+        batch_size: Of ``step``.
+        attention: Of ``step``.
     """
     calls: list[Callable[[], Any]] = []
     for part in parts:

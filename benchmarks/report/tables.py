@@ -99,7 +99,7 @@ def with_headline(text: str, rows: list[Row]) -> str:
     """A text with the short table between its two marks, in place of what stands there.
 
     Raises:
-        ValueError: if the text does not have both marks, once and in order, or no GPU was used.
+        ValueError: If the text does not have both marks, once and in order, or no GPU was used.
     """
     if not rows or NO_GPU in {row["device"] for row in rows}:
         raise ValueError("rows must be measured on a GPU, and there must be some")
@@ -202,7 +202,7 @@ def write_report(folder: Path) -> list[Path]:
     ``aims.md`` says which aims of :mod:`benchmarks.report.aims` are reached.
 
     Raises:
-        ValueError: if the folder holds no results.
+        ValueError: If the folder holds no results.
     """
     written = []
     if rows := read_table(folder / "attention.csv"):
@@ -234,8 +234,8 @@ def report(folder: tyro.conf.Positional[Path], readme: bool = False) -> None:
     """Write the report, and print what it consists of.
 
     Args:
-        folder: of the results.
-        readme: put the short table between README.md's marks.
+        folder: Of the results.
+        readme: Put the short table between README.md's marks.
     """
     print(*write_report(folder), sep="\n")
     if readme:

@@ -195,9 +195,9 @@ def run_all(
     """Measure what ``block.csv`` under ``out`` does not have yet; returns its path.
 
     Args:
-        out: folder of the results.
-        variants: implementations of the attention, compiled or not.
-        tiny: a tiny shape, to try the path.
+        out: Folder of the results.
+        variants: Implementations of the attention, compiled or not.
+        tiny: A tiny shape, to try the path.
     """
     if not tiny:
         require_gpu("--tiny")

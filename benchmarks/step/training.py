@@ -89,7 +89,7 @@ def public_step(model: fc.PerceiverAR, batch_size: int) -> Step:
     """The same for perceiver-ar-pytorch, at the sizes of ``model``, under autocast.
 
     Raises:
-        ImportError: if it is not installed.
+        ImportError: If it is not installed.
     """
     package = importlib.import_module("perceiver_ar_pytorch")
     torch.manual_seed(0)
@@ -144,11 +144,11 @@ def throughput(
     """Measure what ``throughput.csv`` under ``out`` does not have yet; returns its path.
 
     Args:
-        out: folder of the results.
-        models: the article's.
-        variants: implementations of the attention, compiled or not.
-        batch_size: sequences of a step.
-        tiny: a tiny model, to try the path.
+        out: Folder of the results.
+        models: The article's.
+        variants: Implementations of the attention, compiled or not.
+        batch_size: Sequences of a step.
+        tiny: A tiny model, to try the path.
     """
     chosen = _chosen(models, tiny)
     table = Table(
@@ -219,12 +219,12 @@ def curves(
     """Train along each path, and write ``curves.csv``, ``curves.jsonl`` and ``curves.png``.
 
     Args:
-        out: folder of the results; runs live in its ``runs`` and resume.
-        models: the first is trained.
-        steps: of each path.
-        batch_size: sequences of a step.
-        files: the corpus; without any, the standard library's sources.
-        tiny: a tiny model, to try the path.
+        out: Folder of the results; runs live in its ``runs`` and resume.
+        models: The first is trained.
+        steps: Of each path.
+        batch_size: Sequences of a step.
+        files: The corpus; without any, the standard library's sources.
+        tiny: A tiny model, to try the path.
     """
     model = next(iter(_chosen(models, tiny).values()))
     sizes = {

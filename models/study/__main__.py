@@ -48,11 +48,11 @@ def plan_runs(
     """Print the runs that are known.
 
     Args:
-        study: the design.
-        stages: these alone, in this order.
-        predictions: files of predict.
-        runs: tables of runs.
-        flops_per_second: assumed for models that calibration.csv does not have.
+        study: The design.
+        stages: These alone, in this order.
+        predictions: Files of predict.
+        runs: Tables of runs.
+        flops_per_second: Assumed for models that calibration.csv does not have.
         calibration: calibration.csv.
     """
     rows = [row for path in runs for row in read_table(path)]
@@ -65,9 +65,9 @@ def calibrate_models(*, study: StudyName, minutes: float = MINUTES, out: Path) -
     """Time the training step of every model.
 
     Args:
-        study: the design.
-        minutes: end within.
-        out: folder of the results.
+        study: The design.
+        minutes: End within.
+        out: Folder of the results.
     """
     calibrate(every_size(STUDIES[study]), out, minutes)
 
@@ -92,19 +92,19 @@ def train(
     """Train what is known, then what is known from its results.
 
     Args:
-        study: the design.
-        stages: these alone, in this order.
-        predictions: files of predict.
-        flops_per_second: assumed for models that calibration.csv does not have.
-        minutes: end within.
+        study: The design.
+        stages: These alone, in this order.
+        predictions: Files of predict.
+        flops_per_second: Assumed for models that calibration.csv does not have.
+        minutes: End within.
         calibration: calibration.csv; that of ``--out`` by default.
-        out: folder of the results.
-        corpus: files or globs.
-        validation: files or globs held out.
-        blank_lines: that part the documents.
-        state: of checkpoints; DIR/state by default.
+        out: Folder of the results.
+        corpus: Files or globs.
+        validation: Files or globs held out.
+        blank_lines: That part the documents.
+        state: Of checkpoints; DIR/state by default.
         done: runs.csv of earlier calls.
-        workers: runs side by side.
+        workers: Runs side by side.
     """
     end = time.monotonic() + 60 * minutes
     state = state or out / "state"
@@ -139,12 +139,12 @@ def predict_optimum(
     """Write a prediction down.
 
     Args:
-        study: the design.
-        runs: tables of runs.
-        arm: of the design.
+        study: The design.
+        runs: Tables of runs.
+        arm: Of the design.
         budget: FLOPs, not yet trained.
-        out: a new file, prediction*.json.
-        bootstrap: fits per interval.
+        out: A new file, prediction*.json.
+        bootstrap: Fits per interval.
     """
     rows = [row for path in runs for row in read_table(path)]
     made = predict(STUDIES[study], rows, arm, budget, out, bootstrap)
@@ -163,10 +163,10 @@ def fill_page(
     """Fill a page's tables and plots.
 
     Args:
-        study: the design.
-        results: folders.
-        page: markdown with marks.
-        bootstrap: fits per interval.
+        study: The design.
+        results: Folders.
+        page: Markdown with marks.
+        bootstrap: Fits per interval.
     """
     # Matplotlib and SciPy, which training does not need.
     from models.study.findings import find, read_results

@@ -53,7 +53,7 @@ def plan_runs(
         predictions: Files of predict.
         runs: Tables of runs.
         flops_per_second: Assumed for models that calibration.csv does not have.
-        calibration: calibration.csv.
+        calibration: The table calibration.csv.
     """
     rows = [row for path in runs for row in read_table(path)]
     planned = plan(STUDIES[study], rows, stages, predictions)
@@ -97,7 +97,7 @@ def train(
         predictions: Files of predict.
         flops_per_second: Assumed for models that calibration.csv does not have.
         minutes: End within.
-        calibration: calibration.csv; that of ``--out`` by default.
+        calibration: The table calibration.csv; that of ``--out`` by default.
         out: Folder of the results.
         corpus: Files or globs.
         validation: Files or globs held out.

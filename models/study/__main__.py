@@ -103,7 +103,7 @@ def train(
         validation: Files or globs held out.
         blank_lines: That part the documents.
         state: Of checkpoints; DIR/state by default.
-        done: runs.csv of earlier calls.
+        done: The runs.csv of earlier calls.
         workers: Runs side by side.
     """
     end = time.monotonic() + 60 * minutes

@@ -26,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flopcount.commands import defaults_of
 from flopcount.extras import advice
 from flopcount.tables import table
 from models.configuration import read_config, read_fields
@@ -142,9 +143,8 @@ def report(folder: _Folder) -> None:
 
 
 @app.command(name="kill-test")
-def kill_processes(
-    folder: _Folder, kills: int = 20, sweep_share: float = 0.1, seed: int = 0
-) -> None:
+@defaults_of(kill_test)
+def kill_processes(folder: _Folder, *, kills: int, sweep_share: float, seed: int) -> None:
     """Kill processes of a small sweep at random moments, and compare it with one left alone.
 
     Args:
@@ -163,12 +163,14 @@ def kill_processes(
 
 
 @app.command(name="generate")
+@defaults_of(generate)
 def generate_text(
     folder: _Folder,
+    *,
     prompt: str | None = None,
     num_tokens: int = 256,
     temperature: float = 0.8,
-    top_k: int | None = None,
+    top_k: int | None,
     seed: int = 0,
 ) -> None:
     """Continue a text with a run's model.

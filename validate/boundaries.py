@@ -35,6 +35,7 @@ from flopcount import testing
 from flopcount.architectures import ARCHITECTURES, Choice, Dimension, Flag, Pattern
 from flopcount.cli import COMMANDS, TAKE_A_MODEL
 from flopcount.cli import main as command_line
+from flopcount.commands import defaults_of
 from flopcount.conventions import CONVENTIONS
 from flopcount.hf import FAMILIES
 from flopcount.inference import expected_tokens_per_round
@@ -1069,7 +1070,8 @@ def run(calls: int, seed: int = 0) -> Boundaries:
     return result
 
 
-def main(calls: int = 100_000, seed: int = 0) -> int:
+@defaults_of(run)
+def main(calls: int = 100_000, *, seed: int) -> int:
     """Run and report.
 
     Args:

@@ -133,7 +133,7 @@ class Planned:
 def plan(
     study: Study,
     rows: Iterable[Row] = (),
-    stages: Sequence[str] | None = None,
+    stages: Sequence[str] = (),
     predictions: Iterable[Path] = (),
 ) -> list[Planned]:
     """All runs that are known, in order; a run of several stages belongs to the first.
@@ -144,7 +144,7 @@ def plan(
     Args:
         study: The design.
         rows: Of the runs that have ended.
-        stages: These alone.
+        stages: These alone; all unless given.
         predictions: Files.
 
     Raises:
@@ -158,7 +158,7 @@ def plan(
         asked[f"{PREDICTION}-{made['arm']}"] = Stage(
             (made["arm"],), (made["budget"],), shapes=shapes
         )
-    unknown = [name for name in stages or () if name not in asked]
+    unknown = [name for name in stages if name not in asked]
     if unknown:
         raise ValueError(f"stages must be of {list(asked)}, got {unknown}")
     rule = _rule(study, rows)

@@ -49,7 +49,7 @@ class Clock:
         flops_per_second: For models that it does not have.
     """
 
-    def __init__(self, calibration: Path | None, flops_per_second: float) -> None:
+    def __init__(self, calibration: Path | None = None, flops_per_second: float = 1e14) -> None:
         if not flops_per_second > 0:
             raise ValueError(f"flops_per_second must be positive, got {flops_per_second}")
         rows = read_table(calibration) if calibration is not None else []

@@ -323,6 +323,11 @@ def causal_flops(config: TrainConfig) -> int:
     return int(config.steps * counted.total)
 
 
+def trained_tokens(config: TrainConfig) -> int:
+    """Latent tokens of all steps of a run."""
+    return config.steps * config.recipe.batch_size * config.model.num_latents
+
+
 def model_name(config: TrainConfig) -> str:
     """The sizes that a step's time depends on.
 

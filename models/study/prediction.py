@@ -20,7 +20,6 @@ from flopcount.isoflop.surface import SurfaceFit
 from models.results import environment, timestamp
 from models.study.design import (
     PREDICTION,
-    RUN_COLUMNS,
     Row,
     Shape,
     Study,
@@ -40,7 +39,9 @@ def nats_per_byte(row: Row) -> float:
 
 def runs_of(rows: Sequence[Row]) -> Runs:
     """Rows of a run table as the fits read them, with the loss in nats per byte."""
-    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in RUN_COLUMNS}
+    columns: dict[str, list[Any]] = {
+        name: [row[name] for row in rows] for name in ("budget", "parameters", "tokens", "flops")
+    }
     losses = [nats_per_byte(row) for row in rows]
     return flopcount.read_runs(columns | {"nats_per_byte": losses}, loss="nats_per_byte")
 

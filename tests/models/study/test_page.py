@@ -14,7 +14,7 @@ from flopcount.isoflop.runs import read_runs
 from flopcount.isoflop.surface import fit_surface
 from models.study import page
 from models.study.__main__ import main
-from models.study.design import CPU, Stage, plan
+from models.study.design import CPU, Stage, plan, trained_tokens
 from models.study.findings import (
     Best,
     Difference,
@@ -37,9 +37,7 @@ def surface(params, tokens):
 
 
 def of_surface(planned):
-    config = planned.run.config
-    tokens = config.steps * config.recipe.batch_size * config.model.num_latents
-    return surface(planned.run.parameters, tokens)
+    return surface(planned.run.parameters, trained_tokens(planned.run.config))
 
 
 def parabola(planned, shift=0.0, cubic=0.0):
@@ -189,7 +187,7 @@ def test_losses_are_per_byte(tmp_path):
 def surface_fit(arm):
     rows = [
         {"params": p.run.parameters, "flops": p.run.flops, "loss": of_surface(p)}
-        | {"tokens": p.run.config.steps * 8 * 128}
+        | {"tokens": trained_tokens(p.run.config)}
         for p in plan(CPU, trials_of(CPU), ["pair-small", "pair-middle", "pair-large"])
         if p.arm == arm
     ]

@@ -106,7 +106,12 @@ class Frontier:
 
 
 class LawsFit(Shown, Drawn):
-    """A fit that ends in power laws through optima."""
+    """A fit that ends in power laws through optima.
+
+    Attributes:
+        frontier: The power laws; None where there are none.
+        runs: What was fitted.
+    """
 
     frontier: Frontier | None
     runs: Runs

@@ -339,6 +339,7 @@ def test_the_command_fills_the_page_and_writes_the_same_again(tmp_path, capsys):
     text = out.read_text()
     assert all(f"](study/{path.name})" in text for path in files[1:])
     assert "old" not in text
+    assert "--where" not in text  # stages are no experiments that a fit should keep apart
     assert text.count("said by hand") == marks().count("said by hand")
     assert "| pair-small | 28 of 28 |" in text
     assert "| 7n | 0 of " in text

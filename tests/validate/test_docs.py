@@ -111,20 +111,12 @@ def now(recorded):
     return verification.current(recorded["quick"])
 
 
-OLD = pytest.mark.xfail(
-    reason="docs/verification.md is of an earlier commit; python -m validate --write-docs renews "
-    "it, and then this mark fails until it is gone"
-)
-
-
-@OLD
 def test_verification_is_current(recorded, now):
     assert verification.stale(recorded, now) == [], "run python -m validate --write-docs"
     page = (verification.DOCS / "verification.md").read_text()
     assert page == verification.page(recorded), "run python -m validate --write-docs"
 
 
-@OLD
 def test_what_was_recorded_holds(recorded):
     assert verification.wrong(recorded) == []
     assert min(recorded["census"].values()) > 0
@@ -157,6 +149,19 @@ def test_an_interrupted_run_keeps_what_it_found_right(monkeypatch, tmp_path):
     verification._keep("before", "2", {"finding": "equal"}, True)
     now = dict.fromkeys("012", "now")
     assert verification._kept(now) == {"0": {"finding": "equal"}}
+
+
+def test_a_witness_that_cannot_answer_is_a_verdict(monkeypatch, tmp_path, capsys):
+    def broken():
+        raise IndexError("out of range")
+
+    monkeypatch.setattr(verification, "PART", tmp_path / "part.jsonl")
+    verdict = verification._checked("a formula × a witness", broken, "now")
+    assert (verdict.formula, verdict.witness) == ("a formula", "a witness")
+    assert verdict.finding == "IndexError: out of range"
+    assert not verdict.holds
+    assert verification._kept({"a formula × a witness": "now"}) == {}
+    assert "in broken" in capsys.readouterr().err
 
 
 EMULATED = (

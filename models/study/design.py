@@ -21,32 +21,11 @@ Row = dict[str, str]
 Shape = tuple[int, int]
 """Width and depth."""
 RUN_COLUMNS = (
-    "run",
-    "stage",
-    "arm",
-    "convention",
-    "budget",
-    "num_channels",
-    "num_layers",
-    "seed",
-    "learning_rate",
-    "parameters",
-    "steps",
-    "tokens",
-    "flops",
-    "epochs",
-    "train_loss",
-    "validation_loss",
-    "bytes_per_token",
-    "seconds",
-    "predicted_seconds",
-    "workers",
-    "load",
-    "corpus",
-    "device",
-    "commit",
-    "date",
-)
+    "run", "stage", "arm", "convention", "budget", "num_channels", "num_layers", "seed",
+    "learning_rate", "parameters", "steps", "tokens", "flops", "epochs", "train_loss",
+    "validation_loss", "bytes_per_token", "seconds", "predicted_seconds", "workers", "load",
+    "corpus", "device", "commit", "date",
+)  # fmt: skip
 PREDICTION = "prediction"
 """The stage of the runs that test a prediction."""
 TRIALS = "trials"
@@ -201,12 +180,8 @@ def _shapes(
         return known[budget]
     losses = {
         (int(row["num_channels"]), int(row["num_layers"])): float(row["validation_loss"])
-        for row in rows
-        if row["arm"] == arm
-        and float(row["budget"]) == budget
-        and row["convention"] == "causal"
-        and row["seed"] == "0"
-        and not off_rule(row)
+        for row in at_rule(rows, arm)
+        if float(row["budget"]) == budget and row["seed"] == "0"
     }
     if not losses.keys() >= set(known[budget]):
         return ()
@@ -274,9 +249,14 @@ def every_size(study: Study) -> list[SweepRun]:
     ]
 
 
-def off_rule(row: Row) -> bool:
-    """Whether a run has a learning rate of its own, beside the rule's."""
-    return "-lr" in row["run"] or "-times" in row["run"]
+def at_rule(rows: Iterable[Row], arm: str, convention: str = "causal") -> list[Row]:
+    """An arm's runs by one count whose learning rate is the rule's, no trial and no multiple."""
+    return [
+        row
+        for row in rows
+        if (row["arm"], row["convention"]) == (arm, convention)
+        and not ("-lr" in row["run"] or "-times" in row["run"])
+    ]
 
 
 def best_rates(rows: Iterable[Row]) -> dict[tuple[str, int, int], tuple[float, bool]]:
@@ -341,6 +321,11 @@ def causal_flops(config: TrainConfig) -> int:
     """FLOPs of all steps of a run, level ``causal``."""
     counted = config.model.counted().flops(batch_size=config.recipe.batch_size)
     return int(config.steps * counted.total)
+
+
+def trained_tokens(config: TrainConfig) -> int:
+    """Latent tokens of all steps of a run."""
+    return config.steps * config.recipe.batch_size * config.model.num_latents
 
 
 def model_name(config: TrainConfig) -> str:

@@ -45,7 +45,7 @@ test-counter: $(COUNTER)/.installed
 
 $(COUNTER)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(COUNTER)
-	$(COUNTER)/bin/python -m pip install --quiet --constraint constraints.txt '.[symbolic,fit,plot,testing]' pytest pytest-xdist
+	$(COUNTER)/bin/python -m pip install --quiet --constraint constraints.txt '.[explore,fit,plot,testing]' mini-racer pytest pytest-xdist
 	touch $@
 
 test-adapters: $(ADAPTERS)/.installed

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("flopcount", "kernels", "models", "validate", "benchmarks")
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "models/study/*.md", "Makefile")
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "models/study/*.md", "Makefile")
     for page in ROOT.glob(pattern)
 )
 WORDS = re.compile(r"python3? -m ([\w.]+)(?: ([a-z][\w-]*))?")

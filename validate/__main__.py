@@ -34,7 +34,10 @@ class Options:
     json: bool = False
     """Print JSON."""
     write_docs: bool = False
-    """Run everything, the mutants too, and write docs/verification.md."""
+    """Check everything that has changed since it was recorded, the mutants too, and write
+    docs/verification.md."""
+    anew: bool = False
+    """With ``--write-docs``, all of it, changed or not."""
     processes: int = 1
     """How many processes share the work of ``--write-docs``."""
 
@@ -63,10 +66,12 @@ def run(options: Options, sizes: list[str]) -> int:
     if options.write_docs:
         if own or options.json:
             raise ValueError("write_docs with model or json: expected it without")
-        recorded = verification.write(options.processes, options.quick)
+        recorded = verification.write(options.processes, options.quick, options.anew)
         wrong = verification.wrong(recorded)
         print(verification.DOCS / "verification.md", *wrong, sep="\n")
         return 1 if wrong else 0
+    if options.anew:
+        raise ValueError("anew without write_docs: nothing is taken over from a record then")
     found = verdicts(options.quick, own, _tracked)
     print(to_json([dataclasses.asdict(v) for v in found]) if options.json else as_table(found))
     return 0 if all(v.holds or v.unverified for v in found) else 1

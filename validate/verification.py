@@ -5,23 +5,26 @@ found in ``docs/verification.json`` and writes the page from the record. The pag
 the record and of what the code declares, so whether it is current can be told in seconds:
 :func:`stale` compares the record with formulas, witnesses, mutants and draws as they are, and with
 the code of every file on which a verdict depends. Comments, docstrings, tests, pages and a file's
-place in the project do not matter. A run that is interrupted leaves record and page as they
-were; the next one of the same code takes what had been found right, and does the rest.
+place in the project do not matter. A run takes over what the record, or a run that was interrupted,
+had found right with the same code, and does the rest: a changed kernel asks for the checks that run
+kernels, a changed formula for all of them.
 """
 
 from __future__ import annotations
 
 import ast
 import datetime
+import functools
 import hashlib
+import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
-
-import torch
 
 from flopcount import testing
 from flopcount.conventions import CONVENTIONS
@@ -39,6 +42,9 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PART = DOCS / "verification.part.jsonl"
 DRAWN = 1000
+WITNESSES = ("torch", "fvcore", "transformers", "triton")
+"""Packages whose code is a witness, or runs one."""
+SEPARATOR = " × "
 
 SMALLEST: dict[str, Callable[[Any], bool]] = {
     "head dim 1": lambda model: head_dim(model) == 1,
@@ -93,6 +99,31 @@ def _imported(tree: ast.AST) -> Iterator[str]:
             yield from _imported(node)
 
 
+@functools.cache
+def _read(path: Path) -> tuple[str, tuple[str, ...]]:
+    """A digest of a file's code, and what it imports."""
+    source = path.read_text(encoding="utf-8")
+    digest = hashlib.sha256(placeless(source).encode()).hexdigest()[:16]
+    return digest, tuple(_imported(ast.parse(source)))
+
+
+def _closure(modules: Iterable[str]) -> dict[str, str]:
+    """A digest of the code of modules, and of all of the project that they import, by file."""
+    waiting = list(modules)
+    found: dict[str, str] = {}
+    while waiting:
+        path = ROOT.joinpath(*waiting.pop().split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        name = path.relative_to(ROOT).as_posix()
+        if name not in found and path.is_file():
+            found[name], imports = _read(path)
+            waiting += imports
+    if any(name.startswith("kernels/") for name in found):
+        table = TUNED.relative_to(ROOT).as_posix()
+        found[table] = hashlib.sha256(TUNED.read_bytes()).hexdigest()[:16]
+    return found
+
+
 def sources() -> dict[str, str]:
     """A digest of the code of every file on which a verdict depends, and where the file is now.
 
@@ -100,19 +131,51 @@ def sources() -> dict[str, str]:
     witnesses, networks and kernels, with the table of tilings that these read.
     """
     formulas = [entry.target.module for entry in judging.FORMULAS]
-    waiting = ["validate.matrix", "validate.mutation.judging", *formulas]
-    table = TUNED.relative_to(ROOT).as_posix()
-    found = {table: hashlib.sha256(TUNED.read_bytes()).hexdigest()[:16]}
-    while waiting:
-        path = ROOT.joinpath(*waiting.pop().split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        name = path.relative_to(ROOT).as_posix()
-        if name in found or not path.is_file():
-            continue
-        source = path.read_text(encoding="utf-8")
-        found[name] = hashlib.sha256(placeless(source).encode()).hexdigest()[:16]
-        waiting += _imported(ast.parse(source))
+    found = _closure(["validate.matrix", "validate.mutation.judging", *formulas])
     return dict(sorted(found.items()))
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Global names that a function uses, those inside of it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _modules(part: Any) -> Iterator[str]:
+    """Modules that a check names: its functions' in the matrix one by one, others whole."""
+    if isinstance(part, functools.partial):
+        for inside in (part.func, *part.args):
+            yield from _modules(inside)
+    elif isinstance(part, matrix.Check | matrix.Standalone):
+        yield from _modules(part.compare if isinstance(part, matrix.Check) else part.cases)
+    elif isinstance(part, ModuleType):
+        yield part.__name__
+    elif getattr(part, "__module__", matrix.__name__) != matrix.__name__:
+        yield part.__module__
+    elif isinstance(part, FunctionType):
+        for name in _names(part.__code__):
+            yield from _modules(part.__globals__.get(name))
+
+
+def files_of(check: Callable[[], matrix.Verdict]) -> set[str]:
+    """The files on whose code a check's verdict depends: the counter's, and the witness's."""
+    return {"validate/matrix.py", *_closure(["flopcount", *_modules(check)])}
+
+
+def files_of_judges(names: Iterable[str]) -> set[str]:
+    """The files on whose code it depends what judges find, the counter's apart."""
+    found = {f"validate/mutation/{name}.py" for name in ("judging", "mutants")}
+    witnesses = {
+        judging.ROWS: matrix.CHECKS,
+        judging.DOTS: (judging.kernel_tally,),
+        judging.KNOWN_NUMBERS: (),
+    }
+    for name in names:
+        for part in witnesses[name]:
+            found |= {"validate/matrix.py", *_closure(_modules(part))}
+    return found
 
 
 def expected(quick: bool) -> list[list[str]]:
@@ -125,9 +188,41 @@ def expected(quick: bool) -> list[list[str]]:
     ]
 
 
-def _version(quick: bool, now: dict[str, Any]) -> str:
-    """A digest of all that a verdict depends on, by :func:`current`."""
-    return hashlib.sha256(json.dumps([quick, now]).encode()).hexdigest()[:16]
+def _checks(quick: bool) -> dict[str, Callable[[], matrix.Verdict]]:
+    """What a run checks, by formula and witness."""
+    runs = matrix.runs(quick)
+    names = [_name(*of) for of in expected(quick)]
+    return dict(zip(names[: len(runs)], runs, strict=True))
+
+
+def _name(formula: str, witness: str) -> str:
+    return f"{formula}{SEPARATOR}{witness}"
+
+
+def versions(quick: bool, now: dict[str, Any]) -> dict[str, str]:
+    """A digest of all that each verdict depends on, and each module's mutants.
+
+    Args:
+        quick: As of :func:`record`.
+        now: What :func:`current` says, or a record.
+    """
+    counter = {name for name in now["sources"] if name.startswith("flopcount/")}
+    common = [quick, now["census"], now["versions"]]
+    parts: dict[str, tuple[Any, set[str]]] = {
+        name: (common, files_of(check)) for name, check in _checks(quick).items()
+    }
+    for entry in judging.FORMULAS:
+        module = entry.target.module
+        mutated = [now["mutants"].get(module), now["versions"]]
+        parts[module] = mutated, files_of_judges(entry.judges)
+    return {
+        name: hashlib.sha256(
+            json.dumps(
+                [said, {file: now["sources"].get(file) for file in sorted(counter | files)}]
+            ).encode()
+        ).hexdigest()[:16]
+        for name, (said, files) in parts.items()
+    }
 
 
 def _keep(version: str, name: str, entry: dict[str, Any], holds: bool) -> None:
@@ -137,76 +232,90 @@ def _keep(version: str, name: str, entry: dict[str, Any], holds: bool) -> None:
         part.write(line + "\n")
 
 
-def _kept(version: str) -> dict[str, Any]:
-    """What an earlier run of the same code found, and found right."""
+def _kept(now: dict[str, str]) -> dict[str, Any]:
+    """What an interrupted run of the same code found, and found right."""
     lines = PART.read_text(encoding="utf-8").splitlines() if PART.is_file() else []
     entries = [json.loads(line) for line in lines]
     return {
         entry["name"]: entry["entry"]
         for entry in entries
-        if entry["version"] == version and entry["holds"]
+        if entry["version"] == now.get(entry["name"]) and entry["holds"]
     }
 
 
-def judged(modules: list[str], version: str) -> dict[str, dict[str, Any]]:
+def _carried(recorded: dict[str, Any], now: dict[str, str]) -> dict[str, Any]:
+    """What the record says of code that is the same today, and found right."""
+    then = versions(recorded["quick"], recorded)
+    entries = {
+        **{_name(entry["formula"], entry["witness"]): entry for entry in recorded["verdicts"]},
+        **recorded["mutation"],
+    }
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if name in now and now[name] == then.get(name) and not _wrong(entry)
+    }
+
+
+def judged(modules: list[str], now: dict[str, str]) -> dict[str, dict[str, Any]]:
     """What became of some modules' mutants, which entries are stale, and how long it took."""
     listed = judging.equivalent_mutants()
     entries = {}
     for result in judging.each(judging.formulas_of(modules)):
         ((module, entry),) = result.to_dict(listed).items()
         entry |= {"no_mutants": result.stale(listed), "seconds": round(result.seconds, 1)}
-        _keep(version, module, entry, not (entry["survivors"] or entry["no_mutants"]))
+        _keep(now[module], module, entry, not _wrong(entry))
         entries[module] = entry
     return entries
 
 
-def _checked(index: int, run: Callable[[], matrix.Verdict], version: str) -> matrix.Verdict:
-    verdict = matrix.timed(run)
-    _keep(version, str(index), vars(verdict), verdict.holds)
+def _checked(name: str, run: Callable[[], matrix.Verdict], version: str) -> matrix.Verdict:
+    try:
+        verdict = matrix.timed(run)
+    except Exception as error:  # a witness that cannot answer confirms nothing; the others go on
+        traceback.print_exc()
+        said = f"{type(error).__name__}: {error}"
+        verdict = matrix.Verdict(*name.split(SEPARATOR), "nothing", None, said)
+    _keep(version, name, vars(verdict), verdict.holds)
     print(
-        f"{verdict.formula} × {verdict.witness}, {verdict.covered}: {verdict.finding} "
-        f"({verdict.seconds:.0f} s)",
+        f"{name}, {verdict.covered}: {verdict.finding} ({verdict.seconds:.0f} s)",
         file=sys.stderr,
         flush=True,
     )
     return verdict
 
 
-def record(processes: int = 1, quick: bool = False) -> dict[str, Any]:
-    """Run everything that an interrupted run of the same code has not found right.
+def record(processes: int = 1, quick: bool = False, anew: bool = False) -> dict[str, Any]:
+    """Run everything that has not been found right with the code as it is.
 
     Args:
         processes: How many checks, or modules' mutants, run at the same time.
         quick: As ``python -m validate --quick``; the mutants are judged all the same.
+        anew: Whether what the committed record says of the same code is run again too.
     """
     now = current(quick)
-    version = _version(quick, now)
-    kept = _kept(version)
-    checks = matrix.runs(quick)
+    to_do = versions(quick, now)
+    kept = _kept(to_do) if anew else {**_carried(read(), to_do), **_kept(to_do)}
+    checks = _checks(quick)
     modules = [entry.target.module for entry in judging.FORMULAS]
     waiting = [name for name in modules if name not in kept]
     shares = [waiting[start::processes] for start in range(processes)]
     with fresh_processes(processes) as pool:
-        mutated = [pool.submit(judged, share, version) for share in shares if share]
+        mutated = [pool.submit(judged, share, to_do) for share in shares if share]
         checked = {
-            index: pool.submit(_checked, index, run, version)
-            for index, run in enumerate(checks)
-            if str(index) not in kept
+            name: pool.submit(_checked, name, run, to_do[name])
+            for name, run in checks.items()
+            if name not in kept
         }
-        found = [
-            vars(checked[index].result()) if index in checked else kept[str(index)]
-            for index in range(len(checks))
-        ]
+        kept |= {name: vars(future.result()) for name, future in checked.items()}
         for future in mutated:
             kept |= future.result()
-    became = {name: kept[name] for name in modules}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "quick": quick,
-        "verdicts": [*found, *map(vars, matrix.unverified())],
-        "mutation": became,
-        **{name: now[name] for name in ("census", "mutants", "sources")},
+        "verdicts": [*(kept[name] for name in checks), *map(vars, matrix.unverified())],
+        "mutation": {name: kept[name] for name in modules},
+        **{name: now[name] for name in ("versions", "census", "mutants", "sources")},
     }
 
 
@@ -214,6 +323,10 @@ def current(quick: bool) -> dict[str, Any]:
     """What a record made now would say of formulas, witnesses, mutants and draws."""
     return {
         "names": expected(quick),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in WITNESSES},
+        },
         "mutants": mutants(),
         "census": census(),
         "sources": sources(),
@@ -316,9 +429,9 @@ def _unclaimed() -> str:
 PAGE = """\
 # Verification
 
-Generated by `python -m validate --write-docs`, which runs all of it ({minutes} minutes, summed over
-its processes, {date}, Python {python}, PyTorch {torch}); a test tells from the code whether it is
-current.{extent}
+Generated by `python -m validate --write-docs`, which runs what has changed since, or all of it with
+`--anew` ({minutes} minutes, summed over its processes, {date}, Python {python}, PyTorch {torch}); a
+test tells from the code whether it is current.{extent}
 
 ## Formula × witness
 
@@ -413,10 +526,10 @@ def page(recorded: dict[str, Any]) -> str:
     )
 
 
-def write(processes: int = 1, quick: bool = False) -> dict[str, Any]:
-    """Run everything and write record and page; returns the record."""
+def write(processes: int = 1, quick: bool = False, anew: bool = False) -> dict[str, Any]:
+    """Write record and page, as :func:`record` takes the arguments; returns the record."""
     DOCS.mkdir(exist_ok=True)
-    recorded = record(processes, quick)
+    recorded = record(processes, quick, anew)
     texts = {
         "verification.json": json.dumps(recorded, indent=1, ensure_ascii=False) + "\n",
         "verification.md": page(recorded),
@@ -432,15 +545,15 @@ def write(processes: int = 1, quick: bool = False) -> dict[str, Any]:
 
 def wrong(recorded: dict[str, Any]) -> list[str]:
     """Every survivor, every listed mutant that is none, and every verdict that does not hold."""
-    mutated = recorded["mutation"].values()
-    return [
-        *(name for entry in mutated for name in (*entry["survivors"], *entry["no_mutants"])),
-        *(
-            str(entry)
-            for entry in recorded["verdicts"]
-            if entry["finding"] not in ("equal", "UNVERIFIED")
-        ),
-    ]
+    entries = (*recorded["mutation"].values(), *recorded["verdicts"])
+    return [said for entry in entries for said in _wrong(entry)]
+
+
+def _wrong(entry: dict[str, Any]) -> list[str]:
+    """The same of one verdict, or of one module's mutants."""
+    if "survivors" in entry:
+        return [*entry["survivors"], *entry["no_mutants"]]
+    return [] if entry["finding"] in ("equal", "UNVERIFIED") else [str(entry)]
 
 
 def read() -> dict[str, Any]:

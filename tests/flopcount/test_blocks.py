@@ -23,7 +23,7 @@ from flopcount.blocks import (
 )
 from flopcount.masks import Causal, Chunked, Full
 from flopcount.operations import Pass, linear, norm, work
-from flopcount.rows import Product, Step, Tensor, Work
+from flopcount.rows import Product, Step, Tensor, Value, Work, on, with_values
 
 AT = Pass(1, 3)
 ATTENTION = Attention(8, 4, 2, 5, 20, 10)
@@ -31,6 +31,19 @@ ATTENTION = Attention(8, 4, 2, 5, 20, 10)
 
 def named(rows, kind):
     return {row.term: row for row in rows if isinstance(row, kind)}
+
+
+def test_values_and_weights_get_other_names():
+    row = Work(
+        part="self", layer="l", term="t", factors=(2,), forward_cost=1, backward_cost=3,
+        reason="by hand", reads=("x", "y"), writes=None,
+        backward_parts=((1, ("y",)), (2, ("x", ("l", "w")))),
+    )  # fmt: skip
+    (other,) = with_values([row], {"x": "a", "y": "b"}.__getitem__, lambda name: (*name, "2"))
+    assert (other.reads, other.writes) == (("a", "b"), None)
+    assert other.backward_parts == ((1, ("b",)), (2, ("a", ("l", "w", "2"))))
+    (moved,) = on("query", [Value(("x", "other"), "x")])
+    assert (moved.reads, moved.writes) == (("query", "other"), "query")
 
 
 def test_attention_behind_a_cache():

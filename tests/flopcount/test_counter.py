@@ -1,5 +1,6 @@
 """The counter against hand arithmetic, and its parts against each other."""
 
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -138,6 +139,23 @@ def test_conventions_have_terms_but_no_products():
     assert count.rows == ()
     assert count.recompute == 0
     assert count.with_recompute == count.total
+    assert {term.recomputed for term in count.terms} == {False}
+
+
+def test_a_term_of_several_counts_is_recomputed_where_one_is():
+    first, *_ = TINY.flops(checkpointing="reentrant").terms
+    spared = dataclasses.replace(first, recomputed=False)
+    assert first.recomputed
+    assert spared.plus(first).recomputed
+    assert first.plus(spared).recomputed
+    assert not spared.plus(spared).recomputed
+
+
+def test_what_is_counted_is_subtracted_term_by_term():
+    dense, causal = TINY.flops("dense"), TINY.flops("causal")
+    assert (dense - causal).total == dense.total - causal.total > 0
+    with pytest.raises(TypeError, match="unsupported operand"):
+        dense - 3
 
 
 def test_dense_counts_the_whole_square():

@@ -1,5 +1,7 @@
 """Executed FLOPs by hand: tiles counted on paper, padded head dims, products of each pass."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import sympy
@@ -335,6 +337,24 @@ def test_work_of_kernels_program_by_program(n, k, products):
     # Out, its gradient and log-sum-exp; two statistics of a multiple of 256 rows.
     assert work["rows"].distinct_bytes == 3 * 2 * (n * 40 + -(-n // 256) * 256 * 8)
     assert work["rows"].requested_bytes is None
+    assert work["rows"].exponentials == 0
+
+
+def test_work_of_kernels_is_linear_in_sequences_and_heads():
+    """A head dim that is stored as it is, several key heads, one sequence unless given."""
+    tiling = fc.Tiling(forward=(128, 64), key_value=(32, 64), query=(64, 32))
+    sizes = dict(num_latents=131, num_prefix=66, head_dim=16, element_size=2)
+    one = kernel_work(tiling, **sizes, num_heads=2, num_key_heads=1)
+    two = kernel_work(tiling, **sizes, num_heads=4, num_key_heads=2)
+    twice = kernel_work(tiling, **sizes, num_heads=2, num_key_heads=1, batch_size=2)
+    for name, work in one.items():
+        for what in ("exponentials", "distinct_bytes", "requested_bytes"):
+            if getattr(work, what) is None:
+                continue
+            doubled = {getattr(more[name], what) for more in (two, twice)}
+            assert doubled == {2 * getattr(work, what)}, (name, what)
+    # Two heads of queries, and the output of 16 channels with its log-sum-exp; one of keys.
+    assert one["forward"].distinct_bytes == 2 * 131 * (2 * 32 + 4) + (131 + 66) * 2 * 32
 
 
 def test_work_of_kernels_on_symbols_and_bad_sizes():
@@ -351,3 +371,8 @@ def test_work_of_kernels_on_symbols_and_bad_sizes():
         kernel_work(tiling, num_latents=1.5, num_prefix=0, **sizes)
     with pytest.raises(ValueError, match="num_prefix = -1"):
         kernel_work(tiling, num_latents=1, num_prefix=-1, **sizes)
+    for nothing in (0.0, False):
+        with pytest.raises(TypeError, match=f"num_prefix = {nothing}"):
+            kernel_work(tiling, num_latents=1, num_prefix=nothing, **sizes)
+    with pytest.raises(ValueError, match="row_lanes = 0"):
+        dataclasses.replace(tiling, row_lanes=0)

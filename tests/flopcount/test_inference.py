@@ -160,6 +160,47 @@ def test_keys_of_an_encoder_are_made_once():
     assert T5.cache(5).elements == 3 * 2 * 8 * (5 + 6)
 
 
+@pytest.mark.parametrize(
+    ("positions", "num_latents", "latents", "prefix"),
+    [
+        (4, None, 1, 3),  # one latent at least
+        (6, None, 1, 5),
+        (9, None, 4, 5),  # what no longer fits the prefix
+        (15, None, 6, 5),  # beginning left out
+        (8, 2, 2, 5),
+        (4, 3, 3, 1),
+        (3, 3, 3, 0),
+    ],
+)
+def test_latents_and_prefix_of_a_prompt(positions, num_latents, latents, prefix):
+    prompt = PERCEIVER.prefill(positions, logits="all", num_latents=num_latents)
+    whole = dataclasses.replace(PERCEIVER, num_latents=latents, num_prefix=prefix)
+    assert by_term(prompt) == by_term(whole.flops(training=False))
+    if latents == 6:
+        return
+    # A new token attends to the prefix and to the latents before it; it embeds itself alone.
+    later = PERCEIVER.decode(1, cached=positions, num_latents=num_latents)
+    longer = dataclasses.replace(whole, num_latents=latents + 1)
+    assert by_term(prompt, later) == by_term(longer.flops(training=False))
+    assert not any(term.layer == "embedding" and term.part == "cross" and term.forward
+                   for term in later.elementwise.terms)  # fmt: skip
+
+
+def test_new_tokens_behind_a_prompt_with_more_latents_than_it_needs():
+    asked = PERCEIVER.generate(7, 2, num_latents=4)
+    passes = PERCEIVER.prefill(7, num_latents=4), PERCEIVER.decode(1, cached=7, num_latents=4)
+    assert by_term(asked) == by_term(*passes) != by_term(PERCEIVER.generate(7, 2))
+
+
+def test_positions_beyond_the_table_are_refused_by_its_name():
+    longer = dataclasses.replace(DECODER, seq_len=8, num_positions=10)
+    assert longer.decode(1, cached=9).total > 0
+    with pytest.raises(ValueError, match="at most num_positions = 10"):
+        longer.decode(1, cached=10)
+    with pytest.raises(ValueError, match="at most seq_len = 8"):
+        dataclasses.replace(DECODER, seq_len=8).decode(1, cached=8)
+
+
 @settings(max_examples=30)
 @given(prefix=st.integers(0, 5), latents=st.integers(1, 6), new=st.integers(1, 6), data=st.data())
 def test_so_it_is_with_a_prefix(prefix, latents, new, data):

@@ -7,7 +7,7 @@ import pytest
 
 import flopcount as fc
 from flopcount.blocks import Embedding
-from flopcount.conventions import LayerInputs
+from flopcount.conventions import GROUPED, HEAD_DIM, WIDTH, LayerInputs
 from flopcount.count import is_position
 from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
 from flopcount.hybrid_lm import LightningLM, Mamba2LM
@@ -47,6 +47,14 @@ def test_latents_experts_and_predictions():
     assert (found.num_table_params, found.num_tied_params) == (88, 0)
     # Norms around blocks: two of 8 in each of five layers, and five of 8 in a module that predicts.
     assert found.num_block_norm_params == 5 * 2 * 8 + 2 * 5 * 8
+
+
+def test_widths_of_experts_are_not_those_of_an_mlp():
+    names = [name for name, _, _ in inputs(MixtureLM(**COMMON, **EXPERTS)).held_apart]
+    assert set(names) == {GROUPED, HEAD_DIM}
+    dense = MixtureLM(**COMMON, **EXPERTS, mlp=("dense", "sparse"))
+    assert (WIDTH, 9, 4 * 8) in inputs(dense).held_apart
+    assert len(inputs(dense).held_apart) == 5
 
 
 def test_chunks_and_shared_experts():

@@ -235,3 +235,12 @@ def test_a_table_of_positions_may_be_longer_than_the_sequence():
     with pytest.raises(ValueError, match="expected at most num_positions"):
         fc.Decoder(**sizes, num_positions=np.array([2, 3]))
     assert isinstance(long.params().terms[0], Tensor)
+
+
+def test_sizes_without_a_letter_are_none_of_the_formulas():
+    gpt2 = fc.Decoder(
+        vocab_size=9, seq_len=3, num_channels=4, num_layers=1, num_heads=2, num_positions=5
+    )
+    assert list(gpt2.lettered()) == [
+        "vocab_size", "seq_len", "num_channels", "num_layers", "num_heads", "widening_factor"
+    ]  # fmt: skip

@@ -164,3 +164,10 @@ def test_what_is_refused(call, message):
 def test_what_has_the_wrong_type(documents):
     with pytest.raises(TypeError, match="documents = "):
         LLAMA.flops(documents=documents)
+
+
+def test_lengths_and_sizes_of_two_kinds_are_refused():
+    symbol = sympy.Symbol("a", integer=True, positive=True)
+    arrays = dataclasses.replace(LLAMA, vocab_size=np.array([5, 6]))
+    with pytest.raises(TypeError, match=r"documents\[0\] .*vocab_size|vocab_size .*documents\[0\]"):
+        arrays.flops(documents=[symbol])

@@ -334,3 +334,21 @@ def test_a_drawn_count():
     for sizes in ({"seq_len": symbol}, {"seq_len": np.array([2, 3])}):
         with pytest.raises(TypeError, match="expected one number, for a picture"):
             dataclasses.replace(MODEL, **sizes).flops().plot()
+    with pytest.raises(NotCoveredError):
+        PERCEIVER.flops(convention="kaplan").plot()
+
+
+def test_names_of_many_terms_are_small():
+    (axes,) = MODEL.flops().plot().figure.axes
+    assert {text.get_fontsize() for text in axes.get_yticklabels()} == {
+        text.get_fontsize() for text in axes.get_legend().get_texts()
+    }
+    assert axes.get_yticklabels()[0].get_fontsize() < axes.xaxis.label.get_fontsize()
+
+
+def test_what_is_trained_stands_beside_all_columns():
+    lora = fc.FineTuning(lora_rank=1, lora_targets="mlp*")
+    table, *_ = MODEL.params(lora)._tables()
+    assert table.columns == ["part", "layer", "name", "parameters", "share", "trainable"]
+    assert table.footer[-1] == MODEL.params(lora).trainable
+    assert [row[-1] for row in table.rows] == [row.trained for row in MODEL.params(lora).terms]

@@ -199,3 +199,6 @@ def test_the_larger_of_two_waits_for_numbers():
     assert maximum(2, 3) == 3
     assert maximum(n, 3).subs(n, 5) == 5
     assert maximum(n, 3).subs(n, 2) == 3
+    assert maximum(3, n).subs(n, 2) == 3
+    # It looks for nothing to simplify: that takes longer than all the rest.
+    assert maximum(n, n + 1) == sympy.Max(n, n + 1, evaluate=False) != n + 1

@@ -1,7 +1,10 @@
 """Generated pages are current."""
 
 import dataclasses
+import functools
 import itertools
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -108,20 +111,12 @@ def now(recorded):
     return verification.current(recorded["quick"])
 
 
-OLD = pytest.mark.xfail(
-    reason="docs/verification.md is of an earlier commit; python -m validate --write-docs renews "
-    "it, and then this mark fails until it is gone"
-)
-
-
-@OLD
 def test_verification_is_current(recorded, now):
     assert verification.stale(recorded, now) == [], "run python -m validate --write-docs"
     page = (verification.DOCS / "verification.md").read_text()
     assert page == verification.page(recorded), "run python -m validate --write-docs"
 
 
-@OLD
 def test_what_was_recorded_holds(recorded):
     assert verification.wrong(recorded) == []
     assert min(recorded["census"].values()) > 0
@@ -152,14 +147,80 @@ def test_an_interrupted_run_keeps_what_it_found_right(monkeypatch, tmp_path):
     verification._keep("now", "0", {"finding": "equal"}, True)
     verification._keep("now", "1", {"finding": "off"}, False)
     verification._keep("before", "2", {"finding": "equal"}, True)
-    assert verification._kept("now") == {"0": {"finding": "equal"}}
-    monkeypatch.setattr(verification, "DRAWN", 3)
-    now = verification.current(True)
-    quick, full = verification._version(True, now), verification._version(False, now)
-    assert quick != full
-    fewer = judging.Formulas(judging.Target("flopcount.masks", ("Causal.pairs",)))
-    monkeypatch.setattr(judging, "FORMULAS", (fewer,))
-    assert verification._version(True, verification.current(True)) != quick
+    now = dict.fromkeys("012", "now")
+    assert verification._kept(now) == {"0": {"finding": "equal"}}
+
+
+def test_a_witness_that_cannot_answer_is_a_verdict(monkeypatch, tmp_path, capsys):
+    def broken():
+        raise IndexError("out of range")
+
+    monkeypatch.setattr(verification, "PART", tmp_path / "part.jsonl")
+    verdict = verification._checked("a formula × a witness", broken, "now")
+    assert (verdict.formula, verdict.witness) == ("a formula", "a witness")
+    assert verdict.finding == "IndexError: out of range"
+    assert not verdict.holds
+    assert verification._kept({"a formula × a witness": "now"}) == {}
+    assert "in broken" in capsys.readouterr().err
+
+
+EMULATED = (
+    "executed FLOPs of attention; exponentials and bytes of its kernels × "
+    "execution of the code assembled for sm_90, without a GPU"
+)
+
+
+def test_what_the_record_says_of_the_same_code_is_taken_over(example, now):
+    """All of it; nothing that has changed, and nothing that did not hold."""
+    example = example | {"versions": now["versions"], "sources": now["sources"]}
+    example |= {name: now[name] for name in ("census", "mutants")}
+    example["verdicts"] = [
+        example["verdicts"][0] | {"formula": formula, "witness": witness, "finding": "equal"}
+        for formula, witness in now["names"]
+    ]
+    judged = {"survivors": [], "no_mutants": []}
+    example["mutation"] = dict.fromkeys(now["mutants"], judged)
+    quick = example["quick"]
+
+    def again(changed=example, **code):
+        """What would be run again."""
+        to_do = verification.versions(quick, now | {"sources": now["sources"] | code})
+        return set(to_do) - set(verification._carried(changed, to_do))
+
+    everything = set(verification.versions(quick, now))
+    assert again() == set()
+    assert again(**{"flopcount/masks.py": "another"}) == everything
+    assert again(**{"validate/emulator/operations.py": "another"}) == {EMULATED}
+    kernels = again(**{"kernels/attention/forward.py": "another"})
+    assert {EMULATED, "flopcount.executed"} <= kernels
+    assert "flopcount.inference" not in kernels
+    assert again(example | {"versions": {"python": "3.9"}}) == everything
+    first, *others = example["verdicts"]
+    wrong = example | {"verdicts": [first | {"finding": "off by 1"}, *others]}
+    assert again(wrong) == {verification._name(*now["names"][0])}
+    module = "flopcount.masks"
+    survived = example["mutation"] | {module: judged | {"survivors": ["1 -> 2"]}}
+    assert again(example | {"mutation": survived}) == {module}
+
+
+@pytest.mark.parametrize("check", matrix.CHECKS, ids=lambda check: check.formula)
+def test_a_check_runs_no_file_that_its_verdict_is_not_said_to_depend_on(check):
+    run = functools.partial(matrix.run_check, check, [judging.MODELS[0]], 0)
+    code = set()
+    sys.setprofile(lambda frame, event, _: code.add(frame.f_code.co_filename))
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    files = {Path(name).relative_to(verification.ROOT) for name in code if is_ours(name)}
+    assert files
+    assert {file.as_posix() for file in files} - verification.files_of(run) == set()
+
+
+def is_ours(name):
+    path = Path(name)
+    rooms = ("flopcount", "kernels", "models", "validate")
+    return any(path.is_relative_to(verification.ROOT / room) for room in rooms)
 
 
 @pytest.fixture
@@ -239,7 +300,7 @@ def test_where_an_import_comes_from_is_no_change():
 
 
 def test_an_interrupted_run_leaves_the_record_as_it_was(tmp_path, monkeypatch):
-    def interrupted(processes, quick):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verification, "DOCS", tmp_path)

@@ -64,6 +64,14 @@ def elements(cache: Any) -> int:
     return sum(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
+def cached_copies(config: dict[str, Any]) -> int:
+    """How often each key and value is cached: Falcon's newer code has them once a query head."""
+    heads = config.get("num_attention_heads", 1)
+    if config["model_type"] == "falcon" and config.get("new_decoder_architecture"):
+        return int(heads // (config.get("num_kv_heads") or heads))
+    return 1
+
+
 def generating(config: dict[str, Any]) -> Any:
     """The network that ``config`` describes, to generate with."""
     # It loads transformers, which takes seconds.
@@ -127,7 +135,7 @@ def compare(
     whole = model.generate(prompt_len, new_tokens, chunk=chunk, **own)
     found["generate"] = whole.total + more + (new_tokens - 1) * more_a_step - sum(seen)
     kept = model.cache(own_len + new_tokens - 1, batch_size=BATCH_SIZE)
-    found["cache"] = kept.elements - elements(made.cache)
+    found["cache"] = cached_copies(config) * kept.elements - elements(made.cache)
     return found
 
 
@@ -135,20 +143,28 @@ def tried(family: str, number: int) -> list[tuple[dict[str, Any], int]]:
     """Drawn configs of a family and prompts' lengths, the same each time, that transformers runs.
 
     A window of 1 becomes 2: its cache should keep no position, but transformers then slices from
-    -0 and keeps all. MiniMax has no window: its class makes a cache that does not know of one. And
-    models without attention in any layer are left out but Mamba-2: their cache has no length, which
-    generation asks for.
+    -0 and keeps all. MiniMax has no window: its class makes a cache that does not know of one. A
+    prompt ends where a table of positions has room for the new tokens, and is left out where it has
+    none. T5's cache has as many layers as the encoder: decoders with more are left out. And so are
+    models without attention in any layer but Mamba-2: their cache has no length, which generation
+    asks for.
     """
     kept = []
     for case in families.drawn(family, 6 * number):
         windows = {name: 2 for name in ("sliding_window", "attention_chunk_size")
                    if case.config.get(name) == 1}  # fmt: skip
-        if family == "minimax":
+        if family.startswith("minimax") and family != "minimax_m2":
             windows["sliding_window"] = None
         config = case.config | windows
-        kinds = [group.kind.get("mixer") for group in fc.from_hf(config).groups()]
-        if family == "mamba2" or set(kinds) != {"scan"}:
-            kept.append((config, case.seq_len))
+        model = fc.from_hf(config)
+        prompt_len = case.seq_len
+        if getattr(model, "num_positions", None) is not None:
+            positions = model.num_positions - model.spare_positions
+            prompt_len = min(prompt_len, positions - NEW_TOKENS + 1)
+        kinds = [group.kind.get("mixer") for group in model.groups()]
+        too_few = family == "t5" and model.num_decoder_layers > model.num_layers
+        if prompt_len > 0 and not too_few and (family == "mamba2" or set(kinds) != {"scan"}):
+            kept.append((config, prompt_len))
     return kept[:number]
 
 

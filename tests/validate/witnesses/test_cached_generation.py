@@ -95,6 +95,31 @@ def test_logits_of_every_position_are_found(monkeypatch):
     assert found == dict.fromkeys(("prefill", "generate"), 2 * 2 * 3 * 12 * 11)
 
 
+def test_falcon_caches_keys_once_a_query_head(monkeypatch):
+    falcon = dict(
+        model_type="falcon", vocab_size=12, hidden_size=12, num_hidden_layers=2,
+        num_attention_heads=6, num_kv_heads=2, new_decoder_architecture=True, alibi=False,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    assert missed(generation.compare(falcon, 4, 3)) == {}
+    monkeypatch.setattr(generation, "cached_copies", lambda config: 1)
+    # Keys and values of two layers, 6 positions and two sequences: 4 heads of 2 channels more.
+    assert missed(generation.compare(falcon, 4, 3)) == {"cache": -2 * 2 * 6 * 2 * 4 * 2}
+
+
+def test_drawn_prompts_have_room_for_what_follows():
+    for family in ("gpt2", "opt"):
+        for config, prompt_len in generation.tried(family, 9):
+            table = config.get("n_positions") or config["max_position_embeddings"]
+            assert 1 <= prompt_len <= table - generation.NEW_TOKENS + 1
+    for config, _ in generation.tried("t5", 9):
+        decoder_layers = config.get("num_decoder_layers") or config["num_layers"]
+        assert decoder_layers <= config["num_layers"]
+    assert {config["sliding_window"] for config, _ in generation.tried("minimax_text_01", 9)} == {
+        None
+    }
+
+
 def test_latents_that_are_expanded_once_are_found(monkeypatch):
     monkeypatch.setattr(masks.Causal, "kept_before", lambda *_: 0)
     # Two layers of three heads of 3 + 5 channels, expanded from 7: of 4 and then 5 positions of two

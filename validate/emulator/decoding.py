@@ -392,7 +392,8 @@ def hints(d: Decoder) -> None:
 
 
 DECODERS: dict[str, Callable[[Decoder], Run]] = {}
-"""By opcode. An instruction of the warp's, ``UIADD3``, is decoded as its lanes' one, ``IADD3``."""
+"""By opcode. An instruction of the warp's, ``UIADD3``, is decoded as its lanes' one, ``IADD3``, and
+``UP2UR`` as ``P2R``."""
 UNIFORM = frozenset(
     (
         "UIADD3",
@@ -409,6 +410,7 @@ UNIFORM = frozenset(
         "UFLO",
         "UPOPC",
         "UBREV",
+        "UP2UR",
     )
 )
 

@@ -63,7 +63,8 @@ def decoded(code: Code) -> list[Operation]:
     for at in code.instructions:
         decoder = Decoder(at, code)
         decoder.uniform = at.opcode in UNIFORM
-        name = at.opcode[1:] if decoder.uniform else at.opcode
+        name = at.opcode.removeprefix("U") if decoder.uniform else at.opcode
+        name = {"P2UR": "P2R"}.get(name, name)
         if name not in DECODERS:
             raise at.unknown(f"opcode {at.opcode!r}")
         guard = None
@@ -546,17 +547,16 @@ def _from_predicates(d: Decoder) -> Run:
     """The predicates as bits where the mask has ones, else a's bits."""
     d.number_of_operands(4)
     put, a, bits = d.write(d.operand(0)), d.integer(d.operand(2)), int(d.operand(3), 16)
-    if d.operand(1) != "PR" or bits > 0x7F:
+    kind = "UP" if d.uniform else "P"
+    if d.operand(1) != f"{kind}R" or bits > 0x7F:
         raise d.at.unknown("this form")
     d.by_bits(d.operand(0), d.operand(2), 0xFFFFFFFF & ~bits)
-    chosen = [i for i in range(7) if bits >> i & 1]
-    for i in chosen:
-        d.predicate(f"P{i}")
+    chosen = [(i, d.predicate(f"{kind}{i}")) for i in range(7) if bits >> i & 1]
 
     def run(g: Group, m: Array | None) -> None:
         value = a(g) & U32(0xFFFFFFFF & ~bits)
-        for i in chosen:
-            value = value | g.P[i].astype(U32) << U32(i)
+        for i, predicate in chosen:
+            value = value | predicate(g).astype(U32) << U32(i)
         put(g, value, m)
 
     return run

@@ -65,8 +65,8 @@ class Ceilings:
     """What the device reached, each rate measured at its best case.
 
     Attributes:
-        bytes_per_second: a large copy, bytes read and written both counted.
-        matmul_flops_per_second: a large square product of random bf16 (fp32 without a GPU).
+        bytes_per_second: A large copy, bytes read and written both counted.
+        matmul_flops_per_second: A large square product of random bf16 (fp32 without a GPU).
         exponentials_per_second: exp2 in fp32 on registers alone.
     """
 

@@ -36,11 +36,11 @@ class Part:
     """One process of the schedule.
 
     Attributes:
-        name: as in ``schedule.json`` and of its log.
-        arguments: of ``python -m``; ``{out}`` stands for the folder of the results.
-        minutes: the most it gets in one go.
-        tiny: what it gets in a dry run; the same where it is empty.
-        findings: exit codes of a part that ran to its end and found something.
+        name: As in ``schedule.json`` and of its log.
+        arguments: Of ``python -m``; ``{out}`` stands for the folder of the results.
+        minutes: The most it gets in one go.
+        tiny: What it gets in a dry run; the same where it is empty.
+        findings: Exit codes of a part that ran to its end and found something.
     """
 
     name: str
@@ -209,17 +209,17 @@ def run(
     """Run the open parts in order, again those that failed, until they are done or time is up.
 
     Args:
-        out: folder of the results.
-        minutes: from now; the call ends within them.
-        names: parts to run, in this order; all by default.
-        dry_run: tiny sizes.
-        packed: an archive to write after each part.
+        out: Folder of the results.
+        minutes: From now; the call ends within them.
+        names: Parts to run, in this order; all by default.
+        dry_run: Tiny sizes.
+        packed: An archive to write after each part.
 
     Returns:
         What ``schedule.json`` holds.
 
     Raises:
-        ValueError: if a name is unknown.
+        ValueError: If a name is unknown.
     """
     by_name = {part.name: part for part in PARTS}
     unknown = [name for name in names or () if name not in by_name]

@@ -42,8 +42,8 @@ class Case:
     """One call, by its sizes and by how the operands are given.
 
     Attributes:
-        apart: whether the prefix's keys and values are tensors of their own.
-        strided: whether operands are slices of wider tensors.
+        apart: Whether the prefix's keys and values are tensors of their own.
+        strided: Whether operands are slices of wider tensors.
     """
 
     batch: int
@@ -189,7 +189,7 @@ def check_sanitizer(tools: Iterable[str]) -> tuple[int, list[str]]:
     """Run :func:`each_kernel` under compute-sanitizer.
 
     Raises:
-        FileNotFoundError: if it is not installed.
+        FileNotFoundError: If it is not installed.
     """
     program = shutil.which("compute-sanitizer")
     if program is None:

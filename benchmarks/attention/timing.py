@@ -73,7 +73,7 @@ def errors(attend: Attend, shape: Shape, backward: bool) -> dict[str, float]:
     :func:`benchmarks.attention.accuracy.shares_of_allowed`; everything has to be finite.
 
     Raises:
-        WrongResultError: if a value is not finite or a shape is not the operand's.
+        WrongResultError: If a value is not finite or a shape is not the operand's.
     """
     *operands, grad = draw(shape)
     operands = [x.requires_grad_(backward) for x in operands]

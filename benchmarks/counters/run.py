@@ -95,7 +95,7 @@ def between_markers(kernels: Iterable[Kernel], cases: int) -> list[list[Kernel]]
     """Kernels of each case: those that follow its marker.
 
     Raises:
-        ProfilerError: if there are not as many markers as cases.
+        ProfilerError: If there are not as many markers as cases.
     """
     found: list[list[Kernel]] = []
     for kernel in kernels:
@@ -185,7 +185,7 @@ def probe(out: Path) -> str:
     """One line: whether counters can be read here; the GEMM's count where they can.
 
     Raises:
-        ProfilerError: with the reason and the remaining command, if they cannot.
+        ProfilerError: With the reason and the remaining command, if they cannot.
     """
     kernels = _profiled(["gemm"], out / "probe.ncu.csv")
     counted = sum(kernel.tensor_ops("bfloat16") or 0 for kernel in kernels)

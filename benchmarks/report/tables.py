@@ -97,7 +97,7 @@ def with_headline(text: str, rows: list[Row]) -> str:
     """A text with the short table between its two marks, in place of what stands there.
 
     Raises:
-        ValueError: if the text does not have both marks, once and in order, or no GPU was used.
+        ValueError: If the text does not have both marks, once and in order, or no GPU was used.
     """
     if not rows or NO_GPU in {row["device"] for row in rows}:
         raise ValueError("rows must be measured on a GPU, and there must be some")
@@ -200,7 +200,7 @@ def write_report(folder: Path) -> list[Path]:
     ``aims.md`` says which aims of :mod:`benchmarks.report.aims` are reached.
 
     Raises:
-        ValueError: if the folder holds no results.
+        ValueError: If the folder holds no results.
     """
     written = []
     if rows := read_table(folder / "attention.csv"):

@@ -86,7 +86,7 @@ def public_step(model: fc.PerceiverAR, batch_size: int) -> Step:
     """The same for perceiver-ar-pytorch, at the sizes of ``model``, under autocast.
 
     Raises:
-        ImportError: if it is not installed.
+        ImportError: If it is not installed.
     """
     package = importlib.import_module("perceiver_ar_pytorch")
     torch.manual_seed(0)

@@ -341,11 +341,11 @@ def tune(
     """Time all candidates of all shapes that ``tilings.csv`` lacks, as long as there is time.
 
     Args:
-        out: folder of the results.
-        shapes: what to tune for.
-        minutes: no candidate is begun after that.
-        jobs: processes that compile ahead; 0 for none.
-        limit: candidates of a pass at most, the shipped one among them.
+        out: Folder of the results.
+        shapes: What to tune for.
+        minutes: No candidate is begun after that.
+        jobs: Processes that compile ahead; 0 for none.
+        limit: Candidates of a pass at most, the shipped one among them.
 
     Returns:
         The path of ``tilings.csv``.
@@ -472,8 +472,8 @@ def choose(rows: Iterable[dict[str, str]], refused: Refused) -> Chosen:
     shapes of the head dim: shapes that hardly differ share a tiling.
 
     Args:
-        rows: of ``tilings.csv``.
-        refused: what must not be chosen.
+        rows: Of ``tilings.csv``.
+        refused: What must not be chosen.
     """
     times: dict[tuple[str, int], dict[Shape, dict[Tiling, float]]] = {}
     for row in rows:
@@ -553,9 +553,9 @@ def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
     """Write the table that the kernels read; what it holds of other cases stays.
 
     Args:
-        path: of the table, made where it is missing.
-        chosen: what to ship; of shapes with one padded head dim and as many keys, the first counts.
-        element_size: bytes of an element of what was timed.
+        path: Of the table, made where it is missing.
+        chosen: What to ship; of shapes with one padded head dim and as many keys, the first counts.
+        element_size: Bytes of an element of what was timed.
     """
     table = tuned_tilings(path) if path.exists() else {}
     fresh: dict[tuple[str, int, int], dict[int, Tiling]] = {}

@@ -59,9 +59,9 @@ class Arm:
 
     Attributes:
         num_prefix: M; 0 is the decoder.
-        shapes: sizes at each budget, FLOPs of level ``causal``.
-        tokenizer: of the text.
-        vocab_size: of the tokenizer.
+        shapes: Sizes at each budget, FLOPs of level ``causal``.
+        tokenizer: Of the text.
+        vocab_size: Of the tokenizer.
     """
 
     num_prefix: int
@@ -75,15 +75,15 @@ class Stage:
     """Runs of arms at budgets: every size with every seed and rate.
 
     Attributes:
-        arms: by name.
+        arms: By name.
         budgets: FLOPs of level ``causal``.
-        shapes: in place of the arm's.
-        around: instead, so many of the arm's sizes: the one with the least loss, and those next to
+        shapes: In place of the arm's.
+        around: Instead, so many of the arm's sizes: the one with the least loss, and those next to
             it, of the runs at that budget which have ended.
-        seeds: of the runs.
-        rates: learning rates in place of the rule's.
-        factors: of the learning rate.
-        convention: a published count that the budget is held by, its self part. The budget is what
+        seeds: Of the runs.
+        rates: Learning rates in place of the rule's.
+        factors: Of the learning rate.
+        convention: A published count that the budget is held by, its self part. The budget is what
             the middle size costs by it, so that both families share that run.
     """
 
@@ -102,11 +102,11 @@ class Study:
     """Arms of the same blocks, each trained at the same budgets.
 
     Attributes:
-        base: what all runs share; its budgets, shapes, seeds and prefix are replaced.
-        arms: by name.
-        stages: by name, in the order of their value. Where one of them is :data:`TRIALS`, learning
+        base: What all runs share; its budgets, shapes, seeds and prefix are replaced.
+        arms: By name.
+        stages: By name, in the order of their value. Where one of them is :data:`TRIALS`, learning
             rates follow the rule fitted to its runs; else all have that of ``base``.
-        candidates: shapes that a prediction may be tested with.
+        candidates: Shapes that a prediction may be tested with.
     """
 
     base: SweepConfig
@@ -142,13 +142,13 @@ def plan(
     the budget's sizes have. Those that test predictions come last.
 
     Args:
-        study: the design.
-        rows: of the runs that have ended.
-        stages: these alone.
-        predictions: files.
+        study: The design.
+        rows: Of the runs that have ended.
+        stages: These alone.
+        predictions: Files.
 
     Raises:
-        ValueError: if a stage, arm or budget is unknown.
+        ValueError: If a stage, arm or budget is unknown.
     """
     rows = list(rows)
     asked = dict(study.stages)
@@ -309,7 +309,7 @@ def fit_rule(rows: Iterable[Row]) -> tuple[float, float]:
     """(a, b) of peak = a · width^b: least squares of log peak over log width, over all arms.
 
     Raises:
-        ValueError: if there are fewer than two widths.
+        ValueError: If there are fewer than two widths.
     """
     best = best_rates(rows)
     widths = [width for _, width, _ in best]

@@ -38,12 +38,12 @@ class Results:
     """A study's committed results, checked against its design.
 
     Attributes:
-        study: the design.
-        planned: all its runs that are known, with those that test the predictions.
-        runs: a row per run that has ended, in the plan's order.
-        curves: by run, its validations.
-        calls: of every call, device, versions, commit, date and command, in the order of dates.
-        predictions: the files.
+        study: The design.
+        planned: All its runs that are known, with those that test the predictions.
+        runs: A row per run that has ended, in the plan's order.
+        curves: By run, its validations.
+        calls: Of every call, device, versions, commit, date and command, in the order of dates.
+        predictions: The files.
     """
 
     study: Study
@@ -69,7 +69,7 @@ def read_results(study: Study, folders: Sequence[Path]) -> Results:
     """Read ``runs.csv``, ``curves.csv``, ``*.jsonl`` and ``prediction*.json``.
 
     Raises:
-        ValueError: if no run is there, a run is there twice with different values, is not of the
+        ValueError: If no run is there, a run is there twice with different values, is not of the
             study, or has other steps; or if runs of an arm differ in text, so that their losses do
             not compare.
     """
@@ -127,9 +127,9 @@ class Scatter:
     """A standard deviation that was measured.
 
     Attributes:
-        deviation: nats per byte.
-        freedom: its degrees of freedom ν.
-        of: what scatters.
+        deviation: Nats per byte.
+        freedom: Its degrees of freedom ν.
+        of: What scatters.
     """
 
     deviation: float
@@ -143,7 +143,7 @@ class Scatter:
 
         Args:
             variance: h, of what is estimated, in units of σ².
-            comparisons: intervals that are to hold together.
+            comparisons: Intervals that are to hold together.
         """
         quantile = stats.t.ppf(1 - (1 - CONFIDENCE) / comparisons / 2, self.freedom)
         return float(quantile * self.deviation * math.sqrt(variance))
@@ -210,10 +210,10 @@ class Best:
     """What an arm reaches at one budget.
 
     Attributes:
-        arm: its name.
+        arm: Its name.
         budget: FLOPs.
-        run: of seed 0, the run of the least loss.
-        profile: its parabola, if there are three sizes.
+        run: Of seed 0, the run of the least loss.
+        profile: Its parabola, if there are three sizes.
     """
 
     arm: str
@@ -250,7 +250,7 @@ class Best:
         From x = -c₁ / 2c₂, in first order.
 
         Raises:
-            ValueError: if there is no vertex.
+            ValueError: If there is no vertex.
         """
         if self.n_opt is None or self.profile.coefficients is None:
             raise ValueError(f"{self.arm} must have a vertex at {self.budget:g} FLOPs")
@@ -288,12 +288,12 @@ class Difference:
     """Two arms at the same budget, Δ = L_first - L_second: negative where the first is better.
 
     Attributes:
-        first: the one.
-        second: the other.
+        first: The one.
+        second: The other.
         delta: Δ of :attr:`Best.loss`, nats per byte.
-        half_width: of its interval; None where noise has no size yet.
-        winner: the arm that is better by more than noise; None if that is not shown.
-        verdict: in words.
+        half_width: Of its interval; None where noise has no size yet.
+        winner: The arm that is better by more than noise; None if that is not shown.
+        verdict: In words.
     """
 
     first: Best
@@ -311,10 +311,10 @@ def differ(first: Best, second: Best, noise: Scatter | None, comparisons: int) -
     run, so that it may win and not lose.
 
     Args:
-        first: one arm.
-        second: the other, at the same budget.
+        first: One arm.
+        second: The other, at the same budget.
         noise: σ of one run.
-        comparisons: that the study makes, which are to hold together.
+        comparisons: That the study makes, which are to hold together.
     """
     delta = first.loss - second.loss
     if noise is None:
@@ -337,11 +337,11 @@ class Recount:
     """The optimum of an arm's fitted surface, its budget held by one way of counting.
 
     Attributes:
-        arm: its name.
-        count: how FLOPs are counted.
+        arm: Its name.
+        count: How FLOPs are counted.
         params: N_opt.
-        ratio: to N_opt by level ``causal``.
-        interval: of ``ratio``; None without a bootstrap.
+        ratio: To N_opt by level ``causal``.
+        interval: Of ``ratio``; None without a bootstrap.
     """
 
     arm: str
@@ -378,9 +378,9 @@ def recounts(study: Study, arm: str, fit: SurfaceFit, budget: float) -> list[Rec
     is what their counted FLOPs leave.
 
     Args:
-        study: the design.
-        arm: whose runs were fitted.
-        fit: its surface.
+        study: The design.
+        arm: Whose runs were fitted.
+        fit: Its surface.
         budget: FLOPs of level ``causal``.
     """
     models = [sized(study, arm, (width, 2)) for width in range(8, 513, 8)]
@@ -438,11 +438,11 @@ class Trained:
     """One budget trained by two counts.
 
     Attributes:
-        causal: the optimum by level ``causal``.
-        other: by the convention.
-        convention: its name.
+        causal: The optimum by level ``causal``.
+        other: By the convention.
+        convention: Its name.
         ratio: N_opt by the convention over that by ``causal``; None without both minima.
-        interval: of ``ratio``, from σ; None without noise.
+        interval: Of ``ratio``, from σ; None without noise.
     """
 
     causal: Best
@@ -481,16 +481,16 @@ class Findings:
     """All that the page's tables tell.
 
     Attributes:
-        results: what it is computed from.
-        fits: by arm and approach.
-        reasons: by arm and approach, why there is no fit.
-        best: by arm and budget.
-        from_seeds: the scatter over seeds.
-        about_parabolas: the scatter of the runs about the parabolas.
-        noise: the larger of both; None without seeds.
-        differences: of each pair of arms with one tokenizer at each budget that both have.
-        recounts: of each arm with a fitted surface, at its largest budget.
-        trained: budgets that were trained by another count, too.
+        results: What it is computed from.
+        fits: By arm and approach.
+        reasons: By arm and approach, why there is no fit.
+        best: By arm and budget.
+        from_seeds: The scatter over seeds.
+        about_parabolas: The scatter of the runs about the parabolas.
+        noise: The larger of both; None without seeds.
+        differences: Of each pair of arms with one tokenizer at each budget that both have.
+        recounts: Of each arm with a fitted surface, at its largest budget.
+        trained: Budgets that were trained by another count, too.
     """
 
     results: Results

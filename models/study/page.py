@@ -39,7 +39,7 @@ def fill(page: Path, found: Findings) -> list[Path]:
         The files that were written.
 
     Raises:
-        ValueError: if a mark is missing.
+        ValueError: If a mark is missing.
     """
     text = page.read_text(encoding="utf-8")
     folder = page.with_suffix("")

@@ -67,7 +67,7 @@ def predict(
     N_opt, then to half and to twice of that, of the first approach that has an optimum.
 
     Raises:
-        ValueError: if ``out`` exists, runs reach the budget already, or none predicts.
+        ValueError: If ``out`` exists, runs reach the budget already, or none predicts.
     """
     if out.exists():
         raise ValueError(f"out must be a new file: a prediction is never changed, got {out}")
@@ -123,12 +123,12 @@ class Outcome:
     """A prediction beside what came out.
 
     Attributes:
-        made: the prediction.
-        trained: the runs at its budget.
+        made: The prediction.
+        trained: The runs at its budget.
         best: N, D and loss: the vertex of the parabola in log N through three runs or more, where
             it lies inside them; else those of the run with the least loss.
-        is_vertex: which of both.
-        rows: under :data:`OUTCOME_HEADS`.
+        is_vertex: Which of both.
+        rows: Under :data:`OUTCOME_HEADS`.
     """
 
     made: Mapping[str, Any]
@@ -142,7 +142,7 @@ def outcome(prediction: Path, runs: Iterable[Row]) -> Outcome:
     """What came of a prediction at its budget.
 
     Raises:
-        ValueError: if no run at its budget is among ``runs``, or one had begun before, its seconds
+        ValueError: If no run at its budget is among ``runs``, or one had begun before, its seconds
             of training before its end.
     """
     made = json.loads(prediction.read_text(encoding="utf-8"))

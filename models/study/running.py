@@ -45,8 +45,8 @@ class Clock:
     """Seconds that a run will take: causal FLOPs over the rate that its model reached.
 
     Args:
-        calibration: the table of :func:`calibrate`; may be missing.
-        flops_per_second: for models that it does not have.
+        calibration: The table of :func:`calibrate`; may be missing.
+        flops_per_second: For models that it does not have.
     """
 
     def __init__(self, calibration: Path | None, flops_per_second: float) -> None:
@@ -105,10 +105,10 @@ def calibrate(runs: Iterable[SweepRun], out: Path, minutes: float, seconds: floa
     One random batch, steps in a row by the host's clock, one thread: neither data nor validation.
 
     Args:
-        runs: whose models are timed, in this order.
-        out: folder of the table.
-        minutes: no model is begun later.
-        seconds: of each measurement.
+        runs: Whose models are timed, in this order.
+        out: Folder of the table.
+        minutes: No model is begun later.
+        seconds: Of each measurement.
     """
     end = time.monotonic() + 60 * minutes - MARGIN_SECONDS
     rates = Table(out / "calibration.csv", CALIBRATION_COLUMNS, ("model",))
@@ -152,15 +152,15 @@ class Schedule:
     """What a call of :func:`run` trains, and where.
 
     Attributes:
-        planned: runs in their order.
-        corpus: the text; its tokenizer is the arm's.
-        out: folder of the results.
-        state: folder of the checkpoints.
-        minutes: from now; the call ends within them.
-        clock: predicts each run's seconds.
-        workers: runs side by side.
-        done: tables of runs trained before.
-        steps: called in a run's process after each step; must be picklable.
+        planned: Runs in their order.
+        corpus: The text; its tokenizer is the arm's.
+        out: Folder of the results.
+        state: Folder of the checkpoints.
+        minutes: From now; the call ends within them.
+        clock: Predicts each run's seconds.
+        workers: Runs side by side.
+        done: Tables of runs trained before.
+        steps: Called in a run's process after each step; must be picklable.
     """
 
     planned: Sequence[Planned]
@@ -195,8 +195,8 @@ def run(schedule: Schedule, now: Callable[[], float] = time.monotonic) -> list[s
         Names of the runs that are left.
 
     Raises:
-        ValueError: if a run was done with other steps, learning rate or text.
-        RuntimeError: if a run failed; those running beside it lose their last steps.
+        ValueError: If a run was done with other steps, learning rate or text.
+        RuntimeError: If a run failed; those running beside it lose their last steps.
     """
     end = now() + 60 * schedule.minutes - MARGIN_SECONDS
     planned = schedule.with_text()

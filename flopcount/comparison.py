@@ -186,14 +186,15 @@ class Comparison(Shown, Drawn):
             ]
             for row in self.rows
         ]
+        headings = ["counted as", "self part", "cross part", "total", "self ratio", "total ratio"]
+        token = "latent token"
+        if shown(self.rows[0].cross_part) == "0":  # no prefix: the self part is all
+            headings, token = ["counted as", "total", "ratio"], "token"
+            cells = [[name, total, ratio] for name, _, _, total, _, ratio in cells]
         reasons = [[row.name, row.leaves_out, row.adds] for row in self.rows]
+        title = f"FLOPs of {self.model.title} per {token}, with ratios to the causal count"
         return [
-            Table(
-                ["counted as", "self part", "cross part", "total", "self ratio", "total ratio"],
-                cells,
-                title=f"FLOPs of {self.model.title} per latent token, with ratios to "
-                "the causal count",
-            ),
+            Table(headings, cells, title=title),
             Table(["counted as", "leaves out", "adds"], reasons),
         ]
 

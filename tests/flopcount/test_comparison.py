@@ -359,3 +359,15 @@ def test_a_block_that_nobody_knows_is_covered_by_parameters_alone():
     covered = {row.name for row in fc.compare(odd).rows if row.self_part != "not covered"}
     assert covered == {"causal", "dense", "6n", "hf-trainer"}
     assert_differences_add_up(odd)
+
+
+def test_parts_are_told_apart_where_there_is_a_prefix():
+    n = sympy.Symbol("n", integer=True, positive=True)
+    sizes = dict(vocab_size=9, num_channels=4, num_layers=1, num_heads=2)
+    for length in (3, n):
+        text = str(fc.compare(fc.Decoder(seq_len=length, **sizes)))
+        assert text.startswith("FLOPs of Decoder per token")
+        assert "self" not in text.splitlines()[1]
+    text = str(fc.compare(fc.PerceiverAR(num_latents=3, num_prefix=2, **sizes)))
+    assert text.startswith("FLOPs of PerceiverAR per latent token")
+    assert text.splitlines()[1].split()[2:6] == ["self", "part", "cross", "part"]

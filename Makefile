@@ -6,6 +6,8 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 # Over $(VENV): what other libraries' loops need, without a second PyTorch.
 ADAPTERS := .venv-adapters
+# With what it imports; its own pins want an older `datasets`, which its readers of text alone need.
+TORCHTITAN := torchtitan torchdata torch_checkpointing spmd_types einops
 # For who changes a formula: the counter alone, installed in seconds.
 COUNTER := .venv-counter
 DEMO_MODEL := perceiver-ar --vocab-size 262 --num-latents 128 --num-prefix 128 --num-channels 48 \
@@ -45,7 +47,7 @@ test-counter: $(COUNTER)/.installed
 
 $(COUNTER)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(COUNTER)
-	$(COUNTER)/bin/python -m pip install --quiet --constraint constraints.txt '.[symbolic,fit,plot,testing]' pytest pytest-xdist
+	$(COUNTER)/bin/python -m pip install --quiet --constraint constraints.txt '.[explore,fit,plot,testing]' mini-racer pytest pytest-xdist
 	touch $@
 
 test-adapters: $(ADAPTERS)/.installed
@@ -56,6 +58,7 @@ $(ADAPTERS)/.installed: $(INSTALLED)
 	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> "$$($(ADAPTERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
 	$(ADAPTERS)/bin/python -m pip install --quiet --constraint constraints.txt '.[adapters]'
+	$(ADAPTERS)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps $(TORCHTITAN)
 	touch $@
 
 docs: setup

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from flopcount.commands import refuse
 from kernels.attention.launches import unsupported
 
 ROOT = Path(__file__).parent.parent
@@ -27,15 +27,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def require_gpu(parser: argparse.ArgumentParser, instead: str) -> None:
+def require_gpu(instead: str) -> None:
     """End with one line where there is no GPU, whose work takes an interpreter days.
 
     Args:
-        parser: Of the command.
         instead: The option that tries the command's path without a GPU.
     """
     if not torch.cuda.is_available():
-        parser.error(f"needs a CUDA GPU, and torch finds none; {instead} tries it at tiny sizes")
+        refuse(f"this needs a CUDA GPU, and torch finds none; {instead} tries it at tiny sizes")
 
 
 def working_dtype() -> torch.dtype:
@@ -65,8 +64,8 @@ class Ceilings:
     """What the device reached, each rate measured at its best case.
 
     Attributes:
-        bytes_per_second: a large copy, bytes read and written both counted.
-        matmul_flops_per_second: a large square product of random bf16 (fp32 without a GPU).
+        bytes_per_second: A large copy, bytes read and written both counted.
+        matmul_flops_per_second: A large square product of random bf16 (fp32 without a GPU).
         exponentials_per_second: exp2 in fp32 on registers alone.
     """
 

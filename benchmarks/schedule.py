@@ -16,12 +16,13 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from benchmarks.measurement import FINDING, ROOT, require_gpu
 from benchmarks.report.tables import write_report
-from flopcount.terminal import Parser
+from flopcount import commands
 from models.processes import program
 
 TRIES = 3
@@ -36,11 +37,11 @@ class Part:
     """One process of the schedule.
 
     Attributes:
-        name: as in ``schedule.json`` and of its log.
-        arguments: of ``python -m``; ``{out}`` stands for the folder of the results.
-        minutes: the most it gets in one go.
-        tiny: what it gets in a dry run; the same where it is empty.
-        findings: exit codes of a part that ran to its end and found something.
+        name: As in ``schedule.json`` and of its log.
+        arguments: Of ``python -m``; ``{out}`` stands for the folder of the results.
+        minutes: The most it gets in one go.
+        tiny: What it gets in a dry run; the same where it is empty.
+        findings: Exit codes of a part that ran to its end and found something.
     """
 
     name: str
@@ -141,6 +142,8 @@ PARTS = (
     ),
 )
 
+PartName = Literal[*(part.name for part in PARTS)]
+
 
 class Progress:
     """What has been done, in ``schedule.json``: tries, seconds and the end of each part."""
@@ -188,7 +191,7 @@ def run_part(
     return "done" if code == 0 else f"ended with {code}"
 
 
-def archive(folder: Path, path: Path) -> None:
+def pack(folder: Path, path: Path) -> None:
     """Pack the results into one file, without checkpoints and corpora; replaces an older one."""
     partial = path.with_name(path.name + ".partial")
     with tarfile.open(partial, "w:gz") as packed:
@@ -201,35 +204,37 @@ def archive(folder: Path, path: Path) -> None:
 
 def run(
     out: Path,
-    minutes: float,
-    names: list[str] | None = None,
+    minutes: float = 60,
+    parts: tuple[PartName, ...] = (),
     dry_run: bool = False,
-    packed: Path | None = None,
+    archive: Path | None = None,
 ) -> dict[str, dict[str, object]]:
     """Run the open parts in order, again those that failed, until they are done or time is up.
 
     Args:
-        out: folder of the results.
-        minutes: from now; the call ends within them.
-        names: parts to run, in this order; all by default.
-        dry_run: tiny sizes.
-        packed: an archive to write after each part.
+        out: Folder of the results.
+        minutes: From now; the call ends within them.
+        parts: To run, in this order; all by default.
+        dry_run: Tiny sizes, GPU or not.
+        archive: Pack the results into this .tar.gz after each part.
 
     Returns:
         What ``schedule.json`` holds.
 
     Raises:
-        ValueError: if a name is unknown.
+        ValueError: If a name is unknown.
     """
     by_name = {part.name: part for part in PARTS}
-    unknown = [name for name in names or () if name not in by_name]
+    unknown = [name for name in parts if name not in by_name]
     if unknown:
         raise ValueError(f"parts must be of {list(by_name)}, got {unknown}")
+    if not dry_run:
+        require_gpu("--dry-run")
     end = time.monotonic() + 60 * minutes - MARGIN_SECONDS
     out.mkdir(parents=True, exist_ok=True)
     progress = Progress(out)
     for _ in range(TRIES):
-        for name in names or by_name:
+        for name in parts or by_name:
             part = by_name[name]
             if not progress.is_open(name) or end - time.monotonic() < LEAST_SECONDS:
                 continue
@@ -240,33 +245,23 @@ def run(
             ended = run_part(arguments, out / "logs" / f"{name}.log", limit, part.findings)
             progress.note(name, ended, time.monotonic() - started)
             print(f"{name}: {ended} after {time.monotonic() - started:.0f} s", flush=True)
-            if packed is not None:
-                archive(out, packed)
+            if archive is not None:
+                pack(out, archive)
     try:
         write_report(out)
     except ValueError as error:
         print(error)
-    if packed is not None:
-        archive(out, packed)
+    if archive is not None:
+        pack(out, archive)
+    for name in by_name:
+        if (end_of := progress.parts.get(name, {}).get("end", "not begun")) != "done":
+            print(f"{name}: {end_of}; see {out / 'logs' / name}.log")
     return progress.parts
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks schedule", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=60, help="end within")
-    parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS])
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes, GPU or not")
-    parser.add_argument("--archive", type=Path, help="pack the results into this .tar.gz")
-    given = parser.parse_args(arguments)
-    if not given.dry_run:
-        require_gpu(parser, "--dry-run")
-    parts = run(given.out, given.minutes, given.parts, given.dry_run, given.archive)
-    ends = {part.name: str(parts.get(part.name, {}).get("end", "not begun")) for part in PARTS}
-    for name, end in ends.items():
-        if end != "done":
-            print(f"{name}: {end}; see {given.out / 'logs' / name}.log")
+    commands.run(run, "python -m benchmarks schedule", arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -481,6 +481,9 @@ class CausalLM(LanguageModel):
 
         Generation, a token at a time, runs none.
 
+        Args:
+            at: The pass.
+
         Raises:
             ValueError: If the token embedding has a width of its own, which they would not share.
         """

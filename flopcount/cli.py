@@ -30,13 +30,26 @@ from flopcount.architectures import (
     PerceiverAR,
     Probability,
 )
+from flopcount.commands import default_of, defaults_of
+from flopcount.comparison import compare as compare_model
 from flopcount.count import described
 from flopcount.devices import DEFAULT_DTYPE, given_device
+from flopcount.distributed import per_device
 from flopcount.executed import Tiling
+from flopcount.explanation import explain as explain_terms
 from flopcount.extras import advice
 from flopcount.finetuning import FineTuning
-from flopcount.isoflop.plan import Search
+from flopcount.isoflop.curves import fit_training_curves, read_curves
+from flopcount.isoflop.laws import read_law
+from flopcount.isoflop.optima import fit_optima
+from flopcount.isoflop.plan import LAWS, Search, budget_from_gpu_hours, throughput
+from flopcount.isoflop.plan import plan as plan_families
+from flopcount.isoflop.profiles import fit_isoflop_profiles
+from flopcount.isoflop.runs import read_runs
+from flopcount.isoflop.surface import fit_surface
+from flopcount.isoflop.ways_to_count import compare_optima
 from flopcount.parallel import Parallel
+from flopcount.rooflines import roofline as roofline_of
 from flopcount.tables import paragraph, shown, table
 from flopcount.terminal import any_encoding, whole_numbers, wrong_command
 
@@ -206,15 +219,17 @@ def _print(result: Any, json: bool) -> None:
     print(to_json(result.to_dict()) if json else result)
 
 
+@defaults_of(Architecture.flops)
 def count(
     model: Model,
-    level: Literal["causal", "dense", "executed"] | None = None,
-    convention: str | None = None,
+    *,
+    level: Literal["causal", "dense", "executed"] | None,
+    convention: str | None,
     tiling: TilingOptions = NO_TILING,
     tilings: tuple[str, ...] = (),
-    training: bool = True,
-    batch_size: int = 1,
-    checkpointing: Literal["reentrant", "non-reentrant"] | None = None,
+    training: bool,
+    batch_size: int,
+    checkpointing: Literal["reentrant", "non-reentrant"] | None,
     recompute: tuple[str, ...] = (),
     tuning: TuningOptions = NO_TUNING,
     documents: tuple[int, ...] = (),
@@ -324,13 +339,14 @@ def _utilisation(
             )
     if dtype is not None and device is None:
         raise ValueError("--dtype with --peak-flops: expected --peak-flops alone, of any dtype")
-    return {
+    arguments = {
         "seconds": seconds,
         "tokens_per_second": tokens_per_second,
         "device": device if peak_flops is None else given_device(peak_flops),
-        "dtype": DEFAULT_DTYPE if dtype is None else dtype,
-        "num_devices": 1 if num_devices is None else num_devices,
+        "dtype": dtype,
+        "num_devices": num_devices,
     }
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def params(model: Model, json: bool = False) -> None:
@@ -349,15 +365,16 @@ def params(model: Model, json: bool = False) -> None:
     print(built.params())
 
 
+@defaults_of(Architecture.generate)
 def generate(
     model: Model,
     *,
     prompt_len: int,
     new_tokens: int,
-    level: Literal["causal", "dense"] | None = None,
-    batch_size: int = 1,
-    chunk: int | None = None,
-    mla: Literal["expanded", "latent", "absorbed"] | None = None,
+    level: Literal["causal", "dense"] | None,
+    batch_size: int,
+    chunk: int | None,
+    mla: Literal["expanded", "latent", "absorbed"] | None,
     prompt_latents: int | None = None,
     json: bool = False,
 ) -> None:
@@ -395,17 +412,18 @@ def generate(
     print(kept)
 
 
+@defaults_of(roofline_of)
 def roofline(
     model: Model,
     *,
     device: str,
-    cached: int = 0,
-    positions: int = 1,
-    batch_size: int = 1,
-    dtype: str = DEFAULT_DTYPE,
-    weights: str = DEFAULT_DTYPE,
-    cache: str = DEFAULT_DTYPE,
-    mla: Literal["expanded", "latent", "absorbed"] | None = None,
+    cached: int,
+    positions: int,
+    batch_size: int,
+    dtype: str,
+    weights: str,
+    cache: str,
+    mla: Literal["expanded", "latent", "absorbed"] | None,
     plot: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -424,8 +442,6 @@ def roofline(
         plot: Also draw it into this file.
         json: Print JSON.
     """
-    from flopcount.rooflines import roofline as roofline_of
-
     found = roofline_of(
         model.build(),
         device,
@@ -455,17 +471,18 @@ def explore(model: Model, *, out: Path = Path("explore.html")) -> None:
     print(f"{out}: open it in a browser")
 
 
+@defaults_of(per_device)
 def parallel(
     model: Model,
     devices: ParallelOptions = ONE_DEVICE,
     *,
-    level: Literal["causal", "dense"] | None = None,
-    batch_size: int | None = None,
-    microbatch_size: int = 1,
-    training: bool = True,
-    checkpointing: Literal["reentrant", "non-reentrant"] | None = None,
-    dtype: str = DEFAULT_DTYPE,
-    gradients: str = "fp32",
+    level: Literal["causal", "dense"] | None,
+    batch_size: int | None,
+    microbatch_size: int,
+    training: bool,
+    checkpointing: Literal["reentrant", "non-reentrant"] | None,
+    dtype: str,
+    gradients: str,
     json: bool = False,
 ) -> None:
     """Count what each of many devices multiplies in a step, and the bytes that it sends at least.
@@ -482,8 +499,6 @@ def parallel(
         gradients: Of the parameters' gradients as they are sent.
         json: Print JSON.
     """
-    from flopcount.distributed import per_device
-
     found = per_device(
         model.build(),
         Parallel(**vars(devices)),
@@ -498,12 +513,14 @@ def parallel(
     _print(found, json)
 
 
+@defaults_of(compare_model, compare_optima)
 def compare(
     model: Model,
-    training: bool = True,
+    *,
+    training: bool,
     optimum: float | None = None,
-    law: str = "chinchilla-3",
-    part: Literal["total", "self"] = "total",
+    law: str | None = None,
+    part: Literal["total", "self"],
     json: bool = False,
 ) -> None:
     """Count in every known way, side by side; or tell how each moves the optimum of a budget.
@@ -513,33 +530,31 @@ def compare(
         training: Forward and backward, or forward alone.
         optimum: Training FLOPs: where this budget has its optimum by each way, for models shaped
             as this one.
-        law: For ``--optimum``: chinchilla-3, or a file that ``flopcount fit --approach surface
-            --json`` wrote.
+        law: For ``--optimum``: a file that ``flopcount fit --approach surface --json`` wrote;
+            chinchilla-3 unless given.
         part: For ``--optimum``: what the budget pays for.
         json: Print JSON.
     """
     if optimum is None:
-        if (law, part) != ("chinchilla-3", "total"):
+        if law is not None or part != default_of(compare, "part"):
             raise ValueError("--law or --part without --optimum: it would do nothing")
-        from flopcount.comparison import compare as compare_model
-
         _print(compare_model(model.build(), training=training), json)
         return
     if not training:
         raise ValueError("--no-training with --optimum: expected one of the two")
-    from flopcount.isoflop.laws import read_law
-    from flopcount.isoflop.plan import LAWS
-    from flopcount.isoflop.ways_to_count import compare_optima
-
-    surface: Any = LAWS[law]() if law in LAWS else read_law(law)
-    _print(compare_optima(model.build(), optimum, law=surface, part=part), json)
+    own: dict[str, Any] = {}
+    if law is not None:
+        own["law"] = LAWS[law]() if law in LAWS else read_law(law)
+    _print(compare_optima(model.build(), optimum, part=part, **own), json)
 
 
+@defaults_of(explain_terms)
 def explain(
     config: tyro.conf.Positional[str | None] = None,
-    architecture: ArchitectureName = "perceiver-ar",
-    level: Literal["causal", "dense", "executed"] | None = None,
-    convention: str | None = None,
+    *,
+    architecture: ArchitectureName,
+    level: Literal["causal", "dense", "executed"] | None,
+    convention: str | None,
     tiling: TilingOptions = NO_TILING,
     latex: bool = False,
     json: bool = False,
@@ -555,8 +570,6 @@ def explain(
         latex: Print LaTeX.
         json: Print JSON.
     """
-    from flopcount.explanation import explain as explain_terms
-
     if latex and json:
         raise ValueError("--latex with --json: expected --json alone, which holds LaTeX, too")
     explained: Any = architecture
@@ -601,10 +614,6 @@ def plan(
         by_convention: Also print the FLOPs of every run at each level and by each convention.
         json: Print JSON.
     """
-    from flopcount.isoflop.laws import read_law
-    from flopcount.isoflop.plan import LAWS, budget_from_gpu_hours, throughput
-    from flopcount.isoflop.plan import plan as plan_families
-
     wanted = Search(**vars(search))
     rate, law = wanted.flops_per_second, str(wanted.law)
     if bool(budgets) == bool(gpu_hours):
@@ -668,24 +677,26 @@ def naming_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @naming_flags
+@defaults_of(fit_surface, fit_optima, read_runs, read_curves)
 def fit(
     runs: tyro.conf.Positional[Path],
+    *,
     approach: Literal["profiles", "surface", "curves", "power-law"] = "profiles",
-    objective: Literal["huber-log", "variable-projection", "least-squares-log"] = "huber-log",
-    delta: float | None = None,
-    params: str | None = None,
-    tokens: str | None = None,
-    flops: str | None = None,
-    loss: str | None = None,
-    budget: str | None = None,
+    objective: Literal["huber-log", "variable-projection", "least-squares-log"],
+    delta: float | None,
+    params: str | None,
+    tokens: str | None,
+    flops: str | None,
+    loss: str | None,
+    budget: str | None,
     budgets: tuple[float, ...] = (),
-    run: tuple[str, ...] | None = None,
+    run: tuple[str, ...] | None,
     where: tuple[str, ...] = (),
-    a: float | None = None,
-    b: float | None = None,
-    drop_highest: int = 0,
-    num_bootstrap: int = 0,
-    seed: int = 0,
+    a: float | None,
+    b: float | None,
+    drop_highest: int,
+    num_bootstrap: int,
+    seed: int,
     predict: tuple[float, ...] = (),
     json: bool = False,
 ) -> None:
@@ -714,31 +725,35 @@ def fit(
         predict: Budgets at which to predict N_opt, D_opt and the loss.
         json: Print JSON.
     """
-    import flopcount
-
+    options = dict(locals())
     bootstrap: dict[str, Any] = dict(num_bootstrap=num_bootstrap, seed=seed)
     headings = dict(params=params, tokens=tokens, flops=flops, loss=loss)
     fitted: Any
     if (a, b) != (None, None) and approach != "power-law":
         raise ValueError(f"a = {a}, b = {b}: expected approach = 'power-law' with them")
-    idle = {
-        "objective": objective != "huber-log" and approach != "surface",
-        "delta": delta is not None and approach != "surface",
-        "budgets": bool(budgets) and approach != "profiles",
-        "budget": budget is not None and approach == "curves",
-        "drop_highest": drop_highest != 0 and approach == "curves",
-        "run": run is not None and approach != "curves",
-        "seed": seed != 0 and not num_bootstrap,
+    does_nothing = {
+        "objective": approach != "surface",
+        "delta": approach != "surface",
+        "budgets": approach != "profiles",
+        "budget": approach == "curves",
+        "drop_highest": approach == "curves",
+        "run": approach != "curves",
+        "seed": not num_bootstrap,
     }
-    if any(idle.values()):
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in idle if idle[name])
+    idle = [
+        f"--{name.replace('_', '-')}"
+        for name, nothing in does_nothing.items()
+        if nothing and options[name] != default_of(fit, name)
+    ]
+    if idle:
+        named = ", ".join(idle)
         beside = "without --num-bootstrap" if named == "--seed" else f"with --approach {approach}"
         raise ValueError(f"{named} {beside}: it would do nothing")
     if approach == "curves":
-        curves = flopcount.read_curves(runs, run=run, where=_conditions(where), **headings)
-        fitted = flopcount.fit_training_curves(curves, **bootstrap)
+        curves = read_curves(runs, run=run, where=_conditions(where), **headings)
+        fitted = fit_training_curves(curves, **bootstrap)
     else:
-        table_of_runs = flopcount.read_runs(
+        table_of_runs = read_runs(
             runs,
             budget=budget,
             drop_highest=drop_highest,
@@ -747,15 +762,11 @@ def fit(
             **headings,
         )
         if approach == "power-law":
-            fitted = flopcount.fit_optima(table_of_runs, a=a, b=b, **bootstrap)
+            fitted = fit_optima(table_of_runs, a=a, b=b, **bootstrap)
         elif approach == "profiles":
-            fitted = flopcount.fit_isoflop_profiles(
-                table_of_runs, budgets=budgets or None, **bootstrap
-            )
+            fitted = fit_isoflop_profiles(table_of_runs, budgets=budgets or None, **bootstrap)
         else:
-            fitted = flopcount.fit_surface(
-                table_of_runs, objective=objective, delta=delta, **bootstrap
-            )
+            fitted = fit_surface(table_of_runs, objective=objective, delta=delta, **bootstrap)
     if not json:
         print(fitted)
     try:

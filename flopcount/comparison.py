@@ -186,14 +186,15 @@ class Comparison(Shown, Drawn):
             ]
             for row in self.rows
         ]
+        headings = ["counted as", "self part", "cross part", "total", "self ratio", "total ratio"]
+        token = "latent token"
+        if shown(self.rows[0].cross_part) == "0":  # no prefix: the self part is all
+            headings, token = ["counted as", "total", "ratio"], "token"
+            cells = [[name, total, ratio] for name, _, _, total, _, ratio in cells]
         reasons = [[row.name, row.leaves_out, row.adds] for row in self.rows]
+        title = f"FLOPs of {self.model.title} per {token}, with ratios to the causal count"
         return [
-            Table(
-                ["counted as", "self part", "cross part", "total", "self ratio", "total ratio"],
-                cells,
-                title=f"FLOPs of {self.model.title} per latent token, with ratios to "
-                "the causal count",
-            ),
+            Table(headings, cells, title=title),
             Table(["counted as", "leaves out", "adds"], reasons),
         ]
 
@@ -283,10 +284,10 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
     cross softmax, element-wise work: 55,296 (+0.6%)
 
     """
-    found: dict[tuple[Part, str], Size] = {}
+    by_term: dict[tuple[Part, str], Size] = {}
 
     def add(part: Part, term: str, flops: Size) -> None:
-        found[part, term] = found.get((part, term), 0) + flops
+        by_term[part, term] = by_term.get((part, term), 0) + flops
 
     parts: tuple[Part, ...] = ("self", "cross")
     windowed = _windowed(count)
@@ -335,7 +336,7 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
     whole = {part: getattr(proven, f"{part}_part").per_token for part in parts}
     return tuple(
         Difference(part, term, flops, _share(flops, whole[part]))
-        for (part, term), total in found.items()
+        for (part, term), total in by_term.items()
         if not _is_zero(total)
         for flops in [exact_ratio(total, count.tokens)]
     )
@@ -391,10 +392,10 @@ def _compared(proven: Count, count: Count, name: str, source: str) -> Compared:
     if not count.not_covered:
         cross_part, total = count.cross_part.per_token, count.per_token
         ratio = _ratio(total, proven.per_token)
-    found = differences(count, proven)
-    missed = [_explained(entry) for entry in found if _is_missed(entry.flops)]
+    entries = differences(count, proven)
+    missed = [_explained(entry) for entry in entries if _is_missed(entry.flops)]
     missed += [_uncovered(part, count.lacks) for part in sorted(count.not_covered)]
-    added = [_explained(entry) for entry in found if not _is_missed(entry.flops)]
+    added = [_explained(entry) for entry in entries if not _is_missed(entry.flops)]
     return Compared(
         name,
         source,
@@ -405,7 +406,7 @@ def _compared(proven: Count, count: Count, name: str, source: str) -> Compared:
         self_ratio,
         "; ".join(missed) or "nothing",
         "; ".join(added) or "nothing",
-        found,
+        entries,
     )
 
 

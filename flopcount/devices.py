@@ -187,9 +187,11 @@ class Device:
     def peak(self, dtype: str) -> Peak:
         """The peak for ``dtype``.
 
+        Args:
+            dtype: A key of ``peaks``, such as ``"bf16"``.
+
         Raises:
             ValueError: If the device has none; the known ones are listed.
-
         """
         if not isinstance(dtype, str) or dtype not in self.peaks:
             raise ValueError(

@@ -110,7 +110,7 @@ def _terms(count: Count) -> list[dict[str, Any]]:
 
 def _step(model: Architecture, at: dict[str, Any]) -> dict[str, Any]:
     """Training, at both levels."""
-    found: dict[str, Any] = {}
+    by_level: dict[str, Any] = {}
     for level in LEVELS:
         count = model.flops(level, batch_size=at["batch_size"])
         work = count.elementwise
@@ -121,13 +121,13 @@ def _step(model: Architecture, at: dict[str, Any]) -> dict[str, Any]:
             ).recompute
             for flavour in CHECKPOINTING
         }
-        found[level] = {
+        by_level[level] = {
             **_totals(count),
             "terms": _terms(count),
             "recompute": recompute,
             "elementwise": work.total,
         }
-    return found
+    return by_level
 
 
 def _parameters(model: Architecture, at: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _parameters(model: Architecture, at: dict[str, Any]) -> dict[str, Any]:
 def _conventions(model: Architecture, at: dict[str, Any]) -> dict[str, Any]:
     """What each published convention counts of a step."""
     inputs = model.convention_inputs(Pass(1, model.length))
-    found = {}
+    by_convention = {}
     for name, convention in CONVENTIONS.items():
         count = model.flops(convention=name, batch_size=at["batch_size"])
         totals = _totals(count)
@@ -154,8 +154,8 @@ def _conventions(model: Architecture, at: dict[str, Any]) -> dict[str, Any]:
                 part: value if part == "cross_part" else Covered(undecided, value, "not covered")
                 for part, value in totals.items()
             }
-        found[name] = {**totals, "source": convention.source}
-    return found
+        by_convention[name] = {**totals, "source": convention.source}
+    return by_convention
 
 
 def _run(model: Architecture, at: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class LatentAttention:
         num_heads: h.
         query_rank: ρ; None where queries are projected directly.
         key_value_rank: r.
-        plain_dim: a, channels of a head's queries and keys that do not turn.
+        plain_dim: A, channels of a head's queries and keys that do not turn.
         rotary_dim: b, channels that turn.
         value_dim: v, channels of a head's values.
         bias: Whether the projections from d and to d have biases, but for direct queries.

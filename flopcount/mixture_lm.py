@@ -64,7 +64,7 @@ class MixtureLM(CausalLM):
         key_value_rank: l, channels of the latent of keys and values; None without latents. With
             them, what describes other attention (g, c, norms of queries and keys, biases, sinks, a
             gate, a cap) has no effect.
-        plain_dim: a, channels of a head's queries and keys that do not turn, with latents;
+        plain_dim: A, channels of a head's queries and keys that do not turn, with latents;
             ``rotary_dim`` turn.
         value_dim: v, channels of a head's values, with latents.
         latent_bias: Whether the projections to latents, and of what the heads give, have biases.

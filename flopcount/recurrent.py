@@ -327,7 +327,7 @@ class GatedDeltaNet:
         channels: d.
         num_key_heads: g, heads of queries and keys.
         num_value_heads: h, heads of values, each with a state.
-        key_dim: a.
+        key_dim: A.
         value_dim: b.
         taps: Positions that the convolution reads.
         chunk: C.

@@ -26,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flopcount.commands import defaults_of
 from flopcount.extras import advice
 from flopcount.tables import table
 from models.configuration import read_config, read_fields
@@ -69,8 +70,8 @@ def train_run(folder: _Folder, config: Annotated[TrainConfig, tyro.conf.arg(name
     """Train one model.
 
     Args:
-        folder: the run's own; made if need be.
-        config: the run.
+        folder: The run's own; made if need be.
+        config: The run.
 
     """
     _train_with_progress(config, folder)
@@ -81,7 +82,7 @@ def plan_sweep(config: Annotated[_Sweep, tyro.conf.arg(name="")]) -> None:
     """Print the runs of a sweep: every shape's steps on every budget.
 
     Args:
-        config: the sweep.
+        config: The sweep.
 
     """
     _require_shapes_alone(config)
@@ -106,8 +107,8 @@ def sweep_runs(folder: _Folder, config: Annotated[_Sweep, tyro.conf.arg(name="")
     """Train a family of models on equal budgets, side by side, and write the report.
 
     Args:
-        folder: the sweep's own; made if need be.
-        config: the sweep.
+        folder: The sweep's own; made if need be.
+        config: The sweep.
 
     """
     _require_shapes_alone(config)
@@ -120,7 +121,7 @@ def resume(folder: _Folder) -> None:
     """Go on with the run or the sweep in a folder, as its configuration says.
 
     Args:
-        folder: of the run or the sweep.
+        folder: Of the run or the sweep.
 
     """
     if "budgets" in read_fields(folder):
@@ -135,23 +136,22 @@ def report(folder: _Folder) -> None:
     """Write the report of a finished sweep again.
 
     Args:
-        folder: of the sweep.
+        folder: Of the sweep.
 
     """
     _report(folder)
 
 
 @app.command(name="kill-test")
-def kill_processes(
-    folder: _Folder, kills: int = 20, sweep_share: float = 0.1, seed: int = 0
-) -> None:
+@defaults_of(kill_test)
+def kill_processes(folder: _Folder, *, kills: int, sweep_share: float, seed: int) -> None:
     """Kill processes of a small sweep at random moments, and compare it with one left alone.
 
     Args:
-        folder: new or empty; the figures go to ``kill_test.json`` in it.
-        kills: how many.
-        sweep_share: the share of them that hits the sweep's own process, the rest hits workers.
-        seed: of the moments and victims.
+        folder: New or empty; the figures go to ``kill_test.json`` in it.
+        kills: How many.
+        sweep_share: The share of them that hits the sweep's own process, the rest hits workers.
+        seed: Of the moments and victims.
 
     """
     result = kill_test(folder, kills, sweep_share, seed=seed)
@@ -163,24 +163,26 @@ def kill_processes(
 
 
 @app.command(name="generate")
+@defaults_of(generate)
 def generate_text(
     folder: _Folder,
+    *,
     prompt: str | None = None,
     num_tokens: int = 256,
     temperature: float = 0.8,
-    top_k: int | None = None,
+    top_k: int | None,
     seed: int = 0,
 ) -> None:
     """Continue a text with a run's model.
 
     Args:
-        folder: of the run.
-        prompt: the text. By default the first M + 1 tokens of the held-out text: a shorter prompt
+        folder: Of the run.
+        prompt: The text. By default the first M + 1 tokens of the held-out text: a shorter prompt
             is a context that the model never saw in training.
-        num_tokens: tokens to add.
+        num_tokens: Tokens to add.
         temperature: 0 for the most probable token each time.
-        top_k: draw from so many most probable tokens only.
-        seed: of the draws.
+        top_k: Draw from so many most probable tokens only.
+        seed: Of the draws.
 
     """
     if "budgets" in read_fields(folder):

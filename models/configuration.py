@@ -18,12 +18,12 @@ def claim_folder(config: Any, folder: Path, may_differ: tuple[str, ...] = ()) ->
     """Write a configuration into a new folder; in an old one it must be the same.
 
     Args:
-        config: a dataclass of numbers, strings, paths, tuples and dataclasses.
-        folder: an existing folder.
-        may_differ: fields that do not change what is computed.
+        config: A dataclass of numbers, strings, paths, tuples and dataclasses.
+        folder: An existing folder.
+        may_differ: Fields that do not change what is computed.
 
     Raises:
-        ValueError: if the folder was made with another configuration.
+        ValueError: If the folder was made with another configuration.
 
     """
     if (folder / _FILE).exists():
@@ -42,7 +42,7 @@ def read_config(kind: type[_Config], folder: Path) -> _Config:
     """Read the configuration of type ``kind`` that a folder was made with.
 
     Raises:
-        ValueError: if the folder has none, or one of another kind.
+        ValueError: If the folder has none, or one of another kind.
 
     """
     fields = read_fields(folder)
@@ -60,7 +60,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
     """Read the fields of the configuration that a folder was made with, of whatever type.
 
     Raises:
-        ValueError: if the folder has none.
+        ValueError: If the folder has none.
 
     """
     try:

@@ -18,8 +18,8 @@ class Must:
     """A limit of a number, as metadata of its type.
 
     Attributes:
-        be: what it must be, in words.
-        holds: whether a value is that.
+        be: What it must be, in words.
+        holds: Whether a value is that.
 
     """
 
@@ -45,24 +45,23 @@ def check_fields(config: Any, prefix: str = "") -> None:
     """Check every field of a dataclass, and of those in it, against its type and its limits.
 
     Args:
-        config: a dataclass of numbers, strings, paths, tuples and dataclasses.
-        prefix: of the fields' names in messages.
+        config: A dataclass of numbers, strings, paths, tuples and dataclasses.
+        prefix: Of the fields' names in messages.
 
     Raises:
-        TypeError: if a value is of another type than its field.
-        ValueError: if a value is beyond its field's limits.
+        TypeError: If a value is of another type than its field.
+        ValueError: If a value is beyond its field's limits.
 
-    Example:
-        >>> @dataclass
-        ... class Recipe:
-        ...     batch_size: AtLeastOne = 80
-        >>> check_fields(Recipe(), "recipe.")
-        >>> check_fields(Recipe(0), "recipe.")
-        Traceback (most recent call last):
-        ValueError: recipe.batch_size must be at least 1, got 0
-        >>> check_fields(Recipe("80"), "recipe.")
-        Traceback (most recent call last):
-        TypeError: recipe.batch_size must be an integer, got '80'
+    >>> @dataclass
+    ... class Recipe:
+    ...     batch_size: AtLeastOne = 80
+    >>> check_fields(Recipe(), "recipe.")
+    >>> check_fields(Recipe(0), "recipe.")
+    Traceback (most recent call last):
+    ValueError: recipe.batch_size must be at least 1, got 0
+    >>> check_fields(Recipe("80"), "recipe.")
+    Traceback (most recent call last):
+    TypeError: recipe.batch_size must be an integer, got '80'
     """
     for name, kind in get_type_hints(type(config), include_extras=True).items():
         check(kind, getattr(config, name), prefix + name)
@@ -72,18 +71,17 @@ def check(kind: Any, value: Any, name: str) -> None:
     """Check one value against a type and its limits.
 
     Args:
-        kind: the type, as a dataclass's field has it.
-        value: to check.
-        name: in messages.
+        kind: The type, as a dataclass's field has it.
+        value: To check.
+        name: In messages.
 
     Raises:
-        TypeError: if the value is of another type.
-        ValueError: if it is beyond the limits.
+        TypeError: If the value is of another type.
+        ValueError: If it is beyond the limits.
 
-    Example:
-        >>> check(Share, 2.0, "sweep_share")
-        Traceback (most recent call last):
-        ValueError: sweep_share must be from 0 to 1, got 2.0
+    >>> check(Share, 2.0, "sweep_share")
+    Traceback (most recent call last):
+    ValueError: sweep_share must be from 0 to 1, got 2.0
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:

@@ -15,7 +15,7 @@ def code_commit(file: Path = Path(__file__)) -> str:
     commit.
 
     Args:
-        file: of the code.
+        file: Of the code.
 
     Returns:
         What ``git describe`` says, or a sentence that begins with ``unknown``.

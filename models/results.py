@@ -62,12 +62,12 @@ class Table:
     """A CSV that is complete after each row, and that a later run continues.
 
     Args:
-        path: the file; its folder is made.
-        columns: all columns.
-        key: those that name a row; rows of a key that is there are not added again.
+        path: The file; its folder is made.
+        columns: All columns.
+        key: Those that name a row; rows of a key that is there are not added again.
 
     Raises:
-        ValueError: if the file holds other columns.
+        ValueError: If the file holds other columns.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...], key: tuple[str, ...]) -> None:
@@ -125,7 +125,7 @@ def between_marks(text: str, name: str, content: str) -> str:
     r"""A text with ``content`` between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
 
     Raises:
-        ValueError: if the text does not have both marks, in order.
+        ValueError: If the text does not have both marks, in order.
 
     >>> between_marks("<!-- begin it -->old<!-- end it -->", "it", "new")
     '<!-- begin it -->\n\nnew\n<!-- end it -->'

@@ -1,19 +1,27 @@
-"""Every command does something: no module with a ``main`` is inert, no page names one that is."""
+"""Every command does something, is named rightly on every page, and repeats nobody's default."""
 
 import ast
+import contextlib
+import functools
 import importlib
+import inspect
 import re
 import runpy
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+
+from flopcount.architectures import Architecture
+from flopcount.commands import defaults_of
+from flopcount.count import Count
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flopcount", "kernels", "models", "validate", "benchmarks")
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "models/study/*.md", "Makefile")
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "models/study/*.md", "Makefile")
     for page in ROOT.glob(pattern)
 )
 WORDS = re.compile(r"python3? -m ([\w.]+)(?: ([a-z][\w-]*))?")
@@ -138,3 +146,109 @@ def test_a_module_is_the_command_that_its_main_is(module, monkeypatch, capsys):
         runpy.run_module(module, run_name="__main__", alter_sys=False)
     assert not ended.value.code
     assert "usage:" in capsys.readouterr().out
+
+
+def commands_of(module):
+    """The functions and dataclasses that a module's command line calls or fills."""
+    words = set()
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("commands.run", "tyro.cli"):
+            words.add(ast.unparse(node.args[0]))
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            words |= {ast.unparse(value) for value in node.value.values}
+        if isinstance(node, ast.FunctionDef):
+            words |= {node.name for each in node.decorator_list if "app.com" in ast.unparse(each)}
+    found = []
+    for word in words:
+        with contextlib.suppress(AttributeError):
+            found.append(functools.reduce(getattr, word.split("."), module))
+    return [each for each in found if inspect.isroutine(each) or inspect.isclass(each)]
+
+
+def literals(node):
+    """The options of a function or dataclass whose defaults are literals; see :func:`repeated`."""
+    if isinstance(node, ast.ClassDef):
+        fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and each.value]
+        given = {field.target.id: field.value for field in fields}
+    else:
+        positional, named = node.args.args, node.args.kwonlyargs
+        given = dict(zip(reversed(positional), reversed(node.args.defaults), strict=False))
+        given |= dict(zip(named, node.args.kw_defaults, strict=True))
+        given = {each.arg: default for each, default in given.items() if default}
+    found = {}
+    for name, default in given.items():
+        with contextlib.suppress(ValueError):
+            found[name] = ast.literal_eval(default)
+    return {name: default for name, default in found.items() if default not in (None, ())}
+
+
+def tree_of(code):
+    return ast.parse(textwrap.dedent(inspect.getsource(code))).body[0]
+
+
+def repeated(command):
+    """The options that state a default which something that the command calls has as well.
+
+    None and () are none: they say that nothing is given.
+    """
+    command = inspect.unwrap(command)
+    module = sys.modules[command.__module__]
+    others = {name: getattr(kind, name) for kind in (Count, Architecture) for name in dir(kind)}
+    for each in filter(inspect.ismodule, vars(module).values()):
+        others |= vars(each)
+    ours = [each for each in vars(module).values() if inspect.isfunction(each)]
+    users = [each for each in ours if each.__module__ == module.__name__]
+    users = users if inspect.isclass(command) else [command]
+    calls = [x for user in users for x in ast.walk(tree_of(user)) if isinstance(x, ast.Call)]
+    found, own = [], literals(tree_of(command))
+    for called in sorted({ast.unparse(call.func) for call in calls}):
+        name = called.rpartition(".")[2]
+        owner = (vars(module) if name == called else others).get(name)
+        if owner is not command and (inspect.isfunction(owner) or inspect.isclass(owner)):
+            with contextlib.suppress(ValueError):  # built-in, without a signature
+                options = inspect.signature(owner).parameters
+                same = [x for x in own if x in options and options[x].default == own[x]]
+                found += [f"{command.__name__}: {x} = {own[x]!r} of {name}" for x in same]
+    return found
+
+
+PROGRAMS_WITH_OPTIONS = sorted(
+    name.removesuffix(".__init__")
+    for name, source in modules_with_source().items()
+    if re.search(r"commands\.run\(|tyro\.cli\(|app\.cli\(|^COMMANDS", source, re.MULTILINE)
+    and name != "flopcount.commands"
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS_WITH_OPTIONS)
+def test_a_default_has_one_home(program):
+    commands = commands_of(importlib.import_module(program))
+    assert commands
+    assert [line for command in commands for line in repeated(command)] == []
+
+
+def squared(size, exponent=2, *, scale=3):
+    return scale * size**exponent
+
+
+def repeating(size: int, exponent: int = 2, scale: int = 4) -> None:
+    squared(size, exponent, scale=scale)
+
+
+@defaults_of(squared)
+def owning(size: int, *, exponent: int, scale: int = 4) -> None:
+    squared(size, exponent, scale=scale)
+
+
+def test_a_repeated_default_is_found():
+    assert repeated(repeating) == ["repeating: exponent = 2 of squared"]
+    assert repeated(owning) == []
+    assert owning.__kwdefaults__ == {"exponent": 2, "scale": 4}
+
+
+def test_owners_that_disagree_are_refused():
+    with pytest.raises(ValueError, match=r"scale of command: expected one default, got \[3, 4\]"):
+
+        @defaults_of(squared, owning)
+        def command(*, scale):
+            return scale

@@ -44,7 +44,7 @@ PLACES = {  # source, and how many processes it has at least when all have been 
         6,
     ),
     # the tracker and two workers
-    "verification": ("from validate import verification; verification.record(2)", 4),
+    "verification": ("from validate import verification; verification.record(2, anew=True)", 4),
     "compilers": (
         "from validate.compiled_record import shipped_launches\n"
         "from validate.witnesses.compiled_code import compile_all\n"

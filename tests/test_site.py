@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,15 @@ def test_every_public_name_is_in_the_reference():
 def test_commands_of_the_site_stand_in_the_makefile_and_in_ci():
     assert "--fail-on-warning" in (ROOT / "Makefile").read_text()
     assert "make docs" in (ROOT / ".ci/run").read_text()
+
+
+def test_examples_on_pages_are_run():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert "--doctest-glob=*.md" in options["addopts"]
+    run = {page for pattern in options["testpaths"] for page in ROOT.glob(pattern)}
+    pages = {page: page.read_text() for page in (ROOT / "README.md", *DOCS.rglob("*.md"))}
+    assert len(examples := {page for page, text in pages.items() if ">>> " in text}) >= 11
+    assert examples <= run
+    # The loops of libraries that only `make test-adapters` installs, and a test to copy.
+    unrun = [page.name for page, text in pages.items() if re.search(r"```python\n(?!>>>)", text)]
+    assert unrun == ["in-your-loop.md"]

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flopcount.architectures import ARCHITECTURES
 from flopcount.cli import model_options, to_json
+from flopcount.commands import default_of
 from flopcount.extras import advice
 from flopcount.sizes import require_choice
 from flopcount.terminal import whole_numbers
@@ -29,16 +30,16 @@ class Options:
     model: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(ARCHITECTURES) + "}")] = None
     """Check a configuration of your own; its sizes follow, as ``flopcount count`` takes them:
     ``--model perceiver-ar --num-channels 512 ...``."""
-    quick: bool = False
+    quick: bool = default_of(verdicts, "quick")
     """Fewer configurations, in under a minute."""
     json: bool = False
     """Print JSON."""
     write_docs: bool = False
     """Check everything that has changed since it was recorded, the mutants too, and write
     docs/verification.md."""
-    anew: bool = False
+    anew: bool = default_of(verification.write, "anew")
     """With ``--write-docs``, all of it, changed or not."""
-    processes: int = 1
+    processes: int = default_of(verification.write, "processes")
     """How many processes share the work of ``--write-docs``."""
 
 

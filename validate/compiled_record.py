@@ -80,11 +80,11 @@ def shipped_launches(dtypes: Iterable[str] = DTYPES) -> list[Launch]:
 
 def expected_kernels(launches: Iterable[Launch]) -> dict[Launch, set[Kernel]]:
     """The kernels of each launch that no launch before it compiles."""
-    found: dict[Launch, set[Kernel]] = {}
-    seen = set()
+    kernels: dict[Launch, set[Kernel]] = {}
+    identities = set()
     for launch in dict.fromkeys(launches):
-        found[launch] = set()
-        taken = launch.shipped
+        kernels[launch] = set()
+        tilings = launch.shipped
         parts = ("True", "False") if launch.prefix else ("True",)
         gradients = gradient_launches(launch.head_dim)
         compiled = [(name, "", "") for name in ("attention_forward", "attention_query_gradient")]
@@ -98,13 +98,13 @@ def expected_kernels(launches: Iterable[Launch]) -> dict[Launch, set[Kernel]]:
                 has_prefix = launch.prefix > 0 and pass_name != "key_value"
                 cut = padded_head_dim(launch.head_dim) <= WIDEST_CUT
                 turned = launch.turned and cut and pass_name != "forward" and kernel[2] != "v"
-                identity += (launch.group, turned, has_prefix, taken[pass_name])
+                identity += (launch.group, turned, has_prefix, tilings[pass_name])
             elif kernel[0] == "prepare_rows":
                 identity += (launch.turned,)
-            if identity not in seen:
-                seen.add(identity)
-                found[launch].add(kernel)
-    return found
+            if identity not in identities:
+                identities.add(identity)
+                kernels[launch].add(kernel)
+    return kernels
 
 
 def digest(launch: Launch) -> str:

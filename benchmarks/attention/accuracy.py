@@ -29,16 +29,16 @@ def shares_of_allowed(
     plain PyTorch gives exactly 0) while what cancels is larger than the others.
 
     Args:
-        ours: the output and, where there are any, gradients, in any order but the same everywhere.
-        plain: the same from plain PyTorch in ``dtype``.
-        exact: the same in float64.
-        dtype: of the operands.
+        ours: The output and, where there are any, gradients, in any order but the same everywhere.
+        plain: The same from plain PyTorch in ``dtype``.
+        exact: The same in float64.
+        dtype: Of the operands.
 
     Returns:
         ``"forward"`` and, with gradients, ``"backward"``.
 
     Raises:
-        WrongResultError: if a value of ``ours`` is not finite, or a shape is not that of ``exact``.
+        WrongResultError: If a value of ``ours`` is not finite, or a shape is not that of ``exact``.
     """
     shares: dict[str, float] = {}
     resolution = torch.finfo(dtype).eps

@@ -4,6 +4,8 @@ An implementation is built for a shape and then called with q (B, N, H, C) and k
 all unpadded, and returns an unpadded (B, N, H, C), differentiable. Whatever a peer needs in between
 (transposes, padding of the head dim, merging) happens inside the call and is timed. A builder
 raises where the implementation cannot do the shape or is not installed; the reason is recorded.
+
+Letters: B batch, N queries, S keys, H heads, C channels of a head.
 """
 
 from __future__ import annotations
@@ -47,11 +49,11 @@ class Implementation:
     """A way to compute attention.
 
     Attributes:
-        name: as in the tables.
-        build: makes it for a shape on a device.
-        compiles: whether the first call of a shape compiles for seconds, which can happen in
+        name: As in the tables.
+        build: Makes it for a shape on a device.
+        compiles: Whether the first call of a shape compiles for seconds, which can happen in
             several processes at once.
-        ours: whether it is this project's.
+        ours: Whether it is this project's.
     """
 
     name: str

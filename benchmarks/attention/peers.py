@@ -1,4 +1,7 @@
-"""Peers of whole models and blocks: our networks with another attention in them."""
+"""Peers of whole models and blocks: our networks with another attention in them.
+
+Letters: B batch, Q queries, S keys, H heads, C channels of a head.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ def with_attention(name: str, shapes: Iterable[Shape]) -> str:
     compiled or timed.
 
     Args:
-        name: of :data:`~benchmarks.attention.implementations.IMPLEMENTATIONS`, or of ``models``.
-        shapes: the attention calls that the network makes.
+        name: Of :data:`~benchmarks.attention.implementations.IMPLEMENTATIONS`, or of ``models``.
+        shapes: The attention calls that the network makes.
 
     Raises:
-        ValueError: if neither has it.
+        ValueError: If neither has it.
     """
     if name in ATTENTION:
         return name

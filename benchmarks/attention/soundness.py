@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.attention.accuracy import shares_of_allowed
 from benchmarks.attention.timing import one_line
 from benchmarks.measurement import FINDING, ROOT, device, working_dtype
-from flopcount.terminal import Parser
+from flopcount import commands
 from kernels.attention.attention import prefix_attention
 from kernels.attention.reference import reference_attention
 from models.processes import fresh_processes, output
@@ -42,8 +42,8 @@ class Case:
     """One call, by its sizes and by how the operands are given.
 
     Attributes:
-        apart: whether the prefix's keys and values are tensors of their own.
-        strided: whether operands are slices of wider tensors.
+        apart: Whether the prefix's keys and values are tensors of their own.
+        strided: Whether operands are slices of wider tensors.
     """
 
     batch: int
@@ -159,22 +159,38 @@ def wrong_cases(cases: list[Case]) -> list[str]:
     return wrong
 
 
-def check_random(number: int, largest: int, jobs: int) -> tuple[int, list[str]]:
-    """Cases tried and what is wrong; in ``jobs`` processes, a family in one."""
-    cases = drawn_cases(number, largest)
+@commands.defaults_of(drawn_cases)
+def check_random(out: Path, *, cases: int = 1000, largest: int, jobs: int = 0) -> bool:
+    """Hold drawn shapes against float64, a family in one process; whether all are right.
+
+    Args:
+        out: Folder of the results.
+        cases: How many.
+        largest: Length.
+        jobs: Processes; 0 for this one.
+    """
+    drawn = drawn_cases(cases, largest)
     if jobs == 0:
-        return len(cases), wrong_cases(cases)
-    families = [cases[first : first + FAMILY] for first in range(0, number, FAMILY)]
+        return record(out, "random", len(drawn), wrong_cases(drawn))
+    families = [drawn[first : first + FAMILY] for first in range(0, cases, FAMILY)]
     with fresh_processes(jobs) as pool:
         found = list(pool.map(wrong_cases, families))
-    return len(cases), [text for group in found for text in group]
+    return record(out, "random", len(drawn), [text for group in found for text in group])
 
 
-def check_determinism(runs: int, largest: int, number: int = 8) -> tuple[int, list[str]]:
-    """Run each of some cases again and again: the same bits each time."""
+@commands.defaults_of(drawn_cases)
+def check_determinism(out: Path, *, cases: int = 8, largest: int, runs: int = 20) -> bool:
+    """Run each of some cases again and again; whether the bits are the same each time.
+
+    Args:
+        out: Folder of the results.
+        cases: How many.
+        largest: Length.
+        runs: Of each.
+    """
     wrong = []
-    cases = drawn_cases(number, largest, seed=1)
-    for case in cases:
+    drawn = drawn_cases(cases, largest, seed=1)
+    for case in drawn:
         given = operands(case)
         first = results(case, *given)
         for _ in range(runs - 1):
@@ -182,22 +198,26 @@ def check_determinism(runs: int, largest: int, number: int = 8) -> tuple[int, li
             if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
                 wrong.append(f"{case}: two runs differ")
                 break
-    return len(cases), wrong
+    return record(out, "determinism", len(drawn), wrong)
 
 
-def check_sanitizer(tools: Iterable[str]) -> tuple[int, list[str]]:
-    """Run :func:`each_kernel` under compute-sanitizer.
+def check_sanitizer(out: Path, tools: tuple[str, ...] = ("memcheck",)) -> bool:
+    """Run :func:`each_kernel` under compute-sanitizer; whether it finds nothing.
 
-    Raises:
-        FileNotFoundError: if it is not installed.
+    Args:
+        out: Folder of the results.
+        tools: Of compute-sanitizer.
     """
     program = shutil.which("compute-sanitizer")
     if program is None:
-        raise FileNotFoundError("compute-sanitizer is not on the PATH")
+        print(
+            "error: compute-sanitizer is not on the PATH; remaining: run the same command where it "
+            "is"
+        )
+        return False
     wrong = []
-    tools = tuple(tools)
     for tool in tools:
-        run = output(
+        ended = output(
             [
                 program,
                 "--tool",
@@ -214,11 +234,10 @@ def check_sanitizer(tools: Iterable[str]) -> tuple[int, list[str]]:
             # Each tensor an allocation of its own: a write past its end is seen.
             env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
-        if run.returncode:
-            wrong.append(
-                f"{tool} ended with {run.returncode}: {run.stdout[-300:]}{run.stderr[-300:]}"
-            )
-    return len(tools), wrong
+        if ended.returncode:
+            said = f"{ended.stdout[-300:]}{ended.stderr[-300:]}"
+            wrong.append(f"{tool} ended with {ended.returncode}: {said}")
+    return record(out, "sanitizer", len(tools), wrong)
 
 
 def each_kernel() -> None:
@@ -246,36 +265,14 @@ def record(out: Path, check: str, cases: int, wrong: list[str]) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks soundness", description=__doc__)
-    parts = parser.add_subparsers(dest="part", required=True)
-    for name in ("random", "determinism", "sanitizer"):
-        part = parts.add_parser(name)
-        part.add_argument("--out", type=Path, required=True, help="folder of the results")
-        if name == "sanitizer":
-            part.add_argument("--tools", nargs="+", default=["memcheck"])
-        else:
-            part.add_argument("--largest", type=int, default=400, help="length")
-        if name == "random":
-            part.add_argument("--cases", type=int, default=1000)
-            part.add_argument("--jobs", type=int, default=0, help="processes; 0 for this one")
-        if name == "determinism":
-            part.add_argument("--runs", type=int, default=20)
-    parts.add_parser("once")
-    given = parser.parse_args(arguments)
-    if given.part == "once":
-        each_kernel()
-        return
-    if given.part == "random":
-        check = check_random(given.cases, given.largest, given.jobs)
-    elif given.part == "determinism":
-        check = check_determinism(given.runs, given.largest)
-    else:
-        try:
-            check = check_sanitizer(given.tools)
-        except FileNotFoundError as error:
-            print(f"error: {error}; remaining: run the same command where it is")
-            raise SystemExit(FINDING) from None
-    raise SystemExit(0 if record(given.out, given.part, *check) else FINDING)
+    parts = {
+        "random": check_random,
+        "determinism": check_determinism,
+        "sanitizer": check_sanitizer,
+        "once": each_kernel,
+    }
+    holds = commands.run(parts, "python -m benchmarks soundness", arguments, __doc__)
+    raise SystemExit(FINDING if holds is False else 0)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from benchmarks.measurement import (
     rounds_ms,
     working_dtype,
 )
-from flopcount.terminal import Parser
+from flopcount import commands
 from kernels.attention.reference import reference_attention
 from models.processes import fresh_processes
 from models.results import Table, environment, write_environment
@@ -73,7 +74,7 @@ def errors(attend: Attend, shape: Shape, backward: bool) -> dict[str, float]:
     :func:`benchmarks.attention.accuracy.shares_of_allowed`; everything has to be finite.
 
     Raises:
-        WrongResultError: if a value is not finite or a shape is not the operand's.
+        WrongResultError: If a value is not finite or a shape is not the operand's.
     """
     *operands, grad = draw(shape)
     operands = [x.requires_grad_(backward) for x in operands]
@@ -209,19 +210,28 @@ def _run_once(shape: Shape, name: str, backward: bool) -> None:
 
 def run(
     out: Path,
-    sets: Iterable[str],
-    names: Iterable[str],
-    pass_names: Iterable[str] = PASSES,
+    shapes: tuple[Literal[*SETS], ...] = ("article",),
+    implementations: tuple[Literal[*IMPLEMENTATIONS], ...] = tuple(IMPLEMENTATIONS),
+    passes: tuple[Literal[*PASSES], ...] = PASSES,
     jobs: int = 0,
-    report: Callable[[str], None] = print,
 ) -> Path:
-    """Measure all that ``attention.csv`` under ``out`` does not have yet; returns its path."""
+    """Measure all that ``attention.csv`` under ``out`` does not have yet; returns its path.
+
+    Args:
+        out: Folder of the results.
+        shapes: Sets of them.
+        implementations: Ours and the peers.
+        passes: Forward and backward.
+        jobs: Processes that compile ahead.
+    """
+    if tuple(shapes) != ("tiny",):
+        require_gpu("--shapes tiny")
     table = Table(out / "attention.csv", COLUMNS, KEY)
     wanted = []
-    for set_name in sets:
-        allowed = ("forward",) if set_name in FORWARD_ONLY else tuple(pass_names)
+    for set_name in shapes:
+        allowed = ("forward",) if set_name in FORWARD_ONLY else passes
         for shape in SETS[set_name]:
-            for name in names:
+            for name in implementations:
                 key = {**dataclasses.asdict(shape), **_origin(), "implementation": name}
                 missing = [p for p in allowed if not table.has(**key, **{"pass": p})]
                 if missing:
@@ -243,7 +253,7 @@ def run(
         for shape, name, missing in chunk:
             for row in measure(shape, name, missing, ceilings):
                 table.add(**row)
-                report(_shown(row))
+                print(_shown(row))
             torch.compiler.reset()  # one shape's graphs are of no use to the next
             require_working_device()
     return table.path
@@ -257,18 +267,7 @@ def _shown(row: dict[str, object]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks attention", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--shapes", nargs="+", choices=SETS, default=["article"])
-    parser.add_argument(
-        "--implementations", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS)
-    )
-    parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
-    parser.add_argument("--jobs", type=int, default=0, help="processes that compile ahead")
-    given = parser.parse_args(arguments)
-    if given.shapes != ["tiny"]:
-        require_gpu(parser, "--shapes tiny")
-    print(run(given.out, given.shapes, given.implementations, given.passes, given.jobs))
+    print(commands.run(run, "python -m benchmarks attention", arguments, __doc__))
 
 
 if __name__ == "__main__":

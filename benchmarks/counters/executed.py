@@ -15,8 +15,8 @@ def executed_ops(shape: Shape, element_size: int) -> dict[str, int]:
     two ranges of keys.
 
     Args:
-        shape: the attention call.
-        element_size: bytes of an element, which decide the tiling.
+        shape: The attention call.
+        element_size: Bytes of an element, which decide the tiling.
 
     Source: :mod:`flopcount.executed`.
     """

@@ -62,8 +62,8 @@ class Kernel:
     """One profiled launch.
 
     Attributes:
-        name: the kernel's function, without its arguments.
-        counts: by metric, None where the profiler gave no number.
+        name: The kernel's function, without its arguments.
+        counts: By metric, None where the profiler gave no number.
     """
 
     name: str
@@ -109,7 +109,7 @@ def parse(text: str) -> list[Kernel]:
     have thousands separators, or be ``n/a``.
 
     Raises:
-        ProfilerError: if there is no table, or one of :data:`METRICS` is in a unit with a prefix
+        ProfilerError: If there is no table, or one of :data:`METRICS` is in a unit with a prefix
             ("Mops", "Kinst", where digits are lost), or neither a whole number nor ``n/a``.
     """
     lines = [line for line in text.splitlines() if line.startswith('"')]
@@ -160,7 +160,7 @@ def profile(
     Metrics that this version does not know are left out, and so missing in the result.
 
     Raises:
-        ProfilerError: with what is wrong and what to do, if nothing could be read.
+        ProfilerError: With what is wrong and what to do, if nothing could be read.
     """
     if shutil.which("ncu") is None:
         wanted = " ".join(command(module, arguments, log, metrics))

@@ -17,11 +17,12 @@ import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
 import triton.language as tl
+import tyro
 
 from benchmarks.attention.implementations import IMPLEMENTATIONS
 from benchmarks.attention.shapes import ARTICLE_HEAD_DIMS, Shape
@@ -38,7 +39,7 @@ from benchmarks.counters.steps import (
     step_rows,
 )
 from benchmarks.measurement import FINDING, device
-from flopcount.terminal import Parser
+from flopcount import commands
 from models.results import Table, environment, write_environment
 from validate.emulator import cases as emulator_cases
 from validate.witnesses.processes import triton_processes
@@ -95,7 +96,7 @@ def between_markers(kernels: Iterable[Kernel], cases: int) -> list[list[Kernel]]
     """Kernels of each case: those that follow its marker.
 
     Raises:
-        ProfilerError: if there are not as many markers as cases.
+        ProfilerError: If there are not as many markers as cases.
     """
     found: list[list[Kernel]] = []
     for kernel in kernels:
@@ -181,16 +182,19 @@ def _summed(kernels: Iterable[Kernel], metric: str) -> int | str:
     return "missing" if not counts or None in counts else sum(c for c in counts if c is not None)
 
 
-def probe(out: Path) -> str:
-    """One line: whether counters can be read here; the GEMM's count where they can.
+def probe(out: Path) -> None:
+    """Say in a line whether counters can be read here, and the GEMM's count where they can.
+
+    Args:
+        out: Folder of the results.
 
     Raises:
-        ProfilerError: with the reason and the remaining command, if they cannot.
+        ProfilerError: With the reason and the remaining command, if they cannot.
     """
     kernels = _profiled(["gemm"], out / "probe.ncu.csv")
     counted = sum(kernel.tensor_ops("bfloat16") or 0 for kernel in kernels)
     missing = sorted({name for name in profiler.METRICS if _summed(kernels, name) == "missing"})
-    return f"ncu works: {counted} bf16 operations in the GEMM; missing metrics: {missing or 'none'}"
+    print(f"ncu works: {counted} bf16 operations in the GEMM; missing metrics: {missing or 'none'}")
 
 
 def _profiled(arguments: list[str], log: Path) -> list[Kernel]:
@@ -198,12 +202,17 @@ def _profiled(arguments: list[str], log: Path) -> list[Kernel]:
     return profiler.profile("benchmarks", ["counters", "workload", *arguments], log)
 
 
-def run_kernels(out: Path, drawn: int = 24, jobs: int = 0, emulate: int = 0) -> tuple[Path, bool]:
+@commands.defaults_of(kernel_cases)
+def run_kernels(out: Path, *, drawn: int, jobs: int = 0, emulate: int = 0) -> bool:
     """Profile and compare all cases; whether every count of operations is confirmed.
 
-    ``jobs`` processes compile the kernels before the profiler's run needs them. In the first
-    ``emulate`` cases, all that the emulator counts is compared, too; its rows, of which the
-    emulator takes pipes and wavefronts from NVIDIA's descriptions, decide about nothing.
+    Args:
+        out: Folder of the results.
+        drawn: Shapes of odd sizes beside the article's.
+        jobs: Processes that compile the kernels before the profiler's run needs them.
+        emulate: In so many first cases, all that the emulator counts is compared, too; its rows, of
+            which the emulator takes pipes and wavefronts from NVIDIA's descriptions, decide about
+            nothing.
     """
     (out / "counters.csv").unlink(missing_ok=True)
     table = Table(out / "counters.csv", CASE_COLUMNS, ("case", "kernel", "metric"))
@@ -234,7 +243,8 @@ def run_kernels(out: Path, drawn: int = 24, jobs: int = 0, emulate: int = 0) -> 
             rows += emulated(str(shape), found, counted)
     for row in rows:
         table.add(**origin, **{name: "missing" if v is None else v for name, v in row.items()})
-    return table.path, confirmed
+    print(table.path, "every row confirmed" if confirmed else "not every row is confirmed")
+    return confirmed
 
 
 def _joined(kernels: Iterable[Kernel]) -> Kernel:
@@ -249,14 +259,25 @@ def _joined(kernels: Iterable[Kernel]) -> Kernel:
     )
 
 
+Model = Literal[*SEED_MODELS, "tiny"]
+MODELS: tuple[Model, ...] = ("728x13-V32000-m1536", "512x9-V262-m3584")
+
+
 def run_step(
-    out: Path, names: Iterable[str], batch_size: int = 8, attention: str = "fused"
-) -> Path:
-    """Profile one training step of each model, and attribute its operations to the terms."""
+    out: Path, models: tuple[Model, ...] = MODELS, batch_size: int = 8, attention: str = "fused"
+) -> None:
+    """Profile one training step of each model, and attribute its operations to the terms.
+
+    Args:
+        out: Folder of the results.
+        models: The article's, or ``tiny``.
+        batch_size: Sequences.
+        attention: An implementation.
+    """
     (out / "step.csv").unlink(missing_ok=True)
     table = Table(out / "step.csv", STEP_COLUMNS, ("model", "index"))
     write_environment(out, "step", batch_size=batch_size, attention=attention)
-    for name in names:
+    for name in models:
         model = seed_model(name)
         arguments = ["step", "--model", name, "--batch-size", str(batch_size)]
         log = out / f"step-{name}.ncu.csv"
@@ -268,7 +289,7 @@ def run_step(
         products = dispatched(*one_step(model, batch_size, attention))
         for row in step_rows(name, model, products, kernels, batch_size):
             table.add(device=environment()["device"], **row)
-    return table.path
+    print(table.path)
 
 
 @contextlib.contextmanager
@@ -280,8 +301,24 @@ def _profiler_on() -> Iterator[None]:
     torch.cuda.profiler.stop()
 
 
-def workload(parts: Iterable[str], drawn: int, model: str, batch_size: int, attention: str) -> None:
-    """What runs under the profiler: each part once before it starts, then once while it runs."""
+@commands.defaults_of(run_kernels, run_step)
+def workload(
+    parts: tyro.conf.Positional[tuple[Literal["gemm", "kernels", "step"], ...]],
+    *,
+    drawn: int,
+    model: Model = MODELS[0],
+    batch_size: int,
+    attention: str,
+) -> None:
+    """What runs under the profiler: each part once before it starts, then once while it runs.
+
+    Args:
+        parts: What runs, in this order.
+        drawn: Of ``kernels``, shapes of odd sizes.
+        model: Of ``step``.
+        batch_size: Of ``step``.
+        attention: Of ``step``.
+    """
     calls: list[Callable[[], Any]] = []
     for part in parts:
         if part == "gemm":
@@ -313,43 +350,13 @@ def _attention_call(shape: Shape) -> Callable[[], Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks counters", description=__doc__)
-    parts = parser.add_subparsers(dest="part", required=True)
-    for name in ("probe", "kernels", "step"):
-        part = parts.add_parser(name)
-        part.add_argument("--out", type=Path, required=True, help="folder of the results")
-        if name == "kernels":
-            part.add_argument("--drawn", type=int, default=24, help="drawn shapes, odd sizes")
-            part.add_argument("--jobs", type=int, default=0, help="processes that compile ahead")
-            part.add_argument("--emulate", type=int, default=0, help="cases to emulate beside")
-        if name == "step":
-            part.add_argument("--models", nargs="+", choices=[*SEED_MODELS, "tiny"], default=_TWO)
-            part.add_argument("--batch-size", type=int, default=8)
-            part.add_argument("--attention", default="fused")
-    inner = parts.add_parser("workload")
-    inner.add_argument("parts", nargs="+", choices=("gemm", "kernels", "step"))
-    inner.add_argument("--drawn", type=int, default=24)
-    inner.add_argument("--model", choices=[*SEED_MODELS, "tiny"], default=_TWO[0])
-    inner.add_argument("--batch-size", type=int, default=8)
-    inner.add_argument("--attention", default="fused")
-    given = parser.parse_args(arguments)
+    parts = {"probe": probe, "kernels": run_kernels, "step": run_step, "workload": workload}
     try:
-        if given.part == "probe":
-            print(probe(given.out))
-        elif given.part == "kernels":
-            path, confirmed = run_kernels(given.out, given.drawn, given.jobs, given.emulate)
-            print(path, "every row confirmed" if confirmed else "not every row is confirmed")
-            raise SystemExit(0 if confirmed else FINDING)
-        elif given.part == "step":
-            print(run_step(given.out, given.models, given.batch_size, given.attention))
-        else:
-            workload(given.parts, given.drawn, given.model, given.batch_size, given.attention)
+        confirmed = commands.run(parts, "python -m benchmarks counters", arguments, __doc__)
     except ProfilerError as error:
         print(f"error: {error}")
-        raise SystemExit(FINDING) from None
-
-
-_TWO = ["728x13-V32000-m1536", "512x9-V262-m3584"]
+        confirmed = False
+    raise SystemExit(FINDING if confirmed is False else 0)
 
 
 if __name__ == "__main__":

@@ -62,10 +62,10 @@ class Product:
     """A product that the network dispatched.
 
     Attributes:
-        module: whose it is, or whose gradient.
+        module: Whose it is, or whose gradient.
         phase: ``"forward"`` or ``"backward"``.
-        dense: its FLOPs, from the operands' shapes.
-        fused: whether it is an attention operator with kernels of its own.
+        dense: Its FLOPs, from the operands' shapes.
+        fused: Whether it is an attention operator with kernels of its own.
     """
 
     module: str

@@ -32,9 +32,9 @@ class Aim:
     """A bound on one figure, and the figure in each case that it is about.
 
     Attributes:
-        about: what is compared with what.
-        bound: in words and as a number; None where the figure is reported as it is.
-        figures: of each case; None where it was not measured.
+        about: What is compared with what.
+        bound: In words and as a number; None where the figure is reported as it is.
+        figures: Of each case; None where it was not measured.
     """
 
     about: str
@@ -68,7 +68,7 @@ def attention_aims(rows: Iterable[Row], matmul_rate: float | None) -> Iterator[A
     """Of the kernels: ratios of our time to a peer's, and the share of the matmul rate.
 
     Args:
-        rows: of ``attention.csv``.
+        rows: Of ``attention.csv``.
         matmul_rate: FLOP/s of a large product in the same run.
     """
     cases = by_case(rows)
@@ -116,7 +116,7 @@ def training_aims(rows: Iterable[Row]) -> Iterator[Aim]:
     """Of the training step: MFU, and tokens per second over those of others.
 
     Args:
-        rows: of ``throughput.csv``.
+        rows: Of ``throughput.csv``.
     """
     models: dict[str, dict[str, Row]] = {name: {} for name in MFU}
     for row in rows:

@@ -9,12 +9,14 @@ import collections
 from collections.abc import Iterable
 from pathlib import Path
 
+import tyro
+
 from benchmarks.attention.cases import OURS, PEERS, Row, best, by_case, over, shape_of
 from benchmarks.attention.implementations import IMPLEMENTATIONS
 from benchmarks.attention.shapes import PASSES, SETS
 from benchmarks.measurement import ROOT
 from benchmarks.report.aims import aims_markdown
-from flopcount.terminal import Parser
+from flopcount import commands
 from models.results import NO_GPU, markdown, read_table
 
 LONGEST_OF_ARTICLE = 512
@@ -97,7 +99,7 @@ def with_headline(text: str, rows: list[Row]) -> str:
     """A text with the short table between its two marks, in place of what stands there.
 
     Raises:
-        ValueError: if the text does not have both marks, once and in order, or no GPU was used.
+        ValueError: If the text does not have both marks, once and in order, or no GPU was used.
     """
     if not rows or NO_GPU in {row["device"] for row in rows}:
         raise ValueError("rows must be measured on a GPU, and there must be some")
@@ -200,7 +202,7 @@ def write_report(folder: Path) -> list[Path]:
     ``aims.md`` says which aims of :mod:`benchmarks.report.aims` are reached.
 
     Raises:
-        ValueError: if the folder holds no results.
+        ValueError: If the folder holds no results.
     """
     written = []
     if rows := read_table(folder / "attention.csv"):
@@ -228,21 +230,23 @@ def write_report(folder: Path) -> list[Path]:
     return written
 
 
+def report(folder: tyro.conf.Positional[Path], readme: bool = False) -> None:
+    """Write the report, and print what it consists of.
+
+    Args:
+        folder: Of the results.
+        readme: Put the short table between README.md's marks.
+    """
+    print(*write_report(folder), sep="\n")
+    if readme:
+        rows = read_table(folder / "attention.csv")
+        README.write_text(with_headline(README.read_text(encoding="utf-8"), rows), encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks report", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of the results")
-    parser.add_argument(
-        "--readme", action="store_true", help="put the short table between README.md's marks"
-    )
-    given = parser.parse_args(arguments)
     try:
-        print(*write_report(given.folder), sep="\n")
-        if given.readme:
-            rows = read_table(given.folder / "attention.csv")
-            README.write_text(
-                with_headline(README.read_text(encoding="utf-8"), rows), encoding="utf-8"
-            )
+        commands.run(report, "python -m benchmarks report", arguments, __doc__)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from benchmarks.attention.peers import no_tf32, with_attention
 from benchmarks.attention.shapes import Shape
 from benchmarks.attention.timing import one_line, require_working_device
 from benchmarks.measurement import device, require_gpu, rounds_ms, working_dtype
-from flopcount.terminal import Parser
+from flopcount import commands
 from models.networks.blocks import Attention, initialize
 from models.networks.rotary import rotary_angles
 from models.results import Table, environment, write_environment
@@ -189,12 +189,22 @@ def _key(shape: Shape) -> dict[str, Any]:
     }
 
 
-def run_all(out: Path, shapes: Iterable[Shape], variants: Iterable[str]) -> Path:
-    """Measure what ``block.csv`` under ``out`` does not have yet; returns its path."""
+def run_all(
+    out: Path, variants: tuple[Literal[*VARIANTS], ...] = tuple(VARIANTS), tiny: bool = False
+) -> Path:
+    """Measure what ``block.csv`` under ``out`` does not have yet; returns its path.
+
+    Args:
+        out: Folder of the results.
+        variants: Implementations of the attention, compiled or not.
+        tiny: A tiny shape, to try the path.
+    """
+    if not tiny:
+        require_gpu("--tiny")
     table = Table(out / "block.csv", COLUMNS, KEY)
     write_environment(out, "block")
     no_tf32()
-    for shape in shapes:
+    for shape in TINY if tiny else SHAPES:
         for variant in variants:
             if not table.has(**_key(shape), implementation=variant):
                 row = measure(shape, variant)
@@ -207,14 +217,7 @@ def run_all(out: Path, shapes: Iterable[Shape], variants: Iterable[str]) -> Path
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks block", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--tiny", action="store_true", help="a tiny shape, to try the path")
-    given = parser.parse_args(arguments)
-    if not given.tiny:
-        require_gpu(parser, "--tiny")
-    print(run_all(given.out, TINY if given.tiny else SHAPES, given.variants))
+    print(commands.run(run_all, "python -m benchmarks block", arguments, __doc__))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from benchmarks.attention.peers import shapes_of_model, with_attention
 from benchmarks.attention.timing import one_line, require_working_device
 from benchmarks.counters.steps import SEED_MODELS, TINY, seed_model
 from benchmarks.measurement import device, measure_ceilings, require_gpu
-from flopcount.terminal import Parser
+from flopcount import commands
 from models.data.corpus import CorpusConfig
 from models.networks.perceiver_ar import PerceiverAR
 from models.results import Table, environment, read_table, write_environment
@@ -68,6 +68,9 @@ CURVE_PATHS = {
 }
 """Attention, and micro-batches."""
 CURVE_COLUMNS = ("device", "path", "step", "train_loss", "validation_loss")
+POINTS = 25
+"""Validations of a curve."""
+Model = Literal[*SEED_MODELS]
 Step = Callable[[], Any]
 
 
@@ -86,7 +89,7 @@ def public_step(model: fc.PerceiverAR, batch_size: int) -> Step:
     """The same for perceiver-ar-pytorch, at the sizes of ``model``, under autocast.
 
     Raises:
-        ImportError: if it is not installed.
+        ImportError: If it is not installed.
     """
     package = importlib.import_module("perceiver_ar_pytorch")
     torch.manual_seed(0)
@@ -120,16 +123,40 @@ def _batch(model: fc.PerceiverAR, batch_size: int) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1], tokens[:, -model.num_latents :]
 
 
+def _chosen(models: tuple[Model, ...], tiny: bool) -> dict[str, fc.PerceiverAR]:
+    if tiny:
+        return {"tiny": TINY}
+    require_gpu("--tiny")
+    if not models:
+        commands.refuse("--models: expected one at least")
+    return {name: seed_model(name) for name in models}
+
+
+@commands.defaults_of(Recipe)
 def throughput(
-    out: Path, models: dict[str, fc.PerceiverAR], variants: Iterable[str], batch_size: int
+    out: Path,
+    *,
+    models: tuple[Model, ...] = tuple(SEED_MODELS),
+    variants: tuple[Literal[*VARIANTS], ...] = tuple(VARIANTS),
+    batch_size: int,
+    tiny: bool = False,
 ) -> Path:
-    """Measure what ``throughput.csv`` under ``out`` does not have yet; returns its path."""
+    """Measure what ``throughput.csv`` under ``out`` does not have yet; returns its path.
+
+    Args:
+        out: Folder of the results.
+        models: The article's.
+        variants: Implementations of the attention, compiled or not.
+        batch_size: Sequences of a step.
+        tiny: A tiny model, to try the path.
+    """
+    chosen = _chosen(models, tiny)
     table = Table(
         out / "throughput.csv", THROUGHPUT_COLUMNS, ("model", "batch_size", "implementation")
     )
     rate = measure_ceilings().matmul_flops_per_second
     write_environment(out, "throughput", matmul_flops_per_second=rate)
-    for name, model in models.items():
+    for name, model in chosen.items():
         for variant in variants:
             key = {"model": name, "batch_size": batch_size, "implementation": variant}
             if table.has(**key):
@@ -179,19 +206,27 @@ def measure(model: fc.PerceiverAR, variant: str, batch_size: int, rate: float) -
     }
 
 
+@commands.defaults_of(throughput, CorpusConfig)
 def curves(
     out: Path,
-    model: fc.PerceiverAR,
-    steps: int,
+    *,
+    models: tuple[Model, ...],
+    steps: int = 500,
     batch_size: int,
-    files: tuple[str, ...] = (),
-    points: int = 25,
+    files: tuple[str, ...],
+    tiny: bool,
 ) -> Path:
     """Train along each path, and write ``curves.csv``, ``curves.jsonl`` and ``curves.png``.
 
-    Runs live in ``out``/runs and resume; the corpus is ``files``, or without any the standard
-    library's sources.
+    Args:
+        out: Folder of the results; runs live in its ``runs`` and resume.
+        models: The first is trained.
+        steps: Of each path.
+        batch_size: Sequences of a step.
+        files: The corpus; without any, the standard library's sources.
+        tiny: A tiny model, to try the path.
     """
+    model = next(iter(_chosen(models, tiny).values()))
     sizes = {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(ModelConfig)
@@ -204,7 +239,7 @@ def curves(
             corpus=CorpusConfig(files=files, cache=out / "runs" / "corpus"),
             recipe=Recipe(batch_size=batch_size),
             steps=steps,
-            validations=min(points, steps),
+            validations=min(POINTS, steps),
             validation_windows=16,
             execution=Execution(
                 attention=attention,
@@ -256,30 +291,8 @@ def curves_plot(rows: list[dict[str, str]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = Parser(prog="python -m benchmarks training", description=__doc__)
-    parts = parser.add_subparsers(dest="part", required=True)
-    for name in ("throughput", "curves"):
-        part = parts.add_parser(name)
-        part.add_argument("--out", type=Path, required=True, help="folder of the results")
-        part.add_argument("--batch-size", type=int, default=80)
-        part.add_argument("--tiny", action="store_true", help="a tiny model, to try the path")
-        part.add_argument("--models", nargs="+", choices=SEED_MODELS, default=list(SEED_MODELS))
-        if name == "throughput":
-            part.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-        else:
-            part.add_argument("--steps", type=int, default=500)
-            part.add_argument("--files", nargs="*", default=[], help="of the corpus")
-    given = parser.parse_args(arguments)
-    if not given.tiny:
-        require_gpu(parser, "--tiny")
-    models = {name: seed_model(name) for name in given.models}
-    if given.tiny:
-        models = {"tiny": TINY}
-    if given.part == "throughput":
-        print(throughput(given.out, models, given.variants, given.batch_size))
-    else:
-        model, files = next(iter(models.values())), tuple(given.files)
-        print(curves(given.out, model, given.steps, given.batch_size, files))
+    parts = {"throughput": throughput, "curves": curves}
+    print(commands.run(parts, "python -m benchmarks training", arguments, __doc__))
 
 
 if __name__ == "__main__":

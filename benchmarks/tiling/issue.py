@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from flopcount import commands
 from flopcount.tables import table
 from kernels.attention.tilings import KERNELS
 from validate.witnesses.compiled_code import (
@@ -172,9 +173,7 @@ def compare(
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    import tyro
-
-    sys.exit(tyro.cli(compare, prog="python -m benchmarks issue", args=arguments))
+    sys.exit(commands.run(compare, "python -m benchmarks issue", arguments))
 
 
 if __name__ == "__main__":

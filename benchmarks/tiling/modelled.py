@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tiling.issue import INSTALL, PEER_FOLDER, PEER_KERNELS
+from flopcount import commands
 from flopcount.devices import find_device
 from flopcount.tables import table
 from kernels.attention.tilings import KERNELS
@@ -259,9 +260,7 @@ def compare(
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    import tyro
-
-    sys.exit(tyro.cli(compare, prog="python -m benchmarks modelled", args=arguments))
+    sys.exit(commands.run(compare, "python -m benchmarks modelled", arguments))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from benchmarks.tiling.modelled import BATCHES, HEADS, timed
+from flopcount import commands
 from flopcount.tables import table
 from kernels.attention.tilings import KERNELS, PASSES, Tiling, padded_head_dim, shipped_tiling
 from models.results import read_table
@@ -121,9 +122,7 @@ def rank(
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    import tyro
-
-    sys.exit(tyro.cli(rank, prog="python -m benchmarks ranking", args=arguments))
+    sys.exit(commands.run(rank, "python -m benchmarks ranking", arguments))
 
 
 if __name__ == "__main__":

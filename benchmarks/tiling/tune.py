@@ -23,10 +23,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import triton
+import tyro
 from torch import Tensor
 
 from benchmarks.attention.cases import shape_of
@@ -41,7 +42,7 @@ from benchmarks.attention.timing import (
     timed,
 )
 from benchmarks.measurement import require_gpu, working_dtype
-from flopcount.terminal import Parser
+from flopcount import commands
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.tilings import (
     PASSES,
@@ -341,11 +342,11 @@ def tune(
     """Time all candidates of all shapes that ``tilings.csv`` lacks, as long as there is time.
 
     Args:
-        out: folder of the results.
-        shapes: what to tune for.
-        minutes: no candidate is begun after that.
-        jobs: processes that compile ahead; 0 for none.
-        limit: candidates of a pass at most, the shipped one among them.
+        out: Folder of the results.
+        shapes: What to tune for.
+        minutes: No candidate is begun after that.
+        jobs: Processes that compile ahead; 0 for none.
+        limit: Candidates of a pass at most, the shipped one among them.
 
     Returns:
         The path of ``tilings.csv``.
@@ -472,8 +473,8 @@ def choose(rows: Iterable[dict[str, str]], refused: Refused) -> Chosen:
     shapes of the head dim: shapes that hardly differ share a tiling.
 
     Args:
-        rows: of ``tilings.csv``.
-        refused: what must not be chosen.
+        rows: Of ``tilings.csv``.
+        refused: What must not be chosen.
     """
     times: dict[tuple[str, int], dict[Shape, dict[Tiling, float]]] = {}
     for row in rows:
@@ -553,9 +554,9 @@ def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
     """Write the table that the kernels read; what it holds of other cases stays.
 
     Args:
-        path: of the table, made where it is missing.
-        chosen: what to ship; of shapes with one padded head dim and as many keys, the first counts.
-        element_size: bytes of an element of what was timed.
+        path: Of the table, made where it is missing.
+        chosen: What to ship; of shapes with one padded head dim and as many keys, the first counts.
+        element_size: Bytes of an element of what was timed.
     """
     table = tuned_tilings(path) if path.exists() else {}
     fresh: dict[tuple[str, int, int], dict[int, Tiling]] = {}
@@ -571,51 +572,55 @@ def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
                 writer.writerow((*case, keys, *tiling))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    parser = Parser(prog="python -m benchmarks tune", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--head-dims", type=int, nargs="+", default=list(HEAD_DIMS))
-    parser.add_argument(
-        "--minutes", type=float, default=5, help="begin nothing after that; 0: choose, time nothing"
-    )
-    parser.add_argument("--jobs", type=int, default=0, help="processes that compile ahead")
-    parser.add_argument("--limit", type=int, help="candidates of a pass at most")
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try the path")
-    parser.add_argument(
-        "--ship",
-        action="store_true",
-        help=f"compile what was chosen, refuse what has a fault, and write {TUNED.name} for the "
-        "kernels",
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help=f"compile what {FACTS.name} lacks, time nothing"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="list candidates, time nothing")
-    given = parser.parse_args(arguments)
-    if given.tiny and given.ship:
-        parser.error("--tiny tries the path: its tilings are not for shipping")
-    if given.compile:
-        compile_candidates(given.head_dims, given.jobs or None)
+@commands.defaults_of(tune)
+def search(
+    *,
+    out: Path = Path("results"),
+    head_dims: tuple[int, ...] = HEAD_DIMS,
+    minutes: float = 5,
+    jobs: int,
+    limit: int | None,
+    tiny: bool = False,
+    ship: bool = False,
+    compile_only: Annotated[bool, tyro.conf.arg(name="compile")] = False,
+    dry_run: bool = False,
+) -> None:
+    """Time candidates, and choose what to ship.
+
+    Args:
+        out: Folder of the results.
+        head_dims: What to tune for.
+        minutes: Begin nothing after that; 0: choose, time nothing.
+        jobs: Processes that compile ahead.
+        limit: Candidates of a pass at most.
+        tiny: Tiny shapes, to try the path.
+        ship: Compile what was chosen, refuse what has a fault, and write the kernels' tuned.csv.
+        compile_only: Compile what candidates.csv lacks, time nothing.
+        dry_run: List candidates, time nothing.
+    """
+    if tiny and ship:
+        commands.refuse("--tiny tries the path: its tilings are not for shipping")
+    if compile_only:
+        compile_candidates(head_dims, jobs or None)
         return
-    if given.dry_run:
-        for head_dim, pass_name in itertools.product(given.head_dims, PASSES):
-            found = candidates(pass_name, head_dim, 2304)[: given.limit]
+    if dry_run:
+        for head_dim, pass_name in itertools.product(head_dims, PASSES):
+            found = candidates(pass_name, head_dim, 2304)[:limit]
             print(f"head dim {head_dim}, {pass_name}: {len(found)} candidates")
             print(*(f"  {written(tiling)}" for tiling in found), sep="\n")
         return
-    shapes = shapes_to_tune(given.head_dims)
-    if given.tiny:
-        shapes = [Shape(1, 9, 5, 1, head_dim) for head_dim in given.head_dims]
-    elif given.minutes > 0:
-        require_gpu(parser, "--tiny")
-    if given.minutes > 0:
-        tune(given.out, shapes, given.minutes, given.jobs, given.limit)
-    rows = read_table(given.out / "tilings.csv")
+    shapes = shapes_to_tune(head_dims)
+    if tiny:
+        shapes = [Shape(1, 9, 5, 1, head_dim) for head_dim in head_dims]
+    elif minutes > 0:
+        require_gpu("--tiny")
+    if minutes > 0:
+        tune(out, shapes, minutes, jobs, limit)
+    rows = read_table(out / "tilings.csv")
     origins = {(row["device"], row["dtype"]) for row in rows}
     if len(origins) != 1:
         raise SystemExit(
-            f"error: {given.out}/tilings.csv must have times of one device and dtype: {origins}"
+            f"error: {out}/tilings.csv must have times of one device and dtype: {origins}"
         )
     ((timed_on, dtype),) = origins
     checks: list[Callable[[Chosen], Refused]] = []
@@ -623,15 +628,20 @@ def main(arguments: list[str] | None = None) -> None:
         checks.append(wrong_results)
     else:
         print(f"results are not checked here: the times are of {timed_on}")
-    if given.ship:
-        checks.append(functools.partial(compiled_faults, dtype=dtype, jobs=given.jobs or None))
+    if ship:
+        checks.append(functools.partial(compiled_faults, dtype=dtype, jobs=jobs or None))
     chosen = settle(rows, checks)
     if not chosen:
-        raise SystemExit(f"error: no tiling of {given.out}/tilings.csv may be shipped")
+        raise SystemExit(f"error: no tiling of {out}/tilings.csv may be shipped")
     element_size = getattr(torch, dtype).itemsize
-    for path in (given.out / TUNED.name, *([TUNED] if given.ship else [])):
+    for path in (out / TUNED.name, *([TUNED] if ship else [])):
         write_tuned(path, chosen, element_size)
         print(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    commands.run(search, "python -m benchmarks tune", arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -21,19 +21,15 @@ from flopcount.isoflop.columns import (
     rows_where,
     telling_columns,
 )
-from flopcount.isoflop.frontier import NO_FLOOR, Frontier, fit_frontier
+from flopcount.isoflop.frontier import NO_FLOOR, Frontier, LawsFit, fit_frontier
 from flopcount.isoflop.laws import FLOPS_PER_PARAM_TOKEN
-from flopcount.isoflop.results import CONFIDENCE, Optimum, require_bootstrap
+from flopcount.isoflop.results import CONFIDENCE, require_bootstrap, rows_of
 from flopcount.isoflop.runs import described, flag_notes, read_warnings, warning_lines
-from flopcount.pictures import Drawn
 from flopcount.sizes import quoted
-from flopcount.tables import Shown, Table
+from flopcount.tables import Table
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    FloatArray = npt.NDArray[np.float64]
+    from flopcount.isoflop.results import FloatArray
 
 MOST_BUDGETS = 100_000
 NUM_BUDGETS = 1500
@@ -274,7 +270,7 @@ def _identifies(names: Mapping[int, tuple[str, ...]], points: Mapping[int, _Poin
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CurvesFit(Shown, Drawn):
+class CurvesFit(LawsFit):
     """The envelope of training curves and the power laws along it.
 
     Attributes:
@@ -296,18 +292,15 @@ class CurvesFit(Shown, Drawn):
     at_edge: int
     residuals: FloatArray
     curves: Curves = dataclasses.field(repr=False)
+    _method = "approach 1, envelope of training curves"
 
-    def predict(self, flops: float) -> Optimum:
-        """N_opt, D_opt and loss for a budget of ``flops``, with intervals.
+    @property
+    def _sampled(self) -> tuple[FloatArray, FloatArray]:
+        return self.params, self.tokens
 
-        Raises:
-            TypeError: If ``flops`` is no number.
-            ValueError: If it is not positive and finite, or the envelope carries no law.
-        """
-        if self.frontier is None:
-            raise ValueError(f"flops = {quoted(flops)}: no prediction: {self.degenerate}")
-        method = "approach 1, envelope of training curves"
-        return self.frontier.predict(flops, method, (self.params, self.tokens))
+    @property
+    def _lacks(self) -> str:
+        return f": {self.degenerate}"
 
     @property
     def degenerate(self) -> str:
@@ -323,8 +316,7 @@ class CurvesFit(Shown, Drawn):
         """The fit as plain data."""
         return {
             "method": "approach 1",
-            "law": None if self.frontier is None else dataclasses.asdict(self.frontier.law),
-            "frontier": None if self.frontier is None else self.frontier.to_dict(),
+            **self._laws(),
             "degenerate": self.degenerate,
             "num_curves": len(self.curves.curves),
             "num_budgets": len(self.flops),
@@ -338,8 +330,7 @@ class CurvesFit(Shown, Drawn):
     def records(self) -> list[dict[str, Any]]:
         """One dictionary per budget used: the envelope there."""
         columns = ("flops", "params", "tokens", "loss")
-        values = [getattr(self, name).tolist() for name in columns]
-        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+        return rows_of({name: getattr(self, name).tolist() for name in columns})
 
     def _draw(self, axes: Any) -> None:
         for curve in self.curves.curves:
@@ -362,14 +353,7 @@ class CurvesFit(Shown, Drawn):
         title = "Approach 1: power laws along the envelope of training curves"
         if self.frontier is None:
             return ["\n".join([title, self.degenerate, notes[0], *read])]
-        return [
-            Table(
-                ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
-                self.frontier.records(),
-                title=title,
-                note="\n".join([*notes, NO_FLOOR, *read]),
-            )
-        ]
+        return [self.frontier.table(title, *notes, NO_FLOOR, *read)]
 
 
 def fit_training_curves(

@@ -6,14 +6,14 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from flopcount.isoflop.laws import ScalingLaw, power
-from flopcount.isoflop.results import Interval, Optimum, interval, interval_text, optimum
-from flopcount.sizes import require_positive_number
+from flopcount.isoflop.results import Interval, Optimum, interval, interval_text, optimum, plain
+from flopcount.pictures import Drawn
+from flopcount.sizes import quoted, require_positive_number
+from flopcount.tables import Shown, Table
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    FloatArray = npt.NDArray[np.float64]
+    from flopcount.isoflop.results import FloatArray
+    from flopcount.isoflop.runs import Runs
 
 NAMES = ("a", "b", "loss exponent")
 NO_FLOOR = (
@@ -72,15 +72,15 @@ class Frontier:
         samples = params, tokens, loss
         return optimum(budget, point, samples, self.confidence, method, sampled)
 
-    def records(self) -> list[list[Any]]:
-        """Exponents and factors, as rows of a table."""
+    def table(self, title: str = "", *notes: str) -> Table:
+        """Exponents and factors, with lines below."""
         found = self.intervals
         values = (
             ("a", self.law.a, self.law.k_n),
             ("b", self.law.b, self.law.k_d),
             ("loss exponent", self.loss_exponent, self.loss_factor),
         )
-        return [
+        rows = [
             [
                 name,
                 f"{exponent:.4f}",
@@ -90,19 +90,63 @@ class Frontier:
             for name, exponent, factor in values
             if exponent is not None
         ]
+        columns = ["exponent of C", "value", f"{self.confidence:.0%} interval", "factor"]
+        return Table(columns, rows, title, note="\n".join(notes))
 
     def to_dict(self) -> dict[str, Any]:
         """The lines as plain data."""
         return {
             "loss_factor": self.loss_factor,
             "loss_exponent": self.loss_exponent,
-            "intervals": {
-                name: found and dataclasses.asdict(found) for name, found in self.intervals.items()
-            },
+            "intervals": plain(self.intervals),
             "given": list(self.given),
             "num_bootstrap": len(self.slopes) + self.failed,
             "failed_bootstrap": self.failed,
         }
+
+
+class LawsFit(Shown, Drawn):
+    """A fit that ends in power laws through optima.
+
+    Attributes:
+        frontier: The power laws; None where there are none.
+        runs: What was fitted.
+    """
+
+    frontier: Frontier | None
+    runs: Runs
+    _method: str
+
+    @property
+    def _lacks(self) -> str:
+        """Why there are no power laws."""
+        raise NotImplementedError
+
+    @property
+    def _sampled(self) -> tuple[FloatArray, FloatArray]:
+        """N and D of what was fitted."""
+        return self.runs.params, self.runs.tokens
+
+    def predict(self, flops: float) -> Optimum:
+        """N_opt, D_opt and, where there are losses, the loss for a budget, with intervals.
+
+        Args:
+            flops: C, FLOPs.
+
+        Raises:
+            TypeError: If ``flops`` is no number.
+            ValueError: If it is not positive and finite, or the fit carries no power laws.
+        """
+        if self.frontier is None:
+            raise ValueError(f"flops = {quoted(flops)}: no prediction{self._lacks}")
+        return self.frontier.predict(flops, self._method, self._sampled)
+
+    def _laws(self) -> dict[str, Any]:
+        """The power laws as plain data."""
+        if self.frontier is None:
+            return {"law": None, "frontier": None}
+        law = dataclasses.asdict(self.frontier.law)
+        return {"law": law, "frontier": self.frontier.to_dict()}
 
 
 def lines(log_flops: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:

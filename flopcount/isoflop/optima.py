@@ -6,19 +6,15 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from flopcount.isoflop.frontier import Frontier, lines
+from flopcount.isoflop.frontier import Frontier, LawsFit, lines
 from flopcount.isoflop.laws import Estimate, fit_power_law
-from flopcount.isoflop.results import CONFIDENCE, Optimum, require_bootstrap
+from flopcount.isoflop.results import CONFIDENCE, require_bootstrap
 from flopcount.isoflop.runs import Runs, flag_notes, warning_lines
-from flopcount.pictures import Drawn
 from flopcount.sizes import quoted, require_positive_number
-from flopcount.tables import Shown, Table
+from flopcount.tables import Table
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    FloatArray = npt.NDArray[np.float64]
+    from flopcount.isoflop.results import FloatArray
 
 
 SAME_BUDGET = 1.1
@@ -28,7 +24,7 @@ SAME_SIZE = 2.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OptimaFit(Shown, Drawn):
+class OptimaFit(LawsFit):
     """Power laws through a table of optima.
 
     Attributes:
@@ -40,16 +36,7 @@ class OptimaFit(Shown, Drawn):
     frontier: Frontier
     residuals: FloatArray
     runs: Runs = dataclasses.field(repr=False)
-
-    def predict(self, flops: float) -> Optimum:
-        """N_opt, D_opt and, where the table has losses, loss for a budget, with intervals.
-
-        Raises:
-            TypeError: If ``flops`` is no number.
-            ValueError: If it is not positive and finite.
-        """
-        sampled = self.runs.params, self.runs.tokens
-        return self.frontier.predict(flops, "power laws through optima", sampled)
+    _method = "power laws through optima"
 
     @property
     def doubt(self) -> str:
@@ -82,9 +69,8 @@ class OptimaFit(Shown, Drawn):
     def to_dict(self) -> dict[str, Any]:
         """The fit as plain data."""
         return {
-            "method": "power laws through optima",
-            "law": dataclasses.asdict(self.frontier.law),
-            "frontier": self.frontier.to_dict(),
+            "method": self._method,
+            **self._laws(),
             "doubt": self.doubt,
             "residuals": {
                 "params": self.residuals[0].tolist(),
@@ -95,12 +81,8 @@ class OptimaFit(Shown, Drawn):
 
     def records(self) -> list[dict[str, Any]]:
         """One dictionary per optimum, with how far the laws are off it, as logarithms."""
-        return [
-            run | {"params_residual": params, "tokens_residual": tokens}
-            for run, params, tokens in zip(
-                self.runs.records(), *self.residuals.tolist(), strict=True
-            )
-        ]
+        params, tokens = self.residuals.tolist()
+        return self.runs.records(params_residual=params, tokens_residual=tokens)
 
     def _draw(self, axes: Any) -> None:
         ends = [float(self.runs.flops.min()), float(self.runs.flops.max())]
@@ -124,14 +106,7 @@ class OptimaFit(Shown, Drawn):
             self.runs.described,
             *flag_notes(self.runs.flagged),
         ]
-        return [
-            Table(
-                ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
-                self.frontier.records(),
-                title="Power laws through optima",
-                note="\n".join(notes),
-            )
-        ]
+        return [self.frontier.table("Power laws through optima", *notes)]
 
 
 def fit_optima(

@@ -31,10 +31,7 @@ from flopcount.sizes import (
 from flopcount.tables import Shown, Table, paragraph, shown
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    FloatArray = npt.NDArray[np.float64]
+    from flopcount.isoflop.results import FloatArray
 
 PARTS = ("total", "self")
 Law = ScalingLaw | LossSurface

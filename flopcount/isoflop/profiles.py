@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flopcount.isoflop.columns import LARGEST, SMALLEST, FlaggedRow
-from flopcount.isoflop.frontier import NO_FLOOR, Frontier, fit_frontier
+from flopcount.isoflop.frontier import NO_FLOOR, Frontier, LawsFit, fit_frontier
 from flopcount.isoflop.laws import CHINCHILLA_SURFACE, LossSurface
 from flopcount.isoflop.results import (
     CONFIDENCE,
     Interval,
-    Optimum,
     interval,
     interval_text,
+    plain,
     require_bootstrap,
 )
 from flopcount.isoflop.runs import Runs, flag_notes
 from flopcount.isoflop.surface import fit_surface
-from flopcount.pictures import Drawn
 from flopcount.sizes import quoted, require_positive_number
-from flopcount.tables import Shown, Table
+from flopcount.tables import Table
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    FloatArray = npt.NDArray[np.float64]
+    from flopcount.isoflop.results import FloatArray
+
     IndexArray = npt.NDArray[np.intp]
 
 MOST_SPAN = 1e6
@@ -108,13 +109,12 @@ class Profile:
         """The profile as plain data; of the bootstrap the intervals alone."""
         left_out = ("samples", "vertices")
         names = [field.name for field in dataclasses.fields(self) if field.name not in left_out]
-        plain = {name: getattr(self, name) for name in names}
-        found = self.intervals.items()
-        return plain | {
+        data = {name: getattr(self, name) for name in names}
+        return data | {
             "params": self.params.tolist(),
             "loss": self.loss.tolist(),
             "residuals": None if self.coefficients is None else self.residuals.tolist(),
-            "intervals": {name: each and dataclasses.asdict(each) for name, each in found},
+            "intervals": plain(self.intervals),
         }
 
 
@@ -162,7 +162,7 @@ class Bias:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ProfilesFit(Shown, Drawn):
+class ProfilesFit(LawsFit):
     """Parabolas per budget and the power laws through their vertices.
 
     Attributes:
@@ -181,6 +181,7 @@ class ProfilesFit(Shown, Drawn):
     bias_note: str
     flagged: tuple[FlaggedRow, ...]
     runs: Runs = dataclasses.field(repr=False)
+    _method = "approach 2, parabolas in log N"
 
     @property
     def bias_statement(self) -> str | None:
@@ -193,28 +194,19 @@ class ProfilesFit(Shown, Drawn):
         """Runs of the profiles whose vertices are used."""
         return sum(len(profile.rows) for profile in self.profiles if profile.n_opt is not None)
 
-    def predict(self, flops: float) -> Optimum:
-        """N_opt, D_opt and loss for a budget of ``flops``, with intervals.
-
-        Raises:
-            TypeError: If ``flops`` is no number.
-            ValueError: If it is not positive, or if fewer than two vertices carry the laws.
-        """
-        if self.frontier is None:
-            raise ValueError(
-                f"flops = {quoted(flops)}: no prediction, since it takes usable vertices at two "
-                "budgets, and the fit has fewer; name the budgets where they are not found"
-            )
-        sampled = self.runs.params, self.runs.tokens
-        return self.frontier.predict(flops, "approach 2, parabolas in log N", sampled)
+    @property
+    def _lacks(self) -> str:
+        return (
+            ", since it takes usable vertices at two budgets, and the fit has fewer; name the "
+            "budgets where they are not found"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fit as plain data."""
         return {
             "method": "approach 2",
-            "law": None if self.frontier is None else dataclasses.asdict(self.frontier.law),
+            **self._laws(),
             "profiles": [profile.to_dict() for profile in self.profiles],
-            "frontier": None if self.frontier is None else self.frontier.to_dict(),
             "bias": None if self.bias is None else self.bias.to_dict(),
             "bias_statement": self.bias_statement,
             "num_runs_used": self.num_runs_used,
@@ -279,12 +271,7 @@ class ProfilesFit(Shown, Drawn):
         if self.frontier is None:
             notes.append("no power law: it takes usable vertices at two budgets")
             return [Table(columns, rows, title, note="\n".join(notes))]
-        laws = Table(
-            ["exponent of C", "value", f"{self.frontier.confidence:.0%} interval", "factor"],
-            self.frontier.records(),
-            note="\n".join([NO_FLOOR, *notes]),
-        )
-        return [Table(columns, rows, title), laws]
+        return [Table(columns, rows, title), self.frontier.table("", NO_FLOOR, *notes)]
 
 
 def _digits(loss: float | None) -> str:
@@ -372,6 +359,9 @@ def _profile(
     rows = tuple(runs.rows[index] for index in group)
     distinct = len(np.unique(x))
     spread = float(runs.flops[group].max() / runs.flops[group].min())
+    of_budget = functools.partial(
+        Profile, flops, rows, runs.params[group], loss, centre, confidence=confidence
+    )
     verdict = ""
     if distinct < 3:
         verdict = f"not used: {distinct} different sizes, expected at least 3"
@@ -379,22 +369,7 @@ def _profile(
         verdict = f"not used: FLOPs differ by a factor of {spread:.3g}: give budgets"
     if verdict:
         blank, no_samples = np.full_like(x, np.nan), np.empty((0, 3))
-        return Profile(
-            flops,
-            rows,
-            runs.params[group],
-            loss,
-            centre,
-            None,
-            blank,
-            None,
-            None,
-            None,
-            verdict,
-            no_samples,
-            no_samples,
-            confidence,
-        )
+        return of_budget(None, blank, None, None, None, verdict, no_samples, no_samples)
     log_tokens = np.log(runs.tokens[group])
     coefficients, vertices = _vertices(x, loss, log_tokens, np.ones((1, len(x))))
     c0, c1, c2 = coefficients[0].tolist()
@@ -417,20 +392,8 @@ def _profile(
         counts = generator.multinomial(size, np.full(size, 1 / size), size=num_bootstrap)
         weights = counts.astype(np.float64)
     samples, drawn = _vertices(x, loss, log_tokens, weights)
-    return Profile(
-        flops,
-        rows,
-        runs.params[group],
-        loss,
-        centre,
-        (c0, c1, c2),
-        residuals,
-        *found,
-        verdict,
-        samples,
-        drawn + np.array([centre, 0.0, 0.0]),
-        confidence,
-    )
+    drawn += np.array([centre, 0.0, 0.0])
+    return of_budget((c0, c1, c2), residuals, *found, verdict, samples, drawn)
 
 
 def _exp(exponent: float) -> str:

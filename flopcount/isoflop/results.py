@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flopcount.sizes import quoted
@@ -83,6 +83,20 @@ def require_bootstrap(num_bootstrap: object, seed: object, confidence: object) -
         raise TypeError(f"confidence = {quoted(confidence)}: expected a float in (0, 1)")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence = {confidence}: expected a float in (0, 1)")
+
+
+def plain(intervals: Mapping[str, Interval | None]) -> dict[str, Any]:
+    """Intervals as plain data, each with its ends and confidence, or None."""
+    return {name: found and dataclasses.asdict(found) for name, found in intervals.items()}
+
+
+def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Columns of equal length as one dictionary per row.
+
+    >>> rows_of({"N": [1.0, 2.0], "loss": [4.0, 3.0]})
+    [{'N': 1.0, 'loss': 4.0}, {'N': 2.0, 'loss': 3.0}]
+    """
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

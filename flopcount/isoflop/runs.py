@@ -25,14 +25,12 @@ from flopcount.isoflop.columns import (
     unknown_unit,
 )
 from flopcount.isoflop.laws import FLOPS_PER_PARAM_TOKEN
+from flopcount.isoflop.results import rows_of
 from flopcount.sizes import quoted, require_flag
 from flopcount.tables import Shown, Table
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    FloatArray = npt.NDArray[np.float64]
+    from flopcount.isoflop.results import FloatArray
 
 RULE = "6ND"
 """In place of the heading of C: no column, but C = 6·N·D."""
@@ -128,8 +126,8 @@ class Runs(Shown):
             "flagged": [dataclasses.asdict(flag) for flag in self.flagged],
         }
 
-    def records(self) -> list[dict[str, Any]]:
-        """One dictionary per run."""
+    def records(self, **more: Sequence[float]) -> list[dict[str, Any]]:
+        """One dictionary per run, with further columns if given."""
         columns = {
             "row": self.rows,
             "params": self.params.tolist(),
@@ -138,10 +136,7 @@ class Runs(Shown):
             "loss": self.loss.tolist(),
             **({} if self.budget is None else {"budget": self.budget.tolist()}),
         }
-        return [
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        ]
+        return rows_of(columns | more)
 
     def _tables(self) -> list[Table | str]:
         rows = [[flag.row, "yes" if flag.used else "no", flag.reason] for flag in self.flagged]

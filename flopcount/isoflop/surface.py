@@ -15,6 +15,7 @@ from flopcount.isoflop.results import (
     interval,
     interval_text,
     optimum,
+    plain,
     require_bootstrap,
 )
 from flopcount.isoflop.runs import Runs, flag_notes
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    FloatArray = npt.NDArray[np.float64]
+    from flopcount.isoflop.results import FloatArray
+
     IntArray = npt.NDArray[np.intp]
 
 OBJECTIVES = {
@@ -147,9 +149,7 @@ class SurfaceFit(Shown, Drawn):
             "at_bounds": self.bounds,
             "parameters": self._values(),
             "flops_per_param_token": self.surface.flops_per_param_token,
-            "intervals": {
-                name: found and dataclasses.asdict(found) for name, found in self.intervals.items()
-            },
+            "intervals": plain(self.intervals),
             "num_bootstrap": len(self.samples) + self.failed,
             "failed_bootstrap": self.failed,
             "residuals": self.residuals.tolist(),
@@ -158,10 +158,7 @@ class SurfaceFit(Shown, Drawn):
 
     def records(self) -> list[dict[str, Any]]:
         """One dictionary per run, with its residual."""
-        return [
-            run | {"residual": residual}
-            for run, residual in zip(self.runs.records(), self.residuals.tolist(), strict=True)
-        ]
+        return self.runs.records(residual=self.residuals.tolist())
 
     def _draw(self, axes: Any) -> None:
         import numpy as np

@@ -118,15 +118,15 @@ class Optima(Shown):
         def cells(row: Optimum) -> list[str]:
             if row.numbers is None:
                 return [row.name, "not covered", *[""] * 5]
-            found = row.numbers
+            numbers = row.numbers
             return [
                 row.name,
-                f"{found.n_opt:.3g}",
-                signed(found.n_moved),
-                f"{found.d_opt:.3g}",
-                signed(found.d_moved),
-                f"{found.spent:.1%}",
-                f"{found.excess_loss:.4f}",
+                f"{numbers.n_opt:.3g}",
+                signed(numbers.n_moved),
+                f"{numbers.d_opt:.3g}",
+                signed(numbers.d_moved),
+                f"{numbers.spent:.1%}",
+                f"{numbers.excess_loss:.4f}",
             ]
 
         return [
@@ -227,16 +227,16 @@ def compare_optima(
             rows.append(Optimum(way, None, lacks))
             continue
         counted = _polynomial(factors, values)
-        found = best if way == "causal" else _least(size, counted, flops, law)
-        n_opt, d_opt = size(found), flops / counted(found)
+        scale = best if way == "causal" else _least(size, counted, flops, law)
+        n_opt, d_opt = size(scale), flops / counted(scale)
         numbers = OptimumNumbers(
             n_opt=n_opt,
             d_opt=d_opt,
-            scale=found,
+            scale=scale,
             n_moved=n_opt / n_best - 1,
             d_moved=d_opt / d_best - 1,
-            spent=causal(found) / counted(found),
-            excess_loss=law.loss(n_opt, flops / causal(found)) - law.loss(n_best, d_best),
+            spent=causal(scale) / counted(scale),
+            excess_loss=law.loss(n_opt, flops / causal(scale)) - law.loss(n_best, d_best),
         )
         rows.append(Optimum(way, numbers))
     return Optima(model, flops, part, law, tuple(rows))

@@ -38,20 +38,20 @@ def causal_attention(
         1 1 1
 
     Args:
-        q: queries, (B, N, H, C).
-        k: keys, (B, N, G, C); query head h reads key head h // (H / G).
-        v: values, (B, N, G, C).
-        scale: factor of the scores; C^-½ by default.
-        angles: rotary embedding: radians by which the first P pairs of neighbouring channels of
+        q: Queries, (B, N, H, C).
+        k: Keys, (B, N, G, C); query head h reads key head h // (H / G).
+        v: Values, (B, N, G, C).
+        scale: Factor of the scores; C^-½ by default.
+        angles: Rotary embedding: radians by which the first P pairs of neighbouring channels of
             queries and keys turn, (B or 1, N, P), 2·P at most C. Not differentiated.
 
     Returns:
         softmax(scale · q kᵀ) v over the admitted pairs, (B, N, H, C), in q's dtype.
 
     Raises:
-        TypeError: if a dtype is none of fp32, fp16 and bf16, dtypes differ, or the scale is no
+        TypeError: If a dtype is none of fp32, fp16 and bf16, dtypes differ, or the scale is no
             number.
-        ValueError: if shapes or devices do not fit, or no kernel can run on the device in the
+        ValueError: If shapes or devices do not fit, or no kernel can run on the device in the
             dtype, autocast's where it is enabled.
     """
     q, k, v = _accepted(q=q, k=k, v=v)
@@ -78,14 +78,14 @@ def prefix_attention(
         1 1 1 1 1
 
     Args:
-        q: queries, (B, N, H, C): the last N of S = K + N positions.
-        k: keys of all S positions, (B, S, G, C), or of the latents alone, (B, N, G, C), where the
+        q: Queries, (B, N, H, C): the last N of S = K + N positions.
+        k: Keys of all S positions, (B, S, G, C), or of the latents alone, (B, N, G, C), where the
             prefix's are given apart, so that nothing has to be concatenated.
-        v: values, of k's shape.
-        prefix_k: keys of the prefix, (B, K, G, C).
-        prefix_v: values of the prefix, (B, K, G, C).
-        scale: factor of the scores; C^-½ by default.
-        angles: rotary embedding of all S positions, the prefix's first: radians by which the first
+        v: Values, of k's shape.
+        prefix_k: Keys of the prefix, (B, K, G, C).
+        prefix_v: Values of the prefix, (B, K, G, C).
+        scale: Factor of the scores; C^-½ by default.
+        angles: Rotary embedding of all S positions, the prefix's first: radians by which the first
             P pairs of neighbouring channels of queries and keys turn, (B or 1, S, P), 2·P at most
             C. Not differentiated.
 
@@ -93,9 +93,9 @@ def prefix_attention(
         softmax(scale · q kᵀ) v over the admitted pairs, (B, N, H, C), in q's dtype.
 
     Raises:
-        TypeError: if a dtype is none of fp32, fp16 and bf16, dtypes differ, or the scale is no
+        TypeError: If a dtype is none of fp32, fp16 and bf16, dtypes differ, or the scale is no
             number.
-        ValueError: if shapes or devices do not fit, there are fewer keys than queries, or no
+        ValueError: If shapes or devices do not fit, there are fewer keys than queries, or no
             kernel can run on the device in the dtype, autocast's where it is enabled.
     """
     q, k, v = _accepted(q=q, k=k, v=v)

@@ -105,15 +105,15 @@ def row_products(
     h = (head % num_heads).to(tl.int64)
     out_rows = rows_from(rows_of(out, out_strides, num_latents, b, h), first)
     grad_rows = rows_from(rows_of(grad_out, grad_out_strides, num_latents, b, h), first)
-    out_tile = load_rows(out_rows, BLOCK_QUERIES, PARTS, CHANNELS=HEAD_DIM)
-    grad_tile = load_rows(grad_rows, BLOCK_QUERIES, PARTS, CHANNELS=HEAD_DIM)
-    total = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
+    out_tile = load_rows(out_rows, BLOCK_QUERIES, PARTS, CHANNELS=HEAD_DIM)  # (M, C̄)
+    grad_tile = load_rows(grad_rows, BLOCK_QUERIES, PARTS, CHANNELS=HEAD_DIM)  # (M, C̄)
+    total = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)  # (M,)
     for i in tl.static_range(len(PARTS)):
         total += tl.sum(out_tile[i].to(tl.float32) * grad_tile[i].to(tl.float32), 1)
-    queries = first + tl.arange(0, BLOCK_QUERIES)
+    queries = first + tl.arange(0, BLOCK_QUERIES)  # (M,)
     lse += (b * num_heads + h) * num_latents
-    row_lse = tl.load(lse + queries, mask=queries < num_latents, other=float("inf"))
-    rows = (b * num_heads + h) * num_rows + queries
+    row_lse = tl.load(lse + queries, mask=queries < num_latents, other=float("inf"))  # (M,)
+    rows = (b * num_heads + h) * num_rows + queries  # (M,)
     tl.store(statistics + rows, row_lse * LOG2_E)
     rows += tl.cast(batch * num_heads, tl.int64) * num_rows
     tl.store(statistics + rows, tl.where(row_lse == float("-inf"), 0.0, total))
@@ -144,11 +144,11 @@ def add_key_value_tiles(
     ``GRADIENT`` "v" issues two products per tile, k qᵀ and weights · grad_out; "k" three, k qᵀ,
     v grad_outᵀ and grad_scores · q; "kv" the four that these are together.
     """
-    grad_k, grad_v = gradients
+    grad_k, grad_v = gradients  # (J, C̄) each, or () where it is not computed
     q_rows, grad_rows = rows_from(visited[0], first), rows_from(visited[1], first)
     q, grad_out = q_rows[0], grad_rows[0]
     statistics = visited[4] + first
-    query = tl.arange(0, BLOCK_QUERIES)
+    query = tl.arange(0, BLOCK_QUERIES)  # (M,)
     blocks = tl.cdiv(last - first, BLOCK_QUERIES)
     start = first
     for i in tl.range(0, group * blocks, disable_licm=True):
@@ -161,24 +161,24 @@ def add_key_value_tiles(
             statistics = visited[4] + start + member * visited[6]
         q_tile = load_rows(
             moved(q_rows, q, last - start), BLOCK_QUERIES, PARTS, MASK == "none", MASK != "none"
-        )
-        scores = product_over_channels(k, q_tile) * scale_log2
+        )  # (M, C̄)
+        scores = product_over_channels(k, q_tile) * scale_log2  # (J, M)
         # Beyond the last query the log-sum-exp is infinite, so the weights are zero. The last query
         # is repeated there: zeros would make a key of −inf a score that is not a number.
-        weights = tl.exp2(scores - tl.load(statistics + query)[None, :])
+        weights = tl.exp2(scores - tl.load(statistics + query)[None, :])  # (J, M)
         if MASK == "causal":
-            hidden = not_before(first_key - start - 1, weights.shape[0], BLOCK_QUERIES)
-            weights = tl.where(hidden, 0.0, weights)
+            hidden = not_before(first_key - start - 1, weights.shape[0], BLOCK_QUERIES)  # (J, M)
+            weights = tl.where(hidden, 0.0, weights)  # (J, M)
         grad_tile = load_rows(
             moved(grad_rows, grad_out, last - start), BLOCK_QUERIES, PARTS, MASK == "none"
-        )
+        )  # (M, C̄)
         if GRADIENT != "k":
-            grad_v = add_product_over_rows(grad_v, weights, grad_tile)
+            grad_v = add_product_over_rows(grad_v, weights, grad_tile)  # (J, C̄)
         if GRADIENT != "v":
-            grad_weights = product_over_channels(v, grad_tile)
-            delta = tl.load(statistics + visited[5] + query)
-            grad_scores = weights * (grad_weights - delta[None, :])
-            grad_k = add_product_over_rows(grad_k, grad_scores, q_tile)
+            grad_weights = product_over_channels(v, grad_tile)  # (J, M)
+            delta = tl.load(statistics + visited[5] + query)  # (M,)
+            grad_scores = weights * (grad_weights - delta[None, :])  # (J, M)
+            grad_k = add_product_over_rows(grad_k, grad_scores, q_tile)  # (J, C̄)
         q += step(q_rows, BLOCK_QUERIES)
         grad_out += step(grad_rows, BLOCK_QUERIES)
         statistics += BLOCK_QUERIES
@@ -239,8 +239,8 @@ def attention_key_value_gradient(
     g = (head % num_key_heads).to(tl.int64)
 
     k_rows, v_rows = keys_of(keys, b, g)
-    k_tile = load_rows(rows_from(k_rows, first_key), BLOCK_KEYS, PARTS)
-    v_tile = load_rows(rows_from(v_rows, first_key), BLOCK_KEYS, PARTS)
+    k_tile = load_rows(rows_from(k_rows, first_key), BLOCK_KEYS, PARTS)  # (J, C̄)
+    v_tile = load_rows(rows_from(v_rows, first_key), BLOCK_KEYS, PARTS)  # (J, C̄)
     scale_log2 = scale * LOG2_E
     rows = (b * num_heads + g * group) * num_rows
     visited = (
@@ -254,8 +254,8 @@ def attention_key_value_gradient(
     )
     tl.assume(group > 0)
     state = (
-        zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "v" else (),
-        zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "k" else (),
+        zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "v" else (),  # (J, C̄)
+        zero_rows(BLOCK_KEYS, PARTS) if GRADIENT != "k" else (),  # (J, C̄)
     )
     # The first loop is never empty, as in the forward kernel.
     if CAUSAL:
@@ -304,23 +304,27 @@ def add_query_tiles(
     ``owned`` is the block's: queries, gradient of the output, log-sum-exp in base 2, delta;
     ``keys`` and ``MASK`` are the forward kernel's.
     """
-    q, grad_out, row_lse_log2, row_delta = owned
+    q, grad_out, row_lse_log2, row_delta = owned  # (M, C̄), (M, C̄), (M,), (M,)
     k_rows, v_rows = rows_from(keys[0], first), rows_from(keys[1], first)
     k, v = k_rows[0], v_rows[0]
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
-        k_tile = load_rows(moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none")
-        v_tile = load_rows(moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none")
-        scores = product_over_channels(q, k_tile) * scale_log2
-        weights = tl.exp2(scores - row_lse_log2[:, None])
+        k_tile = load_rows(
+            moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none"
+        )  # (J, C̄)
+        v_tile = load_rows(
+            moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none"
+        )  # (J, C̄)
+        scores = product_over_channels(q, k_tile) * scale_log2  # (M, J)
+        weights = tl.exp2(scores - row_lse_log2[:, None])  # (M, J)
         if MASK == "end":
-            inside = tl.arange(0, BLOCK_KEYS) < last - start
-            weights = tl.where(inside[None, :], weights, 0.0)
+            inside = tl.arange(0, BLOCK_KEYS) < last - start  # (J,)
+            weights = tl.where(inside[None, :], weights, 0.0)  # (M, J)
         if MASK == "causal":
-            admitted = not_before(first_query - start, weights.shape[0], BLOCK_KEYS)
-            weights = tl.where(admitted, weights, 0.0)
-        grad_weights = product_over_channels(grad_out, v_tile)
-        grad_scores = weights * (grad_weights - row_delta[:, None])
-        grad_q = add_product_over_rows(grad_q, grad_scores, k_tile)
+            admitted = not_before(first_query - start, weights.shape[0], BLOCK_KEYS)  # (M, J)
+            weights = tl.where(admitted, weights, 0.0)  # (M, J)
+        grad_weights = product_over_channels(grad_out, v_tile)  # (M, J)
+        grad_scores = weights * (grad_weights - row_delta[:, None])  # (M, J)
+        grad_q = add_product_over_rows(grad_q, grad_scores, k_tile)  # (M, C̄)
         if MASK != "causal" or q[0].shape[0] != BLOCK_KEYS:
             k += step(k_rows, BLOCK_KEYS)
             v += step(v_rows, BLOCK_KEYS)
@@ -365,18 +369,18 @@ def attention_query_gradient(
     h = (head % num_heads).to(tl.int64)
     g = (head % num_heads // group).to(tl.int64)
 
-    queries = first_query + tl.arange(0, BLOCK_QUERIES)
+    queries = first_query + tl.arange(0, BLOCK_QUERIES)  # (M,)
     q_rows = rows_from(rows_of(q, q_strides, num_latents, b, h), first_query)
     grad_rows = rows_from(rows_of(grad_out, grad_out_strides, num_latents, b, h), first_query)
-    rows = (b * num_heads + h) * num_rows + queries
+    rows = (b * num_heads + h) * num_rows + queries  # (M,)
     owned = (
-        load_rows(q_rows, BLOCK_QUERIES, PARTS),
-        load_rows(grad_rows, BLOCK_QUERIES, PARTS),
-        tl.load(statistics + rows),
-        tl.load(statistics + tl.cast(batch * num_heads, tl.int64) * num_rows + rows),
+        load_rows(q_rows, BLOCK_QUERIES, PARTS),  # (M, C̄)
+        load_rows(grad_rows, BLOCK_QUERIES, PARTS),  # (M, C̄)
+        tl.load(statistics + rows),  # (M,)
+        tl.load(statistics + tl.cast(batch * num_heads, tl.int64) * num_rows + rows),  # (M,)
     )
     keys = keys_of(latents, b, g)
-    tile = zero_rows(BLOCK_QUERIES, PARTS)
+    tile = zero_rows(BLOCK_QUERIES, PARTS)  # (M, C̄)
     scale_log2 = scale * LOG2_E
     end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
     # Never empty, as in the forward kernel.

@@ -17,13 +17,12 @@ def forward_flops(out: Sequence[int], k: Sequence[int], prefix_k: Sequence[int] 
     """FLOPs of a forward pass: scores and values, 2·B·H·N·S·C each.
 
     Args:
-        out: shape of the output, (B, N, H, C).
-        k: shape of the keys, (B, S, G, …), or (B, S − K, G, …) with the prefix apart.
-        prefix_k: shape of the prefix's keys, (B, K, G, …), or None.
+        out: Shape of the output, (B, N, H, C).
+        k: Shape of the keys, (B, S, G, …), or (B, S − K, G, …) with the prefix apart.
+        prefix_k: Shape of the prefix's keys, (B, K, G, …), or None.
 
-    Example:
-        >>> forward_flops((1, 3, 2, 73), (1, 3, 2, 80), (1, 4, 2, 80)) == 2 * 2 * 2 * 3 * 7 * 73
-        True
+    >>> forward_flops((1, 3, 2, 73), (1, 3, 2, 80), (1, 4, 2, 80)) == 2 * 2 * 2 * 3 * 7 * 73
+    True
     """
     batch, num_latents, num_heads, head_dim = out
     num_keys = k[1] + (0 if prefix_k is None else prefix_k[1])
@@ -49,8 +48,8 @@ def fvcore_handle(inputs: list[Any], outputs: list[Any]) -> int:
         analysis.set_op_handle("flopcount::attention", fvcore_handle)
 
     Args:
-        inputs: the operator's, as torch.jit's values; their shapes are read, nothing else.
-        outputs: its results.
+        inputs: The operator's, as torch.jit's values; their shapes are read, nothing else.
+        outputs: Its results.
     """
     out, k, prefix_k = (
         value.type().sizes() if value.isCompleteTensor() else None

@@ -2,7 +2,8 @@
 
 Letters: B batch, N queries (the latents), K prefix positions, H query heads, G key-value heads,
 C channels of a head. Keys and values come in two ranges, prefix and latents, which may be slices
-of one tensor.
+of one tensor. Of a tile: M = BLOCK_QUERIES, J = BLOCK_KEYS, C̄ channels, C rounded up to a multiple
+of 16; a tile of channels is a tuple of parts, (M, C̄) for short.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def attend_tiles(
     of values. ``scale_log2`` must be positive: the largest score is then the largest scaled one.
     ``MASK`` is "none", "end" (the range of keys ends inside the block) or "causal".
     """
-    accumulator, row_max, row_sum = state
+    accumulator, row_max, row_sum = state  # (M, C̄), (M,), (M,)
     # As registers allow: the diagonal's tiles are found from their number, unless there is but one;
     # at the end, where there is one, too, the pointer stays, though not for parts of 16 or 128.
     k_rows, v_rows = rows_from(keys[0], first), rows_from(keys[1], first)
@@ -83,22 +84,28 @@ def attend_tiles(
     for start in tl.range(first, last, BLOCK_KEYS, disable_licm=True):
         if MASK == "causal" and q[0].shape[0] != BLOCK_KEYS:
             k, v = rows_from(keys[0], start)[0], rows_from(keys[1], start)[0]
-        k_tile = load_rows(moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none")
-        scores = product_over_channels(q, k_tile)
+        k_tile = load_rows(
+            moved(k_rows, k, last - start), BLOCK_KEYS, PARTS, MASK == "none"
+        )  # (J, C̄)
+        scores = product_over_channels(q, k_tile)  # (M, J)
         if MASK == "end":
-            inside = tl.arange(0, BLOCK_KEYS) < last - start
-            scores = tl.where(inside[None, :], scores, float("-inf"))
+            inside = tl.arange(0, BLOCK_KEYS) < last - start  # (J,)
+            scores = tl.where(inside[None, :], scores, float("-inf"))  # (M, J)
         if MASK == "causal":
-            admitted = not_before(first_query - start, scores.shape[0], BLOCK_KEYS)
-            scores = tl.where(admitted, scores, float("-inf"))
+            admitted = not_before(first_query - start, scores.shape[0], BLOCK_KEYS)  # (M, J)
+            scores = tl.where(admitted, scores, float("-inf"))  # (M, J)
         # Scaling the maximum, not each score, leaves one multiply-add per score before its exp2.
-        new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
-        weights = tl.exp2(scores * scale_log2 - new_max[:, None])
-        correction = tl.exp2(row_max - new_max)
-        row_sum = row_sum * correction + tl.sum(weights, 1)
+        new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)  # (M,)
+        weights = tl.exp2(scores * scale_log2 - new_max[:, None])  # (M, J)
+        correction = tl.exp2(row_max - new_max)  # (M,)
+        row_sum = row_sum * correction + tl.sum(weights, 1)  # (M,)
         row_max = new_max
-        v_tile = load_rows(moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none")
-        accumulator = add_product_over_rows(scale_rows(accumulator, correction), weights, v_tile)
+        v_tile = load_rows(
+            moved(v_rows, v, last - start), BLOCK_KEYS, PARTS, MASK == "none"
+        )  # (J, C̄)
+        accumulator = add_product_over_rows(
+            scale_rows(accumulator, correction), weights, v_tile
+        )  # (M, C̄)
         if MASK == "none" or (MASK == "end" and PARTS[0][1] != 32 and PARTS[0][1] != 64):
             k += step(k_rows, BLOCK_KEYS)
             v += step(v_rows, BLOCK_KEYS)
@@ -150,14 +157,14 @@ def attention_forward(
     h = (head % num_heads).to(tl.int64)
     g = (head % num_heads // group).to(tl.int64)
 
-    queries = first_query + tl.arange(0, BLOCK_QUERIES)
+    queries = first_query + tl.arange(0, BLOCK_QUERIES)  # (M,)
     q_rows = rows_from(rows_of(q, q_strides, num_latents, b, h), first_query)
-    q_tile = load_rows(q_rows, BLOCK_QUERIES, PARTS)
+    q_tile = load_rows(q_rows, BLOCK_QUERIES, PARTS)  # (M, C̄)
     keys = keys_of(latents, b, g)
     # The largest scores are finite, so that a row which has met scores of −inf alone has weights of
     # 0 so far.
-    row_max = tl.full((BLOCK_QUERIES,), LOWEST, tl.float32)
-    row_sum = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)
+    row_max = tl.full((BLOCK_QUERIES,), LOWEST, tl.float32)  # (M,)
+    row_sum = tl.full((BLOCK_QUERIES,), 0.0, tl.float32)  # (M,)
     state = zero_rows(BLOCK_QUERIES, PARTS), row_max, row_sum
     scale_log2 = scale * LOG2_E
     end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
@@ -179,9 +186,9 @@ def attention_forward(
         state = attend_tiles(
             state, q_tile, keys, whole, prefix[4], first_query, scale_log2, BLOCK_KEYS, PARTS, "end"
         )
-    accumulator, row_max, row_sum = state
+    accumulator, row_max, row_sum = state  # (M, C̄), (M,), (M,)
     out_rows = rows_from(rows_of(out, out_strides, num_latents, b, h), first_query)
-    out_tile = scale_rows(accumulator, 1.0 / row_sum)
+    out_tile = scale_rows(accumulator, 1.0 / row_sum)  # (M, C̄)
     store_rows(out_rows, out_tile, 1.0, BLOCK_QUERIES, HEAD_DIM, PARTS)
     lse += (b * num_heads + h) * num_latents
     tl.store(lse + queries, (row_max + tl.log2(row_sum)) / LOG2_E, mask=queries < num_latents)

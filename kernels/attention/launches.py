@@ -43,9 +43,8 @@ TILE_ROWS = 256  # of no kernel a tile has more rows, or more channels
 def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot be right on a device in a dtype; None where they are.
 
-    Example:
-        >>> unsupported(torch.device("cuda"), torch.float16) is None
-        True
+    >>> unsupported(torch.device("cuda"), torch.float16) is None
+    True
     """
     if device.type == "meta":
         return None
@@ -88,20 +87,20 @@ def launch_forward(
     """Run the forward kernel.
 
     Args:
-        q: queries, (B, N, H, stored channels).
-        k: keys, (B, S, G, stored channels), of which the last N are the latents'.
-        v: values, of k's shape.
-        prefix_k: the prefix's keys where ``k`` has the latents' alone.
-        prefix_v: values of prefix_k's shape.
-        scale: factor of the scores.
+        q: Queries, (B, N, H, stored channels).
+        k: Keys, (B, S, G, stored channels), of which the last N are the latents'.
+        v: Values, of k's shape.
+        prefix_k: The prefix's keys where ``k`` has the latents' alone.
+        prefix_v: Values of prefix_k's shape.
+        scale: Factor of the scores.
         head_dim: C.
-        tilings: by pass, in place of the shipped ones.
+        tilings: By pass, in place of the shipped ones.
 
     Returns:
         The output, (B, N, H, C), and its log-sum-exp, (B, H, N) in fp32.
 
     Raises:
-        ValueError: if Triton interprets and cannot do so in q's dtype.
+        ValueError: If Triton interprets and cannot do so in q's dtype.
     """
     _refuse_in_interpreter(q)
     batch, num_latents, num_heads, _ = q.shape
@@ -152,7 +151,7 @@ def launch_backward(
         Contiguous gradients of q, k, v and, where they are given apart, prefix_k and prefix_v.
 
     Raises:
-        ValueError: if Triton interprets and cannot do so in q's dtype.
+        ValueError: If Triton interprets and cannot do so in q's dtype.
     """
     _refuse_in_interpreter(q)
     if not within_reach(grad_out):

@@ -46,14 +46,14 @@ def turn_rows(tile, table, TURNED: tl.constexpr, PARTS: tl.constexpr, BACK: tl.c
     for i in tl.static_range(len(tile)):
         if i < len(table):
             # Sizes have no names here: a constant's can't be given again in the next part.
-            wide = tile[i].to(tl.float32)
+            wide = tile[i].to(tl.float32)  # (rows, channels of a part)
             a, b = tl.split(tl.reshape(wide, (tile[i].shape[0], PARTS[i][1] // 2, 2)))
             cos, sin = tl.split(tl.reshape(table[i], (tile[i].shape[0], PARTS[i][1] // 2, 2)))
             if BACK:
                 sin = -sin
             turns = (PARTS[i][0] + 2 * tl.arange(0, PARTS[i][1] // 2) < TURNED)[None, :]
-            first = tl.where(turns, a * cos - b * sin, a)
-            second = tl.where(turns, a * sin + b * cos, b)
+            first = tl.where(turns, a * cos - b * sin, a)  # (rows, pairs)
+            second = tl.where(turns, a * sin + b * cos, b)  # (rows, pairs)
             turned = turned + (tl.interleave(first, second),)
         else:
             turned = turned + (tile[i].to(tl.float32),)
@@ -100,7 +100,7 @@ def prepare_rows(
                 h = tl.cast(head, tl.int64)
                 source = rows_from(rows_of(sources[i], source_strides[i], lengths[i], b, h), first)
                 target = rows_from(rows_of(targets[i], strides, lengths[i], b, h), first)
-                tile = load_rows(source, BLOCK, PARTS, CHANNELS=LOADED)
+                tile = load_rows(source, BLOCK, PARTS, CHANNELS=LOADED)  # (BLOCK, channels)
                 tile = turn_rows(tile, table_tile, TURNED, PARTS, BACK)
                 store_rows(target, tile, 1.0, BLOCK, STORED, PARTS)
 
@@ -116,12 +116,12 @@ def launch_preparation(
     """Prepare queries and keys in one launch.
 
     Args:
-        q: queries, (B, N, H, C), the last of all positions; turned.
-        k: keys, (B, ·, G, C), the last of all positions; turned.
-        prefix_k: keys of the first positions; turned.
+        q: Queries, (B, N, H, C), the last of all positions; turned.
+        k: Keys, (B, ·, G, C), the last of all positions; turned.
+        prefix_k: Keys of the first positions; turned.
         table: cos and sin for each pair, (B or 1, all positions, P, 2) in fp32.
-        channels: of the results; zeros beyond C, or C cut off.
-        back: turn back, as the backward pass does.
+        channels: Of the results; zeros beyond C, or C cut off.
+        back: Turn back, as the backward pass does.
 
     Returns:
         New contiguous tensors, (B, ·, ·, channels), in the order of the arguments given.

@@ -1,7 +1,8 @@
 """Pieces of tiles that the forward and the backward kernels share.
 
 A tile of rows × channels is a tuple with one tensor per part of the head dim; ``PARTS`` holds
-each part's first channel and width, ((0, 64), (64, 16)) for head dim 73.
+each part's first channel and width, ((0, 64), (64, 16)) for head dim 73. Letters: M rows of a tile,
+P channels of a part, N columns of a product.
 
 What is visited is stored with zeros up to a multiple of 16 channels: rows start at sixteen bytes,
 so tiles are copied to shared memory asynchronously, and no channel is masked.
@@ -62,14 +63,14 @@ def load_rows(
     ``WHOLE`` promises that all lie inside, ``REPEAT`` repeats the last one that does.
     """
     base, num_rows, row_stride, channel_stride = rows
-    row = tl.arange(0, ROWS)
-    inside = (row < num_rows)[:, None]
+    row = tl.arange(0, ROWS)  # (M,)
+    inside = (row < num_rows)[:, None]  # (M, 1)
     if REPEAT:
         row = tl.minimum(row, num_rows - 1)
     tile = ()
     for i in tl.static_range(len(PARTS)):
-        channels = (PARTS[i][0] + tl.arange(0, PARTS[i][1]))[None, :]
-        pointers = base + row[:, None] * row_stride + channels * channel_stride
+        channels = (PARTS[i][0] + tl.arange(0, PARTS[i][1]))[None, :]  # (1, P)
+        pointers = base + row[:, None] * row_stride + channels * channel_stride  # (M, P)
         if (WHOLE or REPEAT) and PARTS[i][0] + PARTS[i][1] <= CHANNELS:
             part = tl.load(pointers)
         elif PARTS[i][0] + PARTS[i][1] <= CHANNELS:
@@ -88,8 +89,8 @@ def not_before(offset, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     that differ in bit 0, and in bits 3 and up: what it has in common goes to one side, so that the
     other is a constant of the code, and eight rows further down the comparisons are the same.
     """
-    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    of_thread = (offset + (row & -9))[:, None] - (column & 6)[None, :]
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)  # (M,), (N,)
+    of_thread = (offset + (row & -9))[:, None] - (column & 6)[None, :]  # (M, N)
     return of_thread >= (column & -7)[None, :] - (row & 8)[:, None]
 
 
@@ -97,11 +98,11 @@ def not_before(offset, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def store_rows(rows, tile, factor, ROWS: tl.constexpr, STORED: tl.constexpr, PARTS: tl.constexpr):
     """Store ``tile · factor`` in the first ``ROWS`` of the rows, where it lies in them."""
     base, num_rows, row_stride, channel_stride = rows
-    row = tl.arange(0, ROWS)[:, None]
+    row = tl.arange(0, ROWS)[:, None]  # (M, 1)
     for i in tl.static_range(len(PARTS)):
-        channels = (PARTS[i][0] + tl.arange(0, PARTS[i][1]))[None, :]
-        pointers = base + row * row_stride + channels * channel_stride
-        inside = (row < num_rows) & (channels < STORED)
+        channels = (PARTS[i][0] + tl.arange(0, PARTS[i][1]))[None, :]  # (1, P)
+        pointers = base + row * row_stride + channels * channel_stride  # (M, P)
+        inside = (row < num_rows) & (channels < STORED)  # (M, P)
         tl.store(pointers, (tile[i] * factor).to(base.dtype.element_ty), mask=inside)
 
 
@@ -126,9 +127,9 @@ def scale_rows(tile, factor):
 @triton.jit
 def product_over_channels(a, b):
     """A bᵀ: (M, channels) and (N, channels) -> (M, N) in fp32. 2·M·N·(sum of parts) FLOPs."""
-    total = tl.dot(a[0], tl.trans(b[0]), input_precision="ieee")
+    total = tl.dot(a[0], tl.trans(b[0]), input_precision="ieee")  # (M, N)
     for i in tl.static_range(1, len(a)):
-        total = tl.dot(a[i], tl.trans(b[i]), total, input_precision="ieee")
+        total = tl.dot(a[i], tl.trans(b[i]), total, input_precision="ieee")  # (M, N)
     return total
 
 
@@ -137,6 +138,8 @@ def add_product_over_rows(accumulator, weights, b):
     """Accumulator + weights b: (M, N) and (N, channels). 2·M·N·(sum of parts) FLOPs."""
     summed = ()
     for i in tl.static_range(len(b)):
-        part = tl.dot(weights.to(b[i].dtype), b[i], accumulator[i], input_precision="ieee")
+        part = tl.dot(
+            weights.to(b[i].dtype), b[i], accumulator[i], input_precision="ieee"
+        )  # (M, P)
         summed = summed + (part,)
     return summed

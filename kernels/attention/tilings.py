@@ -120,7 +120,7 @@ def head_dim_parts(head_dim: int) -> tuple[int, ...]:
     ((64, 16), (64, 32), (128, 128))
 
     Raises:
-        ValueError: if the head dim is not from 1 to 256.
+        ValueError: If the head dim is not from 1 to 256.
     """
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         raise ValueError(f"head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
@@ -225,13 +225,13 @@ def shipped_tiling(pass_name: str, head_dim: int, element_size: int, num_keys: i
     Tiling(block_queries=32, block_keys=16, num_warps=8, num_stages=2, max_registers=255)
 
     Args:
-        pass_name: one of :data:`PASSES`.
-        head_dim: channels of a head, 1 to 256.
-        element_size: bytes of an element, 2 (fp16, bf16) or 4 (fp32).
-        num_keys: positions attended to, the prefix's and the latents'.
+        pass_name: One of :data:`PASSES`.
+        head_dim: Channels of a head, 1 to 256.
+        element_size: Bytes of an element, 2 (fp16, bf16) or 4 (fp32).
+        num_keys: Positions attended to, the prefix's and the latents'.
 
     Raises:
-        ValueError: if an argument is none of these.
+        ValueError: If an argument is none of these.
     """
     if pass_name not in PASSES:
         raise ValueError(f"pass_name must be one of {PASSES}, got {pass_name!r}")

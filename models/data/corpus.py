@@ -2,6 +2,8 @@
 
 A window is M + N + 1 consecutive tokens. The first M + N go into the model; the targets are the
 last N, for each latent the token after it. A decoder-only model is the case M = 0.
+
+Letters: B batch, M prefix tokens, N latents.
 """
 
 from __future__ import annotations
@@ -56,24 +58,24 @@ class CorpusConfig:
     """Which text to train on, and how it becomes tokens.
 
     Attributes:
-        files: paths or globs of UTF-8 text, also ``.gz``, ``.xz`` and ``.bz2``: each file is a
+        files: Paths or globs of UTF-8 text, also ``.gz``, ``.xz`` and ``.bz2``: each file is a
             document, in ``.jsonl``, ``.ndjson`` and ``.json`` each line. Line ends and byte order
             marks make no difference. Without ``files`` and ``dataset``, the sources of the
             installed Python's standard library, its tests left out.
-        blank_lines: so many or more part the documents of a text file; blanks may be in them.
-        dataset: in place of ``files``, a dataset of Hugging Face's hub by name, or a folder of one
+        blank_lines: So many or more part the documents of a text file; blanks may be in them.
+        dataset: In place of ``files``, a dataset of Hugging Face's hub by name, or a folder of one
             (extra ``hf``); ``bookcorpus`` and ``bookcorpusopen`` are the article's.
-        dataset_config: its configuration, where it has several.
-        dataset_split: its part.
-        dataset_revision: of its repository.
-        dataset_rows: so many consecutive rows are one document; ``bookcorpus`` has a sentence to a
+        dataset_config: Its configuration, where it has several.
+        dataset_split: Its part.
+        dataset_revision: Of its repository.
+        dataset_rows: So many consecutive rows are one document; ``bookcorpus`` has a sentence to a
             row, and needs many.
-        text_field: of JSON lines and of the dataset.
-        validation_files: paths or globs held out; without any, a share of the documents.
-        held_out: that share, at least one document.
+        text_field: Of JSON lines and of the dataset.
+        validation_files: Paths or globs held out; without any, a share of the documents.
+        held_out: That share, at least one document.
         tokenizer: ``bytes``, 262 tokens; or ``sentencepiece``, a vocabulary of the model's
             ``vocab_size`` trained on the training documents.
-        cache: folder of the tokenised corpora; runs may share it.
+        cache: Folder of the tokenised corpora; runs may share it.
 
     """
 
@@ -138,12 +140,12 @@ def load_corpus(config: CorpusConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Corp
     size and times, contents are not read again. Documents are held in memory one at a time.
 
     Args:
-        config: the text.
-        vocab_size: of the model, which a SentencePiece vocabulary is made for.
+        config: The text.
+        vocab_size: Of the model, which a SentencePiece vocabulary is made for.
 
     Raises:
-        ImportError: if ``dataset`` is given without the extra ``hf``.
-        ValueError: if an argument is out of range, a path or glob matches no file, a file or
+        ImportError: If ``dataset`` is given without the extra ``hf``.
+        ValueError: If an argument is out of range, a path or glob matches no file, a file or
             dataset cannot be read, the documents are too few to hold one out, either part is
             empty, or the text does not afford the vocabulary.
 
@@ -402,19 +404,19 @@ def training_batch(
     """Draw the windows of one step: they depend on the seed and the step alone.
 
     Args:
-        tokens: the corpus, one dimension.
+        tokens: The corpus, one dimension.
         num_prefix: M.
         num_latents: N.
-        batch_size: windows a step, B.
-        seed: of the run.
-        step: from 0.
-        share: which of the windows to give, all by default.
+        batch_size: Windows a step, B.
+        seed: Of the run.
+        step: From 0.
+        share: Which of the windows to give, all by default.
 
     Returns:
         Inputs (B, M + N) and targets (B, N), int64.
 
     Raises:
-        ValueError: if the corpus is shorter than one window.
+        ValueError: If the corpus is shorter than one window.
 
     """
     last = _last_start(tokens, num_prefix, num_latents)
@@ -432,18 +434,18 @@ def validation_windows(
     """Take windows at equal distances over the corpus, the same ones every time.
 
     Args:
-        tokens: the corpus, one dimension.
+        tokens: The corpus, one dimension.
         num_prefix: M.
         num_latents: N.
-        num_windows: how many.
-        context: positions before the latents of every window, of which the last M are its prefix:
+        num_windows: How many.
+        context: Positions before the latents of every window, of which the last M are its prefix:
             models with the same context have the same targets. M by default.
 
     Returns:
         Inputs (num_windows, M + N) and targets (num_windows, N), int64.
 
     Raises:
-        ValueError: if the corpus is shorter than one window and its context, or the context than
+        ValueError: If the corpus is shorter than one window and its context, or the context than
             the prefix.
 
     """

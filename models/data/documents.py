@@ -34,8 +34,8 @@ class Source:
     """Documents that can be read again, and the files that they come from.
 
     Attributes:
-        files: in order; while none of them changes, the documents are the same.
-        read: gives the documents' UTF-8 text, in order, without empty ones.
+        files: In order; while none of them changes, the documents are the same.
+        read: Gives the documents' UTF-8 text, in order, without empty ones.
 
     """
 
@@ -52,15 +52,15 @@ def file_source(
     differ in nothing else are the same. Only one document at a time is held in memory.
 
     Args:
-        patterns: paths or globs; text by ``.txt``, ``.text``, ``.md``, ``.rst``, ``.tex``, ``.py``
+        patterns: Paths or globs; text by ``.txt``, ``.text``, ``.md``, ``.rst``, ``.tex``, ``.py``
             or no suffix, JSON lines by ``.jsonl``, ``.ndjson`` or ``.json``, in capitals or not;
             also compressed as ``.gz``, ``.xz`` or ``.bz2``.
-        blank_lines: so many or more part the documents of a text file; blanks and tabs may be in
+        blank_lines: So many or more part the documents of a text file; blanks and tabs may be in
             them. Documents are then without blank lines at their start and end.
-        text_field: of a JSON line.
+        text_field: Of a JSON line.
 
     Raises:
-        ValueError: if a pattern matches no file, or one of another suffix. While reading: if a file
+        ValueError: If a pattern matches no file, or one of another suffix. While reading: if a file
             is not UTF-8 text or not whole, or a line is not a JSON object with that text.
 
     """
@@ -90,18 +90,18 @@ def dataset_source(
     """Take documents from a dataset that ``datasets.load_dataset`` finds, on the hub or on disk.
 
     Args:
-        name: of the dataset, or a folder of its files; ``bookcorpus`` and ``bookcorpusopen`` name
+        name: Of the dataset, or a folder of its files; ``bookcorpus`` and ``bookcorpusopen`` name
             the article's datasets.
-        config: the dataset's configuration, where it has several.
-        split: which part.
-        revision: of the dataset's repository.
-        text_field: the column of text.
-        rows: so many consecutive rows, joined by line breaks, are one document. The rows of
+        config: The dataset's configuration, where it has several.
+        split: Which part.
+        revision: Of the dataset's repository.
+        text_field: The column of text.
+        rows: So many consecutive rows, joined by line breaks, are one document. The rows of
             ``bookcorpus`` are sentences.
 
     Raises:
-        ImportError: without the extra ``hf``.
-        ValueError: if the dataset cannot be loaded or has no such column.
+        ImportError: Without the extra ``hf``.
+        ValueError: If the dataset cannot be loaded or has no such column.
 
     """
     try:

@@ -69,11 +69,10 @@ class ByteTokenizer:
     Source:
         The byte tokenizer of Perceiver IO (arXiv 2107.14795), section 4.1; 262 tokens.
 
-    Example:
-        >>> ByteTokenizer().encode("Ab").tolist()
-        [71, 104]
-        >>> ByteTokenizer().decode(np.array([71, 104, 2]))
-        'Ab[EOS]'
+    >>> ByteTokenizer().encode("Ab").tolist()
+    [71, 104]
+    >>> ByteTokenizer().decode(np.array([71, 104, 2]))
+    'Ab[EOS]'
     """
 
     vocab_size = BYTE_VOCAB_SIZE
@@ -104,7 +103,7 @@ class SentencePieceTokenizer:
     Text comes back as it was, but for U+2581, which SentencePiece writes spaces with.
 
     Args:
-        model: the serialised model, as :func:`train_sentencepiece` returns it.
+        model: The serialised model, as :func:`train_sentencepiece` returns it.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -153,7 +152,7 @@ def train_sentencepiece(documents: Iterable[bytes], vocab_size: int) -> bytes:
         The serialised model.
 
     Raises:
-        ValueError: if the text has too many different characters, or affords too few pieces, for
+        ValueError: If the text has too many different characters, or affords too few pieces, for
             that size.
 
     Source:

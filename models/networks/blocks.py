@@ -27,7 +27,7 @@ def resolve_head_dim(num_channels: int, num_heads: int, head_dim: int | None) ->
     """Channels of one head: ``num_channels / num_heads``, or ``head_dim`` where it is given.
 
     Raises:
-        ValueError: if the heads do not share the channels evenly.
+        ValueError: If the heads do not share the channels evenly.
     """
     if head_dim is None:
         if num_channels % num_heads:
@@ -60,8 +60,8 @@ def causal_mask(
     Args:
         num_queries: Q.
         num_keys: S, at least Q.
-        device: where to make it.
-        window: how many of the last positions a query sees, its own included; all unless given.
+        device: Where to make it.
+        window: How many of the last positions a query sees, its own included; all unless given.
 
     Returns:
         Boolean mask, (Q, S), True where query q admits key s: s ≤ q + S − Q, and with a window W
@@ -87,7 +87,7 @@ class ReferenceAttention(nn.Module):
     It executes the whole Q×S rectangle. The queries come scaled.
 
     Args:
-        window: as :func:`causal_mask` takes it.
+        window: As :func:`causal_mask` takes it.
     """
 
     def __init__(self, window: int | None = None) -> None:

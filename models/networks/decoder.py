@@ -31,28 +31,27 @@ class Decoder(nn.Module):
         vocab_size: V.
         seq_len: S, the longest sequence.
         num_channels: D.
-        num_layers: self-attention layers.
-        num_heads: attention heads of every layer.
-        widening_factor: width of the MLP's hidden layer over D.
-        bias: whether linear layers and norms have biases; the output layer never has one.
-        tie_embeddings: whether the output layer is the token embedding, transposed.
-        head_dim: channels of one head; D / heads unless given.
+        num_layers: Self-attention layers.
+        num_heads: Attention heads of every layer.
+        widening_factor: Width of the MLP's hidden layer over D.
+        bias: Whether linear layers and norms have biases; the output layer never has one.
+        tie_embeddings: Whether the output layer is the token embedding, transposed.
+        head_dim: Channels of one head; D / heads unless given.
         checkpointing: None, ``"reentrant"`` or ``"non-reentrant"``: recompute each layer's
             activations in the backward pass.
-        attention: which attention runs, a key of :data:`models.networks.blocks.ATTENTION`.
-        num_positions: rows of the table of positions, at least S; S unless given.
+        attention: Which attention runs, a key of :data:`models.networks.blocks.ATTENTION`.
+        num_positions: Rows of the table of positions, at least S; S unless given.
 
     Raises:
-        ValueError: if a size is too small or heads do not share the channels evenly.
+        ValueError: If a size is too small or heads do not share the channels evenly.
 
     Source:
         GPT-2 (Radford et al. 2019), section 2.3. Weights start from N(0, 0.02) everywhere,
         without GPT-2's smaller residual projections.
 
-    Example:
-        >>> model = Decoder(vocab_size=262, seq_len=8, num_channels=16, num_layers=2, num_heads=2)
-        >>> model(torch.zeros(1, 8, dtype=torch.long)).shape
-        torch.Size([1, 8, 262])
+    >>> model = Decoder(vocab_size=262, seq_len=8, num_channels=16, num_layers=2, num_heads=2)
+    >>> model(torch.zeros(1, 8, dtype=torch.long)).shape
+    torch.Size([1, 8, 262])
     """
 
     def __init__(
@@ -109,8 +108,8 @@ class Decoder(nn.Module):
         """Logits of the token after each position.
 
         Args:
-            tokens: token ids, (B, S).
-            cache: what earlier calls have seen; the tokens given continue it.
+            tokens: Token ids, (B, S).
+            cache: What earlier calls have seen; the tokens given continue it.
 
         Returns:
             Logits, (B, S, V); row i predicts the token after position i.

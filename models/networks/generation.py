@@ -17,6 +17,8 @@ A decoder-only model has M = 0 and N = its sequence length, and follows the same
 
 Without a cache every token costs a forward pass over the context; with it, one over the token,
 except once in ``block`` tokens.
+
+Letters: B batch, T tokens of the prompt, M prefix positions, N latents, V vocabulary.
 """
 
 from __future__ import annotations
@@ -50,29 +52,28 @@ def generate(
     """Continue each prompt by ``num_tokens`` tokens.
 
     Args:
-        model: put into evaluation mode meanwhile.
-        prompt: token ids, (B, T), T at least 1.
-        num_tokens: how many to add.
-        num_latents: how many of the prompt's last tokens start as latents, 1 to min(N, T).
-        block: how many latents move into the prefix when N are full, 1 to N; half of N by default.
+        model: Put into evaluation mode meanwhile.
+        prompt: Token ids, (B, T), T at least 1.
+        num_tokens: How many to add.
+        num_latents: How many of the prompt's last tokens start as latents, 1 to min(N, T).
+        block: How many latents move into the prefix when N are full, 1 to N; half of N by default.
         temperature: 0 takes the most probable token; otherwise logits are divided by it and a
             token is drawn.
-        top_k: draw from the k most probable tokens only.
-        seed: of the draws; without it they follow torch's global generator.
-        use_cache: whether to keep keys and values. The tokens are the same either way, up to
+        top_k: Draw from the k most probable tokens only.
+        seed: Of the draws; without it they follow torch's global generator.
+        use_cache: Whether to keep keys and values. The tokens are the same either way, up to
             rounding in near ties.
 
     Returns:
         Prompt and continuation, (B, T + num_tokens).
 
     Raises:
-        TypeError: if the prompt is not of integers.
-        ValueError: if an argument is outside the range stated here.
+        TypeError: If the prompt is not of integers.
+        ValueError: If an argument is outside the range stated here.
 
-    Example:
-        >>> model = Decoder(vocab_size=9, seq_len=4, num_channels=8, num_layers=1, num_heads=1)
-        >>> generate(model, torch.tensor([[1, 2, 3]]), num_tokens=5).shape
-        torch.Size([1, 8])
+    >>> model = Decoder(vocab_size=9, seq_len=4, num_channels=8, num_layers=1, num_heads=1)
+    >>> generate(model, torch.tensor([[1, 2, 3]]), num_tokens=5).shape
+    torch.Size([1, 8])
     """
     longest_prefix, most_latents = _capacity(model)
     _check_prompt(prompt, model.embedding.token.num_embeddings)

@@ -153,7 +153,7 @@ class LatentDecoder(nn.Module):
     Args:
         vocab_size: V.
         num_channels: D.
-        num_layers: layers.
+        num_layers: Layers.
         intermediate_size: F.
         num_heads: H.
         query_rank: P.
@@ -161,20 +161,19 @@ class LatentDecoder(nn.Module):
         plain_dim: A.
         rotary_dim: E, even.
         value_dim: W.
-        form: what is kept and multiplied, one of :data:`FORMS`.
+        form: What is kept and multiplied, one of :data:`FORMS`.
 
     Raises:
-        ValueError: if a size is too small, ``rotary_dim`` is odd or the form is unknown.
+        ValueError: If a size is too small, ``rotary_dim`` is odd or the form is unknown.
 
     Source:
         DeepSeek-V2 (arXiv 2405.04434), section 2.1.
 
-    Example:
-        >>> model = LatentDecoder(vocab_size=9, num_channels=8, num_layers=1, intermediate_size=6,
-        ...                       num_heads=2, query_rank=5, key_value_rank=4, plain_dim=3,
-        ...                       rotary_dim=2, value_dim=3, form="absorbed")
-        >>> model(torch.zeros(1, 4, dtype=torch.long)).shape
-        torch.Size([1, 4, 9])
+    >>> model = LatentDecoder(vocab_size=9, num_channels=8, num_layers=1, intermediate_size=6,
+    ...                       num_heads=2, query_rank=5, key_value_rank=4, plain_dim=3,
+    ...                       rotary_dim=2, value_dim=3, form="absorbed")
+    >>> model(torch.zeros(1, 4, dtype=torch.long)).shape
+    torch.Size([1, 4, 9])
     """
 
     def __init__(

@@ -110,29 +110,28 @@ class Llama(nn.Module):
         vocab_size: V.
         seq_len: S, the longest sequence.
         num_channels: D.
-        num_layers: layers.
+        num_layers: Layers.
         num_heads: H.
         intermediate_size: F.
         num_key_value_heads: G, which divides H; H unless given.
         head_dim: C, even; D / H unless given.
-        window: the last positions that a query attends to, its own included; all unless given.
-        tie_embeddings: whether the output layer is the token embedding, transposed.
+        window: The last positions that a query attends to, its own included; all unless given.
+        tie_embeddings: Whether the output layer is the token embedding, transposed.
         checkpointing: None, ``"reentrant"`` or ``"non-reentrant"``: recompute each layer's
             activations in the backward pass.
-        attention: which attention runs, a key of :data:`models.networks.blocks.ATTENTION`.
+        attention: Which attention runs, a key of :data:`models.networks.blocks.ATTENTION`.
 
     Raises:
-        ValueError: if a size is too small or a head dim odd, or heads do not divide evenly.
+        ValueError: If a size is too small or a head dim odd, or heads do not divide evenly.
 
     Source:
         Llama (arXiv 2302.13971); grouped heads as in arXiv 2305.13245, the window as in
         arXiv 2310.06825.
 
-    Example:
-        >>> model = Llama(vocab_size=262, seq_len=8, num_channels=16, num_layers=2, num_heads=4,
-        ...               intermediate_size=24, num_key_value_heads=2)
-        >>> model(torch.zeros(1, 8, dtype=torch.long)).shape
-        torch.Size([1, 8, 262])
+    >>> model = Llama(vocab_size=262, seq_len=8, num_channels=16, num_layers=2, num_heads=4,
+    ...               intermediate_size=24, num_key_value_heads=2)
+    >>> model(torch.zeros(1, 8, dtype=torch.long)).shape
+    torch.Size([1, 8, 262])
     """
 
     def __init__(

@@ -84,28 +84,27 @@ class PerceiverAR(nn.Module):
         num_prefix: M, the earlier positions that are only attended to; may be 0.
         num_channels: D.
         num_layers: L, the hybrid layer included.
-        num_heads: attention heads of every layer.
-        widening_factor: width of the MLP's hidden layer over D.
+        num_heads: Attention heads of every layer.
+        widening_factor: Width of the MLP's hidden layer over D.
         prefix_dropout: p in [0, 1).
         num_kept: K itself, in place of ``prefix_dropout``.
-        head_dim: channels of one head; D / heads unless given.
+        head_dim: Channels of one head; D / heads unless given.
         checkpointing: None, ``"reentrant"`` or ``"non-reentrant"``: recompute each layer's
             activations in the backward pass.
-        attention: which attention runs, a key of :data:`models.networks.blocks.ATTENTION`.
+        attention: Which attention runs, a key of :data:`models.networks.blocks.ATTENTION`.
 
     Raises:
-        ValueError: if a size is too small, heads do not share the channels evenly, dropout is
+        ValueError: If a size is too small, heads do not share the channels evenly, dropout is
             outside [0, 1), or both it and ``num_kept`` are given.
 
     Source:
         Perceiver AR (arXiv 2202.07765), section 3.
 
-    Example:
-        >>> model = PerceiverAR(vocab_size=262, num_latents=4, num_prefix=8, num_channels=16,
-        ...                     num_layers=2, num_heads=2)
-        >>> tokens = torch.zeros(1, 12, dtype=torch.long)
-        >>> model(tokens).shape
-        torch.Size([1, 4, 262])
+    >>> model = PerceiverAR(vocab_size=262, num_latents=4, num_prefix=8, num_channels=16,
+    ...                     num_layers=2, num_heads=2)
+    >>> tokens = torch.zeros(1, 12, dtype=torch.long)
+    >>> model(tokens).shape
+    torch.Size([1, 4, 262])
     """
 
     def __init__(
@@ -183,12 +182,12 @@ class PerceiverAR(nn.Module):
         """Logits of the token after each latent position.
 
         Args:
-            tokens: token ids, (B, M + N): the prefix, then the latents. Generation passes fewer.
-            prefix_length: how many of the tokens are prefix, all M by default. A shorter prefix
+            tokens: Token ids, (B, M + N): the prefix, then the latents. Generation passes fewer.
+            prefix_length: How many of the tokens are prefix, all M by default. A shorter prefix
                 is right-aligned: latents take positions M, M + 1, … whatever comes before them.
-            cache: what earlier calls have seen. The tokens given continue it, and a later call
+            cache: What earlier calls have seen. The tokens given continue it, and a later call
                 has ``prefix_length=0``.
-            kept: the prefix positions that dropout keeps in training, (B, K), as
+            kept: The prefix positions that dropout keeps in training, (B, K), as
                 :meth:`draw_kept` draws them where they are not given.
 
         Returns:

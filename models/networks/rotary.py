@@ -19,8 +19,8 @@ def rotary_angles(positions: Tensor, head_dim: int) -> Tensor:
     contracted: a FLOP counter sees no matrix product here.
 
     Args:
-        positions: integer positions, (B, S).
-        head_dim: channels of one head, C.
+        positions: Integer positions, (B, S).
+        head_dim: Channels of one head, C.
 
     Returns:
         Angles in radians, float32, (B, S, P).
@@ -40,8 +40,8 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     Each pair (a, b) becomes (a·cos − b·sin, a·sin + b·cos): the complex number a + ib times e^iθ.
 
     Args:
-        x: queries or keys, (B, S, H, C).
-        angles: from :func:`rotary_angles`, (B, S, P), or (1, S, P) for the whole batch.
+        x: Queries or keys, (B, S, H, C).
+        angles: From :func:`rotary_angles`, (B, S, P), or (1, S, P) for the whole batch.
 
     Returns:
         The rotated tensor, (B, S, H, C), in x's dtype.

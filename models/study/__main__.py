@@ -10,7 +10,7 @@
     python -m models.study page --study cpu --results DIR --page docs/isoflop-study.md
 
 The studies are those of :data:`models.study.design.STUDIES`. ``runs.csv`` gets a row as soon as a
-run has ended, ``curves.csv`` its validations; checkpoints lie in ``--state``, which need not last
+run has ended, ``curves.csv`` its validations; checkpoints lie in ``--state``, which need not last.
 A run that has a row, in ``--out`` or in a file given by ``--done``, is never trained
 again. Stages that depend on results (the rule of learning rates, the sizes around a minimum, the
 test of a prediction) are known as soon as those are there.
@@ -18,145 +18,162 @@ test of a prediction) are known as soon as those are there.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from flopcount.terminal import Parser
+from flopcount import commands
 from models.data.corpus import CorpusConfig
 from models.results import read_table
 from models.study.design import STUDIES, every_size, plan
+from models.study.prediction import BOOTSTRAP, predict
 from models.study.running import Clock, Schedule, calibrate, plan_text, run
 
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m models.study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    arguments: dict[str, dict[str, Any]] = {
-        "--study": {"choices": STUDIES, "required": True, "help": "the design"},
-        "--stages": {"nargs": "+", "help": "these alone, in this order"},
-        "--predictions": {"nargs": "+", "type": Path, "default": [], "help": "files of predict"},
-        "--runs": {"nargs": "+", "type": Path, "default": [], "help": "tables of runs"},
-        "--flops-per-second": {
-            "type": float,
-            "default": 1e14,
-            "help": "assumed for models that calibration.csv does not have",
-        },
-        "--minutes": {"type": float, "default": 9.0, "help": "end within"},
-        "--calibration": {"type": Path, "help": "calibration.csv; that of --out by default"},
-        "--out": {"type": Path, "required": True, "help": "folder of the results"},
-    }
-    asked = {
-        "plan": (
-            "--study",
-            "--stages",
-            "--predictions",
-            "--runs",
-            "--flops-per-second",
-            "--calibration",
-        ),
-        "calibrate": ("--study", "--minutes", "--out"),
-        "run": tuple(name for name in arguments if name != "--runs"),
-    }
-    made = {name: commands.add_parser(name) for name in asked}
-    for name, options in asked.items():
-        for option in options:
-            made[name].add_argument(option, **arguments[option])
-    train = made["run"]
-    train.add_argument("--corpus", nargs="+", required=True, help="files or globs")
-    train.add_argument("--validation", nargs="+", default=[], help="files or globs held out")
-    train.add_argument("--blank-lines", type=int, default=3, help="that part the documents")
-    train.add_argument("--state", type=Path, help="of checkpoints; DIR/state by default")
-    train.add_argument("--done", nargs="+", type=Path, default=[], help="runs.csv of earlier calls")
-    train.add_argument("--workers", type=int, default=1, help="runs side by side")
-    predicting = commands.add_parser("predict", help="write a prediction down")
-    predicting.add_argument("--study", **arguments["--study"])
-    predicting.add_argument("--runs", required=True, nargs="+", type=Path, help="tables of runs")
-    predicting.add_argument("--arm", required=True)
-    predicting.add_argument("--budget", type=float, required=True, help="FLOPs, not yet trained")
-    predicting.add_argument("--out", type=Path, required=True, help="a new file, prediction*.json")
-    telling = commands.add_parser("page", help="fill a page's tables and plots")
-    telling.add_argument("--study", **arguments["--study"])
-    telling.add_argument("--results", nargs="+", type=Path, required=True, help="folders")
-    telling.add_argument("--page", type=Path, required=True, help="markdown with marks")
-    for made_later in (predicting, telling):
-        made_later.add_argument("--bootstrap", type=int, default=1000, help="fits per interval")
-    return parser
+StudyName = Literal[*STUDIES]
+MINUTES = 9.0
+"""That a call takes."""
 
 
-def _obey(given: argparse.Namespace) -> None:
-    if given.command == "run":
-        _train(given)
-        return
-    study = STUDIES[given.study]
-    if given.command == "calibrate":
-        calibrate(every_size(study), given.out, given.minutes)
-        return
-    if given.command == "page":
-        # Matplotlib and SciPy, which training does not need.
-        from models.study.findings import find, read_results
-        from models.study.page import fill
+@commands.defaults_of(plan, Clock)
+def plan_runs(
+    *,
+    study: StudyName,
+    stages: tuple[str, ...],
+    predictions: tuple[Path, ...],
+    runs: tuple[Path, ...] = (),
+    flops_per_second: float,
+    calibration: Path | None,
+) -> None:
+    """Print the runs that are known.
 
-        for path in fill(given.page, find(read_results(study, given.results), given.bootstrap)):
-            print(path)
-        return
-    rows = [row for path in given.runs for row in read_table(path)]
-    if given.command == "predict":
-        from models.study.prediction import predict
-
-        made = predict(study, rows, given.arm, given.budget, given.out, given.bootstrap)
-        for name, said in made["approaches"].items():
-            print(f"approach {name}: {said.get('reason') or _in_words(said)}")
-        print(f"train {made['shapes']}; written to {given.out}: commit it before training")
-        return
-    planned = plan(study, rows, given.stages, given.predictions)
-    clock = Clock(given.calibration, given.flops_per_second)
+    Args:
+        study: The design.
+        stages: These alone, in this order.
+        predictions: Files of predict.
+        runs: Tables of runs.
+        flops_per_second: Assumed for models that calibration.csv does not have.
+        calibration: The table calibration.csv.
+    """
+    rows = [row for path in runs for row in read_table(path)]
+    planned = plan(STUDIES[study], rows, stages, predictions)
+    clock = Clock(calibration, flops_per_second)
     print(plan_text(planned, clock, [row["run"] for row in rows]))
+
+
+def calibrate_models(*, study: StudyName, minutes: float = MINUTES, out: Path) -> None:
+    """Time the training step of every model.
+
+    Args:
+        study: The design.
+        minutes: End within.
+        out: Folder of the results.
+    """
+    calibrate(every_size(STUDIES[study]), out, minutes)
+
+
+@commands.defaults_of(plan_runs, Schedule)
+def train(
+    *,
+    study: StudyName,
+    stages: tuple[str, ...],
+    predictions: tuple[Path, ...],
+    flops_per_second: float,
+    minutes: float = MINUTES,
+    calibration: Path | None,
+    out: Path,
+    corpus: tuple[str, ...],
+    validation: tuple[str, ...] = (),
+    blank_lines: int = 3,
+    state: Path | None = None,
+    done: tuple[Path, ...],
+    workers: int,
+) -> None:
+    """Train what is known, then what is known from its results.
+
+    Args:
+        study: The design.
+        stages: These alone, in this order.
+        predictions: Files of predict.
+        flops_per_second: Assumed for models that calibration.csv does not have.
+        minutes: End within.
+        calibration: The table calibration.csv; that of ``--out`` by default.
+        out: Folder of the results.
+        corpus: Files or globs.
+        validation: Files or globs held out.
+        blank_lines: That part the documents.
+        state: Of checkpoints; DIR/state by default.
+        done: The runs.csv of earlier calls.
+        workers: Runs side by side.
+    """
+    end = time.monotonic() + 60 * minutes
+    state = state or out / "state"
+    text = CorpusConfig(
+        files=corpus, validation_files=validation, blank_lines=blank_lines, cache=state / "corpora"
+    )
+    trained: list[str] = []
+    while True:
+        rows = [row for path in (out / "runs.csv", *done) for row in read_table(path)]
+        planned = plan(STUDIES[study], rows, stages, predictions)
+        if [each.name for each in planned] == trained:
+            left = []
+            break
+        clock = Clock(calibration or out / "calibration.csv", flops_per_second)
+        remaining = (end - time.monotonic()) / 60
+        left = run(Schedule(planned, text, out, state, remaining, clock, workers, done))
+        if left:
+            break
+        trained = [each.name for each in planned]
+    print(f"{len(left)} runs are left" + (f", {left[0]} first" if left else ""))
+
+
+def predict_optimum(
+    *,
+    study: StudyName,
+    runs: tuple[Path, ...],
+    arm: str,
+    budget: float,
+    out: Path,
+    bootstrap: int = BOOTSTRAP,
+) -> None:
+    """Write a prediction down.
+
+    Args:
+        study: The design.
+        runs: Tables of runs.
+        arm: Of the design.
+        budget: FLOPs, not yet trained.
+        out: A new file, prediction*.json.
+        bootstrap: Fits per interval.
+    """
+    rows = [row for path in runs for row in read_table(path)]
+    made = predict(STUDIES[study], rows, arm, budget, out, bootstrap)
+    for name, said in made["approaches"].items():
+        print(f"approach {name}: {said.get('reason') or _in_words(said)}")
+    print(f"train {made['shapes']}; written to {out}: commit it before training")
 
 
 def _in_words(said: dict[str, Any]) -> str:
     return f"N {said['params']:.4g}, D {said['tokens']:.4g}, loss {said['loss']:.4f}"
 
 
-def _train(given: argparse.Namespace) -> None:
-    """Train what is known, then what is known from its results."""
-    end = time.monotonic() + 60 * given.minutes
-    state = given.state or given.out / "state"
-    corpus = CorpusConfig(
-        files=tuple(given.corpus),
-        validation_files=tuple(given.validation),
-        blank_lines=given.blank_lines,
-        cache=state / "corpora",
-    )
-    trained: list[str] = []
-    while True:
-        rows = [row for path in (given.out / "runs.csv", *given.done) for row in read_table(path)]
-        planned = plan(STUDIES[given.study], rows, given.stages, given.predictions)
-        if [each.name for each in planned] == trained:
-            left = []
-            break
-        left = run(
-            Schedule(
-                planned,
-                corpus,
-                given.out,
-                state,
-                (end - time.monotonic()) / 60,
-                Clock(given.calibration or given.out / "calibration.csv", given.flops_per_second),
-                given.workers,
-                tuple(given.done),
-            )
-        )
-        if left:
-            break
-        trained = [each.name for each in planned]
-    print(f"{len(left)} runs are left" + (f", {left[0]} first" if left else ""))
+def fill_page(
+    *, study: StudyName, results: tuple[Path, ...], page: Path, bootstrap: int = BOOTSTRAP
+) -> None:
+    """Fill a page's tables and plots.
+
+    Args:
+        study: The design.
+        results: Folders.
+        page: Markdown with marks.
+        bootstrap: Fits per interval.
+    """
+    # Matplotlib and SciPy, which training does not need.
+    from models.study.findings import find, read_results
+    from models.study.page import fill
+
+    for path in fill(page, find(read_results(STUDIES[study], results), bootstrap)):
+        print(path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,9 +183,15 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0; with one line on standard error, 2 where the input is wrong, 1 where
         a run failed.
     """
-    given = _parser().parse_args(arguments)
+    parts = {
+        "plan": plan_runs,
+        "calibrate": calibrate_models,
+        "run": train,
+        "predict": predict_optimum,
+        "page": fill_page,
+    }
     try:
-        _obey(given)
+        commands.run(parts, "python -m models.study", arguments, __doc__)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,32 +21,11 @@ Row = dict[str, str]
 Shape = tuple[int, int]
 """Width and depth."""
 RUN_COLUMNS = (
-    "run",
-    "stage",
-    "arm",
-    "convention",
-    "budget",
-    "num_channels",
-    "num_layers",
-    "seed",
-    "learning_rate",
-    "parameters",
-    "steps",
-    "tokens",
-    "flops",
-    "epochs",
-    "train_loss",
-    "validation_loss",
-    "bytes_per_token",
-    "seconds",
-    "predicted_seconds",
-    "workers",
-    "load",
-    "corpus",
-    "device",
-    "commit",
-    "date",
-)
+    "run", "stage", "arm", "convention", "budget", "num_channels", "num_layers", "seed",
+    "learning_rate", "parameters", "steps", "tokens", "flops", "epochs", "train_loss",
+    "validation_loss", "bytes_per_token", "seconds", "predicted_seconds", "workers", "load",
+    "corpus", "device", "commit", "date",
+)  # fmt: skip
 PREDICTION = "prediction"
 """The stage of the runs that test a prediction."""
 TRIALS = "trials"
@@ -59,9 +38,9 @@ class Arm:
 
     Attributes:
         num_prefix: M; 0 is the decoder.
-        shapes: sizes at each budget, FLOPs of level ``causal``.
-        tokenizer: of the text.
-        vocab_size: of the tokenizer.
+        shapes: Sizes at each budget, FLOPs of level ``causal``.
+        tokenizer: Of the text.
+        vocab_size: Of the tokenizer.
     """
 
     num_prefix: int
@@ -75,15 +54,15 @@ class Stage:
     """Runs of arms at budgets: every size with every seed and rate.
 
     Attributes:
-        arms: by name.
+        arms: By name.
         budgets: FLOPs of level ``causal``.
-        shapes: in place of the arm's.
-        around: instead, so many of the arm's sizes: the one with the least loss, and those next to
+        shapes: In place of the arm's.
+        around: Instead, so many of the arm's sizes: the one with the least loss, and those next to
             it, of the runs at that budget which have ended.
-        seeds: of the runs.
-        rates: learning rates in place of the rule's.
-        factors: of the learning rate.
-        convention: a published count that the budget is held by, its self part. The budget is what
+        seeds: Of the runs.
+        rates: Learning rates in place of the rule's.
+        factors: Of the learning rate.
+        convention: A published count that the budget is held by, its self part. The budget is what
             the middle size costs by it, so that both families share that run.
     """
 
@@ -102,11 +81,11 @@ class Study:
     """Arms of the same blocks, each trained at the same budgets.
 
     Attributes:
-        base: what all runs share; its budgets, shapes, seeds and prefix are replaced.
-        arms: by name.
-        stages: by name, in the order of their value. Where one of them is :data:`TRIALS`, learning
+        base: What all runs share; its budgets, shapes, seeds and prefix are replaced.
+        arms: By name.
+        stages: By name, in the order of their value. Where one of them is :data:`TRIALS`, learning
             rates follow the rule fitted to its runs; else all have that of ``base``.
-        candidates: shapes that a prediction may be tested with.
+        candidates: Shapes that a prediction may be tested with.
     """
 
     base: SweepConfig
@@ -133,7 +112,7 @@ class Planned:
 def plan(
     study: Study,
     rows: Iterable[Row] = (),
-    stages: Sequence[str] | None = None,
+    stages: Sequence[str] = (),
     predictions: Iterable[Path] = (),
 ) -> list[Planned]:
     """All runs that are known, in order; a run of several stages belongs to the first.
@@ -142,13 +121,13 @@ def plan(
     the budget's sizes have. Those that test predictions come last.
 
     Args:
-        study: the design.
-        rows: of the runs that have ended.
-        stages: these alone.
-        predictions: files.
+        study: The design.
+        rows: Of the runs that have ended.
+        stages: These alone; all unless given.
+        predictions: Files.
 
     Raises:
-        ValueError: if a stage, arm or budget is unknown.
+        ValueError: If a stage, arm or budget is unknown.
     """
     rows = list(rows)
     asked = dict(study.stages)
@@ -158,7 +137,7 @@ def plan(
         asked[f"{PREDICTION}-{made['arm']}"] = Stage(
             (made["arm"],), (made["budget"],), shapes=shapes
         )
-    unknown = [name for name in stages or () if name not in asked]
+    unknown = [name for name in stages if name not in asked]
     if unknown:
         raise ValueError(f"stages must be of {list(asked)}, got {unknown}")
     rule = _rule(study, rows)
@@ -201,12 +180,8 @@ def _shapes(
         return known[budget]
     losses = {
         (int(row["num_channels"]), int(row["num_layers"])): float(row["validation_loss"])
-        for row in rows
-        if row["arm"] == arm
-        and float(row["budget"]) == budget
-        and row["convention"] == "causal"
-        and row["seed"] == "0"
-        and not off_rule(row)
+        for row in at_rule(rows, arm)
+        if float(row["budget"]) == budget and row["seed"] == "0"
     }
     if not losses.keys() >= set(known[budget]):
         return ()
@@ -274,9 +249,14 @@ def every_size(study: Study) -> list[SweepRun]:
     ]
 
 
-def off_rule(row: Row) -> bool:
-    """Whether a run has a learning rate of its own, beside the rule's."""
-    return "-lr" in row["run"] or "-times" in row["run"]
+def at_rule(rows: Iterable[Row], arm: str, convention: str = "causal") -> list[Row]:
+    """An arm's runs by one count whose learning rate is the rule's, no trial and no multiple."""
+    return [
+        row
+        for row in rows
+        if (row["arm"], row["convention"]) == (arm, convention)
+        and not ("-lr" in row["run"] or "-times" in row["run"])
+    ]
 
 
 def best_rates(rows: Iterable[Row]) -> dict[tuple[str, int, int], tuple[float, bool]]:
@@ -309,7 +289,7 @@ def fit_rule(rows: Iterable[Row]) -> tuple[float, float]:
     """(a, b) of peak = a · width^b: least squares of log peak over log width, over all arms.
 
     Raises:
-        ValueError: if there are fewer than two widths.
+        ValueError: If there are fewer than two widths.
     """
     best = best_rates(rows)
     widths = [width for _, width, _ in best]
@@ -341,6 +321,11 @@ def causal_flops(config: TrainConfig) -> int:
     """FLOPs of all steps of a run, level ``causal``."""
     counted = config.model.counted().flops(batch_size=config.recipe.batch_size)
     return int(config.steps * counted.total)
+
+
+def trained_tokens(config: TrainConfig) -> int:
+    """Latent tokens of all steps of a run."""
+    return config.steps * config.recipe.batch_size * config.model.num_latents
 
 
 def model_name(config: TrainConfig) -> str:

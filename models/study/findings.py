@@ -1,13 +1,14 @@
-"""What a study's committed results say: rates, noise, optima, differences, the count, the clock.
+"""What a study's committed results say: noise, optima, differences, what another count moves.
 
-Everything is computed from run tables, curves, calibrations and predictions; nothing is trained.
-Intervals of optima and differences rest on one standard deviation σ of a run's loss, the larger of
-two: s over seeds, and r of the runs about the parabolas. Losses are nats per byte.
+Everything is computed from run tables and predictions; nothing is trained. Intervals of optima and
+differences rest on one standard deviation σ of a run's loss, the larger of two: s over seeds, and r
+of the runs about the parabolas. Losses are nats per byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -24,8 +25,8 @@ from flopcount.isoflop.profiles import Profile, ProfilesFit
 from flopcount.isoflop.results import CONFIDENCE, Interval, interval
 from flopcount.isoflop.surface import SurfaceFit
 from models.results import read_table
-from models.study.design import PREDICTION, Planned, Row, Study, off_rule, plan, sized
-from models.study.prediction import BOOTSTRAP, approaches, columns_of
+from models.study.design import PREDICTION, Planned, Row, Study, at_rule, plan, sized
+from models.study.prediction import BOOTSTRAP, approaches, nats_per_byte, runs_of
 from models.training.run import ModelConfig
 from models.training.throughput import measure
 
@@ -38,18 +39,16 @@ class Results:
     """A study's committed results, checked against its design.
 
     Attributes:
-        study: the design.
-        planned: all its runs that are known, with those that test the predictions.
-        runs: a row per run that has ended, in the plan's order.
-        curves: by run, its validations.
-        calls: of every call, device, versions, commit, date and command, in the order of dates.
-        predictions: the files.
+        study: The design.
+        planned: All its runs that are known, with those that test the predictions.
+        runs: A row per run that has ended, in the plan's order.
+        calls: Of every call, device, versions, commit, date and command, in the order of dates.
+        predictions: The files.
     """
 
     study: Study
     planned: tuple[Planned, ...]
     runs: tuple[Row, ...]
-    curves: dict[str, list[Row]]
     calls: tuple[dict[str, Any], ...]
     predictions: tuple[Path, ...]
 
@@ -57,33 +56,26 @@ class Results:
         """An arm's runs by one count at the rule's rate, without those that test a prediction."""
         return [
             row
-            for row in self.runs
-            if (row["arm"], row["convention"]) == (arm, convention)
-            and not off_rule(row)
-            and not row["stage"].startswith(PREDICTION)
+            for row in at_rule(self.runs, arm, convention)
+            if not row["stage"].startswith(PREDICTION)
             and math.isfinite(float(row["validation_loss"]))
         ]
 
 
 def read_results(study: Study, folders: Sequence[Path]) -> Results:
-    """Read ``runs.csv``, ``curves.csv``, ``*.jsonl`` and ``prediction*.json``.
+    """Read ``runs.csv``, ``*.jsonl`` and ``prediction*.json``.
 
     Raises:
-        ValueError: if no run is there, a run is there twice with different values, is not of the
+        ValueError: If no run is there, a run is there twice with different values, is not of the
             study, or has other steps; or if runs of an arm differ in text, so that their losses do
             not compare.
     """
     predictions = tuple(sorted({p for folder in folders for p in folder.glob("prediction*.json")}))
     rows: dict[str, Row] = {}
-    curves: dict[str, list[Row]] = {}
     for folder in folders:
         for row in read_table(folder / "runs.csv"):
             if rows.setdefault(row["run"], row) != row:
                 raise ValueError(f"results must hold a run once, got two of {row['run']}")
-        by_run: dict[str, list[Row]] = {}
-        for row in read_table(folder / "curves.csv"):
-            by_run.setdefault(row["run"], []).append(row)
-        curves |= by_run
     if not rows:
         where = ", ".join(map(str, folders))
         raise ValueError(f"results must hold rows of runs.csv, got none in {where}")
@@ -111,15 +103,9 @@ def read_results(study: Study, folders: Sequence[Path]) -> Results:
         study,
         tuple(planned),
         tuple(rows[each.name] for each in planned if each.name in rows),
-        curves,
         tuple(sorted(calls, key=lambda call: call["date"])),
         predictions,
     )
-
-
-def nats_per_byte(row: Row) -> float:
-    """Validation loss: nats of the targets over their bytes."""
-    return float(row["validation_loss"]) / float(row["bytes_per_token"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +113,9 @@ class Scatter:
     """A standard deviation that was measured.
 
     Attributes:
-        deviation: nats per byte.
-        freedom: its degrees of freedom ν.
-        of: what scatters.
+        deviation: Nats per byte.
+        freedom: Its degrees of freedom ν.
+        of: What scatters.
     """
 
     deviation: float
@@ -143,7 +129,7 @@ class Scatter:
 
         Args:
             variance: h, of what is estimated, in units of σ².
-            comparisons: intervals that are to hold together.
+            comparisons: Intervals that are to hold together.
         """
         quantile = stats.t.ppf(1 - (1 - CONFIDENCE) / comparisons / 2, self.freedom)
         return float(quantile * self.deviation * math.sqrt(variance))
@@ -192,34 +178,29 @@ def scatter_about_parabolas(fits: Iterable[ProfilesFit]) -> Scatter | None:
     return Scatter(math.sqrt(squares / freedom), freedom, "about the parabolas")
 
 
-def fit_arm(rows: Sequence[Row], num_bootstrap: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """What each approach fits to an arm's runs, and why those that fit nothing do not."""
-    fits, reasons = {}, {}
-    if rows:
-        runs = flopcount.read_runs(columns_of(rows), loss="nats_per_byte")
-        for name, fit in approaches(runs, num_bootstrap).items():
-            try:
-                fits[name] = fit()
-            except ValueError as error:
-                reasons[name] = str(error)
-    return fits, reasons
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Best:
     """What an arm reaches at one budget.
 
     Attributes:
-        arm: its name.
-        budget: FLOPs.
-        run: of seed 0, the run of the least loss.
-        profile: its parabola, if there are three sizes.
+        run: Of seed 0, the run of the least loss.
+        profile: Its budget's parabola, if there are three sizes.
+        noise: σ of one run; None while it has no size.
     """
 
-    arm: str
-    budget: float
     run: Row
     profile: Profile
+    noise: Scatter | None
+
+    @property
+    def arm(self) -> str:
+        """Its name."""
+        return self.run["arm"]
+
+    @property
+    def budget(self) -> float:
+        """FLOPs."""
+        return self.profile.flops
 
     @property
     def n_opt(self) -> float | None:
@@ -244,13 +225,18 @@ class Best:
         return self._variance_along(1.0, x, x * x)
 
     @property
+    def half_width(self) -> float | None:
+        """Of the interval of ``loss``; None without noise."""
+        return None if self.noise is None else self.noise.half_width(self.variance)
+
+    @property
     def place_variance(self) -> float:
         """Of log N_opt, in units of σ²: gᵀ(XᵀX)⁻¹g, g = (0, -1, -2x) / 2c₂ at the vertex x.
 
         From x = -c₁ / 2c₂, in first order.
 
         Raises:
-            ValueError: if there is no vertex.
+            ValueError: If there is no vertex.
         """
         if self.n_opt is None or self.profile.coefficients is None:
             raise ValueError(f"{self.arm} must have a vertex at {self.budget:g} FLOPs")
@@ -264,22 +250,27 @@ class Best:
         design = np.vander(x, 3, increasing=True)
         return float(np.square(np.linalg.pinv(design).T @ gradient).sum())
 
-    def n_interval(self, noise: Scatter | None) -> Interval | None:
-        """Of N_opt: N_opt · e^±half width of log N_opt; None without a vertex or noise."""
-        if self.n_opt is None or noise is None:
-            return None
-        factor = math.exp(noise.half_width(self.place_variance))
-        return Interval(self.n_opt / factor, self.n_opt * factor, CONFIDENCE)
+    @property
+    def n_interval(self) -> Interval | None:
+        """Of N_opt; None without a vertex or noise."""
+        return None if self.n_opt is None else _about(self.n_opt, self.noise, self.place_variance)
 
 
-def best_of(rows: Sequence[Row], fit: ProfilesFit) -> dict[float, Best]:
+def _about(value: float, noise: Scatter | None, variance: float) -> Interval | None:
+    """Of a value whose logarithm has a variance in units of σ²: value · e^±half width."""
+    if noise is None:
+        return None
+    factor = math.exp(noise.half_width(variance))
+    return Interval(value / factor, value * factor, CONFIDENCE)
+
+
+def best_of(rows: Sequence[Row], fit: ProfilesFit, noise: Scatter | None) -> dict[float, Best]:
     """What an arm reaches, by budget."""
     found = {}
     for profile in fit.profiles:
         ran = [row for row in rows if float(row["budget"]) == profile.flops and row["seed"] == "0"]
         if ran:
-            run = min(ran, key=nats_per_byte)
-            found[profile.flops] = Best(run["arm"], profile.flops, run, profile)
+            found[profile.flops] = Best(min(ran, key=nats_per_byte), profile, noise)
     return found
 
 
@@ -288,48 +279,42 @@ class Difference:
     """Two arms at the same budget, Δ = L_first - L_second: negative where the first is better.
 
     Attributes:
-        first: the one.
-        second: the other.
-        delta: Δ of :attr:`Best.loss`, nats per byte.
-        half_width: of its interval; None where noise has no size yet.
-        winner: the arm that is better by more than noise; None if that is not shown.
-        verdict: in words.
+        first: The one.
+        second: The other.
+        comparisons: That the study makes, whose intervals are to hold together.
     """
 
     first: Best
     second: Best
-    delta: float
-    half_width: float | None
-    winner: str | None
-    verdict: str
+    comparisons: int
 
+    @property
+    def delta(self) -> float:
+        """Δ of :attr:`Best.loss`, nats per byte."""
+        return self.first.loss - self.second.loss
 
-def differ(first: Best, second: Best, noise: Scatter | None, comparisons: int) -> Difference:
-    """Δ ± t·σ·(h₁ + h₂)^½, and what it allows to say.
+    @property
+    def half_width(self) -> float | None:
+        """t·σ·(h₁ + h₂)^½; None where noise has no size yet."""
+        variance = self.first.variance + self.second.variance
+        noise = self.first.noise
+        return None if noise is None else noise.half_width(variance, self.comparisons)
 
-    An arm without a minimum inside the sizes tried may be better than its best
-    run, so that it may win and not lose.
+    @property
+    def verdict(self) -> str:
+        """What Δ allows to say.
 
-    Args:
-        first: one arm.
-        second: the other, at the same budget.
-        noise: σ of one run.
-        comparisons: that the study makes, which are to hold together.
-    """
-    delta = first.loss - second.loss
-    if noise is None:
-        return Difference(first, second, delta, None, None, "not known: noise has no size yet")
-    half = noise.half_width(first.variance + second.variance, comparisons)
-    better, worse = (first, second) if delta < 0 else (second, first)
-    winner = None
-    if not abs(delta) > half:
-        verdict = "within noise"
-    elif worse.n_opt is None:
-        verdict = f"not decided: {worse.arm} has no minimum inside the sizes tried"
-    else:
-        winner = better.arm
-        verdict = f"{better.arm} is better"
-    return Difference(first, second, delta, half, winner, verdict)
+        An arm without a minimum inside the sizes tried may be better than its best run, so that it
+        may win and not lose.
+        """
+        better, worse = sorted((self.second, self.first), key=lambda each: each.loss)
+        if self.half_width is None:
+            return "not known: noise has no size yet"
+        if not abs(self.delta) > self.half_width:
+            return "within noise"
+        if worse.n_opt is None:
+            return f"not decided: {worse.arm} has no minimum inside the sizes tried"
+        return f"{better.arm} is better"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,11 +322,11 @@ class Recount:
     """The optimum of an arm's fitted surface, its budget held by one way of counting.
 
     Attributes:
-        arm: its name.
-        count: how FLOPs are counted.
+        arm: Its name.
+        count: How FLOPs are counted.
         params: N_opt.
-        ratio: to N_opt by level ``causal``.
-        interval: of ``ratio``; None without a bootstrap.
+        ratio: To N_opt by level ``causal``.
+        interval: Of ``ratio``; None without a bootstrap.
     """
 
     arm: str
@@ -378,50 +363,35 @@ def recounts(study: Study, arm: str, fit: SurfaceFit, budget: float) -> list[Rec
     is what their counted FLOPs leave.
 
     Args:
-        study: the design.
-        arm: whose runs were fitted.
-        fit: its surface.
+        study: The design.
+        arm: Whose runs were fitted.
+        fit: Its surface.
         budget: FLOPs of level ``causal``.
     """
     models = [sized(study, arm, (width, 2)) for width in range(8, 513, 8)]
     tokens = study.base.recipe.batch_size * study.base.model.num_latents
     log_n = np.log([model.counted().params().total for model in models])
     counts = [step_flops(model, study.base.recipe.batch_size) for model in models]
+    per_token = {name: np.array([each[name] for each in counts]) / tokens for name in counts[0]}
     surface = fit.surface
     point = [surface.e, surface.a, surface.b, surface.alpha, surface.beta]
-    fits = np.vstack([[point], fit.samples])
-    places: dict[str, Any] = {}
-    for count in counts[0]:
-        per_token = np.array([each[count] for each in counts]) / tokens
-        spent = np.full(len(fits), float(budget))
-        if count != "causal":
-            causal = np.array([each["causal"] for each in counts]) / tokens
-            at = np.interp(places["causal"], log_n, np.log(per_token / causal))
-            spent = budget * np.exp(at)
-        places[count] = np.array(
-            [
-                _minimum(log_n, _losses(parameters, log_n, np.log(c / per_token)))
-                for parameters, c in zip(fits, spent, strict=True)
-            ]
-        )
+
+    def places(count: str, spent: Any) -> Any:
+        """Log N of the least loss, of the point estimate and of every bootstrap fit."""
+        log_d = np.log(spent[:, None] / per_token[count])
+        e, a, b, alpha, beta = np.vstack([[point], fit.samples]).T[:, :, None]
+        losses = e + a * np.exp(-alpha * log_n) + b * np.exp(-beta * log_d)
+        return np.array([_minimum(log_n, each) for each in losses])
+
+    causal = places("causal", np.full(1 + len(fit.samples), float(budget)))
     found = []
-    for count, place in places.items():
-        moved = np.exp(place - places["causal"])
-        found.append(
-            Recount(
-                arm,
-                count,
-                math.exp(place[0]),
-                float(moved[0]),
-                interval(moved[1:], CONFIDENCE),
-            )
-        )
+    for count, cost in per_token.items():
+        at = np.interp(causal, log_n, np.log(cost / per_token["causal"]))
+        place = places(count, budget * np.exp(at))
+        moved = np.exp(place - causal)
+        range_ = interval(moved[1:], CONFIDENCE)
+        found.append(Recount(arm, count, math.exp(place[0]), float(moved[0]), range_))
     return found
-
-
-def _losses(parameters: Any, log_n: Any, log_d: Any) -> Any:
-    e, a, b, alpha, beta = parameters
-    return e + a * np.exp(-alpha * log_n) + b * np.exp(-beta * log_d)
 
 
 def _minimum(x: Any, y: Any) -> float:
@@ -438,42 +408,29 @@ class Trained:
     """One budget trained by two counts.
 
     Attributes:
-        causal: the optimum by level ``causal``.
-        other: by the convention.
-        convention: its name.
-        ratio: N_opt by the convention over that by ``causal``; None without both minima.
-        interval: of ``ratio``, from σ; None without noise.
+        causal: The optimum by level ``causal``.
+        other: By the convention.
+        convention: Its name.
     """
 
     causal: Best
     other: Best
     convention: str
-    ratio: float | None
-    interval: Interval | None
 
+    @property
+    def ratio(self) -> float | None:
+        """N_opt by the convention over that by ``causal``; None without both minima."""
+        if self.causal.n_opt is None or self.other.n_opt is None:
+            return None
+        return self.other.n_opt / self.causal.n_opt
 
-def trained_by_count(
-    results: Results, stage: str, best: dict[str, dict[float, Best]], noise: Scatter | None
-) -> list[Trained]:
-    """What a stage of runs by a convention found, beside the same budget by level ``causal``."""
-    asked = results.study.stages[stage]
-    found = []
-    for arm in asked.arms if asked.convention else ():
-        rows = results.of(arm, asked.convention or "")
-        causal = best.get(arm, {}).get(asked.budgets[0])
-        fits, _ = fit_arm(rows, 0)
-        if causal is None or "2" not in fits:
-            continue
-        for other in best_of(rows, fits["2"]).values():
-            ratio, range_ = None, None
-            if causal.n_opt is not None and other.n_opt is not None:
-                ratio = other.n_opt / causal.n_opt
-                if noise is not None:
-                    both = causal.place_variance + other.place_variance
-                    factor = math.exp(noise.half_width(both))
-                    range_ = Interval(ratio / factor, ratio * factor, CONFIDENCE)
-            found.append(Trained(causal, other, asked.convention or "", ratio, range_))
-    return found
+    @property
+    def interval(self) -> Interval | None:
+        """Of ``ratio``, from σ; None without noise."""
+        if self.ratio is None:
+            return None
+        variance = self.causal.place_variance + self.other.place_variance
+        return _about(self.ratio, self.causal.noise, variance)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -481,25 +438,21 @@ class Findings:
     """All that the page's tables tell.
 
     Attributes:
-        results: what it is computed from.
-        fits: by arm and approach.
-        reasons: by arm and approach, why there is no fit.
-        best: by arm and budget.
-        from_seeds: the scatter over seeds.
-        about_parabolas: the scatter of the runs about the parabolas.
-        noise: the larger of both; None without seeds.
-        differences: of each pair of arms with one tokenizer at each budget that both have.
-        recounts: of each arm with a fitted surface, at its largest budget.
-        trained: budgets that were trained by another count, too.
+        results: What it is computed from.
+        fits: By arm and approach; in words why there is none.
+        scatters: Over seeds, and of the runs about the parabolas, where they are known.
+        noise: The larger of both; None without seeds.
+        best: By arm and budget.
+        differences: Of each pair of arms with one tokenizer at each budget that both have.
+        recounts: Of each arm with a fitted surface, at its largest budget.
+        trained: Budgets that were trained by another count, too.
     """
 
     results: Results
-    fits: dict[str, dict[str, Any]]
-    reasons: dict[str, dict[str, str]]
-    best: dict[str, dict[float, Best]]
-    from_seeds: Scatter | None
-    about_parabolas: Scatter | None
+    fits: dict[str, dict[str, ProfilesFit | SurfaceFit | str]]
+    scatters: tuple[Scatter, ...]
     noise: Scatter | None
+    best: dict[str, dict[float, Best]]
     differences: tuple[Difference, ...]
     recounts: tuple[Recount, ...]
     trained: tuple[Trained, ...]
@@ -509,44 +462,50 @@ def find(results: Results, num_bootstrap: int = BOOTSTRAP) -> Findings:
     """Compute all findings."""
     study = results.study
     rows = {arm: results.of(arm) for arm in study.arms}
-    fitted = {arm: fit_arm(rows[arm], num_bootstrap) for arm in study.arms}
-    profiles = {arm: fits["2"] for arm, (fits, _) in fitted.items() if "2" in fits}
-    from_seeds = scatter_of_seeds(group for each in rows.values() for group in seeds(each).values())
-    about = scatter_about_parabolas(profiles.values())
-    noise = None
-    if from_seeds is not None:
-        known = [scatter for scatter in (from_seeds, about) if scatter is not None]
-        noise = max(known, key=lambda scatter: scatter.deviation)
-    best = {arm: best_of(rows[arm], fit) for arm, fit in profiles.items()}
-    arms = list(study.arms)
+    fits = {arm: approaches(each, num_bootstrap) for arm, each in rows.items()}
+    profiles = {
+        arm: fit
+        for arm, by_name in fits.items()
+        if isinstance(fit := by_name.get("2"), ProfilesFit)
+    }
+    over_seeds = scatter_of_seeds(group for each in rows.values() for group in seeds(each).values())
+    both = over_seeds, scatter_about_parabolas(profiles.values())
+    scatters = tuple(scatter for scatter in both if scatter is not None)
+    noise = over_seeds and max(scatters, key=lambda scatter: scatter.deviation)
+    best = {arm: best_of(rows[arm], fit, noise) for arm, fit in profiles.items()}
     pairs = [
         (other, one, budget)
-        for i, one in enumerate(arms)
-        for other in arms[i + 1 :]
+        for one, other in itertools.combinations(study.arms, 2)
         if study.arms[one].tokenizer == study.arms[other].tokenizer
         for budget in study.arms[one].shapes
         if budget in study.arms[other].shapes
     ]
     return Findings(
         results,
-        {arm: fits for arm, (fits, _) in fitted.items()},
-        {arm: reasons for arm, (_, reasons) in fitted.items()},
-        best,
-        from_seeds,
-        about,
+        fits,
+        scatters,
         noise,
+        best,
         tuple(
-            differ(best[one][budget], best[other][budget], noise, len(pairs))
+            Difference(best[one][budget], best[other][budget], len(pairs))
             for one, other, budget in pairs
             if budget in best.get(one, {}) and budget in best.get(other, {})
         ),
         tuple(
             each
-            for arm, (fits, _) in fitted.items()
-            if SURFACE in fits and best.get(arm)
-            for each in recounts(study, arm, fits[SURFACE], max(best[arm]))
+            for arm, by_name in fits.items()
+            if isinstance(surface := by_name.get(SURFACE), SurfaceFit) and best.get(arm)
+            for each in recounts(study, arm, surface, max(best[arm]))
         ),
         tuple(
-            each for stage in study.stages for each in trained_by_count(results, stage, best, noise)
+            Trained(best[arm][stage.budgets[0]], other, stage.convention)
+            for stage in study.stages.values()
+            if stage.convention is not None
+            for arm in stage.arms
+            if stage.budgets[0] in best.get(arm, {})
+            if (trained := results.of(arm, stage.convention))
+            for other in best_of(
+                trained, flopcount.fit_isoflop_profiles(runs_of(trained)), noise
+            ).values()
         ),
     )

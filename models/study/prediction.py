@@ -6,50 +6,67 @@ import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import flopcount
+from flopcount.isoflop.profiles import ProfilesFit
+from flopcount.isoflop.results import Interval, interval_text
 from flopcount.isoflop.runs import Runs
+from flopcount.isoflop.surface import SurfaceFit
 from models.results import environment, timestamp
 from models.study.design import (
     PREDICTION,
-    RUN_COLUMNS,
     Row,
     Shape,
     Study,
-    off_rule,
+    at_rule,
     sized,
 )
 
 BOOTSTRAP = 1000
 """Fits to runs drawn with replacement, for the intervals of approach 2."""
-OUTCOME_HEADS = ("approach", "of", "predicted", "interval", "came out", "inside")
+_HEADS = ("approach", "of", "predicted", "interval", "came out", "inside")
 
 
-def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
+def nats_per_byte(row: Row) -> float:
+    """Validation loss: nats of the targets over their bytes."""
+    return float(row["validation_loss"]) / float(row["bytes_per_token"])
+
+
+def runs_of(rows: Sequence[Row]) -> Runs:
     """Rows of a run table as the fits read them, with the loss in nats per byte."""
-    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in RUN_COLUMNS}
-    losses = [float(row["validation_loss"]) / float(row["bytes_per_token"]) for row in rows]
-    return columns | {"nats_per_byte": losses}
+    columns: dict[str, list[Any]] = {
+        name: [row[name] for row in rows] for name in ("budget", "parameters", "tokens", "flops")
+    }
+    losses = [nats_per_byte(row) for row in rows]
+    return flopcount.read_runs(columns | {"nats_per_byte": losses}, loss="nats_per_byte")
 
 
-def approaches(runs: Runs, num_bootstrap: int) -> dict[str, Callable[[], Any]]:
-    """Approach 2 and both objectives of approach 3, by name; each fits when it is called.
+def approaches(
+    rows: Sequence[Row], num_bootstrap: int
+) -> dict[str, ProfilesFit | SurfaceFit | str]:
+    """Approach 2 and both objectives of approach 3, by name; in words why one fits nothing.
 
     A surface takes a search for each bootstrap fit, a parabola a small linear system: the former
-    get a tenth of them.
+    get a tenth of them. Without rows there are none.
     """
-    return {
-        "2": lambda: flopcount.fit_isoflop_profiles(runs, num_bootstrap=num_bootstrap),
-        "3, huber-log": lambda: flopcount.fit_surface(runs, num_bootstrap=num_bootstrap // 10),
-        "3, variable-projection": lambda: flopcount.fit_surface(
-            runs, objective="variable-projection", num_bootstrap=num_bootstrap // 10
-        ),
+    if not rows:
+        return {}
+    runs, fewer = runs_of(rows), num_bootstrap // 10
+    fits: dict[str, ProfilesFit | SurfaceFit | str] = {
+        "2": flopcount.fit_isoflop_profiles(runs, num_bootstrap=num_bootstrap)
     }
+    for objective in ("huber-log", "variable-projection"):
+        name = f"3, {objective}"
+        try:
+            fits[name] = flopcount.fit_surface(runs, objective=objective, num_bootstrap=fewer)
+        except ValueError as error:
+            fits[name] = str(error)
+    return fits
 
 
 def predict(
@@ -67,39 +84,33 @@ def predict(
     N_opt, then to half and to twice of that, of the first approach that has an optimum.
 
     Raises:
-        ValueError: if ``out`` exists, runs reach the budget already, or none predicts.
+        ValueError: If ``out`` exists, runs reach the budget already, or none predicts.
     """
     if out.exists():
         raise ValueError(f"out must be a new file: a prediction is never changed, got {out}")
     if arm not in study.arms:
         raise ValueError(f"arm must be one of {list(study.arms)}, got {arm!r}")
-    columns = columns_of(
-        [
-            row
-            for row in rows
-            if row["arm"] == arm and row["convention"] == "causal" and not off_rule(row)
-        ]
-    )
-    largest = max(map(float, columns["budget"]), default=0.0)
+    trained = at_rule(rows, arm)
+    largest = max((float(row["budget"]) for row in trained), default=0.0)
     if not budget > largest:
         raise ValueError(f"budget must lie above all trained budgets, up to {largest:g}: {budget}")
-    runs = flopcount.read_runs(columns, loss="nats_per_byte")
     found: dict[str, Any] = {}
-    for name, fit in approaches(runs, num_bootstrap).items():
+    for name, fit in approaches(trained, num_bootstrap).items():
         try:
-            fitted = fit()
-            found[name] = fitted.predict(budget).to_dict() | {"fit": str(fitted)}
+            if isinstance(fit, str):
+                raise ValueError(fit)
+            found[name] = fit.predict(budget).to_dict() | {"fit": str(fit)}
         except ValueError as error:
             found[name] = {"reason": str(error)}
     sizes = [made["params"] for made in found.values() if "params" in made]
     if not sizes:
-        raise ValueError(f"no approach predicts from {len(runs.rows)} runs: {found}")
+        raise ValueError(f"no approach predicts from {len(trained)} runs: {found}")
     prediction = {
         "arm": arm,
         "budget": budget,
         "approaches": found,
         "shapes": _shapes_near(study, arm, sizes[0]),
-        "runs": columns["run"],
+        "runs": [row["run"] for row in trained],
     } | {name: environment()[name] for name in ("commit", "command")}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
@@ -123,26 +134,26 @@ class Outcome:
     """A prediction beside what came out.
 
     Attributes:
-        made: the prediction.
-        trained: the runs at its budget.
+        made: The prediction.
+        trained: The runs at its budget.
         best: N, D and loss: the vertex of the parabola in log N through three runs or more, where
             it lies inside them; else those of the run with the least loss.
-        is_vertex: which of both.
-        rows: under :data:`OUTCOME_HEADS`.
+        is_vertex: Which of both.
+        rows: By approach, what was predicted, its interval, and what came out.
     """
 
     made: Mapping[str, Any]
     trained: tuple[Row, ...]
     best: dict[str, float]
     is_vertex: bool
-    rows: tuple[tuple[str, ...], ...]
+    rows: list[Row]
 
 
 def outcome(prediction: Path, runs: Iterable[Row]) -> Outcome:
     """What came of a prediction at its budget.
 
     Raises:
-        ValueError: if no run at its budget is among ``runs``, or one had begun before, its seconds
+        ValueError: If no run at its budget is among ``runs``, or one had begun before, its seconds
             of training before its end.
     """
     made = json.loads(prediction.read_text(encoding="utf-8"))
@@ -159,26 +170,28 @@ def outcome(prediction: Path, runs: Iterable[Row]) -> Outcome:
     early = [row["run"] for row in trained if _began(row) < at]
     if early:
         raise ValueError(f"{prediction.name} was made after {early} had begun: no prediction")
-    read = flopcount.read_runs(columns_of(trained), loss="nats_per_byte")
-    [profile] = flopcount.fit_isoflop_profiles(read).profiles
-    least = int(np.argmin(read.loss))
+    runs_there = runs_of(trained)
+    [profile] = flopcount.fit_isoflop_profiles(runs_there).profiles
+    least = int(np.argmin(runs_there.loss))
     best = {
-        "params": profile.n_opt or float(read.params[least]),
-        "tokens": profile.d_opt or float(read.tokens[least]),
-        "loss": profile.loss_opt or float(read.loss[least]),
+        "params": profile.n_opt or float(runs_there.params[least]),
+        "tokens": profile.d_opt or float(runs_there.tokens[least]),
+        "loss": profile.loss_opt or float(runs_there.loss[least]),
     }
     rows = []
     for name, said in made["approaches"].items():
         if "reason" in said:
-            rows.append((name, said["reason"], "", "", "", ""))
+            rows.append(dict.fromkeys(_HEADS, "") | {"approach": name, "of": said["reason"]})
             continue
         for what, came in best.items():
-            range_ = said[f"{what}_interval"]
-            ends = None if range_ is None else (range_["low"], range_["high"])
-            shown = "" if ends is None else f"{ends[0]:.4g} … {ends[1]:.4g}"
-            inside = "" if ends is None else ("yes" if ends[0] <= came <= ends[1] else "no")
-            rows.append((name, what, f"{said[what]:.5g}", shown, f"{came:.5g}", inside))
-    return Outcome(made, tuple(trained), best, profile.n_opt is not None, tuple(rows))
+            ends = said[f"{what}_interval"]
+            range_ = None if ends is None else Interval(**ends)
+            inside = (
+                "" if range_ is None else ("yes" if range_.low <= came <= range_.high else "no")
+            )
+            cells = name, what, f"{said[what]:.5g}", interval_text(range_), f"{came:.5g}", inside
+            rows.append(dict(zip(_HEADS, cells, strict=True)))
+    return Outcome(made, tuple(trained), best, profile.n_opt is not None, rows)
 
 
 def _began(row: Row) -> datetime.datetime:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ import torch
 from flopcount.tables import table
 from models.data.corpus import Corpus, CorpusConfig, validation_windows
 from models.results import Table, environment, read_table, timestamp, write_environment
-from models.study.design import RUN_COLUMNS, Planned, causal_flops, model_name
+from models.study.design import RUN_COLUMNS, Planned, causal_flops, model_name, trained_tokens
 from models.sweeps.local import OneMachine
 from models.sweeps.placement import DIVERGED, saved_steps
 from models.sweeps.plan import SweepRun
@@ -25,15 +26,8 @@ from models.training.step import TrainStep
 from models.training.throughput import seconds_per_step
 
 CURVE_COLUMNS = (
-    "run",
-    "step",
-    "tokens",
-    "flops",
-    "learning_rate",
-    "train_loss",
-    "validation_loss",
-    "seconds",
-)
+    "run", "step", "tokens", "flops", "learning_rate", "train_loss", "validation_loss", "seconds",
+)  # fmt: skip
 CALIBRATION_COLUMNS = ("model", "seconds_per_step", "flops_per_second", "load", "device", "date")
 MARGIN_SECONDS = 10.0
 """Kept at the end, in which runs are stopped and rows written."""
@@ -45,11 +39,11 @@ class Clock:
     """Seconds that a run will take: causal FLOPs over the rate that its model reached.
 
     Args:
-        calibration: the table of :func:`calibrate`; may be missing.
-        flops_per_second: for models that it does not have.
+        calibration: The table of :func:`calibrate`; may be missing.
+        flops_per_second: For models that it does not have.
     """
 
-    def __init__(self, calibration: Path | None, flops_per_second: float) -> None:
+    def __init__(self, calibration: Path | None = None, flops_per_second: float = 1e14) -> None:
         if not flops_per_second > 0:
             raise ValueError(f"flops_per_second must be positive, got {flops_per_second}")
         rows = read_table(calibration) if calibration is not None else []
@@ -64,36 +58,20 @@ class Clock:
 def plan_text(planned: Sequence[Planned], clock: Clock, done: Iterable[str] = ()) -> str:
     """Every run with its rate, steps, tokens and seconds; then each stage with totals."""
     done = set(done)
-    rows = []
-    totals: dict[str, list[float]] = {}
-    for each in planned:
-        config = each.run.config
-        tokens = config.steps * config.recipe.batch_size * config.model.num_latents
-        flops, seconds = causal_flops(config), clock.seconds(config)
-        rows.append(
-            [
-                each.name,
-                each.run.parameters,
-                config.recipe.learning_rate,
-                config.steps,
-                f"{flops:.4g}",
-                f"{tokens / 1e6:.4g}",
-                f"{seconds:.1f}",
-                "ended" if each.name in done else "",
-            ]
-        )
-        of_stage = totals.setdefault(each.stage, [0, 0, 0, 0])
-        of_stage[:] = (
-            of_stage[0] + 1,
-            of_stage[1] + (each.name in done),
-            of_stage[2] + flops,
-            of_stage[3] + seconds,
-        )
+    rows, of_stages = [], []
+    for stage, group in itertools.groupby(planned, lambda each: each.stage):
+        runs = list(group)
+        ended = [each.name in done for each in runs]
+        flops = [causal_flops(each.run.config) for each in runs]
+        seconds = [clock.seconds(each.run.config) for each in runs]
+        for each, was, cost, time_ in zip(runs, ended, flops, seconds, strict=True):
+            config = each.run.config
+            size = each.run.parameters, config.recipe.learning_rate, config.steps
+            costs = f"{cost:.4g}", f"{trained_tokens(config) / 1e6:.4g}", f"{time_:.1f}"
+            rows.append([each.name, *size, *costs, "ended" if was else ""])
+        totals = f"{sum(flops):.4g}", f"{sum(seconds) / 60:.1f}"
+        of_stages.append([stage, len(runs), sum(ended), *totals])
     columns = ["run", "N", "rate", "steps", "causal FLOPs", "M tokens", "seconds", ""]
-    of_stages = [
-        [stage, int(count), int(ended), f"{flops:.4g}", f"{seconds / 60:.1f}"]
-        for stage, (count, ended, flops, seconds) in totals.items()
-    ]
     heads = ["stage", "runs", "ended", "causal FLOPs", "minutes"]
     note = "training alone, one run at a time: no start of a process, no validation"
     return f"{table(columns, rows)}\n\n{table(heads, of_stages, note=note)}"
@@ -105,10 +83,10 @@ def calibrate(runs: Iterable[SweepRun], out: Path, minutes: float, seconds: floa
     One random batch, steps in a row by the host's clock, one thread: neither data nor validation.
 
     Args:
-        runs: whose models are timed, in this order.
-        out: folder of the table.
-        minutes: no model is begun later.
-        seconds: of each measurement.
+        runs: Whose models are timed, in this order.
+        out: Folder of the table.
+        minutes: No model is begun later.
+        seconds: Of each measurement.
     """
     end = time.monotonic() + 60 * minutes - MARGIN_SECONDS
     rates = Table(out / "calibration.csv", CALIBRATION_COLUMNS, ("model",))
@@ -152,15 +130,15 @@ class Schedule:
     """What a call of :func:`run` trains, and where.
 
     Attributes:
-        planned: runs in their order.
-        corpus: the text; its tokenizer is the arm's.
-        out: folder of the results.
-        state: folder of the checkpoints.
-        minutes: from now; the call ends within them.
-        clock: predicts each run's seconds.
-        workers: runs side by side.
-        done: tables of runs trained before.
-        steps: called in a run's process after each step; must be picklable.
+        planned: Runs in their order.
+        corpus: The text; its tokenizer is the arm's.
+        out: Folder of the results.
+        state: Folder of the checkpoints.
+        minutes: From now; the call ends within them.
+        clock: Predicts each run's seconds.
+        workers: Runs side by side.
+        done: Tables of runs trained before.
+        steps: Called in a run's process after each step; must be picklable.
     """
 
     planned: Sequence[Planned]
@@ -195,8 +173,8 @@ def run(schedule: Schedule, now: Callable[[], float] = time.monotonic) -> list[s
         Names of the runs that are left.
 
     Raises:
-        ValueError: if a run was done with other steps, learning rate or text.
-        RuntimeError: if a run failed; those running beside it lose their last steps.
+        ValueError: If a run was done with other steps, learning rate or text.
+        RuntimeError: If a run failed; those running beside it lose their last steps.
     """
     end = now() + 60 * schedule.minutes - MARGIN_SECONDS
     planned = schedule.with_text()
@@ -295,7 +273,7 @@ def _run_row(
 ) -> dict[str, Any]:
     config = planned.run.config
     said = environment()
-    tokens = config.steps * config.recipe.batch_size * config.model.num_latents
+    tokens = trained_tokens(config)
     return {
         "run": planned.name,
         "stage": planned.stage,

@@ -18,8 +18,8 @@ def settings(config: SweepConfig, python: str) -> dict[str, str]:
     """Say what a sweep was asked for; what had no effect on it is left out.
 
     Args:
-        config: the sweep.
-        python: the version that ran it.
+        config: The sweep.
+        python: The version that ran it.
 
     """
     model, recipe = config.model, config.recipe
@@ -55,13 +55,12 @@ def settings(config: SweepConfig, python: str) -> dict[str, str]:
 def corpus_name(config: CorpusConfig, python: str) -> str:
     """Name a corpus as a reader would look for it.
 
-    Example:
-        >>> corpus_name(CorpusConfig(), "3.11.7")
-        'the standard library of Python 3.11.7, its tests left out'
-        >>> corpus_name(CorpusConfig(files=("books/*.txt.xz",), blank_lines=3), "3.11.7")
-        'books/*.txt.xz, documents parted by 3 blank lines or more'
-        >>> corpus_name(CorpusConfig(dataset="bookcorpus", dataset_rows=100), "3.11.7")
-        'bookcorpus of Hugging Face, split train, 100 rows to a document'
+    >>> corpus_name(CorpusConfig(), "3.11.7")
+    'the standard library of Python 3.11.7, its tests left out'
+    >>> corpus_name(CorpusConfig(files=("books/*.txt.xz",), blank_lines=3), "3.11.7")
+    'books/*.txt.xz, documents parted by 3 blank lines or more'
+    >>> corpus_name(CorpusConfig(dataset="bookcorpus", dataset_rows=100), "3.11.7")
+    'bookcorpus of Hugging Face, split train, 100 rows to a document'
     """
     if config.dataset is not None:
         parts = [f"{config.dataset} of Hugging Face", config.dataset_config]
@@ -83,7 +82,7 @@ def environment(runs: Sequence[Path]) -> dict[str, str]:
     """Say what runs ran on: every value of each name, once, in the order of the runs.
 
     Args:
-        runs: their folders.
+        runs: Their folders.
 
     """
     said: dict[str, list[str]] = {}
@@ -99,9 +98,8 @@ def environment(runs: Sequence[Path]) -> dict[str, str]:
 def _condition(value: Any) -> str:
     """A value as a person reads it; of an execution, what is not as by default.
 
-    Example:
-        >>> _condition({"micro_batches": 2, "dtype": "fp32", "compile": "off"}), _condition(12345)
-        ('micro batches: 2, dtype: fp32', '12,345')
+    >>> _condition({"micro_batches": 2, "dtype": "fp32", "compile": "off"}), _condition(12345)
+    ('micro batches: 2, dtype: fp32', '12,345')
     """
     if isinstance(value, dict):
         usual = dataclasses.asdict(Execution())

@@ -54,18 +54,18 @@ class KillTest:
     """What a kill test did and found.
 
     Attributes:
-        kills: processes killed, workers and sweeps.
-        sweep_kills: of them the sweep's own process, with its workers.
-        write_kills: of them while a checkpoint was being written.
-        restarts: sweeps started again because one gave a run up, or was killed.
-        runs: of the sweep.
-        steps: of all runs.
-        repeated: steps done again, in all.
-        most_repeated: steps done again after one kill, at most.
-        checkpoint_steps: steps between checkpoints.
-        seconds: from the first start to the end.
-        seconds_alone: the same of the sweep that was left alone.
-        problems: what did not hold; none is the result to wish for.
+        kills: Processes killed, workers and sweeps.
+        sweep_kills: Of them the sweep's own process, with its workers.
+        write_kills: Of them while a checkpoint was being written.
+        restarts: Sweeps started again because one gave a run up, or was killed.
+        runs: Of the sweep.
+        steps: Of all runs.
+        repeated: Steps done again, in all.
+        most_repeated: Steps done again after one kill, at most.
+        checkpoint_steps: Steps between checkpoints.
+        seconds: From the first start to the end.
+        seconds_alone: The same of the sweep that was left alone.
+        problems: What did not hold; none is the result to wish for.
 
     """
 
@@ -113,15 +113,15 @@ def kill_test(
     need, each with a random delay within a step.
 
     Args:
-        folder: of both sweeps and the figures, ``kill_test.json``; must be new or empty.
-        kills: how many, at least 1.
-        sweep_share: the share of them that hits the sweep's own process, from 0 to 1.
-        workers: runs side by side.
-        seed: of the moments and victims.
+        folder: Of both sweeps and the figures, ``kill_test.json``; must be new or empty.
+        kills: How many, at least 1.
+        sweep_share: The share of them that hits the sweep's own process, from 0 to 1.
+        workers: Runs side by side.
+        seed: Of the moments and victims.
 
     Raises:
-        ValueError: if an argument is out of range, or the folder is not empty.
-        RuntimeError: without ``/proc``, or if the sweep makes no progress.
+        ValueError: If an argument is out of range, or the folder is not empty.
+        RuntimeError: Without ``/proc``, or if the sweep makes no progress.
 
     """
     check(AtLeastOne, kills, "kills")

@@ -28,8 +28,8 @@ class Place(Protocol):
     """Where runs are trained: given some to start, it tells how far they are and which ended.
 
     Attributes:
-        capacity: runs that may be started and not ended at a time; None for any number.
-        done: steps of each run.
+        capacity: Runs that may be started and not ended at a time; None for any number.
+        done: Steps of each run.
 
     """
 

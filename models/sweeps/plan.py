@@ -25,14 +25,14 @@ class SweepConfig(RunConfig):
     Attributes:
         budgets: FLOPs of one run, level ``causal`` unless ``convention`` is given.
         shapes: (num_channels, num_layers) of each model.
-        seeds: of the runs.
-        convention: a published way to count that the budgets are in, its self part, as the article
+        seeds: Of the runs.
+        convention: A published way to count that the budgets are in, its self part, as the article
             holds budgets; what a run records stays level ``causal``.
-        head_dim: in place of the model's ``num_heads``: every model has heads of so many channels.
+        head_dim: In place of the model's ``num_heads``: every model has heads of so many channels.
         cluster: ``local`` runs on this machine alone; ``ray`` places runs on a Ray cluster (extra
             ``ray``).
-        workers: runs side by side on this machine; the number of usable cores by default.
-        cpus_per_run: cores that Ray gives a run, and threads that it computes with.
+        workers: Runs side by side on this machine; the number of usable cores by default.
+        cpus_per_run: Cores that Ray gives a run, and threads that it computes with.
         gpus_per_run: GPUs, or parts of one, that Ray gives a run; by default one for device
             ``cuda`` and none otherwise.
 
@@ -67,8 +67,8 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
     """Give each shape the steps that a budget affords, by :func:`flopcount.isoflop_runs`.
 
     Raises:
-        TypeError: if a value is of another type than its field.
-        ValueError: if a value is out of range; there are no budgets, shapes or seeds, or one of
+        TypeError: If a value is of another type than its field.
+        ValueError: If a value is out of range; there are no budgets, shapes or seeds, or one of
             them comes twice; a width is no multiple of ``head_dim``; or a budget affords fewer
             than ten steps of a shape.
 

@@ -33,9 +33,9 @@ def plot_profiles(
     """Draw loss against N, one colour per budget: runs, parabola, its band, minimum with bars.
 
     Args:
-        profiles: one per budget.
-        labels: of each in the legend; its FLOPs by default.
-        loss: what the loss is.
+        profiles: One per budget.
+        labels: Of each in the legend; its FLOPs by default.
+        loss: What the loss is.
 
     """
     if labels is None:
@@ -111,11 +111,11 @@ def plot_frontier(
     """Draw optima against budget.
 
     Args:
-        ylabel: what is optimal.
-        points: budget, optimum and its interval (or None) of every vertex that is used.
-        fitted: the same along the fitted law.
-        published: by name, a published law's values at ``budgets``.
-        budgets: of the laws.
+        ylabel: What is optimal.
+        points: Budget, optimum and its interval (or None) of every vertex that is used.
+        fitted: The same along the fitted law.
+        published: By name, a published law's values at ``budgets``.
+        budgets: Of the laws.
 
     """
     figure, axes = _axes(_FLOPS, ylabel)
@@ -152,9 +152,9 @@ def plot_curves(
     """Draw validation loss against FLOPs, a line per run, coloured by its size.
 
     Args:
-        runs: with ``run``, ``parameters`` and ``budget``.
-        curves: by run, its rows with ``flops`` and ``validation_loss``.
-        log: whether both axes are logarithmic.
+        runs: With ``run``, ``parameters`` and ``budget``.
+        curves: By run, its rows with ``flops`` and ``validation_loss``.
+        log: Whether both axes are logarithmic.
 
     """
     figure, axes = _axes(_FLOPS, _LOSS)
@@ -196,9 +196,9 @@ def plot_arms(
     """Draw the least loss against budget, a line per arm; hollow where it is no minimum.
 
     Args:
-        arms: by name, for every budget: FLOPs, loss, half the width of its interval (or None), and
+        arms: By name, for every budget: FLOPs, loss, half the width of its interval (or None), and
             whether the loss is a minimum inside the sizes tried.
-        loss: what the loss is.
+        loss: What the loss is.
 
     """
     figure, axes = _axes(_FLOPS, loss)
@@ -233,8 +233,8 @@ def plot_times(pairs: Sequence[tuple[float, float]], near: float) -> bytes:
     """Draw measured over predicted seconds against predicted seconds, a point per run.
 
     Args:
-        pairs: predicted and measured seconds.
-        near: the deviation that is shaded.
+        pairs: Predicted and measured seconds.
+        near: The deviation that is shaded.
 
     """
     figure, axes = _axes("predicted seconds of training", "measured / predicted seconds")
@@ -255,7 +255,7 @@ def plot_terms(shares: Mapping[str, Mapping[str, float]]) -> bytes:
     """Draw what share of its FLOPs each model spends on what, a bar per model.
 
     Args:
-        shares: by model, the share of every group of terms.
+        shares: By model, the share of every group of terms.
 
     """
     figure, axes = _axes("share of training FLOPs", "")
@@ -285,9 +285,8 @@ def optima_along(predictions: Sequence[Optimum], name: str) -> list[tuple[float,
 def short(number: float) -> str:
     """A number of FLOPs in three digits, as ``3e10``.
 
-    Example:
-        >>> short(3e10), short(1.25e11), short(2e5)
-        ('3e10', '1.25e11', '2e5')
+    >>> short(3e10), short(1.25e11), short(2e5)
+    ('3e10', '1.25e11', '2e5')
     """
     return re.sub(r"e\+?(-?)0*", r"e\1", f"{number:.3g}")
 

@@ -30,11 +30,11 @@ def connect(**options: Any) -> None:
     """Connect to a Ray cluster, or start one on this machine, with this code on every node.
 
     Args:
-        options: of ``ray.init``.
+        options: Of ``ray.init``.
 
     Raises:
-        ImportError: if Ray is missing; the message names the extra.
-        ConnectionError: if there is no cluster where ``RAY_ADDRESS`` says.
+        ImportError: If Ray is missing; the message names the extra.
+        ConnectionError: If there is no cluster where ``RAY_ADDRESS`` says.
 
     """
     ray = load("ray", "ray")
@@ -56,15 +56,15 @@ class RayCluster:
     """The Ray cluster of ``RAY_ADDRESS``, or the one running on this machine, or a new one here.
 
     Args:
-        runs: the sweep's.
-        folder: the sweep's, on storage that every node shares.
-        cpus: cores of one run.
+        runs: The sweep's.
+        folder: The sweep's, on storage that every node shares.
+        cpus: Cores of one run.
         gpus: GPUs of one run, or a part of one.
-        on_step: called in the run's process with its name and the number of steps done.
+        on_step: Called in the run's process with its name and the number of steps done.
 
     Raises:
-        ImportError: if Ray is missing; the message names the extra.
-        RuntimeError: if no node of the cluster has what a run needs.
+        ImportError: If Ray is missing; the message names the extra.
+        RuntimeError: If no node of the cluster has what a run needs.
 
     """
 

@@ -62,11 +62,11 @@ def fit_sweep(folder: Path, num_bootstrap: int = _BOOTSTRAP) -> ProfilesFit:
     """Fit a finished sweep's final validation losses: a parabola in log N per budget.
 
     Args:
-        folder: of the sweep, with its ``runs.csv``.
-        num_bootstrap: fits to runs drawn with replacement, for intervals.
+        folder: Of the sweep, with its ``runs.csv``.
+        num_bootstrap: Fits to runs drawn with replacement, for intervals.
 
     Raises:
-        ValueError: if the folder holds no finished sweep.
+        ValueError: If the folder holds no finished sweep.
 
     """
     if not (folder / "runs.csv").exists():
@@ -85,14 +85,14 @@ def write_report(folder: Path, num_bootstrap: int = _BOOTSTRAP) -> Path:
     model by term.
 
     Args:
-        folder: of the sweep, ``runs.csv`` and all.
-        num_bootstrap: fits to runs drawn with replacement, for intervals.
+        folder: Of the sweep, ``runs.csv`` and all.
+        num_bootstrap: Fits to runs drawn with replacement, for intervals.
 
     Returns:
         The path of the report.
 
     Raises:
-        ValueError: if the folder holds no finished sweep.
+        ValueError: If the folder holds no finished sweep.
 
     """
     config = read_config(SweepConfig, folder)
@@ -181,9 +181,8 @@ def _plots(
 def _law_name(name: str) -> str:
     """A published law's name as a reader knows it.
 
-    Example:
-        >>> _law_name("chinchilla-2")
-        'Chinchilla, approach 2'
+    >>> _law_name("chinchilla-2")
+    'Chinchilla, approach 2'
     """
     return name.replace("chinchilla-", "Chinchilla, approach ")
 
@@ -234,9 +233,8 @@ def _alts(
 def _duration(seconds: float) -> str:
     """A time in the unit that a person would take.
 
-    Example:
-        >>> _duration(45), _duration(300), _duration(9000)
-        ('45 seconds', '5.0 minutes', '2.5 hours')
+    >>> _duration(45), _duration(300), _duration(9000)
+    ('45 seconds', '5.0 minutes', '2.5 hours')
     """
     if seconds < 120:
         return f"{seconds:.0f} seconds"
@@ -267,12 +265,12 @@ def _approaches(
     rows = []
     for name, fit in ways.items():
         try:
-            found = fit()
-            here, ahead = found.predict(largest), found.predict(_AHEAD * largest)
+            result = fit()
+            here, ahead = result.predict(largest), result.predict(_AHEAD * largest)
         except ValueError as error:
             rows.append({"name": name, "reason": _reason(error)})
             continue
-        exponents = _exponents(found)
+        exponents = _exponents(result)
         rows.append({"name": name, "reason": "", "exponents": exponents, "best": here})
         rows.append({"name": "", "reason": "", "exponents": [], "best": ahead})
     return rows
@@ -281,11 +279,10 @@ def _approaches(
 def _reason(error: ValueError) -> str:
     """What a fit says of its runs, without the argument that it names.
 
-    Example:
-        >>> _reason(ValueError("curves: expected two budgets"))
-        'expected two budgets'
-        >>> _reason(ValueError("flops = 1e+12: no prediction: too few budgets"))
-        'no prediction: too few budgets'
+    >>> _reason(ValueError("curves: expected two budgets"))
+    'expected two budgets'
+    >>> _reason(ValueError("flops = 1e+12: no prediction: too few budgets"))
+    'no prediction: too few budgets'
     """
     return re.sub(r"^\w+( = [^:]+)?: ", "", str(error))
 
@@ -396,9 +393,8 @@ def _environment() -> jinja2.Template:
 def _power(value: float) -> Markup:
     """A number as HTML in three digits and a power of ten.
 
-    Example:
-        >>> print(_power(3e10), _power(1e12))
-        3 × 10<sup>10</sup> 10<sup>12</sup>
+    >>> print(_power(3e10), _power(1e12))
+    3 × 10<sup>10</sup> 10<sup>12</sup>
     """
     mantissa, exponent = f"{value:.2e}".split("e")
     digits = mantissa.rstrip("0").rstrip(".")
@@ -409,9 +405,8 @@ def _power(value: float) -> Markup:
 def _number(value: float) -> Markup:
     """A count with separators below a billion, else a power of ten.
 
-    Example:
-        >>> print(_number(28722.4), _number(2.5e9))
-        28,722 2.5 × 10<sup>9</sup>
+    >>> print(_number(28722.4), _number(2.5e9))
+    28,722 2.5 × 10<sup>9</sup>
     """
     return Markup(f"{value:,.0f}") if value < 1e9 else _power(value)
 
@@ -419,9 +414,8 @@ def _number(value: float) -> Markup:
 def _minimum(verdict: str) -> str:
     """Say of a vertex whether it is a minimum inside the range.
 
-    Example:
-        >>> _minimum("used"), _minimum("not used: the parabola has no minimum")
-        ('yes', 'no: the parabola has no minimum')
+    >>> _minimum("used"), _minimum("not used: the parabola has no minimum")
+    ('yes', 'no: the parabola has no minimum')
     """
     if verdict.startswith("used"):
         return verdict.replace("used", "yes", 1)

@@ -58,22 +58,22 @@ def run_sweep(
     """Train every run that is not finished, side by side, and gather the results.
 
     Args:
-        config: the sweep.
-        folder: its own; made if need be.
-        quiet: without the progress lines.
-        on_step: called in the run's process with its name and the number of steps done, after
+        config: The sweep.
+        folder: Its own; made if need be.
+        quiet: Without the progress lines.
+        on_step: Called in the run's process with its name and the number of steps done, after
             each and at the start; must be picklable.
 
     Returns:
         The rows of ``runs.csv``, one per run in the plan's order.
 
     Raises:
-        ValueError: if the folder holds a sweep of another configuration, a run's configuration is
+        ValueError: If the folder holds a sweep of another configuration, a run's configuration is
             out of range, or the corpus too short.
-        SweepError: if a run raises, or its process dies three times without having reached a
+        SweepError: If a run raises, or its process dies three times without having reached a
             further checkpoint; other runs go on first.
-        RuntimeError: if another process works on the folder, or ``torchrun`` started this one.
-        ImportError: if ``cluster`` is ``ray`` and the extra ``ray`` is missing.
+        RuntimeError: If another process works on the folder, or ``torchrun`` started this one.
+        ImportError: If ``cluster`` is ``ray`` and the extra ``ray`` is missing.
 
     """
     if launched():

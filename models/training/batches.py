@@ -27,21 +27,20 @@ def prefetched(
     pins their memory and copies them on a stream of its own, while the step before is computed.
 
     Args:
-        make: gives the batch of a step, on the CPU.
-        steps: consecutive steps.
-        device: where the batches go.
-        ahead: how many to make ahead; 0 makes each when it is asked for.
+        make: Gives the batch of a step, on the CPU.
+        steps: Consecutive steps.
+        device: Where the batches go.
+        ahead: How many to make ahead; 0 makes each when it is asked for.
 
     Raises:
-        ValueError: if ``ahead`` is negative.
-        Exception: what ``make`` raises, at the step whose batch it was making.
+        ValueError: If ``ahead`` is negative.
+        Exception: What ``make`` raises, at the step whose batch it was making.
 
-    Example:
-        >>> def make(step):
-        ...     return torch.tensor([step]), torch.tensor([step + 1])
-        >>> with prefetched(make, range(3, 5), torch.device("cpu"), ahead=2) as batches:
-        ...     [(inputs.item(), targets.item()) for inputs, targets in batches]
-        [(3, 4), (4, 5)]
+    >>> def make(step):
+    ...     return torch.tensor([step]), torch.tensor([step + 1])
+    >>> with prefetched(make, range(3, 5), torch.device("cpu"), ahead=2) as batches:
+    ...     [(inputs.item(), targets.item()) for inputs, targets in batches]
+    [(3, 4), (4, 5)]
     """
     if ahead < 0:
         raise ValueError(f"prefetch must be at least 0, got {ahead}")

@@ -35,13 +35,13 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     """Write the checkpoint of ``step`` and remove the one before.
 
     Args:
-        folder: the run's folder.
-        step: steps done.
-        tensors: by name, contiguous, none sharing memory.
-        state: everything else, as JSON can hold it.
+        folder: The run's folder.
+        step: Steps done.
+        tensors: By name, contiguous, none sharing memory.
+        state: Everything else, as JSON can hold it.
 
     Raises:
-        OSError: if the disk is full or refuses; the checkpoint before is still there.
+        OSError: If the disk is full or refuses; the checkpoint before is still there.
 
     """
     if not (folder / _STATE).exists():
@@ -67,7 +67,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any
         Steps done, tensors and state as saved; None if the run has no checkpoint yet.
 
     Raises:
-        CheckpointError: if a file is missing, truncated or changed.
+        CheckpointError: If a file is missing, truncated or changed.
 
     """
     content = _read_state(folder)
@@ -90,7 +90,7 @@ def steps_done(folder: Path) -> int:
     """Count the steps that a run's checkpoint holds; 0 without one.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be read. The tensors are not looked at.
+        CheckpointError: If the checkpoint cannot be read. The tensors are not looked at.
 
     """
     content = _read_state(folder)

@@ -33,12 +33,11 @@ class Processes:
     """The processes that train one run, seen from one of them.
 
     Attributes:
-        rank: this one's, from 0.
-        count: how many there are.
+        rank: This one's, from 0.
+        count: How many there are.
 
-    Example:
-        >>> Processes(rank=1, count=4).share(80)
-        slice(20, 40, None)
+    >>> Processes(rank=1, count=4).share(80)
+    slice(20, 40, None)
     """
 
     rank: int = 0
@@ -88,7 +87,7 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
     A process that was started in another way is alone.
 
     Raises:
-        ValueError: if there are more processes on a machine than GPUs.
+        ValueError: If there are more processes on a machine than GPUs.
 
     """
     if not launched():

@@ -79,14 +79,14 @@ class ModelConfig:
     """The network's sizes, as both the network and the counter take them.
 
     Attributes:
-        vocab_size: entries of the vocabulary.
-        num_latents: positions that predict; all of a decoder's.
-        num_prefix: positions before them that the first layer attends to; 0 for a decoder.
-        num_channels: channels of the residual stream.
-        num_layers: layers.
-        num_heads: heads of each.
-        widening_factor: width of the MLP's hidden layer over the channels.
-        prefix_dropout: the share of the prefix that a training step drops; 0 for a decoder.
+        vocab_size: Entries of the vocabulary.
+        num_latents: Positions that predict; all of a decoder's.
+        num_prefix: Positions before them that the first layer attends to; 0 for a decoder.
+        num_channels: Channels of the residual stream.
+        num_layers: Layers.
+        num_heads: Heads of each.
+        widening_factor: Width of the MLP's hidden layer over the channels.
+        prefix_dropout: The share of the prefix that a training step drops; 0 for a decoder.
         architecture: ``perceiver-ar``, or ``decoder`` for GPT-2's, which has a final norm, biases
             and no prefix.
 
@@ -106,12 +106,11 @@ class ModelConfig:
         """Give the sizes by the names that the architecture has for them.
 
         Raises:
-            ValueError: if a decoder is given a prefix.
+            ValueError: If a decoder is given a prefix.
 
-        Example:
-            >>> sizes = ModelConfig(num_prefix=0, architecture="decoder").sizes()
-            >>> sizes["seq_len"], "num_prefix" in sizes
-            (512, False)
+        >>> sizes = ModelConfig(num_prefix=0, architecture="decoder").sizes()
+        >>> sizes["seq_len"], "num_prefix" in sizes
+        (512, False)
         """
         sizes = dataclasses.asdict(self)
         if sizes.pop("architecture") == "perceiver-ar":
@@ -125,7 +124,7 @@ class ModelConfig:
         """Make the network.
 
         Args:
-            options: that change how it is computed: ``attention``, ``checkpointing``.
+            options: That change how it is computed: ``attention``, ``checkpointing``.
 
         """
         return NETWORKS[self.architecture][0](**self.sizes(), **options)
@@ -140,11 +139,11 @@ class Recipe:
     """How a model is trained; the defaults are the article's.
 
     Attributes:
-        batch_size: sequences a step.
+        batch_size: Sequences a step.
         learning_rate: Adam's, at its peak.
-        final_fraction: of the peak, reached by a cosine at the last step.
-        warmup_steps: linear from 0, but at most a tenth of the run.
-        gradient_clip: largest norm of the gradient.
+        final_fraction: Of the peak, reached by a cosine at the last step.
+        warmup_steps: Linear from 0, but at most a tenth of the run.
+        gradient_clip: Largest norm of the gradient.
 
     """
 
@@ -160,21 +159,21 @@ class RunConfig:
     """What a run has in common with the other runs of its sweep.
 
     Attributes:
-        model: the network.
-        corpus: the text.
-        recipe: the optimisation.
-        validations: how often the validation loss is taken, at equal distances in FLOPs, the last
+        model: The network.
+        corpus: The text.
+        recipe: The optimisation.
+        validations: How often the validation loss is taken, at equal distances in FLOPs, the last
             time after the last step.
-        validation_windows: windows of each.
-        final_validation_windows: of the last; as many by default.
-        validation_context: positions before the latents of each, of which the last are the prefix;
+        validation_windows: Windows of each.
+        final_validation_windows: Of the last; as many by default.
+        validation_context: Positions before the latents of each, of which the last are the prefix;
             equal ones make equal targets for models of different prefixes. The prefix by default.
-        checkpoint_steps: a checkpoint after so many steps, besides one at each validation.
+        checkpoint_steps: A checkpoint after so many steps, besides one at each validation.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
-        peak: the device's name in ``flopcount devices``, for MFU and HFU; without it none is
+        peak: The device's name in ``flopcount devices``, for MFU and HFU; without it none is
             recorded.
-        peak_flops: in place of ``peak``, FLOP/s of one device.
-        execution: how the steps are executed; may change while a run is interrupted.
+        peak_flops: In place of ``peak``, FLOP/s of one device.
+        execution: How the steps are executed; may change while a run is interrupted.
 
     """
 
@@ -197,8 +196,8 @@ class TrainConfig(RunConfig):
     """One run, complete.
 
     Attributes:
-        steps: how many.
-        seed: of weights, windows and prefix dropout.
+        steps: How many.
+        seed: Of weights, windows and prefix dropout.
 
     """
 
@@ -217,10 +216,9 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     peak · (f + (1 − f) · (1 + cos(π·t)) / 2), f the final fraction and t going from 0 to 1 at the
     last step.
 
-    Example:
-        >>> recipe = Recipe(learning_rate=1.0, warmup_steps=5)
-        >>> [round(learning_rate(recipe, step, 101), 2) for step in (0, 4, 5, 100)]
-        [0.2, 1.0, 1.0, 0.1]
+    >>> recipe = Recipe(learning_rate=1.0, warmup_steps=5)
+    >>> [round(learning_rate(recipe, step, 101), 2) for step in (0, 4, 5, 100)]
+    [0.2, 1.0, 1.0, 0.1]
     """
     warmup = min(recipe.warmup_steps, steps // 10)
     if step < warmup:
@@ -239,11 +237,11 @@ def train(
     """Train a run to its end, from its checkpoint where it has one.
 
     Args:
-        config: the run.
-        folder: its own; made if need be.
-        on_step: called with the number of steps done, after each and at the start, in every
+        config: The run.
+        folder: Its own; made if need be.
+        on_step: Called with the number of steps done, after each and at the start, in every
             process that ``torchrun`` has started.
-        patience: seconds to wait for another process that is training in the folder.
+        patience: Seconds to wait for another process that is training in the folder.
 
     Returns:
         The rows of ``metrics.csv``: step, tokens, flops, learning_rate, train_loss (mean since
@@ -252,11 +250,11 @@ def train(
         steps since the row before. Losses are nats per token.
 
     Raises:
-        ValueError: if the folder holds a run of another configuration, the configuration is out
+        ValueError: If the folder holds a run of another configuration, the configuration is out
             of range, or the corpus too short.
-        CheckpointError: if the checkpoint is damaged or the corpus has changed since.
-        DivergedError: if the loss is not finite.
-        RuntimeError: if another process is training in the folder.
+        CheckpointError: If the checkpoint is damaged or the corpus has changed since.
+        DivergedError: If the loss is not finite.
+        RuntimeError: If another process is training in the folder.
 
     """
     check_config(config)
@@ -290,7 +288,7 @@ def load_model(folder: Path) -> PerceiverAR | Decoder:
     """Load the network of a run's last checkpoint, in evaluation mode on the CPU.
 
     Raises:
-        CheckpointError: if there is none, or it is damaged.
+        CheckpointError: If there is none, or it is damaged.
 
     """
     model = read_config(TrainConfig, folder).model.network()
@@ -305,8 +303,8 @@ def check_config(config: TrainConfig) -> None:
     """Refuse what no run could be trained with.
 
     Raises:
-        TypeError: if a value is of another type than its field.
-        ValueError: if a value is out of range, or the device is not there.
+        TypeError: If a value is of another type than its field.
+        ValueError: If a value is out of range, or the device is not there.
 
     """
     check_fields(config)
@@ -354,7 +352,7 @@ def open_corpus(config: TrainConfig) -> Corpus:
     """Load a run's corpus: see :func:`models.data.corpus.load_corpus`.
 
     Raises:
-        ValueError: beside the reasons there, if either part is shorter than a window.
+        ValueError: Beside the reasons there, if either part is shorter than a window.
 
     """
     corpus = load_corpus(config.corpus, config.model.vocab_size)
@@ -375,7 +373,7 @@ def choose_device(name: str) -> torch.device:
     """Find the device that a configuration names.
 
     Raises:
-        ValueError: if the name is unknown, or there is no GPU where one is asked for.
+        ValueError: If the name is unknown, or there is no GPU where one is asked for.
 
     """
     if name not in ("auto", "cpu", "cuda"):

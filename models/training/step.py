@@ -2,6 +2,8 @@
 
 Options of :class:`Execution` change speed and memory, and results by no more than rounding. On a
 CPU the defaults are plain single-precision PyTorch.
+
+Letters: B batch, M prefix tokens, K of them kept, N latents.
 """
 
 from __future__ import annotations
@@ -31,19 +33,19 @@ class Execution:
     Attributes:
         attention: ``fused`` for the kernels, ``reference`` for plain PyTorch, or ``auto`` for the
             kernels on a GPU and plain PyTorch elsewhere; ``environment.json`` records which ran.
-        micro_batches: parts that a batch is computed in, one after another, to save memory.
+        micro_batches: Parts that a batch is computed in, one after another, to save memory.
         checkpointing: ``reentrant`` or ``non-reentrant``: recompute each layer's activations in
             the backward pass, to save memory.
         loss: ``whole`` makes all logits at once; ``chunked`` never does, for large vocabularies.
             In bf16 its training loss is rounded to three digits, its validation loss is not.
-        dtype: of matrix products: ``bf16`` by autocast, ``fp32``, or ``auto`` for bf16 on a GPU
+        dtype: Of matrix products: ``bf16`` by autocast, ``fp32``, or ``auto`` for bf16 on a GPU
             and fp32 on a CPU. Parameters and optimiser stay fp32.
-        tf32: whether fp32 products may round their inputs to TF32 on a GPU.
-        compile: mode of ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` use CUDA
+        tf32: Whether fp32 products may round their inputs to TF32 on a GPU.
+        compile: Mode of ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` use CUDA
             graphs.
         fused_optimizer: Adam's fused kernel.
-        prefetch: batches made ahead by a thread; by default 2 for a GPU and none for a CPU.
-        parallel: how ``torchrun``'s processes share a model: ``ddp`` or ``fsdp2``.
+        prefetch: Batches made ahead by a thread; by default 2 for a GPU and none for a CPU.
+        parallel: How ``torchrun``'s processes share a model: ``ddp`` or ``fsdp2``.
 
     """
 
@@ -62,11 +64,10 @@ class Execution:
         """Give the device's attention, a key of :data:`models.networks.blocks.ATTENTION`.
 
         Raises:
-            ValueError: if the kernels are asked for and cannot run there in this dtype.
+            ValueError: If the kernels are asked for and cannot run there in this dtype.
 
-        Example:
-            >>> [Execution().resolve_attention(torch.device(name)) for name in ("cpu", "cuda")]
-            ['reference', 'fused']
+        >>> [Execution().resolve_attention(torch.device(name)) for name in ("cpu", "cuda")]
+        ['reference', 'fused']
         """
         if self.attention == "auto":
             return "fused" if device.type == "cuda" else "reference"
@@ -86,9 +87,8 @@ class Execution:
     def resolve_dtype(self, device: torch.device) -> Literal["fp32", "bf16"]:
         """Give the dtype of matrix products on a device.
 
-        Example:
-            >>> Execution().resolve_dtype(torch.device("cpu"))
-            'fp32'
+        >>> Execution().resolve_dtype(torch.device("cpu"))
+        'fp32'
         """
         if self.dtype == "auto":
             return "bf16" if device.type == "cuda" else "fp32"
@@ -122,14 +122,14 @@ class NextTokenLoss(nn.Module):
     """A network and the mean cross-entropy of its predictions, in nats per token.
 
     Args:
-        model: the network.
-        chunked: never hold all logits: the output layer, its loss and their gradients are computed
+        model: The network.
+        chunked: Never hold all logits: the output layer, its loss and their gradients are computed
             for some positions at a time, by PyTorch's ``linear_cross_entropy``. Gradients come with
             the forward pass, so nothing is computed twice and the FLOPs are the same.
-        bf16: whether products are in bfloat16, by autocast.
+        bf16: Whether products are in bfloat16, by autocast.
 
     Raises:
-        ValueError: if ``chunked`` is asked of a PyTorch that cannot.
+        ValueError: If ``chunked`` is asked of a PyTorch that cannot.
 
     """
 
@@ -171,22 +171,21 @@ class TrainStep:
     """A model, its optimiser, and the step that both take together.
 
     Args:
-        model: the network, on its device. Its parameters are sharded in place with ``fsdp2``.
-        execution: how.
-        gradient_clip: largest norm of the gradient.
-        processes: that share each batch.
+        model: The network, on its device. Its parameters are sharded in place with ``fsdp2``.
+        execution: How.
+        gradient_clip: Largest norm of the gradient.
+        processes: That share each batch.
 
     Raises:
-        ValueError: if the execution is not possible here.
+        ValueError: If the execution is not possible here.
 
-    Example:
-        >>> model = PerceiverAR(vocab_size=9, num_latents=4, num_prefix=2, num_channels=8,
-        ...                     num_layers=1, num_heads=2)
-        >>> step = TrainStep(model, Execution(micro_batches=2), gradient_clip=0.5)
-        >>> tokens = torch.zeros(2, 7, dtype=torch.long)
-        >>> loss, norm = step(tokens[:, :6], tokens[:, 3:], learning_rate=1e-3)
-        >>> loss.shape, norm.shape
-        (torch.Size([]), torch.Size([]))
+    >>> model = PerceiverAR(vocab_size=9, num_latents=4, num_prefix=2, num_channels=8,
+    ...                     num_layers=1, num_heads=2)
+    >>> step = TrainStep(model, Execution(micro_batches=2), gradient_clip=0.5)
+    >>> tokens = torch.zeros(2, 7, dtype=torch.long)
+    >>> loss, norm = step(tokens[:, :6], tokens[:, 3:], learning_rate=1e-3)
+    >>> loss.shape, norm.shape
+    (torch.Size([]), torch.Size([]))
     """
 
     def __init__(
@@ -222,9 +221,9 @@ class TrainStep:
         """Take one step on this process's share of a batch.
 
         Args:
-            inputs: token ids, (B, M + N).
-            targets: token ids, (B, N).
-            learning_rate: of this step.
+            inputs: Token ids, (B, M + N).
+            targets: Token ids, (B, N).
+            learning_rate: Of this step.
 
         Returns:
             The share's mean loss, and the norm of the whole batch's gradient before clipping.

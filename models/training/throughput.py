@@ -26,12 +26,11 @@ def rates_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     One that is empty in any row is None.
 
     Args:
-        rows: of the run's ``metrics.csv``, whose rates are of the steps since the row before.
+        rows: Of the run's ``metrics.csv``, whose rates are of the steps since the row before.
 
-    Example:
-        >>> rates_of([dict(seconds=1.0, tokens_per_second=500.0),  # a slow start
-        ...           dict(seconds=4.0, tokens_per_second=900.0)])
-        {'tokens_per_second': 800.0}
+    >>> rates_of([dict(seconds=1.0, tokens_per_second=500.0),  # a slow start
+    ...           dict(seconds=4.0, tokens_per_second=900.0)])
+    {'tokens_per_second': 800.0}
     """
     ends = [float(row["seconds"]) for row in rows]
     spent = [end - start for start, end in pairwise([0.0, *ends])]
@@ -50,19 +49,18 @@ def peak_device(peak: str | None, peak_flops: float | None, dtype: str) -> flopc
     """Find the device whose peak utilisations refer to; None if neither argument is given.
 
     Args:
-        peak: a name that ``flopcount devices`` lists.
-        peak_flops: instead, FLOP/s of one device.
-        dtype: that the rate is for.
+        peak: A name that ``flopcount devices`` lists.
+        peak_flops: Instead, FLOP/s of one device.
+        dtype: That the rate is for.
 
     Raises:
-        ValueError: if both are given, the name is unknown, the device has no peak for the dtype,
+        ValueError: If both are given, the name is unknown, the device has no peak for the dtype,
             or the rate is not positive.
 
-    Example:
-        >>> peak_device("h100", None, "bf16").peak("bf16").flops_per_second
-        989400000000000.0
-        >>> peak_device(None, 2e12, "fp32").peak("fp32").flops_per_second
-        2000000000000.0
+    >>> peak_device("h100", None, "bf16").peak("bf16").flops_per_second
+    989400000000000.0
+    >>> peak_device(None, 2e12, "fp32").peak("fp32").flops_per_second
+    2000000000000.0
     """
     if peak is not None and peak_flops is not None:
         raise ValueError(f"give peak or peak_flops, not both, got {peak!r} and {peak_flops}")
@@ -88,13 +86,12 @@ def tiling_of(head_dim: int, element_size: int, num_keys: int) -> flopcount.Tili
     """The fused kernels' shipped tilings, as the counter takes them.
 
     Args:
-        head_dim: channels of a head.
-        element_size: bytes of an element.
-        num_keys: positions that a layer attends to.
+        head_dim: Channels of a head.
+        element_size: Bytes of an element.
+        num_keys: Positions that a layer attends to.
 
-    Example:
-        >>> tiling_of(73, 4, 512).forward
-        (32, 16)
+    >>> tiling_of(73, 4, 512).forward
+    (32, 16)
     """
     blocks = {
         name: tuple(shipped_tiling(name, head_dim, element_size, num_keys)[:2]) for name in PASSES
@@ -118,16 +115,16 @@ def measure(
     """Count a training step, to rate its times by.
 
     Args:
-        model: the sizes.
-        batch_size: sequences a step, over all devices.
+        model: The sizes.
+        batch_size: Sequences a step, over all devices.
         attention: ``reference`` or ``fused``.
-        checkpointing: of activations, or None.
-        device: with the peak rate, or None where it is not known.
-        dtype: of the matrix products.
-        num_devices: devices that share the step.
+        checkpointing: Of activations, or None.
+        device: With the peak rate, or None where it is not known.
+        dtype: Of the matrix products.
+        num_devices: Devices that share the step.
 
     Raises:
-        ValueError: if an argument is none of these.
+        ValueError: If an argument is none of these.
 
     """
     step = {"batch_size": batch_size, "checkpointing": checkpointing}
@@ -153,8 +150,8 @@ def seconds_per_step(step: Callable[[], Any], seconds: float = 3.0) -> float:
     """Time a step by the host's clock: steps in a row, warmed up; launch gaps count.
 
     Args:
-        step: takes one.
-        seconds: that as many steps as are timed should fill, three steps at least.
+        step: Takes one.
+        seconds: That as many steps as are timed should fill, three steps at least.
 
     """
     for _ in range(3):

@@ -11,7 +11,11 @@ import torch
 
 import flopcount as fc
 
-NEEDED = {"test_transformers.py": "accelerate", "test_lightning.py": "lightning"}
+NEEDED = {
+    "test_transformers.py": "accelerate",
+    "test_lightning.py": "lightning",
+    "test_torchtitan.py": "torchtitan",
+}
 collect_ignore = [file for file, library in NEEDED.items() if not importlib.util.find_spec(library)]
 
 MODEL = fc.Decoder(vocab_size=17, seq_len=8, num_channels=8, num_layers=1, num_heads=2)
@@ -24,6 +28,9 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+    def wait(self, seconds):
+        self.now += seconds
 
 
 @pytest.fixture

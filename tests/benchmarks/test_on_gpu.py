@@ -32,5 +32,5 @@ def test_drawn_shapes():
     assert soundness.wrong_cases(soundness.drawn_cases(20, largest=200)) == []
 
 
-def test_equal_bits():
-    assert soundness.check_determinism(runs=20, largest=200, number=3)[1] == []
+def test_equal_bits(tmp_path):
+    assert soundness.check_determinism(tmp_path, cases=3, largest=200)

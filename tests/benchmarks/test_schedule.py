@@ -1,6 +1,6 @@
 """The schedule: limits, order, resumption, and that every part's command is one that exists."""
 
-import argparse
+import functools
 import importlib
 import json
 import tarfile
@@ -13,6 +13,7 @@ from benchmarks import schedule
 from benchmarks.__main__ import PROGRAMS, main
 from benchmarks.measurement import FINDING
 from benchmarks.schedule import Part
+from flopcount import commands
 
 
 @pytest.mark.parametrize("tiny", [False, True])
@@ -21,19 +22,32 @@ def test_every_command_is_understood(part, tiny, monkeypatch):
     words = (part.tiny if tiny and part.tiny else part.arguments).split()
     if words[0] == "pytest":
         return
-    understood = []
-    parse = argparse.ArgumentParser.parse_args
+    run = commands.run
 
-    def parse_only(self, arguments=None, namespace=None):
-        understood.append(parse(self, arguments, namespace))
-        raise KeyboardInterrupt
+    def parse_only(given, *rest):
+        many = isinstance(given, dict)
+        left_out = {name: unworked(command) for name, command in given.items()} if many else None
+        return run(left_out or unworked(given), *rest)
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
-    with pytest.raises(KeyboardInterrupt):
-        importlib.import_module(f"{words[0]}.__main__").main(
-            [word.format(out="x") for word in words[1:]]
-        )
-    assert understood
+    monkeypatch.setattr(commands, "run", parse_only)
+    with pytest.raises(UnderstoodError):
+        main([word.format(out="x") for word in words[1:]])
+    with pytest.raises(SystemExit, match="2"):
+        main([*words[1:], "--nosuch"])
+
+
+class UnderstoodError(Exception):
+    """A command would now do its work."""
+
+
+def unworked(command):
+    """The command, its work left out."""
+
+    @functools.wraps(command)
+    def understood(*_, **__):
+        raise UnderstoodError
+
+    return understood
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")
@@ -78,6 +92,7 @@ def parts(monkeypatch, tmp_path):
             (modules / f"{name}.py").write_text(source)
             made.append(Part(name, f"{name} {{out}}", minutes, f"{name} tiny"))
         monkeypatch.setattr(schedule, "PARTS", tuple(made))
+        monkeypatch.setattr(schedule, "require_gpu", lambda instead: None)
         monkeypatch.setenv("PYTHONPATH", str(modules))
         return tmp_path / "out"
 
@@ -145,7 +160,7 @@ def test_the_archive_holds_results_and_no_checkpoints(parts, tmp_path):
     )
     out = parts(("one", source, 1))
     packed = tmp_path / "results.tar.gz"
-    schedule.run(out, minutes=5, packed=packed)
+    schedule.run(out, minutes=5, archive=packed)
     with tarfile.open(packed) as archive:
         assert sorted(archive.getnames()) == ["logs/one.log", "schedule.json", "table.csv"]
 

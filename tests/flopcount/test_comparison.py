@@ -394,3 +394,15 @@ def test_ratios_of_arrays_and_symbols():
 @pytest.mark.parametrize("name", ["article", "article-update", "megatron"])
 def test_projections_and_mlp_are_no_difference(name):
     assert not {term for _, term in of(name)} & {"projections and MLP", "query", "mlp up"}
+
+
+def test_parts_are_told_apart_where_there_is_a_prefix():
+    n = sympy.Symbol("n", integer=True, positive=True)
+    sizes = dict(vocab_size=9, num_channels=4, num_layers=1, num_heads=2)
+    for length in (3, n):
+        text = str(fc.compare(fc.Decoder(seq_len=length, **sizes)))
+        assert text.startswith("FLOPs of Decoder per token")
+        assert "self" not in text.splitlines()[1]
+    text = str(fc.compare(fc.PerceiverAR(num_latents=3, num_prefix=2, **sizes)))
+    assert text.startswith("FLOPs of PerceiverAR per latent token")
+    assert text.splitlines()[1].split()[2:6] == ["self", "part", "cross", "part"]

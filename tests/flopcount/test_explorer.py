@@ -1,4 +1,4 @@
-"""The page computes what Python computes: its script runs in a browser, or else in node."""
+"""The page computes what Python computes: in V8, and in a browser where one is installed."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import sympy
+from py_mini_racer import MiniRacer
 
 import flopcount as fc
 from flopcount.explorer import (
@@ -62,28 +63,34 @@ def page_of(name: str) -> str:
     return explore(model_of(name))
 
 
-def browser() -> str | None:
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
+@pytest.fixture
+def in_browser(tmp_path):
+    """What a script at a page's end writes as text into the element ``found``."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser is installed: none of {', '.join(BROWSERS)}")
 
+    def run(page: str, script: str) -> str:
+        file = tmp_path / "page.html"
+        script = f'<pre id="found"></pre><script>{{{script}}}</script>'
+        file.write_text(page + script, encoding="utf-8")
+        profile = f"--user-data-dir={tmp_path}/profile"
+        done = subprocess.run(
+            [program, *HEADLESS, profile, "--dump-dom", file.as_uri()],
+            capture_output=True, text=True, timeout=SECONDS, check=True,
+        )  # fmt: skip
+        return html.unescape(re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1])
 
-def run_in_browser(page: str, script: str, folder) -> str:
-    """What a script at the page's end writes as text into the element ``found``."""
-    file = folder / "page.html"
-    file.write_text(page + f'<pre id="found"></pre><script>{{{script}}}</script>', encoding="utf-8")
-    done = subprocess.run(
-        [browser(), *HEADLESS, f"--user-data-dir={folder}/profile", "--dump-dom", file.as_uri()],
-        capture_output=True, text=True, timeout=SECONDS, check=True,
-    )  # fmt: skip
-    return html.unescape(re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1])
+    return run
 
 
 def formulas_of(page: str) -> str:
     return re.search(r'<script id="formulas">(.*?)</script>', page, re.DOTALL)[1]
 
 
-def computed(page: str, settings: list[dict[str, str]], folder) -> list[dict]:
-    """Every section's figures for each setting, as the page computes them."""
-    script = f"""
+def asking(settings: list[dict[str, str]]) -> str:
+    """A script that puts every section's figures for each setting into ``answers``."""
+    return f"""
         const asked = {json.dumps(settings)};
         const reals = {json.dumps([setting.name for setting in SETTINGS if not setting.integer])};
         const plain = (name, value) =>
@@ -96,16 +103,11 @@ def computed(page: str, settings: list[dict[str, str]], folder) -> list[dict]:
           return Object.fromEntries(names.map((name) => [name, evaluate(name)]));
         }}), plain);
     """
-    if browser():
-        write = 'document.getElementById("found").textContent = answers;'
-        return json.loads(run_in_browser(page, script + write, folder))
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("neither a browser nor node is installed: nothing here runs JavaScript")
-    file = folder / "page.js"
-    file.write_text(f"{formulas_of(page)}\n{script}\nprocess.stdout.write(answers);")
-    done = subprocess.run([node, file], capture_output=True, text=True, timeout=SECONDS, check=True)
-    return json.loads(done.stdout)
+
+
+def computed(page: str, settings: list[dict[str, str]]) -> str:
+    """The figures, as the page's formulas give them in V8."""
+    return MiniRacer().eval(f"{formulas_of(page)}\n{asking(settings)}\nanswers")
 
 
 ANY = ("seq_len", "vocab_size", "num_layers", "intermediate_size", "num_latents", "num_prefix")
@@ -182,21 +184,35 @@ def differences(python, page, path: str = "") -> list[str]:
     return [] if same else [f"{path}: {python} is not {page}"]
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_the_page_computes_what_python_computes(name, tmp_path):
-    model = model_of(name)
-    symbolic, sliders = on_sliders(model)
+@functools.cache
+def drawn_for(name: str) -> tuple[list[tuple[dict, dict]], list[dict[str, str]]]:
+    """Settings of a model, and as its page is given them; with the first, the page begins."""
+    _, sliders = on_sliders(model_of(name))
     letters = {slider["name"]: slider["letter"] for slider in sliders}
     r = random.Random(name)
     drawn = [draw(r, sliders) for _ in range(DRAWN[name])]
     first = {slider["name"]: slider["value"] for slider in sliders}
     drawn[0] = first, {setting.name: setting.value for setting in SETTINGS}
-    settings = [
+    return drawn, [
         {letters[size]: str(value) for size, value in sizes.items()}
         | {setting: str(value) for setting, value in at.items()}
         for sizes, at in drawn
     ]
-    answers = computed(page_of(name), settings, tmp_path)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_browser_computes_what_v8_computes(name, in_browser):
+    _, settings = drawn_for(name)
+    write = 'document.getElementById("found").textContent = answers;'
+    found = in_browser(page_of(name), asking(settings) + write)
+    assert json.loads(found) == json.loads(computed(page_of(name), settings))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_page_computes_what_python_computes(name):
+    symbolic, sliders = on_sliders(model_of(name))
+    drawn, settings = drawn_for(name)
+    answers = json.loads(computed(page_of(name), settings))
     shown = refused = 0
     for index, ((sizes, at), answer) in enumerate(zip(drawn, answers, strict=True)):
         sections = [
@@ -218,14 +234,14 @@ def test_the_page_computes_what_python_computes(name, tmp_path):
 @pytest.mark.parametrize(
     "wrong", [("ceilDivide(", "floorDivide("), ("3n*", "2n*"), ("**2n", "*2n")]
 )
-def test_a_formula_that_is_printed_wrongly_is_seen(wrong, tmp_path):
+def test_a_formula_that_is_printed_wrongly_is_seen(wrong):
     # Windows in every other of 42 layers: ⌈41/2⌉ rounded down loses a layer.
     symbolic, sliders = on_sliders(model_of("gemma2"))
     sizes = {slider["name"]: slider["value"] for slider in sliders}
     at = {setting.name: setting.value for setting in SETTINGS}
     given = {slider["letter"]: str(slider["value"]) for slider in sliders}
     given |= {name: str(value) for name, value in at.items()}
-    (answer,) = computed(page_of("gemma2").replace(*wrong), [given], tmp_path)
+    (answer,) = json.loads(computed(page_of("gemma2").replace(*wrong), [given]))
     python = expected(["step"], symbolic, sliders, sizes, at)["step"]
     assert differences(python, answer["step"]["figures"])
 
@@ -287,15 +303,12 @@ CONTROLS = """
 """
 
 
-def test_the_controls_change_every_figure(tmp_path):
-    if browser() is None:
-        pytest.skip("no browser is installed: nothing here has controls")
+def test_the_controls_change_every_figure(in_browser):
     model = fc.Decoder(
         vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12, num_heads=12
     )
-    first, more, wrong, again, dragged, unknown = json.loads(
-        run_in_browser(explore(model), CONTROLS, tmp_path)
-    )
+    found = json.loads(in_browser(explore(model), CONTROLS))
+    first, more, wrong, again, dragged, unknown = found
     count = model.flops(batch_size=8)
     assert f"{count.total:,}" in first["step"]
     assert f"{model.params().total:,}" in first["cards"]

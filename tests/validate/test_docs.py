@@ -26,9 +26,21 @@ def test_a_changed_convention_makes_the_page_stale(monkeypatch):
     assert who_counts_what.PAGE.read_text() != who_counts_what.page()
 
 
-def test_it_leads_with_the_two_findings():
+def test_the_readme_has_its_short_table():
+    readme = who_counts_what.README.read_text(encoding="utf-8")
+    assert readme == who_counts_what.with_readme_table(readme), (
+        "run python -m validate.who_counts_what --write"
+    )
+    # Experts that no token is routed to, less attention: 254.6 - 4.04 per cent of Mixtral.
+    [row] = [line for line in readme.splitlines() if line.startswith("| `hf-trainer`")]
+    assert "| +250.5% |" in row
+    wrong = readme.replace("+250.5%", "+250.6%")
+    assert who_counts_what.with_readme_table(wrong) == readme != wrong
+
+
+def test_it_leads_with_the_findings():
     text = who_counts_what.page()
-    start = text[: text.index("## Experiment 1")]
+    start = text[: text.index("## Today's models")]
     assert "misses one of its two products**: -25.0%" in start  # k·n·2d of k(4d² + 4dn), n = d
     assert "drops an output layer that is really computed**: -34.8%" in start
 
@@ -38,10 +50,10 @@ def test_what_is_said_of_todays_codes():
     off = {row.name: abs(row.ratio - 1) for row in gpt2.rows if row.ratio is not None}
     assert max(off, key=off.get) == "hf-trainer"
     assert off["olmo-core"] < 1e-3 > off["megatron-lm"]
-    start = who_counts_what.page().split("## Experiment 1")[0]
+    start = who_counts_what.page().split("## Today's models")[0]
     # -0.25·6dV of 797,870,592, and what hides it: 6·12·768·1023.
     assert "-7.26% of GPT-2 small, hidden by" in start
-    assert "attention (+7.09%), so that it comes out at -0.17%" in start
+    assert "attention (+7.09%), which brings it to -0.17%" in start
 
 
 def test_what_is_said_of_experts():
@@ -57,15 +69,18 @@ def test_what_is_said_of_experts():
     assert mixtral.params().total == 46_702_792_704
     v3 = who_counts_what.TODAY["DeepSeek-V3, n = 4,096"]
     assert v3.params().total == 671_026_404_352
-    start = who_counts_what.page().split("## Experiment 1")[0]
+    start = who_counts_what.page().split("## Today's models")[0]
     assert "`hf-trainer`, +250.5% of Mixtral\n  8x7B and +1505.3% of DeepSeek-V3" in start
 
 
 def test_the_commands_write_what_they_print(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(who_counts_what, "PAGE", tmp_path / "docs" / "page.md")
+    monkeypatch.setattr(who_counts_what, "README", tmp_path / "README.md")
+    who_counts_what.README.write_text(f"{who_counts_what.BEGIN}\nold\n{who_counts_what.END}\n")
     assert who_counts_what.main() == 0
     assert who_counts_what.main(write=True) == 0
     assert (tmp_path / "docs" / "page.md").read_text() == capsys.readouterr().out
+    assert who_counts_what.readme_table() in who_counts_what.README.read_text()
 
 
 @pytest.mark.record("python -m validate.gallery --write")
@@ -104,6 +119,18 @@ def test_the_gallery_is_written(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def recorded():
     return verification.read()
+
+
+def test_the_readme_has_the_figures_of_the_record(recorded):
+    readme = " ".join(verification.DOCS.parent.joinpath("README.md").read_text().split())
+    findings = [verdict["finding"] for verdict in recorded["verdicts"]]
+    equal, none = findings.count("equal"), findings.count("UNVERIFIED")
+    assert equal + none == len(findings)
+    assert f"{equal} checks without a difference, and {none} rows without a witness" in readme
+    modules = recorded["mutation"].values()
+    mutants, equivalent = (sum(m[key] for m in modules) for key in ("mutants", "equivalent"))
+    assert f"{mutants:,} mutants. A witness or a known number catches each, but for " in readme
+    assert f"but for {equivalent} that are listed as equivalent" in readme
 
 
 @pytest.fixture(scope="module")

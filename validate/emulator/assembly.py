@@ -99,7 +99,7 @@ def parsed(text: str) -> tuple[tuple[Instruction, ...], dict[str, int]]:
     """Instructions and labels of what nvdisasm prints.
 
     Raises:
-        UnknownCodeError: if a line is no instruction, label, directive or comment, or addresses
+        UnknownCodeError: If a line is no instruction, label, directive or comment, or addresses
             do not follow one another.
     """
     instructions: list[Instruction] = []
@@ -159,7 +159,7 @@ def parameters(name: str, tables: dict[str, bytes]) -> tuple[tuple[int, int], ..
     """Offset in constant bank 0 and bytes of each parameter, as the cubin's own tables say.
 
     Raises:
-        UnknownCodeError: if the kernel has relocations, or its tables lack what is asked for.
+        UnknownCodeError: If the kernel has relocations, or its tables lack what is asked for.
     """
     for section in tables:
         if section.startswith((".rel.text", ".rela.text")) and tables[section]:

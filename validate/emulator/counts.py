@@ -110,7 +110,7 @@ def sliced(code: Code, operations: Sequence[Operation]) -> list[Operation | None
     stays what it is; a branch that is taken tells of its guard, too.
 
     Raises:
-        ValueError: if an address or a guard depends on data, so that only running them counts.
+        ValueError: If an address or a guard depends on data, so that only running them counts.
     """
     count = len(operations)
     on_stack = [o.at.index for o in operations if o.at.opcode in ("LDL", "STL")]

@@ -81,7 +81,7 @@ class Decoder:
         """Operand i of the text.
 
         Raises:
-            UnknownCodeError: if there is none.
+            UnknownCodeError: If there is none.
         """
         if i >= len(self.at.operands):
             raise self.at.unknown(f"a form with {len(self.at.operands)} operands")

@@ -68,7 +68,7 @@ class EmulatedLaunch:
         """Constant bank 0 in 32-bit words: sizes of programs and grid, stack's end, parameters.
 
         Raises:
-            ValueError: if the cubin places other parameters than Triton passes.
+            ValueError: If the cubin places other parameters than Triton passes.
         """
         placed = self.code.parameters
         scratch = len(placed) - len(self.arguments)
@@ -167,7 +167,7 @@ def emulating(run: Any = EmulatedLaunch.run) -> Iterator[None]:
         run: Takes each launch; by default it is executed.
 
     Raises:
-        RuntimeError: if Triton was imported to interpret.
+        RuntimeError: If Triton was imported to interpret.
     """
     import triton
     from triton.runtime.driver import driver

@@ -241,7 +241,7 @@ class Machine:
         """Run all programs to their end.
 
         Raises:
-            MachineError: if warps wait for what never comes, or memory is touched that must not be.
+            MachineError: If warps wait for what never comes, or memory is touched that must not be.
         """
         ready, waiting = [self.start()], []
         while ready:

@@ -41,7 +41,7 @@ class GlobalMemory:
         """Where a tensor's first element lies; its storage is placed where it was not yet.
 
         Raises:
-            ValueError: if the storage is not aligned as Triton was told that it is.
+            ValueError: If the storage is not aligned as Triton was told that it is.
         """
         import torch
 
@@ -134,7 +134,7 @@ class SharedMemory:
         """Index of each lane's data in units of ``size`` bytes; that of a valid one where masked.
 
         Raises:
-            MachineError: if a lane's data lie outside of the program's bytes, or are not aligned.
+            MachineError: If a lane's data lie outside of the program's bytes, or are not aligned.
         """
         active = addresses if mask is None else addresses[mask]
         low, high = int(active.min()), int(active.max())

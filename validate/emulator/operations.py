@@ -57,7 +57,7 @@ def decoded(code: Code) -> list[Operation]:
     """What each instruction of a kernel does.
 
     Raises:
-        UnknownCodeError: for the first that is not known.
+        UnknownCodeError: For the first that is not known.
     """
     found = []
     for at in code.instructions:

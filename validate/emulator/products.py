@@ -44,7 +44,7 @@ def units_of(descriptor: int, outer: int, transposed: bool) -> Array:
         the units along the outer dimension.
 
     Raises:
-        ValueError: if the descriptor's layout is not known.
+        ValueError: If the descriptor's layout is not known.
     """
     swizzle = descriptor >> 62
     if swizzle not in ROW_BYTES or descriptor >> 49 & 7:

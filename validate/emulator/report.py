@@ -44,20 +44,20 @@ def _tables(case: Case, backward: bool) -> tuple[str, str, str]:
 def _loops(counts: Counts) -> list[list[object]]:
     """Executed instructions by loop and pipe."""
     loops = {at.index: counts.loop_of(at) for at in counts.code.instructions}
-    found: collections.Counter[tuple[str, str]] = collections.Counter()
+    tally: collections.Counter[tuple[str, str]] = collections.Counter()
     for at, times in zip(counts.code.instructions, counts.executed.tolist(), strict=True):
-        found[loops[at.index], PIPE_OF[at.opcode]] += times
-    return [[*key, times] for key, times in sorted(found.items()) if times]
+        tally[loops[at.index], PIPE_OF[at.opcode]] += times
+    return [[*key, times] for key, times in sorted(tally.items()) if times]
 
 
 def _findings(case: Case) -> list[str]:
-    found: list[str] = []
+    findings: list[str] = []
 
     def run(launch: EmulatedLaunch) -> None:
-        found.extend(f"{launch.name} {finding}" for finding in checked(launch))
+        findings.extend(f"{launch.name} {finding}" for finding in checked(launch))
 
     launched(case, run)
-    return found
+    return findings
 
 
 def show(case: Case, check: bool = False, backward: bool = True) -> int:
@@ -70,8 +70,8 @@ def show(case: Case, check: bool = False, backward: bool = True) -> int:
     """
     with triton_processes(interpret=False) as pool:
         if check:
-            found = pool.submit(_findings, case).result()
-            print("\n".join(found) or "nothing is touched that must not be")
-            return 1 if found else 0
+            findings = pool.submit(_findings, case).result()
+            print("\n".join(findings) or "nothing is touched that must not be")
+            return 1 if findings else 0
         print("\n\n".join(pool.submit(_tables, case, backward).result()))
     return 0

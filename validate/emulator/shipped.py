@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from flopcount.commands import defaults_of
 from validate.compiled_record import DOCS, digest, shipped_launches
 from validate.emulator.cases import Case, called, difference, errors, seen_in
 from validate.emulator.counts import Counts, Traffic
@@ -155,7 +156,8 @@ def in_turn(launches: Iterable[Launch]) -> Iterator[Launch]:
     yield from sorted(launches, key=lambda x: (x.head_dim, DTYPES.index(x.dtype)))
 
 
-def main(dtypes: tuple[str, ...] = DTYPES, limit: int | None = None, jobs: int = 1) -> int:
+@defaults_of(triton_processes)
+def main(dtypes: tuple[str, ...] = DTYPES, limit: int | None = None, *, jobs: int) -> int:
     """Execute shipped launches; exit with 1 where one is not right, counted, or safe.
 
     Args:

@@ -45,20 +45,20 @@ def run(options: Options) -> int:
     before = report.read(options.compare) if options.compare else None
     configurations = dict(map(_configuration, options.configuration))
     with triton_processes(interpret=False) as pool:
-        found = pool.submit(
+        profile = pool.submit(
             profiling.profile, options.function, device, configurations
         ).result()  # fmt: skip
     grown = False
     if options.json:
-        print(to_json(report.plain(found)))
+        print(to_json(report.plain(profile)))
     elif before is None:
-        print(report.as_text(found, options.lines))
+        print(report.as_text(profile, options.lines))
     if before is not None:
-        said, grown = report.compared(before, found, options.threshold)
-        print(said, file=sys.stderr if options.json else sys.stdout)
-        if found.findings and not options.json:
-            print("", *found.findings, sep="\n")
-    return 1 if found.findings or grown else 0
+        text, grown = report.compared(before, profile, options.threshold)
+        print(text, file=sys.stderr if options.json else sys.stdout)
+        if profile.findings and not options.json:
+            print("", *profile.findings, sep="\n")
+    return 1 if profile.findings or grown else 0
 
 
 def _configuration(text: str) -> tuple[str, dict[str, str]]:
@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(tyro.cli(Options, prog="python -m validate.profile", args=arguments))
     except (ValueError, TypeError, ImportError) as error:
-        said = advice(error) if isinstance(error, ImportError) else error
-        print(f"validate.profile: {said}", file=sys.stderr)
+        message = advice(error) if isinstance(error, ImportError) else error
+        print(f"validate.profile: {message}", file=sys.stderr)
         return 2
 
 

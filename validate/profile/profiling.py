@@ -127,15 +127,15 @@ class Profile:
     @property
     def findings(self) -> list[str]:
         """Those of all kernels, and why the function did not return."""
-        found = [f"{k.name} {finding}" for k in self.kernels for finding in k.findings]
-        return [*found, *([self.ended] if self.ended else [])]
+        findings = [f"{k.name} {finding}" for k in self.kernels for finding in k.findings]
+        return [*findings, *([self.ended] if self.ended else [])]
 
 
 def located(function: str) -> Callable[[], Any]:
     """The function that ``path/to/module.py:name`` names.
 
     Raises:
-        ProfileError: if there is none.
+        ProfileError: If there is none.
     """
     file, separator, name = function.rpartition(":")
     path = Path(file)
@@ -149,11 +149,11 @@ def located(function: str) -> Callable[[], Any]:
     module = importlib.import_module(".".join(parts))
     if Path(str(module.__file__)).resolve() != path:
         raise ProfileError(f"{path.name} has the name of another module: expected one of its own")
-    found = getattr(module, name, None)
-    if not callable(found):
+    target = getattr(module, name, None)
+    if not callable(target):
         known = [n for n, x in vars(module).items() if inspect.isfunction(x) and n[0] != "_"]
         raise ProfileError(f"no such function: expected one of {', '.join(known)}")
-    return found  # type: ignore[no-any-return]
+    return target  # type: ignore[no-any-return]
 
 
 def tensors(value: Any, name: str = "result") -> Iterator[tuple[str, Any]]:
@@ -221,14 +221,14 @@ def busy(counts: Counts, device: Device, programs: int) -> dict[str, float]:
 
 def products(counts: Counts) -> dict[str, int]:
     """FLOPs of tensor cores by the type of their operands, of warpgroups and of single warps."""
-    found: collections.Counter[str] = collections.Counter()
+    by_type: collections.Counter[str] = collections.Counter()
     for shape, flops in counts.tensor_flops().items():
-        found[shape.split()[1]] += flops
+        by_type[shape.split()[1]] += flops
     for at, times in zip(counts.code.instructions, counts.executed.tolist(), strict=True):
         flops, kind = warp_product(at)
         if flops and times:
-            found[kind] += flops * times
-    return dict(found)
+            by_type[kind] += flops * times
+    return dict(by_type)
 
 
 def quantities(counts: Counts) -> dict[str, int]:
@@ -257,8 +257,8 @@ class Profiler:
         """Execute a launch, and add it to its kernel's.
 
         Raises:
-            ValueError: where a multiprocessor does not hold one of its programs.
-            MachineError: where it touches what it must not touch, or waits forever.
+            ValueError: Where a multiprocessor does not hold one of its programs.
+            MachineError: Where it touches what it must not touch, or waits forever.
         """
         at_once = held_at_once(launch)
         kernel = self.kernels.setdefault(launch.name, KernelProfile(launch.name))
@@ -314,7 +314,7 @@ def profile(
         configurations: Of an autotuned kernel, values of the configuration to take.
 
     Raises:
-        ProfileError: if it cannot be called, raises, or launches nothing.
+        ProfileError: If it cannot be called, raises, or launches nothing.
     """
     import triton
 

@@ -68,7 +68,7 @@ def read(path: Path) -> Profile:
     """A profile that ``--json`` wrote.
 
     Raises:
-        ProfileError: if it is none.
+        ProfileError: If it is none.
     """
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
@@ -96,38 +96,40 @@ def changes(before: Profile, now: Profile) -> list[Change]:
         for kernel in profile.kernels:
             total.update(kernel.counts)
         counted.append({"all kernels": dict(total)} | {k.name: k.counts for k in profile.kernels})
-    found = [
+    quantities = [
         Change(kernel, quantity, *(side.get(kernel, {}).get(quantity, 0) for side in counted))
         for kernel in dict.fromkeys((*counted[1], *counted[0]))
         for quantity in COMPARED
     ]
-    return [change for change in found if change.before != change.now]
+    return [change for change in quantities if change.before != change.now]
 
 
 def compared(before: Profile, now: Profile, threshold: float) -> tuple[str, bool]:
     """What changed, as text, and whether anything grew by more than ``threshold`` percent."""
-    found = changes(before, now)
-    grown = [change for change in found if change.percent > threshold]
-    said = []
+    differences = changes(before, now)
+    grown = [change for change in differences if change.percent > threshold]
+    parts = []
     if before.triton != now.triton:
-        said.append(f"Triton {before.triton} compiled what is compared with, {now.triton} this.")
-    first = next((c for c in found if (c.kernel, c.quantity) == ("all kernels", COMPARED[0])), None)
+        parts.append(f"Triton {before.triton} compiled what is compared with, {now.triton} this.")
+    first = next(
+        (c for c in differences if (c.kernel, c.quantity) == ("all kernels", COMPARED[0])), None
+    )
     if first is None:
-        said.append("This change executes as many instructions.")
+        parts.append("This change executes as many instructions.")
     else:
         more = "more" if first.percent > 0 else "fewer"
         share = f"{abs(first.percent):.3g} % " if first.before else ""
-        said.append(
+        parts.append(
             f"This change executes {share}{more} instructions: {first.before:,} before, "
             f"{first.now:,} now."
         )
-    if found:
-        rows = [[c.kernel, c.quantity, c.before, c.now, c.shown] for c in found]
-        said.append(table(["kernel", "quantity", "before", "now", "change"], rows, keys=2))
-    said += _times(before, now)
+    if differences:
+        rows = [[c.kernel, c.quantity, c.before, c.now, c.shown] for c in differences]
+        parts.append(table(["kernel", "quantity", "before", "now", "change"], rows, keys=2))
+    parts += _times(before, now)
     if grown:
-        said.append(f"{len(grown)} quantities grew by more than {threshold:g} %.")
-    return "\n\n".join(map(paragraph_unless_table, said)), bool(grown)
+        parts.append(f"{len(grown)} quantities grew by more than {threshold:g} %.")
+    return "\n\n".join(map(paragraph_unless_table, parts)), bool(grown)
 
 
 def _times(before: Profile, now: Profile) -> list[str]:
@@ -226,7 +228,7 @@ def as_text(profile: Profile, lines: int) -> str:
                 keys=2,
             )
         )
-    found = profile.findings
-    said = ["Touched too early, or not to be touched:", *found] if found else []
-    parts.append("\n".join(map(paragraph, said)) or "Nothing is touched that must not be.")
+    findings = profile.findings
+    warning = ["Touched too early, or not to be touched:", *findings] if findings else []
+    parts.append("\n".join(map(paragraph, warning)) or "Nothing is touched that must not be.")
     return "\n\n".join(parts)

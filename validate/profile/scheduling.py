@@ -90,12 +90,14 @@ def controls(words: bytes) -> list[Control]:
     >>> controls(bytes.fromhex("197900000000000000210000006e0e00"))
     [Control(stall=7, yields=True, write=1, read=7, waits=())]
     """
-    found = []
+    control_words = []
     for at in range(8, len(words), INSTRUCTION_BYTES):
         bits = struct.unpack_from("<Q", words, at)[0] >> 41
         waits = tuple(b for b in range(BARRIERS) if bits >> 11 + b & 1)
-        found.append(Control(bits & 15, bool(bits >> 4 & 1), bits >> 5 & 7, bits >> 8 & 7, waits))
-    return found
+        control_words.append(
+            Control(bits & 15, bool(bits >> 4 & 1), bits >> 5 & 7, bits >> 8 & 7, waits)
+        )
+    return control_words
 
 
 PLAIN, WAITED, LOCAL, LOADS, COPY, COMMIT, COPIES_DONE, PRODUCT, PRODUCTS_DONE, MEET = range(10)
@@ -182,7 +184,7 @@ def scheduled(counts: Counts, setting: str = MIDDLE, **given: float) -> Code:
     times = np.maximum(counts.executed, 1)
     sectors = (counts.traffic.sectors / times).tolist()
     wavefronts = (counts.traffic.wavefronts / times).tolist()
-    found = []
+    schedule = []
     for at, control in zip(counts.code.instructions, controls(counts.code.words), strict=True):
         pipe = PIPE_OF.get(at.opcode, "")
         kind = KINDS.get(at.opcode, PLAIN)
@@ -217,5 +219,5 @@ def scheduled(counts: Counts, setting: str = MIDDLE, **given: float) -> Code:
             latency = value["special latency" if special else "other latency"]
             reason = SPECIAL if special else OTHER
         stall, _, write, read, waits = control
-        found.append(Step(kind, stall, write, read, waits, unit, busy, latency, reason, size))
-    return Code(found, value)
+        schedule.append(Step(kind, stall, write, read, waits, unit, busy, latency, reason, size))
+    return Code(schedule, value)

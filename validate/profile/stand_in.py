@@ -91,7 +91,7 @@ def chosen(kernel: str, configs: list[Any], wanted: Mapping[str, str]) -> Any:
     """The first configuration of an autotuned kernel that has these values.
 
     Raises:
-        ValueError: if no configuration has them.
+        ValueError: If no configuration has them.
     """
     for config in configs:
         values = config.all_kwargs()

@@ -91,22 +91,22 @@ def assigned(
     [1, 4]
     """
     slots = [(0, i) for i in range(multiprocessors * at_once)]
-    found: list[list[Program]] = [[] for _ in range(multiprocessors)]
+    by_multiprocessor: list[list[Program]] = [[] for _ in range(multiprocessors)]
     work: dict[int, int] = {}
     for program in programs:
         if id(program) not in work:
             work[id(program)] = instructions(program)
         time, i = heapq.heappop(slots)
-        found[i % multiprocessors].append(program)
+        by_multiprocessor[i % multiprocessors].append(program)
         heapq.heappush(slots, (time + work[id(program)], i))
-    return found
+    return by_multiprocessor
 
 
 def held_at_once(launch: EmulatedLaunch) -> int:
     """How many of a launch's programs a multiprocessor holds.
 
     Raises:
-        ValueError: if it does not hold one.
+        ValueError: If it does not hold one.
     """
     held = programs_at_once(launch.code.registers, launch.num_warps, launch.shared)
     if not held:
@@ -146,7 +146,7 @@ def modelled(
     every = assigned(programs, multiprocessors, at_once)
     different = {tuple(map(id, some)): some for some in every if some}
     most = sorted(different.values(), key=lambda some: -sum(map(instructions, some)))[:SIMULATED]
-    found: dict[str, Any] = {}
+    by_setting: dict[str, Any] = {}
     stalls: collections.Counter[str] = collections.Counter()
     for setting in settings:
         code = scheduled(counts, setting, **given)
@@ -156,6 +156,6 @@ def modelled(
             clocks = max(clocks, ended)
             if setting == MIDDLE:
                 stalls.update(dict(zip(REASONS, reasons, strict=True)))
-        found[setting] = max(clocks, bytes_clocks)
-    each = [found.get(setting, found[MIDDLE]) for setting in (LEAST, MIDDLE, MOST)]
+        by_setting[setting] = max(clocks, bytes_clocks)
+    each = [by_setting.get(setting, by_setting[MIDDLE]) for setting in (LEAST, MIDDLE, MOST)]
     return Modelled(*each, bytes_clocks, dict(stalls))

@@ -66,13 +66,13 @@ class Traces:
     def programs(self) -> list[Program]:
         """What each program executed, in the order of the launch; equal ones are one object."""
         known: dict[Program, Program] = {}
-        found = []
+        programs = []
         for machine in self.machines:
             warps = [tuple(runs) for runs in machine.runs]
             for first in range(0, len(warps), machine.num_warps):
                 program = tuple(warps[first : first + machine.num_warps])
-                found.append(known.setdefault(program, program))
-        return found
+                programs.append(known.setdefault(program, program))
+        return programs
 
     def ignored(self, *_: Any) -> None:
         """What traces do not depend on."""

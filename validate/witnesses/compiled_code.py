@@ -245,7 +245,7 @@ def compiling(
         passes: Those whose kernels are compiled; all kernels where there are none.
 
     Raises:
-        RuntimeError: if Triton was imported to interpret.
+        RuntimeError: If Triton was imported to interpret.
     """
     import triton
     from triton.runtime.driver import driver

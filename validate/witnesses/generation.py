@@ -144,7 +144,7 @@ def tried(family: str, number: int) -> list[tuple[dict[str, Any], int]]:
 
     A window of 1 becomes 2: its cache should keep no position, but transformers then slices from
     -0 and keeps all. MiniMax has no window: its class makes a cache that does not know of one. A
-    prompt ends where a table of positions has room for the new tokens, and is left out where it has
+    prompt ends where a table of positions has space for new tokens, and is left out where it has
     none. T5's cache has as many layers as the encoder: decoders with more are left out. And so are
     models without attention in any layer but Mamba-2: their cache has no length, which generation
     asks for.

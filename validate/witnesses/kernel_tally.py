@@ -102,7 +102,7 @@ def tallying(launches: list[LaunchTally]) -> Iterator[None]:
     """Tally every launch in the interpreter into ``launches``.
 
     Raises:
-        RuntimeError: if Triton does not interpret.
+        RuntimeError: If Triton does not interpret.
     """
     from triton.runtime import interpreter
 

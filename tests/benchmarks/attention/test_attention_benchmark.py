@@ -161,18 +161,19 @@ def test_a_failure_is_recorded_with_its_error(monkeypatch):
     assert row["message"] == "RuntimeError: head dim 9 is not supported"
 
 
-def test_a_run_continues_where_one_was_cut(tmp_path):
-    names = ["sdpa-flash", "fa3", "cudnn-split", "eager"]
-    path = attention.run(tmp_path, ["tiny"], names, report=lambda line: None)
+def test_a_run_continues_where_one_was_cut(tmp_path, capsys):
+    names = ("sdpa-flash", "fa3", "cudnn-split", "eager")
+    path = attention.run(tmp_path, ("tiny",), names)
     whole = path.read_text().splitlines()
     assert len(whole) == 1 + len(SETS["tiny"]) * len(names) * 2
     path.write_text("\n".join(whole[:6]) + "\n")
-    measured = []
-    attention.run(tmp_path, ["tiny"], names, report=measured.append)
-    assert len(measured) == len(whole) - 6
+    capsys.readouterr()
+    attention.run(tmp_path, ("tiny",), names)
+    assert len(capsys.readouterr().out.splitlines()) == len(whole) - 6
     key = [tuple(row[name] for name in attention.KEY) for row in read_table(path)]
     assert len(key) == len(set(key)) == len(whole) - 1
-    attention.run(tmp_path, ["tiny"], names, report=pytest.fail)
+    attention.run(tmp_path, ("tiny",), names)
+    assert capsys.readouterr().out == ""
 
 
 def test_compiling_ahead_never_overlaps_timing(monkeypatch, tmp_path):
@@ -183,7 +184,7 @@ def test_compiling_ahead_never_overlaps_timing(monkeypatch, tmp_path):
     monkeypatch.setattr(
         attention, "measure", lambda shape, *_: events.append(("time", shape)) or ()
     )
-    attention.run(tmp_path, ["tiny"], ["fused", "eager"], jobs=2, report=lambda line: None)
+    attention.run(tmp_path, ("tiny",), ("fused", "eager"), jobs=2)
     first, second = SETS["tiny"]
     assert attention.in_chunks([(first, "a", []), (second, "a", []), (first, "b", [])], 1) == [
         [(first, "a", []), (first, "b", [])],

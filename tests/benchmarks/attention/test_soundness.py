@@ -36,9 +36,11 @@ def test_a_family_is_compiled_once():
             assert len({(n == 0, n == 1, n % 16 == 0) for n in lengths}) == 1
 
 
-def test_families_run_in_worker_processes(monkeypatch):
+def test_families_run_in_worker_processes(monkeypatch, tmp_path):
     monkeypatch.setattr(soundness, "drawn_cases", lambda *_: [CASE])
-    assert soundness.check_random(1, 8, jobs=1) == (1, [])
+    assert soundness.check_random(tmp_path, cases=1, largest=8, jobs=1)
+    (row,) = read_table(tmp_path / "soundness.csv")
+    assert (row["check"], row["cases"], row["status"]) == ("random", "1", "ok")
 
 
 CASE = soundness.Case(
@@ -93,15 +95,17 @@ def test_a_kernel_that_raises_is_found(monkeypatch):
     assert text.endswith("RuntimeError: launch failed")
 
 
-def test_runs_that_differ_are_found(monkeypatch):
+def test_runs_that_differ_are_found(monkeypatch, tmp_path):
     small = dataclasses.replace(CASE, batch=1, group=1, queries=3, prefix=0, head_dim=9)
     monkeypatch.setattr(soundness, "drawn_cases", lambda *_, **__: [small, CASE])
-    cases, wrong = soundness.check_determinism(runs=2, largest=2, number=2)
-    assert (cases, wrong) == (2, [])
+    assert soundness.check_determinism(tmp_path, runs=2)
     monkeypatch.setattr(
         soundness, "prefix_attention", lambda *given: prefix_attention(*given) + torch.rand(())
     )
-    assert len(soundness.check_determinism(runs=2, largest=2, number=2)[1]) == 2
+    assert not soundness.check_determinism(tmp_path, runs=2)
+    row = read_table(tmp_path / "soundness.csv")[-1]
+    assert (row["cases"], row["status"]) == ("2", "wrong")
+    assert row["message"].startswith("2 wrong, first: ")
 
 
 def test_what_is_allowed():

@@ -225,13 +225,11 @@ def test_a_failed_calibration_takes_every_verdict_back(monkeypatch, tmp_path):
     monkeypatch.setattr(counters, "_profiled", profiled)
     monkeypatch.setattr(counters, "executed_ops", lambda shape, size: {"attention_forward": 8})
     gemm_off = 0
-    path, confirmed = counters.run_kernels(tmp_path, drawn=20)
-    assert confirmed
-    assert len(read_table(path)) == 1 + cases
+    assert counters.run_kernels(tmp_path, drawn=20)
+    assert len(read_table(tmp_path / "counters.csv")) == 1 + cases
     gemm_off = 2
-    path, confirmed = counters.run_kernels(tmp_path, drawn=20)
-    assert not confirmed
-    rows = read_table(path)
+    assert not counters.run_kernels(tmp_path, drawn=20)
+    rows = read_table(tmp_path / "counters.csv")
     assert rows[0]["verdict"] == "differs"
     assert {row["verdict"] for row in rows[1:]} == {"not confirmed: the GEMM is differs"}
 
@@ -265,9 +263,8 @@ def test_emulated_cases_are_written_beside_the_others(monkeypatch, tmp_path):
     monkeypatch.setattr(counters, "_profiled", profiled)
     monkeypatch.setattr(counters, "executed_ops", lambda shape, size: {"attention_forward": 8})
     monkeypatch.setattr(counters, "kernel_cases", lambda drawn: [Shape(1, 5, 0, 1, 16)])
-    path, confirmed = counters.run_kernels(tmp_path, drawn=0, emulate=1)
-    assert confirmed
-    rows = read_table(path)
+    assert counters.run_kernels(tmp_path, drawn=0, emulate=1)
+    rows = read_table(tmp_path / "counters.csv")
     names = {row["kernel"] for row in rows if row["metric"] == "smsp__inst_executed.sum"}
     assert names == {
         "attention_forward",
@@ -410,5 +407,5 @@ def test_the_workload_profiles_only_what_is_asked(monkeypatch):
     monkeypatch.setattr(torch.cuda.profiler, "start", lambda: events.append("start"))
     monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: events.append("stop"))
     monkeypatch.setattr(counters, "GEMM", (4, 4, 4))
-    counters.workload(["gemm"], 0, "", 1, "reference")
+    counters.workload(("gemm",))
     assert events == ["mark", "start", "mark", "stop"]

@@ -140,7 +140,7 @@ def test_loss_curves_of_all_paths(tmp_path, monkeypatch):
     # The fused kernels take a GPU: micro-batches stand for another rounding.
     monkeypatch.setitem(training.CURVE_PATHS, "fused", ("reference", 2))
     files = (str(text / "*.txt"),)
-    path = training.curves(tmp_path, training.TINY, 2, 2, files)
+    path = training.curves(tmp_path, steps=2, batch_size=2, files=files, tiny=True)
     rows = read_table(path)
     assert {row["path"] for row in rows} == set(training.CURVE_PATHS)
     assert {row["step"] for row in rows} == {"1", "2"}

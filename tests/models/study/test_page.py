@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from flopcount.isoflop.runs import read_runs
 from flopcount.isoflop.surface import fit_surface
 from models.study import page
 from models.study.__main__ import main
-from models.study.design import CPU, Stage, plan
+from models.study.design import CPU, Stage, plan, trained_tokens
 from models.study.findings import (
     Best,
+    Difference,
     Scatter,
-    differ,
     find,
     read_results,
     recounts,
@@ -25,6 +26,7 @@ from models.study.findings import (
 )
 from models.study.prediction import outcome, predict
 
+ROOT = Path(__file__).parents[3]
 NOISE = 0.002
 PAIR = ("pair-small", "pair-middle")
 SEEDS = ("seeds-small", "seeds-middle")
@@ -35,9 +37,7 @@ def surface(params, tokens):
 
 
 def of_surface(planned):
-    config = planned.run.config
-    tokens = config.steps * config.recipe.batch_size * config.model.num_latents
-    return surface(planned.run.parameters, tokens)
+    return surface(planned.run.parameters, trained_tokens(planned.run.config))
 
 
 def parabola(planned, shift=0.0, cubic=0.0):
@@ -82,7 +82,7 @@ def test_an_advantage_larger_than_noise_is_found_with_its_size(tmp_path):
     found = found_in(tmp_path, rows_of(none_worse_by(0.05)))
     assert [each.first.budget for each in found.differences] == [1e12, 3e12, 1e13]
     for each in found.differences:
-        assert each.winner == "3n"
+        assert each.verdict == "3n is better"
         assert (each.first.arm, each.second.arm) == ("3n", "none")
         assert each.delta == pytest.approx(-0.05, abs=each.half_width)
         assert each.half_width < 0.02
@@ -94,13 +94,12 @@ def test_less_than_noise_is_said_to_be_within_noise(tmp_path):
     assert [each.verdict for each in found.differences] == ["within noise"] * 3
     # The same advantage is found once noise is far smaller: the verdict can go the other way.
     clear = found_in(tmp_path, rows_of(none_worse_by(0.001), noise=1e-5))
-    assert {each.winner for each in clear.differences} == {"3n"}
+    assert {each.verdict for each in clear.differences} == {"3n is better"}
 
 
 def test_without_seeds_nothing_is_larger_than_noise(tmp_path):
     found = found_in(tmp_path, rows_of(none_worse_by(0.5), PAIR))
     assert found.noise is None
-    assert {each.winner for each in found.differences} == {None}
     assert "not known: noise has no size yet" in page.differences(found)
 
 
@@ -117,21 +116,21 @@ def none_rising(offset):
 
 def test_a_minimum_at_the_edge_may_win_but_not_lose(tmp_path):
     better = found_in(tmp_path, rows_of(none_rising(1.0), noise=1e-4))
-    assert {each.winner for each in better.differences} == {"none"}
+    assert {each.verdict for each in better.differences} == {"none is better"}
     worse = found_in(tmp_path, rows_of(none_rising(8.0), noise=1e-4))
     assert {each.verdict for each in worse.differences} == {
         "not decided: none has no minimum inside the sizes tried"
     }
 
 
-def best_of_losses(losses, sizes=(-1.0, 0.0, 1.0), arm="one"):
+def best_of_losses(losses, sizes=(-1.0, 0.0, 1.0), arm="one", noise=None):
     params = np.exp(10 + np.array(sizes))
     runs = read_runs(
         {"N": params, "D": 1e15 / 6 / params, "C": [1e15] * len(params), "loss": losses}
     )
     [profile] = fit_isoflop_profiles(runs).profiles
-    run = {"validation_loss": str(min(losses)), "bytes_per_token": "1"}
-    return Best(arm, 1e15, run, profile)
+    run = {"arm": arm, "validation_loss": str(min(losses)), "bytes_per_token": "1"}
+    return Best(run, profile, noise)
 
 
 def test_variances_by_hand():
@@ -148,15 +147,15 @@ def test_variances_by_hand():
 def test_noise_is_the_larger_of_two_scatters(tmp_path):
     # A cubic in log N, which no parabola follows and every seed repeats.
     found = found_in(tmp_path, rows_of(lambda planned: parabola(planned, cubic=0.05)))
-    assert found.noise == found.about_parabolas
-    assert found.noise.deviation > 2 * found.from_seeds.deviation
+    over_seeds, about_parabolas = found.scatters
+    assert found.noise == about_parabolas
+    assert found.noise.deviation > 2 * over_seeds.deviation
     straight = found_in(tmp_path, rows_of(parabola))
-    assert straight.noise.deviation == max(
-        straight.from_seeds.deviation, straight.about_parabolas.deviation
-    )
-    assert straight.from_seeds.interval().low < NOISE < straight.from_seeds.interval().high
+    over_seeds, about_parabolas = straight.scatters
+    assert straight.noise.deviation == max(over_seeds.deviation, about_parabolas.deviation)
+    assert over_seeds.interval().low < NOISE < over_seeds.interval().high
     # Three sizes of two arms at two budgets with three seeds each: 12 · 2 degrees of freedom.
-    assert straight.from_seeds.freedom == 24
+    assert over_seeds.freedom == 24
 
 
 def test_equal_arms_are_told_apart_as_rarely_as_stated():
@@ -164,12 +163,11 @@ def test_equal_arms_are_told_apart_as_rarely_as_stated():
     sizes, sigma, freedom = np.linspace(-1, 1, 6), 0.01, 12
     told, draws = 0, 400
     for _ in range(draws):
-        one, other = (
-            best_of_losses(2 + sizes**2 + sigma * generator.standard_normal(6), sizes, arm)
-            for arm in ("one", "other")
-        )
+        losses = 2 + sizes**2 + sigma * generator.standard_normal((2, 6))
         measured = sigma * (generator.chisquare(freedom) / freedom) ** 0.5
-        told += differ(one, other, Scatter(measured, freedom, "drawn"), 1).winner is not None
+        noise = Scatter(measured, freedom, "drawn")
+        one, other = (best_of_losses(each, sizes, noise=noise) for each in losses)
+        told += Difference(one, other, 1).verdict.endswith("is better")
     # 5 % of 400 are 20, with a standard deviation of 4.4.
     assert 7 <= told <= 33
 
@@ -189,7 +187,7 @@ def test_losses_are_per_byte(tmp_path):
 def surface_fit(arm):
     rows = [
         {"params": p.run.parameters, "flops": p.run.flops, "loss": of_surface(p)}
-        | {"tokens": p.run.config.steps * 8 * 128}
+        | {"tokens": trained_tokens(p.run.config)}
         for p in plan(CPU, trials_of(CPU), ["pair-small", "pair-middle", "pair-large"])
         if p.arm == arm
     ]
@@ -341,6 +339,7 @@ def test_the_command_fills_the_page_and_writes_the_same_again(tmp_path, capsys):
     text = out.read_text()
     assert all(f"](study/{path.name})" in text for path in files[1:])
     assert "old" not in text
+    assert "--where" not in text  # stages are no experiments that a fit should keep apart
     assert text.count("said by hand") == marks().count("said by hand")
     assert "| pair-small | 28 of 28 |" in text
     assert "| 7n | 0 of " in text
@@ -365,7 +364,7 @@ def test_one_run_fills_a_page(tmp_path):
 
 
 def test_the_committed_page_has_every_mark(tmp_path):
-    text = (page.ROOT / "docs/isoflop-study.md").read_text()
+    text = (ROOT / "docs/isoflop-study.md").read_text()
     copy = tmp_path / "isoflop-study.md"
     copy.write_text(text)
     page.fill(copy, found_in(tmp_path, trials_of(CPU)[:1]))

@@ -24,6 +24,7 @@ from models.study.design import (
     fit_rule,
     plan,
     sized,
+    trained_tokens,
 )
 
 CHECKED = {"cpu": CPU, "gpu": GPU}
@@ -32,7 +33,6 @@ CHECKED = {"cpu": CPU, "gpu": GPU}
 def row_of(planned, loss, **more):
     """A row of ``runs.csv`` as a run of that loss would leave it."""
     config = planned.run.config
-    tokens = config.steps * config.recipe.batch_size * config.model.num_latents
     row = dict.fromkeys(RUN_COLUMNS, "") | {
         "run": planned.name,
         "stage": planned.stage,
@@ -45,7 +45,7 @@ def row_of(planned, loss, **more):
         "learning_rate": config.recipe.learning_rate,
         "parameters": planned.run.parameters,
         "steps": config.steps,
-        "tokens": tokens,
+        "tokens": trained_tokens(config),
         "flops": causal_flops(config),
         "validation_loss": loss,
         "bytes_per_token": 1.0,

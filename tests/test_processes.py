@@ -64,7 +64,8 @@ PLACES = {  # source, and how many processes it has at least when all have been 
         4,
     ),
     "random cases": (
-        "from benchmarks.attention import soundness; soundness.check_random(1000, 200, jobs=2)",
+        "from pathlib import Path; from benchmarks.attention import soundness\n"
+        "soundness.check_random(Path(), cases=1000, largest=200, jobs=2)",
         4,
     ),
     # Ray's own: it ends a cluster that was started for a sweep

@@ -828,7 +828,7 @@ def _spacing(search: Search) -> float:
 
 
 def _edge_warnings(ratios: Sequence[float], search: Search) -> list[str]:
-    """Whether models lie on both sides of the predicted optimum, half a step away at least."""
+    """Whether models lie on both sides of the predicted optimum, more than half a step away."""
     half = math.exp(_spacing(search) / 2)
     sides = {"smaller": min(ratios) < 1 / half, "larger": max(ratios) > half}
     return [

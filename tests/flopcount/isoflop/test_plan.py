@@ -219,6 +219,15 @@ def test_every_convention_is_given_and_what_it_leaves_out_is_said():
     assert entry.flops_by_count["6n"]["self"] == 6 * params * entry.trained_tokens
 
 
+def test_models_half_a_step_away_are_at_the_edge():
+    search = Search(num_models=3, reach=4.0, **GRID)
+    half = math.exp(planning._spacing(search) / 2)
+    smaller, larger = planning._edge_warnings([1 / half, half], search)
+    assert smaller.endswith("no smaller model in the family")
+    assert larger.endswith("no larger model in the family")
+    assert planning._edge_warnings([0.99 / half, 1.01 * half], search) == []
+
+
 @pytest.mark.parametrize(("depths", "side"), [((2, 2), "larger"), ((60, 60), "smaller")])
 def test_an_optimum_at_the_edge_is_said(depths, side):
     options = dict(widths=(512, 1024), depths=depths, aspect_ratios=(1, 1000))
@@ -431,8 +440,8 @@ def test_a_shape_serves_targets_within_half_a_step_by_hand():
     # Targets at N_opt / 4, N_opt and 4 · N_opt are a step of ln 4 apart.
     assert planning._spacing(search) == pytest.approx(math.log(4))
     shapes = planning._Shapes.of(search)
-    # log N is 0.7 steps below log N_opt: 0.3, 0.7 and 1.7 steps from the three.
-    n_opt = math.exp(float(shapes.log_params[0]) + 0.7 * math.log(4))
+    # log N is 0.6 steps below log N_opt: 0.4, 0.6 and 1.6 steps from the three.
+    n_opt = math.exp(float(shapes.log_params[0]) + 0.6 * math.log(4))
     models, warnings = shapes.family(n_opt)
     assert len(models) == 1
     assert warnings == [f"no shape near N = {n_opt:.3g}, {4 * n_opt:.3g}: widen the constraints"]

@@ -19,6 +19,9 @@ GROUPS = {
 }  # fmt: skip
 """What is changed, and the files whose tests judge it."""
 EQUIVALENT = {
+    "flopcount.isoflop.plan._Shapes.family: int(self.depth[index]) -> self.depth[index]": (
+        "a model brings its sizes into their exact form"
+    ),
     "flopcount.tables.shown: value > 0 -> value >= 0": "0 has no digits behind the point",
     "flopcount.tables.text_width: 0 -> 1": "lines of a terminal, which nothing asks for",
     "flopcount.tables.text_width: 0 -> -1": "lines of a terminal, which nothing asks for",

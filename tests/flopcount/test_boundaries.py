@@ -595,16 +595,20 @@ def commands(call):
 
 
 WITHIN = {
-    "from_hf": [*CONFIG, *OTHERS.split(), "architectures", "is_encoder_decoder"],
+    "from_hf": [*CONFIG, *OTHERS.split(), "architectures", "is_encoder_decoder", "attn_type_list"],
     "read_runs": [*HEADINGS, "row"],
     "isoflop_runs": ["budget"],
+    "plan": ["vocab_size"],
     "per_device": ["tensor", "pipeline"],
     "read_curves": [*HEADINGS, "curve"],
 }
 """What an error may name of an argument."""
-UNNAMED = re.compile("unsupported operand|not enough values to unpack|The truth value of an")
+UNNAMED = re.compile(
+    "unsupported operand|not enough values to unpack|The truth value of an|both arguments should be"
+)
 """Python's own words: where a relation of SymPy is taken for a size and has no arithmetic, where an
-encoder-decoder is asked for parallel branches, where an array stands in a config."""
+encoder-decoder is asked for parallel branches, where an array stands in a config, and where experts
+are counted in arrays."""
 JUDGED = (
     count_a_step, tune, answer_prompts, share_among_devices, count_executed, read_configs,
     ask_a_count, meter_steps, measure_modules, draw_for_tests, compare_ways, compare_optima,

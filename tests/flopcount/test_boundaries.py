@@ -595,7 +595,13 @@ def commands(call):
 
 
 WITHIN = {
-    "from_hf": [*CONFIG, *OTHERS.split(), "architectures", "is_encoder_decoder", "attn_type_list"],
+    "from_hf": [
+        *CONFIG,
+        *OTHERS.split(),
+        "architectures",
+        "is_encoder_decoder",
+        " is absent or null",
+    ],
     "read_runs": [*HEADINGS, "row"],
     "isoflop_runs": ["budget"],
     "plan": ["vocab_size"],

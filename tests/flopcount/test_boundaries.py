@@ -595,16 +595,26 @@ def commands(call):
 
 
 WITHIN = {
-    "from_hf": [*CONFIG, *OTHERS.split(), "architectures", "is_encoder_decoder"],
+    "from_hf": [
+        *CONFIG,
+        *OTHERS.split(),
+        "architectures",
+        "is_encoder_decoder",
+        " is absent or null",
+    ],
     "read_runs": [*HEADINGS, "row"],
     "isoflop_runs": ["budget"],
+    "plan": ["vocab_size"],
     "per_device": ["tensor", "pipeline"],
     "read_curves": [*HEADINGS, "curve"],
 }
 """What an error may name of an argument."""
-UNNAMED = re.compile("unsupported operand|not enough values to unpack|The truth value of an")
+UNNAMED = re.compile(
+    "unsupported operand|not enough values to unpack|The truth value of an|both arguments should be"
+)
 """Python's own words: where a relation of SymPy is taken for a size and has no arithmetic, where an
-encoder-decoder is asked for parallel branches, where an array stands in a config."""
+encoder-decoder is asked for parallel branches, where an array stands in a config, and where experts
+are counted in arrays."""
 JUDGED = (
     count_a_step, tune, answer_prompts, share_among_devices, count_executed, read_configs,
     ask_a_count, meter_steps, measure_modules, draw_for_tests, compare_ways, compare_optima,
@@ -617,7 +627,10 @@ def public(name):
 
     def boundary(call):
         call.given |= dict.fromkeys(WITHIN.get(name, ()))
-        call.show(call.of(getattr(fc, name)))
+        function = getattr(fc, name)
+        if function is fc.expected_experts:  # an exact power, which of more tokens does not end
+            function = functools.partial(function, num_tokens=call.draw(st.integers(1, 4096)))
+        call.show(call.of(function))
 
     boundary.__name__ = name
     return boundary

@@ -472,6 +472,10 @@ def measure_modules(call):
     assert not (measured - measured).nonzero.terms
     assert not measured.not_counted
     assert measured.forward == 2 * batch * outputs * (inputs + 3)
+    network = torch.nn.Sequential(*layers)
+    with call.of(fc.torch.counting, module=(network,)) as counted:
+        network(given["keywords"]["input"])
+    assert counted.count.forward == measured.forward
 
 
 def draw_for_tests(call):

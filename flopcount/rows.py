@@ -58,7 +58,7 @@ class Row:
     @functools.cached_property
     def flops(self) -> Size:
         """2 · batch · pairs · K, with pairs = M · N unless a mask admits fewer."""
-        if self.pairs is None:
+        if self.pairs is None:  # all in one, so that NumPy multiplies in place
             return 2 * self.batch * self.K * self.M * self.N
         return 2 * self.batch * self.K * self.pairs
 

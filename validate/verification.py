@@ -7,7 +7,8 @@ the record and of what the code declares, so whether it is current can be told i
 the code of every file on which a verdict depends. Comments, docstrings, tests, pages and a file's
 place in the project do not matter. A run takes over what the record, or a run that was interrupted,
 had found right with the same code, and does the rest: a changed kernel asks for the checks that run
-kernels, a changed formula for all of them.
+kernels, a changed formula for all of them. Of mutants the record's word holds as long as the tests
+that found them stand: more tests find no fewer.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from validate.mutation.mutants import mutants_of
 from validate.witnesses import elementwise_trace
 from validate.witnesses.hugging_face import families
 from validate.witnesses.networks import head_dim, num_prefix
-from validate.witnesses.source_code import placeless
+from validate.witnesses.source_code import code_of, placeless
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -83,6 +84,19 @@ def mutants() -> dict[str, str]:
         ).hexdigest()[:16]
         for entry in judging.FORMULAS
     }
+
+
+def known_numbers() -> str:
+    """Digests of the statements of the tests that find mutants, without their imports."""
+    texts = ((ROOT / path).read_text(encoding="utf-8") for path in judging.KNOWN_NUMBER_TESTS)
+    statements = (statement for text in texts for statement in ast.parse(code_of(text)).body)
+    return " ".join(
+        sorted(
+            hashlib.sha256(ast.unparse(statement).encode()).hexdigest()[:8]
+            for statement in statements
+            if not isinstance(statement, ast.Import | ast.ImportFrom)
+        )
+    )
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
@@ -243,13 +257,23 @@ def _kept(now: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _carried(recorded: dict[str, Any], now: dict[str, str]) -> dict[str, Any]:
-    """What the record says of code that is the same today, and found right."""
+def _carried(recorded: dict[str, Any], now: dict[str, str], tests: str) -> dict[str, Any]:
+    """What the record says of code that is the same today, and found right.
+
+    Args:
+        recorded: The record.
+        now: Of the code as it is, by :func:`versions`.
+        tests: Those that find mutants, by :func:`known_numbers`: all that the record had are there.
+    """
     then = versions(recorded["quick"], recorded)
-    entries = {
-        **{_name(entry["formula"], entry["witness"]): entry for entry in recorded["verdicts"]},
-        **recorded["mutation"],
-    }
+    entries = {_name(entry["formula"], entry["witness"]): entry for entry in recorded["verdicts"]}
+    if "tests" in recorded and set(recorded["tests"].split()) <= set(tests.split()):
+        listed = judging.equivalent_mutants()
+        entries |= {
+            module: entry
+            for module, entry in recorded["mutation"].items()
+            if entry["equivalent"] == sum(name.startswith(f"{module}.") for name in listed)
+        }
     return {
         name: entry
         for name, entry in entries.items()
@@ -295,7 +319,8 @@ def record(processes: int = 1, quick: bool = False, anew: bool = False) -> dict[
     """
     now = current(quick)
     to_do = versions(quick, now)
-    kept = _kept(to_do) if anew else {**_carried(read(), to_do), **_kept(to_do)}
+    carried = {} if anew else _carried(read(), to_do, now["tests"])
+    kept = carried | _kept(to_do)
     checks = _checks(quick)
     modules = [entry.target.module for entry in judging.FORMULAS]
     waiting = [name for name in modules if name not in kept]
@@ -315,7 +340,7 @@ def record(processes: int = 1, quick: bool = False, anew: bool = False) -> dict[
         "quick": quick,
         "verdicts": [*(kept[name] for name in checks), *map(vars, matrix.unverified())],
         "mutation": {name: kept[name] for name in modules},
-        **{name: now[name] for name in ("versions", "census", "mutants", "sources")},
+        **{name: now[name] for name in ("versions", "census", "mutants", "tests", "sources")},
     }
 
 
@@ -328,6 +353,7 @@ def current(quick: bool) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in WITNESSES},
         },
         "mutants": mutants(),
+        "tests": known_numbers(),
         "census": census(),
         "sources": sources(),
     }

@@ -26,11 +26,10 @@ def test_a_changed_convention_makes_the_page_stale(monkeypatch):
     assert who_counts_what.PAGE.read_text() != who_counts_what.page()
 
 
+@pytest.mark.record("python -m validate.who_counts_what --write")
 def test_the_readme_has_its_short_table():
     readme = who_counts_what.README.read_text(encoding="utf-8")
-    assert readme == who_counts_what.with_readme_table(readme), (
-        "run python -m validate.who_counts_what --write"
-    )
+    assert readme == who_counts_what.with_readme_table(readme)
     # Experts that no token is routed to, less attention: 254.6 - 4.04 per cent of Mixtral.
     [row] = [line for line in readme.splitlines() if line.startswith("| `hf-trainer`")]
     assert "| +250.5% |" in row
@@ -202,19 +201,23 @@ EMULATED = (
 def test_what_the_record_says_of_the_same_code_is_taken_over(example, now):
     """All of it; nothing that has changed, and nothing that did not hold."""
     example = example | {"versions": now["versions"], "sources": now["sources"]}
-    example |= {name: now[name] for name in ("census", "mutants")}
+    example |= {name: now[name] for name in ("census", "mutants", "tests")}
     example["verdicts"] = [
         example["verdicts"][0] | {"formula": formula, "witness": witness, "finding": "equal"}
         for formula, witness in now["names"]
     ]
     judged = {"survivors": [], "no_mutants": []}
-    example["mutation"] = dict.fromkeys(now["mutants"], judged)
+    listed = judging.equivalent_mutants()
+    example["mutation"] = {
+        module: judged | {"equivalent": sum(name.startswith(f"{module}.") for name in listed)}
+        for module in now["mutants"]
+    }
     quick = example["quick"]
 
-    def again(changed=example, **code):
+    def again(changed=example, tests=now["tests"], **code):
         """What would be run again."""
         to_do = verification.versions(quick, now | {"sources": now["sources"] | code})
-        return set(to_do) - set(verification._carried(changed, to_do))
+        return set(to_do) - set(verification._carried(changed, to_do, tests))
 
     everything = set(verification.versions(quick, now))
     assert again() == set()
@@ -228,8 +231,15 @@ def test_what_the_record_says_of_the_same_code_is_taken_over(example, now):
     wrong = example | {"verdicts": [first | {"finding": "off by 1"}, *others]}
     assert again(wrong) == {verification._name(*now["names"][0])}
     module = "flopcount.masks"
-    survived = example["mutation"] | {module: judged | {"survivors": ["1 -> 2"]}}
-    assert again(example | {"mutation": survived}) == {module}
+    for changed in ({"survivors": ["1 -> 2"]}, {"equivalent": 0}):
+        entry = example["mutation"][module] | changed
+        assert again(example | {"mutation": example["mutation"] | {module: entry}}) == {module}
+    # A test more finds no fewer; one that is gone, or none written down, may have found any.
+    assert again(tests=f"{now['tests']} 01234567") == set()
+    first_test, rest = now["tests"].split(" ", 1)
+    assert again(tests=rest) == again(tests=f"{rest} {first_test}0") == set(now["mutants"])
+    unsaid = {name: value for name, value in example.items() if name != "tests"}
+    assert again(unsaid) == set(now["mutants"])
 
 
 @pytest.mark.parametrize("check", matrix.CHECKS, ids=lambda check: check.formula)

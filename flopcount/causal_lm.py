@@ -443,15 +443,27 @@ class CausalLM(LanguageModel):
 
     def layer(self, kind: Kind) -> tuple[Block, ...]:
         """The blocks of a layer: mixer and feed-forward block, with their norms and residuals."""
-        mixer, feed_forward = self.mixer(kind), self.feed_forward(kind)
+        if self.parallel_norms is None:
+            return self.residuals(kind)
+        norms: tuple[Norm, ...] = (self.norm_of("norm"),)
+        if self.parallel_norms == "two":
+            norms += (self.norm_of("mlp norm"),)
+        return (Parallel(norms, (self.mixer(kind), self.feed_forward(kind)), self.dropout),)
+
+    def residuals(self, kind: Kind) -> tuple[Residual, Residual]:
+        """The two blocks of a layer whose mixer and feed-forward block follow each other.
+
+        Raises:
+            ValueError: If they stand side by side.
+        """
         if self.parallel_norms is not None:
-            norms: tuple[Norm, ...] = (self.norm_of("norm"),)
-            if self.parallel_norms == "two":
-                norms += (self.norm_of("mlp norm"),)
-            return (Parallel(norms, (mixer, feed_forward), self.dropout),)
+            raise ValueError(
+                f"parallel_norms = {quoted(self.parallel_norms)} of a {type(self).__name__}: "
+                "expected None, since in its layers the feed-forward block follows the mixer"
+            )
         return (
-            self.residual("attention", "", mixer),
-            self.residual("mlp", "mlp ", feed_forward),
+            self.residual("attention", "", self.mixer(kind)),
+            self.residual("mlp", "mlp ", self.feed_forward(kind)),
         )
 
     def residual(self, name: str, prefix: str, block: Block) -> Residual:

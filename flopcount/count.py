@@ -690,9 +690,10 @@ class Count(Flops, Drawn):
         ]
         sums = [add(record[column] for record in self.records()) for column in columns[3:-1]]
         kept = "self part only" if self.not_covered else "total"
+        token = "latent token" if hasattr(self.model, "num_latents") else "token"
         notes = [
             f"per sequence {shown(exact_ratio(whole, self.batch_size))}, "
-            f"per latent token {shown(exact_ratio(whole, self.tokens))}"
+            f"per {token} {shown(exact_ratio(whole, self.tokens))}"
         ]
         if self.filled is not None:
             notes.append(f"documents of {shown(self.filled)} positions, the rest is padding")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flopcount.sizes import is_array, quoted, require_positive_number, require_size
+from flopcount.sizes import is_array, quoted, require_int, require_positive_number
 
 DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
 """What a device may have a peak for."""
@@ -89,10 +89,7 @@ class Memory:
     reference: str
 
     def __post_init__(self) -> None:
-        size = require_size("size_bytes", self.size_bytes)
-        if type(size) is not int:
-            raise TypeError(f"size_bytes = {quoted(self.size_bytes)}: expected one integer")
-        object.__setattr__(self, "size_bytes", size)
+        object.__setattr__(self, "size_bytes", require_int("size_bytes", self.size_bytes))
         _require_reference(self.reference, "size")
 
 
@@ -126,10 +123,8 @@ class Multiprocessors:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self)[:-1]:
-            size = require_size(field.name, getattr(self, field.name))
-            if type(size) is not int:
-                raise TypeError(f"{field.name} = {quoted(size)}: expected one integer")
-            object.__setattr__(self, field.name, size)
+            number = require_int(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, number)
         _require_reference(self.reference, "rates")
 
 

@@ -406,7 +406,7 @@ class EncoderDecoderLM(CausalLM):
         decoded = encoded | {"attention": "full"}
         attention = self.mixer(decoded)
         assert isinstance(attention, Attention)
-        own, mlp = self.layer(decoded)
+        own, mlp = self.residuals(decoded)
         across = self.residual("cross", "cross ", CrossAttention(attention, source_length))
         bias = PositionBias(self.position_buckets, self.num_heads)
         encoder = (

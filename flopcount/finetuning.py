@@ -32,8 +32,10 @@ from flopcount.rows import (
 )
 from flopcount.sizes import (
     Size,
+    as_objects,
     ceil_divide,
     is_array,
+    map_sizes,
     minimum,
     quoted,
     require_at_most,
@@ -296,9 +298,9 @@ class _Run:
         skipped = self.frozen
         frozen = minimum(skipped, total)
         self.frozen = skipped - frozen
-        if self.needs[carried]:
-            first = second = 0
-        else:
+        # Of none there is no range: a bound of sizes, which is not 0, would have layers in it.
+        ranges: tuple[tuple[Size, Size, bool], ...] = ((0, total, True),)
+        if not self.needs[carried]:
             places: list[Size] = [
                 index + ceil_divide(start - index, len(_pattern(block))) * len(_pattern(block))
                 for unfrozen, start in ((False, 0), (True, skipped))
@@ -308,11 +310,8 @@ class _Run:
             ]
             first = _one_of(functools.reduce(minimum, places, total), total)
             second = minimum(first + 1, total)
-        for start, end, entering in (
-            (0, first, False),
-            (first, second, False),
-            (second, total, True),
-        ):
+            ranges = (0, first, False), (first, second, False), (second, total, True)
+        for start, end, entering in ranges:
             before, after = minimum(start, frozen), minimum(end, frozen)
             yield before, after, False, entering
             yield start + frozen - before, end + frozen - after, True, entering
@@ -613,7 +612,8 @@ def prepared(
         raise TypeError(f"tuning = {quoted(tuning)}: expected a flopcount.FineTuning, or None")
     if tuning is None and recompute is None:
         return None
-    rows = list(rows_of(network))
+    # Names alone are read of them, whatever the sizes are: as Python ints, these do not overflow.
+    rows = list(rows_of(map_sizes(network, as_objects)))
     again: tuple[str, ...] | None = None
     if recompute is not None:
         if checkpointing is None:

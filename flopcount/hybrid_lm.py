@@ -146,8 +146,9 @@ class LightningLM(HybridLM):
             else self.scan_factors,
             "mlp": self.mlp_factors,
         }
-        blocks: tuple[Any, ...] = super().layer(kind)
-        return tuple(Scaled(block, self.num_channels, factors[block.name]) for block in blocks)
+        return tuple(
+            Scaled(block, self.num_channels, factors[block.name]) for block in self.residuals(kind)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from flopcount.rows import Cached
 from flopcount.sizes import (
     Size,
     as_objects,
+    equal,
     exact_ratio,
     is_array,
     is_symbolic,
@@ -27,6 +28,7 @@ from flopcount.sizes import (
     require_at_most,
     require_choice,
     require_fraction,
+    require_int,
     require_same_kind,
     require_size,
     safe_for,
@@ -447,10 +449,24 @@ class Inference(abc.ABC):
         accepted: Sequence[int],
     ) -> Count:
         prompt = require_size("prompt_len", prompt_len)
-        total = _plain("new_tokens", new_tokens, 1)
-        per_round = _plain("tokens_per_round", tokens_per_round, 1)
+        total = require_int("new_tokens", new_tokens, 1)
+        per_round = require_int("tokens_per_round", tokens_per_round, 1)
         if not isinstance(draft, Inference):
             raise TypeError(f"draft[0] = {quoted(draft)}: expected a model that flopcount counts")
+        if not isinstance(accepted, Sequence) or isinstance(accepted, str):
+            raise TypeError(
+                f"accepted = {quoted(accepted)}: expected how many tokens of each round are "
+                "accepted, such as [4, 2]; a rate gives an expectation: expected_tokens_per_round"
+            )
+        own: Any = self
+        vocabularies = {"vocab_size": own.vocab_size, "the draft's vocab_size": draft.vocab_size}
+        require_same_kind(vocabularies)
+        if not equal(*vocabularies.values()):
+            raise ValueError(
+                f"draft with vocab_size = {quoted(draft.vocab_size)}: expected the model's "
+                f"vocab_size = {quoted(own.vocab_size)}, since the model reads the draft's tokens; "
+                "where rows of padding alone differ, give both one size"
+            )
         for model in (self, draft):
             if not model._forgets():
                 raise ValueError(
@@ -470,7 +486,7 @@ class Inference(abc.ABC):
 
         for index, given in enumerate(accepted):
             proposed = min(per_round, total - made - 1)
-            right = _plain(f"accepted[{index}]", given, 0)
+            right = require_int(f"accepted[{index}]", given, 0)
             if right > proposed:
                 raise ValueError(
                     f"accepted[{index}] = {right}: expected at most {max(proposed, 0)}, the tokens "
@@ -509,22 +525,15 @@ def _as_draft_of(model: Any, count: Count) -> Count:
     )
 
 
-def _plain(name: str, value: object, minimum: int) -> int:
-    size = require_size(name, value, minimum)
-    if type(size) is not int:
-        raise TypeError(f"{name} = {quoted(value)}: expected one integer >= {minimum} with a draft")
-    return size
-
-
 def expected_tokens_per_round(acceptance_rate: float, tokens_per_round: int) -> float:
     """Tokens that a round of speculative decoding is expected to make, its own one included.
 
-    (1 - α^(k + 1)) / (1 - α), where each of k drafted tokens is accepted with probability α if
-    those before it are, independently. It is an expectation, and so in no count: what a round costs
-    depends on the positions that it stands at.
+    1 + α + … + α^k = (1 - α^(k + 1)) / (1 - α), where each of k drafted tokens is accepted with
+    probability α if those before it are, independently. It is an expectation, and so in no count:
+    what a round costs depends on the positions that it stands at.
 
     Args:
-        acceptance_rate: α, in [0, 1).
+        acceptance_rate: α, in [0, 1].
         tokens_per_round: k.
 
     Raises:
@@ -536,7 +545,13 @@ def expected_tokens_per_round(acceptance_rate: float, tokens_per_round: int) -> 
     >>> expected_tokens_per_round(0.5, 3)  # 1 + 1/2 + 1/4 + 1/8
     1.875
     """
-    rate = require_fraction("acceptance_rate", acceptance_rate)
-    tokens = require_size("tokens_per_round", tokens_per_round)
-    expected: float = (1 - rate ** (tokens + 1)) / (1 - rate)
+    rate = require_fraction("acceptance_rate", acceptance_rate, with_one=True)
+    tokens = require_int("tokens_per_round", tokens_per_round)
+    made: Any = 0
+    power: Any = 1  # α to the number of terms so far: twice as many, and one more at a digit of 1
+    for digit in f"{tokens + 1:b}":
+        made, power = made * (1 + power), power * power
+        if digit == "1":
+            made, power = 1 + rate * made, rate * power
+    expected: float = made
     return expected

@@ -11,7 +11,7 @@ from typing import Any
 
 from flopcount.count import Count
 from flopcount.devices import DEFAULT_DTYPE, Device, find_device
-from flopcount.sizes import quoted, require_positive_number, require_size
+from flopcount.sizes import quoted, require_int, require_positive_number
 
 WARMUP_STEPS = 3
 """Steps in which memory is allocated, code compiled and clocks rise."""
@@ -186,7 +186,7 @@ class Meter:
         window: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        batch_size = _int("batch_size", batch_size)
+        batch_size = require_int("batch_size", batch_size)
         causal = _count_of(model, batch_size, checkpointing)
         if executed is None:
             executed = causal
@@ -196,9 +196,9 @@ class Meter:
         found = None if device is None else find_device(device)
         if found is not None:
             found.peak(dtype)
-        devices = _int("num_devices", num_devices)
+        devices = require_int("num_devices", num_devices)
         self.speed = Speed(causal, executed, found, dtype, devices)
-        self.batch_size, self.tokens_per_step = batch_size, _int("tokens", causal.tokens)
+        self.batch_size, self.tokens_per_step = batch_size, require_int("tokens", causal.tokens)
         if total_steps is not None and total_tokens is not None:
             raise ValueError(
                 f"total_steps = {quoted(total_steps)}, total_tokens = {quoted(total_tokens)}: "
@@ -207,15 +207,15 @@ class Meter:
         self.total_steps: int | None = None
         """Steps that will be taken; it may be set as soon as it is known."""
         if total_steps is not None:
-            self.total_steps = _int("total_steps", total_steps)
+            self.total_steps = require_int("total_steps", total_steps)
         if total_tokens is not None:
-            self.total_steps = -(-_int("total_tokens", total_tokens) // self.tokens_per_step)
+            self.total_steps = -(-require_int("total_tokens", total_tokens) // self.tokens_per_step)
         self.price_per_hour: float | None = None
         if price_per_device_hour is not None:
             price = require_positive_number("price_per_device_hour", price_per_device_hour)
             self.price_per_hour = price * devices
-        self.warmup_steps = _int("warmup_steps", warmup_steps, minimum=0)
-        self.window = None if window is None else _int("window", window)
+        self.warmup_steps = require_int("warmup_steps", warmup_steps, minimum=0)
+        self.window = None if window is None else require_int("window", window)
         if not callable(clock):
             raise TypeError(f"clock = {quoted(clock)}: expected a function that gives seconds")
         self.steps = 0
@@ -274,13 +274,6 @@ class Meter:
             seconds_left=left,
             **rates,
         )
-
-
-def _int(name: str, value: object, minimum: int = 1) -> int:
-    size = require_size(name, value, minimum)
-    if type(size) is not int:
-        raise TypeError(f"{name} = {quoted(value)}: expected one integer")
-    return size
 
 
 def _count_of(model: Any, batch_size: int, checkpointing: str | None) -> Count:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import decimal
 import functools
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -27,11 +29,13 @@ from flopcount.sizes import (
     maximum,
     quoted,
     require_at_most,
-    require_size,
+    require_int,
 )
 from flopcount.tables import Shown, Table, shown
 
 LARGEST_BATCH = 2**20
+EXACT_BITS = 14_000
+"""Of a fraction's denominator, which so is as long as Python prints."""
 KEPT = ("keys", "latents", "rotary keys")
 """What attention caches, beside values."""
 
@@ -42,13 +46,16 @@ def expected_experts(num_experts: int, experts_per_token: int, num_tokens: int) 
     E·(1 - (1 - k/E)^t): a token leaves an expert out with probability 1 - k/E. Whatever the
     routing, they are at least k and at most min(E, k·t).
 
+    The fraction is exact while its denominator, at most E^t, has 14,000 bits at most. Of more
+    tokens, whose digits would fill pages and then the memory, it is right to 30 decimal digits.
+
     Args:
         num_experts: E.
         experts_per_token: k, at most E.
         num_tokens: t.
 
     Raises:
-        TypeError: If an argument is no integer.
+        TypeError: If an argument is no integer: an array or a symbol is several.
         ValueError: If one is out of range.
 
     Source: derived here.
@@ -56,13 +63,19 @@ def expected_experts(num_experts: int, experts_per_token: int, num_tokens: int) 
     >>> expected_experts(4, 2, 2)  # 4·(1 - 1/4)
     Fraction(3, 1)
     """
-    experts = require_size("num_experts", num_experts)
-    chosen = require_size("experts_per_token", experts_per_token)
+    experts = require_int("num_experts", num_experts)
+    chosen = require_int("experts_per_token", experts_per_token)
     require_at_most("experts_per_token", chosen, "num_experts", experts)
-    tokens = require_size("num_tokens", num_tokens)
-    missed: Fraction = (1 - Fraction(chosen, experts)) ** tokens
-    expected: Fraction = experts * (1 - missed)
-    return expected
+    tokens = require_int("num_tokens", num_tokens)
+    left_out = 1 - Fraction(chosen, experts)
+    if left_out.denominator.bit_length() * tokens <= EXACT_BITS:
+        return experts * (1 - left_out**tokens)
+    # The power loses as many digits as t has; what it leaves of 1, which is 1/E or more, as E has.
+    lost = (tokens.bit_length() + experts.bit_length()) // 3 + 2
+    with decimal.localcontext() as context:
+        context.prec = 30 + lost
+        share = decimal.Decimal(left_out.numerator) / left_out.denominator
+        return experts * Fraction(1 - share**tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +249,9 @@ class Roofline(Shown, Drawn):
             for term in self.terms
         ]  # fmt: skip
         asked = ", ".join(f"{name} = {value}" for name, value in self.options.items() if value)
-        turns = "at no batch" if self.turns_at is None else f"at a batch of {shown(self.turns_at)}"
+        turns = f"at no batch up to 2^{math.log2(LARGEST_BATCH):g}"
+        if self.turns_at is not None:
+            turns = f"at a batch of {shown(self.turns_at)}"
         stored = f"{shown(round(self.weight_bytes))} bytes of weights"
         notes = [
             f"one pass: at most {self.tokens_per_second:,.4g} tokens per second; computing binds "
@@ -386,8 +401,7 @@ def roofline(
         )
     given = dict(cached=cached, positions=positions, batch_size=batch_size)
     for name, value in given.items():
-        if type(require_size(name, value, minimum=int(name != "cached"))) is not int:
-            raise TypeError(f"{name} = {quoted(value)}: expected one integer")
+        require_int(name, value, minimum=int(name != "cached"))
     widths = {name: bits(name, value) / 8 for name, value in
               dict(dtype=dtype, weights=weights, cache=cache).items()}  # fmt: skip
     terms = bounds(

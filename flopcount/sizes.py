@@ -122,6 +122,20 @@ def require_size(name: str, value: object, minimum: int = 1) -> Size:
     )
 
 
+def require_int(name: str, value: object, minimum: int = 1) -> int:
+    """Return ``value`` as one Python int.
+
+    Raises:
+        TypeError: As :func:`require_size`, and if ``value`` is an array or has symbols.
+        ValueError: As :func:`require_size`.
+
+    """
+    size = require_size(name, value, minimum)
+    if type(size) is not int:
+        raise TypeError(f"{name} = {quoted(value)}: expected one integer >= {minimum}")
+    return size
+
+
 def _require_array(name: str, array: Any, minimum: int) -> Size:
     import numpy as np
 
@@ -146,14 +160,14 @@ def _require_array(name: str, array: Any, minimum: int) -> Size:
 
 
 def _require_expression(name: str, expression: Any, minimum: int) -> Size:
-    if not hasattr(expression, "is_integer") or expression.is_Boolean:
+    sympy = sys.modules["sympy"]
+    if not isinstance(expression, sympy.Expr) or not expression.is_commutative:
         raise TypeError(
             f"{name} = {quoted(expression)} is not a number: expected a SymPy expression for an "
             f"integer >= {minimum}"
         )
     if expression.is_Integer:
         return require_size(name, int(expression), minimum)
-    sympy = sys.modules["sympy"]
     no_integers = (sympy.Float, sympy.nan, sympy.oo, -sympy.oo, sympy.zoo)
     if expression.is_integer is False or expression.has(*no_integers):
         raise TypeError(f"{name} = {quoted(expression)}: expected an integer expression")
@@ -162,19 +176,27 @@ def _require_expression(name: str, expression: Any, minimum: int) -> Size:
     return expression
 
 
-def require_fraction(name: str, value: object) -> Any:
+def require_fraction(name: str, value: object, *, with_one: bool = False) -> Any:
     """Return ``value`` as a float in [0, 1), an array of such, or a SymPy expression.
+
+    Args:
+        name: The argument's name, for the error.
+        value: A number, a NumPy array of numbers, or a SymPy expression.
+        with_one: Whether it may be 1.
 
     Raises:
         TypeError: If ``value`` is not a number, an array of numbers or an expression.
-        ValueError: If a value lies outside [0, 1) or is NaN.
+        ValueError: If a value lies outside or is NaN.
 
     """
-    expected = "expected a number in [0, 1)"
+    expected = f"expected a number in [0, 1{']' if with_one else ')'}"
+    largest = 1.0 if with_one else math.nextafter(1.0, 0.0)
     if is_symbolic(value):
         if getattr(value, "is_number", False):
-            return require_fraction(name, _as_float(name, value, expected))
-        if not hasattr(value, "is_real") or value.is_Boolean or value.is_real is False:  # type: ignore[attr-defined]
+            return require_fraction(name, _as_float(name, value, expected), with_one=with_one)
+        sympy = sys.modules["sympy"]
+        is_number = isinstance(value, sympy.Expr) and value.is_commutative
+        if not is_number or value.is_real is False:  # type: ignore[attr-defined]
             raise TypeError(f"{name} = {quoted(value)}: {expected}")
         return value
     if is_array(value):
@@ -186,7 +208,7 @@ def require_fraction(name: str, value: object) -> Any:
         if array.size == 0:
             raise ValueError(f"{name} is an empty array of shape {array.shape}: {expected}")
         fractions = array.astype(np.float64)
-        outside = ~((fractions >= 0) & (fractions < 1))
+        outside = ~((fractions >= 0) & (fractions <= largest))
         if outside.any():
             raise ValueError(f"{name} contains {fractions[outside].flat[0]}: {expected}")
         return fractions if fractions.ndim else float(fractions[()])
@@ -195,7 +217,7 @@ def require_fraction(name: str, value: object) -> Any:
     if isinstance(value, bool) or not isinstance(value, real):
         raise TypeError(f"{name} = {quoted(value)} is a {type(value).__name__}: {expected}")
     fraction = _as_float(name, value, expected)
-    if not 0 <= fraction < 1:
+    if not 0 <= fraction <= largest:
         raise ValueError(f"{name} = {quoted(value)}: {expected}")
     return fraction
 

@@ -22,7 +22,7 @@ from flopcount import extras
 from flopcount.count import Count, Term
 from flopcount.masks import Causal
 from flopcount.rows import Phase, Row
-from flopcount.sizes import quoted, require_choice, require_flag, require_size
+from flopcount.sizes import quoted, require_choice, require_flag, require_int
 from flopcount.tables import Table
 
 try:
@@ -609,8 +609,8 @@ def counting(
                 "dispatched: expected the module as it was before torch.compile"
             )
     require_choice("level", level, LEVELS)
-    batch_size = _one_int("batch_size", batch_size)
-    tokens = batch_size if tokens is None else _one_int("tokens", tokens)
+    batch_size = require_int("batch_size", batch_size)
+    tokens = batch_size if tokens is None else require_int("tokens", tokens)
     patterns = _patterns(names)
     if not isinstance(custom_mapping, Mapping | None):
         raise TypeError(f"custom_mapping = {quoted(custom_mapping)}: expected a mapping, or None")
@@ -731,13 +731,6 @@ def _gradients_kept(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     finally:
         for leaf, grad in zip(leaves, kept, strict=True):
             leaf.grad = grad
-
-
-def _one_int(name: str, value: Any) -> int:
-    size = require_size(name, value)
-    if type(size) is not int:
-        raise TypeError(f"{name} = {quoted(value)}: expected one integer")
-    return size
 
 
 def _patterns(

@@ -202,11 +202,11 @@ def family_table(comparisons: list[Comparison], names: list[str]) -> str:
         ["---"] * 3 + ["---:"] * len(names),
     ]
     proven = [row_of(comparison, "causal") for comparison in comparisons]
-    for part in ("self", "cross"):
+    with_prefix = any(row.cross_part for row in proven)
+    token = "latent token" if with_prefix else "token"
+    for part in ("self", "cross")[: 1 + with_prefix]:
         flops = [f"{getattr(row, f'{part}_part'):.3e}" for row in proven]
-        if part == "cross" and not any(row.cross_part for row in proven):
-            continue
-        lines.append(["`causal`", part, "FLOPs per latent token", *flops])
+        lines.append(["`causal`", part, f"FLOPs per {token}", *flops])
     for name in (row.name for row in comparisons[0].rows if row.name != "causal"):
         for part in ("self", "cross"):
             terms = dict.fromkeys(

@@ -108,6 +108,8 @@ def from_hf(
 
     """
     whole = fields_of(config)
+    for name, value in whole.items():
+        _refuse_arrays(str(name), value)
     fields, left_out = _text_of(whole)
     model_type = fields.get("model_type")
     if model_type is None:
@@ -117,7 +119,7 @@ def from_hf(
     family = FAMILIES[require_choice("model_type", model_type, sorted(FAMILIES))]
     options = {"target_len": target_len, "mtp": require_flag("mtp", mtp)}
     for name, value in options.items():
-        if name not in family.options and value not in (None, False):
+        if name not in family.options and value is not None and value is not False:
             raise ValueError(
                 f"{name} = {quoted(value)} with model_type = {model_type!r}: it has none"
             )
@@ -181,6 +183,21 @@ def file_of(path: str | os.PathLike[str]) -> Path | None:
         return found if found.is_file() else None
     except (OSError, ValueError):  # no system can have a file of this name
         return None
+
+
+def _refuse_arrays(name: str, value: Any) -> None:
+    """Raise unless a field is of one model, whatever it nests: arrays differ from it and agree."""
+    if getattr(value, "ndim", 0):
+        raise TypeError(
+            f"{name} = {quoted(value)}: expected what JSON has; arrays are for the model that the "
+            "config describes, by dataclasses.replace"
+        )
+    if isinstance(value, Mapping):
+        for inner, entry in value.items():
+            _refuse_arrays(f"{name}.{inner}", entry)
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            _refuse_arrays(f"{name}[{index}]", entry)
 
 
 def _flat(fields: dict[str, Any], nested: tuple[str, ...]) -> dict[str, Any]:

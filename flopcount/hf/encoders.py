@@ -53,7 +53,7 @@ def feed_forward(config: Config) -> tuple[bool, str]:
     function = name.removeprefix("gated-") if gated else name
     if name == "gated-gelu":
         function = "gelu_new"
-    if function not in ACTIVATION_NAMES:
+    if function not in list(ACTIVATION_NAMES):  # as a list, since it need not have a hash
         known = ", ".join(repr(name) for name in ACTIVATION_NAMES)
         raise ValueError(
             f"feed_forward_proj = {quoted(given)}: expected one of {known}, or gated- and one"

@@ -197,7 +197,7 @@ def listed(name: str, length: Take, known: Mapping[Any, str], default: Take) -> 
                 "each layer"
             )
         for index, entry in enumerate(value):
-            if isinstance(entry, dict | list) or entry not in known:
+            if entry not in list(known):  # as a list, since an entry need not have a hash
                 raise ValueError(
                     f"{name}[{index}] = {quoted(entry)}: expected one of "
                     f"{', '.join(map(repr, known))}"

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flopcount as fc
-from flopcount.sizes import quoted, require_choice, require_size
+from flopcount.sizes import quoted, require_choice, require_int
 from flopcount.testing import dense_configs, expert_configs, scan_configs
 
 CONFIGS = dense_configs.DRAWN | expert_configs.DRAWN | scan_configs.DRAWN
@@ -94,8 +94,7 @@ def models(largest: int = 12) -> st.SearchStrategy[Any]:
     >>> sorted({type(model).__name__ for model in draw(models(), 30)})
     ['Decoder', 'Llama', 'PerceiverAR']
     """
-    if type(require_size("largest", largest, minimum=2)) is not int:
-        raise TypeError(f"largest = {quoted(largest)}: expected one integer")
+    require_int("largest", largest, minimum=2)
     return st.one_of(perceivers(largest), decoders(largest), llamas(largest))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
+from fractions import Fraction
 from unittest import mock
 
 import numpy as np
@@ -530,13 +531,40 @@ def test_rounds_that_do_not_fit_are_refused(accepted, message):
         LLAMA.generate(7, 8, draft=(GEMMA, 3, accepted))
 
 
+@pytest.mark.parametrize("accepted", [0.7, 2, None, "42", {1: 2}])
+def test_a_rate_is_not_how_many_are_accepted(accepted):
+    with pytest.raises(TypeError, match=r"^accepted = .*expected_tokens_per_round$"):
+        LLAMA.generate(7, 8, draft=(GEMMA, 3, accepted))
+
+
+def test_a_draft_with_another_vocabulary_is_refused():
+    other = dataclasses.replace(GEMMA, vocab_size=12)
+    message = "draft with vocab_size = 12: expected the model's vocab_size = 11"
+    with pytest.raises(ValueError, match=message):
+        LLAMA.generate(7, 8, draft=(other, 3, [3, 3]))
+    several = dataclasses.replace(GEMMA, vocab_size=np.array([11, 12]))
+    with pytest.raises(ValueError, match=r"draft with vocab_size = array\(\[11, 12\]\)"):
+        LLAMA.generate(7, 8, draft=(several, 3, [3, 3]))
+    three = dataclasses.replace(LLAMA, vocab_size=np.array([11, 12, 13]))
+    with pytest.raises(ValueError, match="array shapes do not broadcast: vocab_size"):
+        three.generate(7, 8, draft=(several, 3, [3, 3]))
+    # The same in every element, the same symbol.
+    for vocab_size in (np.array([11, 12]), sympy.Symbol("V", integer=True, positive=True)):
+        both = [dataclasses.replace(model, vocab_size=vocab_size) for model in (LLAMA, GEMMA)]
+        assert both[0].generate(7, 8, draft=(both[1], 3, [3, 3])).total is not None
+
+
 def test_the_expected_number_of_tokens():
-    # 1 + α + α² + … to the k-th power.
-    for rate, tokens in itertools.product((0.0, 0.25, 0.9), (1, 4)):
-        expected = sum(rate**power for power in range(tokens + 1))
-        assert expected_tokens_per_round(rate, tokens) == pytest.approx(expected, rel=1e-12)
-    with pytest.raises(ValueError, match="acceptance_rate = 1"):
-        expected_tokens_per_round(1, 3)
+    # 1 + α + α² + … to the k-th power, in fractions, which do not cancel beside 1.
+    for rate, tokens in itertools.product((0.0, 0.25, 0.9, 1 - 1e-12, 1.0, 1), (1, 2, 4, 7)):
+        expected = float(sum(Fraction(rate) ** power for power in range(tokens + 1)))
+        assert expected_tokens_per_round(rate, tokens) == pytest.approx(expected, rel=1e-15)
+    assert list(expected_tokens_per_round(np.array([0, 0.5, 1]), 3)) == [1, 1.875, 4]
+    for rate in (1.0000001, -0.1, float("nan"), np.array([0.5, 1.5])):
+        with pytest.raises(ValueError, match=r"acceptance_rate .* expected a number in \[0, 1\]$"):
+            expected_tokens_per_round(rate, 3)
+    with pytest.raises(TypeError, match=r"tokens_per_round = .*: expected one integer >= 1"):
+        expected_tokens_per_round(0.5, np.array([1, 2]))
     with pytest.raises(ValueError, match="tokens_per_round = 0"):
         expected_tokens_per_round(0.5, 0)
 

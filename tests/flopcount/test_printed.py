@@ -36,7 +36,7 @@ FLOPs of Decoder, level causal, forward and backward, batch of 3
  self    output    logits         240        480           0    15.62%
 
  total                          1,536      3,072       1,104   100.00%
-per sequence 1,536, per latent token 768
+per sequence 1,536, per token 768
 """
 
 AN_EVALUATION = """\
@@ -54,7 +54,7 @@ FLOPs of Decoder, level causal, forward alone, batch of 1
  self    output    logits          80          0    15.62%
 
  total                            512          0   100.00%
-per sequence 512, per latent token 256
+per sequence 512, per token 256
 """
 
 A_CONVENTION = """\

@@ -127,7 +127,7 @@ def test_where_it_turns():
     # At ten FLOPs per byte a cache of keys shared by two heads never computes longer.
     long = fc.roofline(LLAMA, DEVICE, cached=10**6)
     assert long.turns_at is None
-    assert "at no batch" in str(long)
+    assert "at no batch up to 2^20" in str(long)
 
 
 def test_experts_that_are_read():
@@ -196,6 +196,35 @@ def test_states_of_scans_and_other_stacks_have_terms():
     assert of["attention"].cache == 2 * 2 * 6 * 2 * 8
 
 
+def test_experts_that_many_tokens_read():
+    # E·(1 - (1 - k/E)^t), exact while E^t has 14,000 bits, which Python still prints.
+    for experts, chosen, tokens in ((8, 2, 4000), (256, 8, 2000), (10**12, 1, 300)):
+        exact = experts * (1 - Fraction(experts - chosen, experts) ** tokens)
+        assert fc.expected_experts(experts, chosen, tokens) == exact
+        assert str(exact)
+    # To 30 digits of more of them, however near it is to 0 or to E.
+    for experts, chosen, tokens in (
+        (8, 2, 20_000), (10**12, 1, 1000), (10**15, 3, 2000), (1000, 999, 3000), (3**9, 5, 10**4),
+    ):  # fmt: skip
+        exact = experts * (1 - Fraction(experts - chosen, experts) ** tokens)
+        found = fc.expected_experts(experts, chosen, tokens)
+        assert abs(found - exact) <= exact / 10**30
+        assert len(str(found)) < 100
+    # Sizes of which no computer holds the power.
+    assert fc.expected_experts(8, 2, 10**9) == fc.expected_experts(8, 8, 10**40) == 8
+    # E·(1 - exp(-t·k/E)), since (1 - x)^t is exp(-t·x) within t·x².
+    found = fc.expected_experts(10**30, 1, 10**30)
+    assert math.isclose(found, 10**30 * (1 - math.exp(-1)), rel_tol=1e-14)
+
+
+@pytest.mark.parametrize("wrong", [np.array([8, 9]), sympy.Symbol("t", integer=True, positive=True)])
+def test_experts_of_one_size_each(wrong):
+    named = dict(num_experts=8, experts_per_token=2, num_tokens=3)
+    for name in named:
+        with pytest.raises(TypeError, match=f"^{name} = .*: expected one integer >= 1"):
+            fc.expected_experts(**named | {name: wrong})
+
+
 A_ROOFLINE = """\
 Roofline of Llama on mine: cached = 4, positions = 1, batch_size = 3, dtype = bf16, weights = int8,
 cache = fp32
@@ -212,7 +241,8 @@ cache = fp32
  output    logits        528               202             2.61   bandwidth    2.02e+06
 
  total                 8,304             4,450             1.87   bandwidth    4.45e+07
-one pass: at most 0.06742 tokens per second; computing binds all terms together at no batch
+one pass: at most 0.06742 tokens per second; computing binds all terms together at no batch up to
+2^20
 1,272 bytes of weights, 1,440 of cache: they fit the memory"""
 
 

@@ -458,15 +458,7 @@ class Inference(abc.ABC):
                 f"accepted = {quoted(accepted)}: expected how many tokens of each round are "
                 "accepted, such as [4, 2]; a rate gives an expectation: expected_tokens_per_round"
             )
-        own: Any = self
-        vocabularies = {"vocab_size": own.vocab_size, "the draft's vocab_size": draft.vocab_size}
-        require_same_kind(vocabularies)
-        if not equal(*vocabularies.values()):
-            raise ValueError(
-                f"draft with vocab_size = {quoted(draft.vocab_size)}: expected the model's "
-                f"vocab_size = {quoted(own.vocab_size)}, since the model reads the draft's tokens; "
-                "where rows of padding alone differ, give both one size"
-            )
+        _require_same_vocabulary(self, draft)
         for model in (self, draft):
             if not model._forgets():
                 raise ValueError(
@@ -505,6 +497,16 @@ class Inference(abc.ABC):
             )
         request = f"{total} tokens after {shown(prompt)}, {per_round} drafted a round"
         return dataclasses.replace(counts[0].plus(*counts[1:]), request=request)
+
+
+def _require_same_vocabulary(model: Any, draft: Any) -> None:
+    require_same_kind({"vocab_size": model.vocab_size, "the draft's": draft.vocab_size})
+    if not equal(model.vocab_size, draft.vocab_size):
+        raise ValueError(
+            f"draft with vocab_size = {quoted(draft.vocab_size)}: expected the model's vocab_size "
+            f"= {quoted(model.vocab_size)}, since each reads the other's tokens; where rows of "
+            "padding alone differ, give both one size"
+        )
 
 
 def _as_draft_of(model: Any, count: Count) -> Count:

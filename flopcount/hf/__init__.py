@@ -16,7 +16,7 @@ from typing import Any
 
 from flopcount.hf import dense, encoders, experts, hybrid
 from flopcount.hf.reader import ABSENT, Config, Family, Reading, resolved, words
-from flopcount.sizes import Size, quoted, require_choice, require_flag
+from flopcount.sizes import Size, is_array, is_symbolic, quoted, require_choice, require_flag
 
 FAMILIES: dict[str, Family] = {
     **dense.FAMILIES,
@@ -132,7 +132,17 @@ def from_hf(
                 f"{name} = {quoted(value)} of model_type {model_type!r} is not modelled: "
                 f"expected {' or '.join(map(repr, allowed))}"
             )
-    values = {name: resolved(take, read) for name, take in family.fields.items()}
+    try:
+        values = {name: resolved(take, read) for name, take in family.fields.items()}
+    except TypeError as error:
+        # A symbol is a size like others, but where a family compares it or counts up to it.
+        symbols = [name for name in sorted(read.read) if is_symbolic(read.fields.get(name))]
+        if not symbols or any(name in str(error) for name in symbols):
+            raise
+        named = ", ".join(f"{name} = {quoted(read.fields[name])}" for name in symbols)
+        raise TypeError(
+            f"{named}: expected integers of model_type {model_type!r}, which computes with them"
+        ) from error
     remarks = tuple(said for remark in family.remarks if (said := remark(read)))
     unknown = sorted(
         name
@@ -187,7 +197,7 @@ def file_of(path: str | os.PathLike[str]) -> Path | None:
 
 def _refuse_arrays(name: str, value: Any) -> None:
     """Raise unless a field is of one model, whatever it nests: arrays differ from it and agree."""
-    if getattr(value, "ndim", 0):
+    if is_array(value) or getattr(value, "ndim", None):
         raise TypeError(
             f"{name} = {quoted(value)}: expected what JSON has; arrays are for the model that the "
             "config describes, by dataclasses.replace"

@@ -23,6 +23,7 @@ from flopcount.hf.reader import (
     Family,
     Take,
     flag,
+    indices,
     listed,
     rotary_dim,
     size,
@@ -50,7 +51,7 @@ def missing(name: str) -> Take:
 def sparse_layers(layers: Take, is_sparse: Callable[[Config, int], bool]) -> Take:
     """Which layers have experts, by ``is_sparse(config, index)``."""
     return lambda config: tuple(
-        "sparse" if is_sparse(config, index) else "dense" for index in range(layers(config))
+        "sparse" if is_sparse(config, index) else "dense" for index in indices(layers, config)
     )
 
 
@@ -153,7 +154,7 @@ def qwen2_moe_attention(config: Config) -> tuple[str, ...]:
     last, used = QWEN2_MOE_LAST_WINDOW(config), USE_WINDOW(config)
     return tuple(
         "sliding" if used and index % 2 == 0 and index < last else "full"
-        for index in range(QWEN2_MOE_LAYERS(config))
+        for index in indices(QWEN2_MOE_LAYERS, config)
     )
 
 
@@ -312,7 +313,7 @@ GPT_OSS_LAYERS = size("num_hidden_layers", default=36)
 GPT_OSS_ATTENTION = attention_types(
     GPT_OSS_LAYERS,
     lambda config: tuple(
-        "full" if index % 2 else "sliding" for index in range(GPT_OSS_LAYERS(config))
+        "full" if index % 2 else "sliding" for index in indices(GPT_OSS_LAYERS, config)
     ),
 )
 GPT_OSS_BIAS = flag("attention_bias", default=True)
@@ -356,14 +357,13 @@ def llama4_turns(config: Config) -> tuple[str, ...]:
 
     All but every ``no_rope_layer_interval``-th where the list is absent or empty.
     """
-    interval, layers = LLAMA4_INTERVAL(config), LLAMA4_LAYERS(config)
+    interval, layers = LLAMA4_INTERVAL(config), indices(LLAMA4_LAYERS, config)
     _, given = config.given("no_rope_layers")
-    if given == []:
-        given = ABSENT
-    fields = {} if given is ABSENT else {"no_rope_layers": given}
-    by_rule = tuple("rotary" if (index + 1) % interval else "none" for index in range(layers))
+    is_empty = isinstance(given, list) and not given
+    fields = {} if given is ABSENT or is_empty else {"no_rope_layers": given}
+    by_rule = tuple("rotary" if (index + 1) % interval else "none" for index in layers)
     known = {1: "rotary", 0: "none"}
-    read = listed("no_rope_layers", lambda _: layers, known, lambda _: by_rule)
+    read = listed("no_rope_layers", lambda _: len(layers), known, lambda _: by_rule)
     turns: tuple[str, ...] = read(Config(fields, {}))
     return turns
 

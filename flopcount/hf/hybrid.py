@@ -12,7 +12,18 @@ from typing import Any, NoReturn
 
 from flopcount.hf.dense import ALL_BIASES, activation, llama_like, windowed_everywhere
 from flopcount.hf.experts import ROUTING, product, qwen_experts, sparse_layers
-from flopcount.hf.reader import Config, Family, Take, flag, listed, number, rotary_dim, size, words
+from flopcount.hf.reader import (
+    Config,
+    Family,
+    Take,
+    flag,
+    indices,
+    listed,
+    number,
+    rotary_dim,
+    size,
+    words,
+)
 from flopcount.hybrid_lm import DeltaNetLM, LightningLM, Mamba1LM, Mamba2LM
 from flopcount.sizes import ceil_divide, quoted
 
@@ -23,7 +34,7 @@ LAYER_TYPES = {"full_attention": "attention", "linear_attention": "scan"}
 def mixers(layers: Take, attends: Callable[[Config, int], bool]) -> Take:
     """Which layers have attention, by ``attends(config, index)``."""
     return lambda config: tuple(
-        "attention" if attends(config, index) else "scan" for index in range(layers(config))
+        "attention" if attends(config, index) else "scan" for index in indices(layers, config)
     )
 
 

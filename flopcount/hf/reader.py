@@ -156,6 +156,25 @@ def floor_divided(numerator: Take, divisor: Take) -> Take:
     return lambda config: numerator(config) // divisor(config)
 
 
+def indices(layers: Take, config: Config) -> range:
+    """Those of the layers, where each has a word of its own.
+
+    Args:
+        layers: How many there are.
+        config: The config.
+
+    Raises:
+        ValueError: If they are a symbol's, or too many for words.
+    """
+    number = layers(config)
+    if type(number) is not int or number > MOST_LAYERS:
+        raise ValueError(
+            f"num_hidden_layers = {quoted(number)}: expected an int of at most {MOST_LAYERS} where "
+            "layers differ"
+        )
+    return range(number)
+
+
 def by_layer(layers: Take, rule: Callable[[Config], Callable[[int], Any]]) -> Take:
     """A word for each layer, by a rule that a config gives for their indices.
 
@@ -165,13 +184,8 @@ def by_layer(layers: Take, rule: Callable[[Config], Callable[[int], Any]]) -> Ta
     """
 
     def take(config: Config) -> tuple[Any, ...]:
-        number, word_of = layers(config), rule(config)
-        if type(number) is not int or number > MOST_LAYERS:
-            raise ValueError(
-                f"layers = {quoted(number)}: expected an int of at most {MOST_LAYERS} where layers "
-                "differ"
-            )
-        return tuple(word_of(index) for index in range(number))
+        word_of = rule(config)
+        return tuple(word_of(index) for index in indices(layers, config))
 
     return take
 

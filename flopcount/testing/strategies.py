@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flopcount as fc
-from flopcount.sizes import quoted, require_choice, require_int
+from flopcount.sizes import require_choice, require_int
 from flopcount.testing import dense_configs, expert_configs, scan_configs
 
 CONFIGS = dense_configs.DRAWN | expert_configs.DRAWN | scan_configs.DRAWN

@@ -1,6 +1,8 @@
 """Every field of every architecture refuses what it cannot be, and says what it expected."""
 
 import dataclasses
+import itertools
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from flopcount.architectures import (
     Probability,
 )
 from flopcount.causal_lm import CausalLM
+from flopcount.hf import FAMILIES
 
 DESCRIBED = ARCHITECTURES | {"causal-lm": CausalLM}
 
@@ -49,7 +52,8 @@ NO_SIZES = st.one_of(
     st.sampled_from([
         b"8", object(), sympy.pi, sympy.oo, sympy.nan, sympy.Float(8.0), np.array([1.5]),
         np.array([True]), np.array(["8"]), np.array([]), np.array([8, None], dtype=object),
-        sympy.Symbol("y", integer=False), sympy.true,
+        sympy.Symbol("y", integer=False), sympy.true, sympy.Symbol("z") > 0, sympy.FiniteSet(8),
+        sympy.Symbol("y", commutative=False), sympy.MatrixSymbol("A", 2, 2),
     ]),
 )  # fmt: skip
 
@@ -59,7 +63,11 @@ def test_what_a_field_cannot_be_is_refused_by_its_name(architecture, name):
     kind = DESCRIBED[architecture].kinds()[name]
     wrong = {
         Dimension: NO_SIZES,
-        Probability: st.text() | st.lists(st.floats()) | st.floats(1) | st.floats(max_value=-0.01),
+        Probability: st.text()
+        | st.lists(st.floats())
+        | st.floats(1)
+        | st.floats(max_value=-0.01)
+        | st.sampled_from([sympy.Symbol("z") > 0, sympy.MatrixSymbol("A", 2, 2)]),
         Flag: st.integers() | st.text() | st.floats() | st.none(),
         Choice: st.integers() | st.floats() | st.just("word") | st.lists(st.text()),
         Pattern: st.integers()
@@ -97,6 +105,38 @@ def test_a_size_below_its_minimum_is_refused(architecture, name):
     negative = sympy.Symbol("x", integer=True, negative=True)
     with pytest.raises(ValueError, match=rf"^{name} "):
         DESCRIBED[architecture](**arguments(architecture, **{name: negative}))
+
+
+OF_WORDS = dict(
+    num_experts=4, experts_per_token=2, expert_size=8, scan_key_heads=2, scan_value_heads=4,
+    scan_rank=2, num_layers=4, mixers=("scan", "attention"), head_groups=2, state=4,
+    **GOOD[Dimension],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "described", {*ARCHITECTURES.values(), *(family.declaration for family in FAMILIES.values())}
+)
+def test_any_two_words_make_a_model_or_an_error_that_names_a_field(described):
+    needed = {
+        field.name: OF_WORDS.get(field.name, 8)
+        for field in dataclasses.fields(described)
+        if field.default is dataclasses.MISSING or field.name in ("seq_len", "target_len")
+    }
+    kinds = described.kinds()
+    words = {name: getattr(kind, "words", (True, False)) for name, kind in kinds.items()
+             if isinstance(kind, Flag | Choice)}  # fmt: skip
+    words |= {name: [*((word,) for word in kind.words), kind.words]
+              for name, kind in kinds.items() if isinstance(kind, Pattern)}  # fmt: skip
+    choices = [(name, word) for name in words for word in words[name]]
+    said = set()
+    for two in itertools.combinations(choices, 2):
+        try:
+            described(**needed | dict(two))
+        except ValueError as error:
+            said.add(str(error))
+    unnamed = [text for text in said if not re.match("|".join(kinds), text)]
+    assert not unnamed
 
 
 DTYPES = (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, object)

@@ -460,6 +460,24 @@ def test_all_layers_frozen_for_some_elements_alone_is_refused():
         LLAMA.flops(tuning=tuned(2, 3))
 
 
+@pytest.mark.parametrize("checkpointing", ["reentrant", "non-reentrant"])
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        dict(trainable="*"), dict(trainable="*", frozen_layers=1),
+        dict(trainable="*norm", input_gradients=True),
+    ],
+)  # fmt: skip
+def test_layers_in_an_array_are_executed_again_as_each_number_of_them_is(tuning, checkpointing):
+    def recomputed(layers):
+        model = dataclasses.replace(LLAMA, num_layers=layers)
+        return model.flops(
+            tuning=fc.FineTuning(**tuning), checkpointing=checkpointing, batch_size=10**20
+        ).recompute
+
+    assert list(recomputed(np.array([3, 4]))) == [recomputed(3), recomputed(4)]
+
+
 def test_sizes_do_not_overflow():
     ranks = np.array([1, 2**40])
     model = dataclasses.replace(LLAMA, num_channels=2**30, head_dim=2)

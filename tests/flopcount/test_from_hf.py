@@ -1,15 +1,20 @@
 """Models read from Hugging Face configs."""
 
 import dataclasses
+import functools
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import sympy
 
 import flopcount as fc
-from flopcount.hf import FAMILIES
+from flopcount.hf import FAMILIES, reader
 
 LLAMA = dict(model_type="llama", vocab_size=128256)
 PYTHIA = dict(model_type="gpt_neox", vocab_size=50304)
@@ -346,7 +351,11 @@ NAMED = dict(model_type="llama")
         (dict(model_type="gpt_neox", rotary_pct=1.5), r"partial_rotary_factor = 1.5: expected"),
         (
             dict(model_type="gemma2", num_hidden_layers=10**40),
-            r"layers = 1000.*: expected an int of at most 100000 where layers differ",
+            r"num_hidden_layers = 1000.*: expected an int of at most 100000 where layers differ",
+        ),
+        (
+            NAMED | dict(rope_parameters=dict(factors=[np.array(8)])),
+            r"rope_parameters.factors\[0\] = array\(8\): expected what JSON has; arrays are for",
         ),
         ("é" * 5000, r"config = 'éé.*: there is no such file"),
         ("\x00", r"config = '\\x00': there is no such file"),
@@ -360,6 +369,36 @@ def test_what_is_not_modelled_is_refused(config, message):
         fc.from_hf(config)
 
 
+def refusal(call):
+    """What is said against a call; None where it is answered."""
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_field_that_is_read_is_named_where_it_is_refused(model_type, monkeypatch):
+    given, known = reader.Config.given, set()
+    monkeypatch.setattr(
+        reader.Config, "given", lambda self, *names: known.update(names) or given(self, *names)
+    )
+    needed = dict(num_experts_per_tok=2, model_type=model_type)
+    if model_type == "minimax_text_01":
+        needed |= dict(attn_type_list=[1] * 32)
+    fc.from_hf(needed, 8)
+    names = {name for name in known if "." not in name} | {"model_type", "architectures"}
+    known |= names | {*FAMILIES[model_type].declaration.kinds(), "text_config"}
+    # Of an array, a value without a hash, a symbol and a huge int, Python has words of its own.
+    symbol = sympy.Symbol("x", positive=True, integer=True)
+    for name, wrong in itertools.product(
+        sorted(names), (np.array([]), np.array(8), [{1}], symbol, symbol > 1, 10**30)
+    ):
+        said = refusal(functools.partial(fc.from_hf, needed | {name: wrong}, 8))
+        assert said is None or re.match("|".join(map(re.escape, known)), said)
+
+
 def test_a_file_that_is_no_config_is_refused(tmp_path):
     file = tmp_path / "config.json"
     for text, message in (("{", r"config\.json: expected JSON \("), ("[1]", r"JSON object, not")):
@@ -370,7 +409,10 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
         fc.from_hf(tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize("option", [dict(target_len=8), dict(mtp=True)])
+@pytest.mark.parametrize(
+    "option",
+    [dict(target_len=8), dict(target_len=0), dict(target_len=np.array([8, 9])), dict(mtp=True)],
+)
 def test_options_that_a_family_has_not_are_refused(option):
     (name,) = option
     with pytest.raises(ValueError, match=rf"{name} = .* with model_type = 'llama': it has none"):

@@ -368,7 +368,7 @@ class Architecture(Inference):
                 )
             require_choice("convention", convention, CONVENTIONS)
             return self._convention_count(convention, at)
-        if level == "executed":
+        if isinstance(level, str) and level == "executed":
             raise ValueError("level = 'executed' needs the kernels' tiling: call .executed(tiling)")
         level = require_choice("level", "causal" if level is None else level, LEVELS)
         asked: dict[str, Any] = dict(tuning=tuning, recompute_terms=recompute)
@@ -435,7 +435,7 @@ class Architecture(Inference):
             raise TypeError(
                 f"tilings = {quoted(tilings)}: expected a mapping from names of layers to tilings"
             )
-        own = dict(tilings or {})
+        own = {} if tilings is None else dict(tilings)
         named = {f"tilings[{quoted(layer)}]": given for layer, given in own.items()}
         for name, given in {"tiling": tiling, **named}.items():
             if not isinstance(given, Tiling):
@@ -449,7 +449,7 @@ class Architecture(Inference):
         require_same_kind({**self._arguments(at), **tiling.sizes(), **blocks})
         counted = self._count("executed", at, checkpointing, lambda name: own.get(name, tiling))
         known = {row.layer for row in counted.rows if row.pairs is not None}
-        unknown = sorted(set(own) - known)
+        unknown = [layer for layer in own if layer not in known]
         if unknown:
             raise ValueError(
                 f"tilings = {quoted(unknown)}: expected names of layers with attention of a "

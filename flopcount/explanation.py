@@ -237,7 +237,7 @@ def explain(
     """
     model, legend = on_symbols(architecture)
     batch_size = extras.load("sympy", "symbolic").Symbol("B", integer=True, positive=True)
-    if level == "executed" and convention is None:
+    if isinstance(level, str) and level == "executed" and convention is None:
         legend += f"; {TILING_LEGEND if tiling is None else tiling}"
         count = model.executed(
             symbolic_tiling() if tiling is None else tiling, batch_size=batch_size

@@ -305,4 +305,7 @@ def _require_step(name: str, count: Count, batch_size: int) -> None:
             f"{quoted(count.batch_size)}"
         )
     if count.with_recompute.bit_length() > LARGEST_BITS:
-        raise ValueError(f"a step of {quoted(count.total)} FLOPs: expected what a float can hold")
+        raise ValueError(
+            f"{name} with batch_size = {quoted(batch_size)} has a step of {quoted(count.total)} "
+            "FLOPs: expected what a float can hold"
+        )

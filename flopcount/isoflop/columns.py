@@ -399,9 +399,11 @@ def no_usable_row(what: str, num_rows: int, flagged: Sequence[FlaggedRow]) -> Va
 
 
 def rows_where(
-    headings: Sequence[str], rows: Sequence[Sequence[Any]], where: Mapping[str, str]
+    headings: Sequence[str], rows: Sequence[Sequence[Any]], where: Mapping[str, str] | None
 ) -> set[int]:
     """Numbers of the rows that hold every value asked for."""
+    if where is None:
+        where = {}
     if not isinstance(where, Mapping):
         raise TypeError(f"where = {quoted(where)}: expected a mapping from heading to value")
     for heading in where:
@@ -418,7 +420,7 @@ def rows_where(
     }
 
 
-def describe_selection(where: Mapping[str, str], selected: int, total: int) -> str:
+def describe_selection(where: Mapping[str, str] | None, selected: int, total: int) -> str:
     """Which rows were asked for, and how many of the table's they are; empty if all."""
     if not where:
         return ""

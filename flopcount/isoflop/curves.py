@@ -138,7 +138,7 @@ def read_curves(
     key = (columns["run"], *(name for name in names[1:] if name is not None))
     numeric = {role: heading for role, heading in columns.items() if role != "run"}
     good, flagged, decimal_commas = parse_rows(headings, rows, numeric)
-    selected = rows_where(headings, rows, where or {})
+    selected = rows_where(headings, rows, where)
     flagged = [flag for flag in flagged if flag.row in selected]
     points = {}
     for number, values in good:
@@ -215,7 +215,7 @@ def read_curves(
         tuple(sorted(curves, key=lambda curve: (curve.params, curve.run))),
         tuple(flagged),
         columns,
-        describe_selection(where or {}, len(selected), len(rows)),
+        describe_selection(where, len(selected), len(rows)),
         warnings,
     )
 

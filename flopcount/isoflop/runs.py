@@ -299,7 +299,7 @@ def read_runs(
         raise ValueError(f"drop_highest = {quoted(drop_highest)}: expected an integer >= 0")
     headings, rows = read_table(source)
     given = {"params": params, "tokens": tokens, "flops": flops, "loss": loss, "budget": budget}
-    by_rule = flops == RULE and RULE not in headings
+    by_rule = isinstance(flops, str) and flops == RULE and RULE not in headings
     roles = [role for role in given if not (by_rule and role == "flops")]
     columns = find_columns(headings, given, roles)
     if given["loss"] is None and columns.get("loss") == "L" and whole_numbers(headings, rows, "L"):
@@ -311,7 +311,7 @@ def read_runs(
         expected = f"{'' if optima else 'loss and '}two of params, tokens, flops"
         raise missing(headings, columns, expected)
     good, flagged, decimal_commas = parse_rows(headings, rows, columns)
-    selected = rows_where(headings, rows, where or {})
+    selected = rows_where(headings, rows, where)
     good = [entry for entry in good if entry[0] in selected]
     flagged = [flag for flag in flagged if flag.row in selected]
     if drop_highest and "loss" not in columns:
@@ -370,7 +370,7 @@ def read_runs(
         flagged=tuple(sorted(flagged, key=lambda flag: flag.row)),
         columns=columns,
         derived=derived,
-        selection=describe_selection(where or {}, len(selected), len(rows)),
+        selection=describe_selection(where, len(selected), len(rows)),
         warnings=read_warnings(headings, rows, columns, given, arrays, sizes, decimal_commas),
     )
 

@@ -29,7 +29,11 @@ def histogram(documents: Any, seq_len: Size, batch_size: Size) -> Histogram:
     """
     if isinstance(documents, Mapping):
         given = list(documents.items())
-    elif isinstance(documents, Iterable) and not isinstance(documents, bytes):
+    elif (
+        isinstance(documents, Iterable)
+        and getattr(documents, "ndim", 1)
+        and not isinstance(documents, bytes)
+    ):
         listed = [require_size("documents", length) for length in documents]
         ints = all(type(length) is int for length in listed)
         given = list(collections.Counter(listed).items()) if ints else [(x, 1) for x in listed]

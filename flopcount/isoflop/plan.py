@@ -170,7 +170,7 @@ def _planned_run(model: Architecture, budget: Any, batch_size: int, per_step: Co
     if exact < per_step.total:
         raise ValueError(
             f"budget = {quoted(budget)}: expected at least one step's FLOPs, which are "
-            f"{float(per_step.total):.3g} for {batch_size} sequences of {quoted(model)}"
+            f"{quoted(per_step.total)} for {quoted(batch_size)} sequences of {quoted(model)}"
         )
     steps = -(-exact // per_step.total)
     return PlannedRun(

@@ -260,7 +260,7 @@ def count(
         params: Also print the parameters.
         elementwise: Also print the element-wise FLOPs.
         seconds: Measured time of a step; with ``--device`` or ``--peak-flops`` gives MFU and HFU.
-        tokens_per_second: Instead, measured latent tokens per second of all devices.
+        tokens_per_second: Instead, measured tokens per second of all devices.
         device: A name that ``flopcount devices`` lists, or what torch.cuda.get_device_name() says.
         peak_flops: Instead, the peak FLOP/s of one device.
         dtype: The device's peak that MFU refers to; bf16 unless given.

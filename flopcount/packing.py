@@ -31,7 +31,7 @@ def histogram(documents: Any, seq_len: Size, batch_size: Size) -> Histogram:
         given = list(documents.items())
     elif (
         isinstance(documents, Iterable)
-        and getattr(documents, "ndim", 1)
+        and getattr(documents, "ndim", True)
         and not isinstance(documents, bytes)
     ):
         listed = [require_size("documents", length) for length in documents]

@@ -453,6 +453,9 @@ class CausalLM(LanguageModel):
     def residuals(self, kind: Kind) -> tuple[Residual, Residual]:
         """The two blocks of a layer whose mixer and feed-forward block follow each other.
 
+        Args:
+            kind: What the layer is.
+
         Raises:
             ValueError: If they stand side by side.
         """

@@ -19,7 +19,6 @@ import functools
 import hashlib
 import itertools
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -325,7 +324,8 @@ def shapes_to_tune(head_dims: Iterable[int]) -> list[Shape]:
 def time_tiling(shape: Shape, chosen: dict[str, Tiling]) -> float:
     """Milliseconds of the pass that ``chosen`` is about: forward alone, or the whole backward."""
     pass_name = "forward" if "forward" in chosen else "backward"
-    return statistics.median(timed(attending(chosen), shape, pass_name))
+    (ms,) = timed(attending(chosen), shape, pass_name, rounds=1)
+    return ms
 
 
 def run_once(shape: Shape, chosen: dict[str, Tiling]) -> None:

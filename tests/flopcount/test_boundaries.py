@@ -66,44 +66,46 @@ POINTS = [
 ]
 
 
+def columns_of(headings, lines):
+    """A table's cells by heading."""
+    return dict(zip(headings, map(list, zip(*lines, strict=True)), strict=True))
+
+
 @st.composite
 def tables(draw, headings, lines):
     """A table as columns, with a few wrong cells and, now and then, a wrong column."""
-    columns = {
-        name: list(cells) for name, cells in zip(headings, zip(*lines, strict=True), strict=True)
-    }
+    columns = columns_of(headings, lines)
     for name in draw(st.lists(st.sampled_from(headings), max_size=2)):
         columns[name][draw(st.integers(0, len(lines) - 1))] = draw(ANYTHING)
     wrong = st.dictionaries(st.text() | st.integers(), st.lists(ANYTHING), min_size=1, max_size=1)
     return columns | (draw(wrong) if draw(st.integers(0, 9)) == 9 else {})
 
 
+SYMBOL = functools.partial(sympy.Symbol, "x")
 ANYTHING = st.one_of(
     st.none() | st.booleans() | st.integers() | st.fractions() | st.complex_numbers(),
     st.floats() | st.integers(1, 99).map(float),
     st.text(max_size=9) | st.binary(max_size=3) | st.lists(st.integers(), max_size=3),
-    st.sampled_from([-(10**40), 1e308, "512", "causal\0", "é" * 200, (8, 16), {"n": 8}, {8}]),
-    st.sampled_from([range(3), object(), int, len]),
-    st.sampled_from([[], [1.5, 2.0], [np.nan], [True], ["8"], [1j], [0, 3], [-1], [[8, 16]]]).map(
-        np.array
-    ),
-    st.sampled_from([np.array([8, "x", None], dtype=object), np.array([8, 16, 24])]),
-    st.sampled_from([np.float32(8), np.bool_(True), np.datetime64("2020"), np.ones(0, "M8[D]")]),
-    st.sampled_from([sympy.Float(8.0), sympy.Integer(-3), sympy.Rational(1, 2), sympy.I]),
-    st.sampled_from([sympy.pi, sympy.oo, sympy.nan, sympy.zoo, sympy.true, sympy.Matrix([[1]])]),
-    st.sampled_from([{"negative": True}, {"integer": False}, {"commutative": False}]).map(
-        lambda assumptions: sympy.Symbol("x", **assumptions)
-    ),
-    st.just(sympy.Symbol("z") > 0),
+    st.sampled_from([
+        -(10**40), 1e308, "512", "causal\0", "é" * 200, (8, 16), {"n": 8}, {8}, [{8}], range(3),
+        object(), int, len, np.float32(8), np.bool_(True), np.datetime64("2020"), np.array(8),
+        np.ones(0, "M8[D]"), np.array([8, "x", None], dtype=object), [np.array([8, 16])],
+    ]),
+    st.sampled_from([
+        [], [1.5, 2.0], [np.nan], [True], ["8"], [1j], [0, 3], [-1], [[8, 16]], [8, 16, 24],
+    ]).map(np.array),
+    st.sampled_from([
+        sympy.Float(8.0), sympy.Integer(-3), sympy.Rational(1, 2), sympy.I, sympy.pi, sympy.oo,
+        sympy.nan, sympy.zoo, sympy.true, sympy.Matrix([[1]]), sympy.MatrixSymbol("A", 2, 2),
+        SYMBOL() > 0, SYMBOL(), SYMBOL(negative=True), SYMBOL(integer=False),
+        SYMBOL(commutative=False),
+    ]),
 )  # fmt: skip
 """What no size, fraction, name or flag may be, and some of what it may."""
 
 SMALL = st.integers(1, 99)
-INTS = st.one_of(
-    st.integers(1, 8),
-    st.integers(1, 5000),
-    st.sampled_from([2**31, 2**63, 10**30, np.int32(7), np.uint64(2**63)]),
-)
+HUGE = st.sampled_from([2**31, 2**63, 10**30, np.int32(7), np.uint64(2**63)])
+INTS = st.integers(1, 8) | st.integers(1, 5000) | HUGE
 DTYPES = [np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64, object]
 ARRAYS = st.builds(
     np.array, st.lists(st.integers(1, 120), min_size=3, max_size=3), st.sampled_from(DTYPES)
@@ -128,11 +130,9 @@ DIVISIBLE = st.builds(
 """What up to four devices share without padding."""
 
 TILING = fc.Tiling(forward=(64, 64), key_value=(32, 64), query=(64, 32))
-READ = fc.read_runs(dict(zip(HEADINGS, zip(*RUNS, strict=True), strict=True)))
-READ_OPTIMA = fc.read_runs(dict(zip(HEADINGS, zip(*RUNS, strict=True), strict=True)), optima=True)
-READ_CURVES = fc.read_curves(
-    dict(zip(("run", "params", "tokens", "loss"), zip(*POINTS, strict=True), strict=True))
-)
+OF_CURVES = ("run", "params", "tokens", "loss")
+READ = [fc.read_runs(columns_of(HEADINGS, RUNS), optima=optima) for optima in (False, True)]
+READ_CURVES = fc.read_curves(columns_of(OF_CURVES, POINTS))
 OWN = fc.Device("own", {"bf16": fc.Peak(1e30, "x")})
 PEAK = fc.Peak(1e12, "a datasheet")
 PAIR = st.tuples(*[st.sampled_from([16, 64, 128])] * 2)
@@ -162,7 +162,8 @@ LEGAL = dict(
     clock=(lambda: 7.0,), confidence=(0.5,), config=(WRONG,), convention=CONVENTIONS,
     corpus_tokens=(10**9,), count=(128,), custom_mapping=({},), data=(1, 2, 4), delta=(1e-3,),
     depths=((2, 8),), device=("h200", "A100", OWN), documents=([1, 1], {1: 1}, [2]),
-    draft=((MODELS, 2, [1, 0]),), drop_highest=(0, 1), dtype=("bf16", "fp8", "tf32"), executed=(),
+    draft=(st.tuples(MODELS, st.integers(1, 3), st.just([2, 1])),), drop_highest=(0, 1),
+    dtype=("bf16", "fp8", "tf32"), executed=(),
     expert=(1,), experts_per_token=(1, 2), families=("llama", "jamba"), family=("llama", "qwen3"),
     flops=(1e20, 10**18, 5), flops_per_second=(1e12, 5), forward=(PAIR,), frozen_layers=(0, 1),
     gpu_hours=(1, 0.5), gradients=("fp32",), head_dim=(2, 8, 64), head_dim_multiple=(1, 8, 16),
@@ -185,7 +186,7 @@ LEGAL = dict(
     prefix_dropout=(0.0, 0.5, st.floats(0, 0.99)), price_per_device_hour=(2.5,), prompt_len=(1, 7),
     query=(PAIR,), reach=(2.0,), recompute=("attention core", ("out", "mlp *")),
     reference=("a datasheet",), reshard=(True, False), row_lanes=(4, 16), run=("run",), search=(),
-    runs=(READ, READ_OPTIMA), curves=(READ_CURVES,), target_len=(SMALL,), seq_len=(SMALL,),
+    runs=READ, curves=(READ_CURVES,), target_len=(SMALL,), seq_len=(SMALL,),
     seconds=(0.1, 3, np.float64(2)), seed=(0,), sequence=(False, True), shapes=(((64, 2),),),
     shared_bytes=(128,), size_bytes=(80 * 10**9, 1), special_functions=(16,), stages=((3, 5),),
     tensor=(1, 2, 4), tensor_flops=(4096,), tiling=(TILING,),
@@ -202,7 +203,7 @@ OF = {
     fc.CausalLM: dict(experts_per_token=(1,)),
     fc.Meter: dict(batch_size=(1, 8), window=(2,), executed=()),
     fc.Parallel: dict(sequence=(False,), chunks=(1,)),
-    fc.read_curves: dict(source=(tables(("run", "params", "tokens", "loss"), POINTS),)),
+    fc.read_curves: dict(source=(tables(OF_CURVES, POINTS),)),
     fc.read_runs: dict(source=(tables(HEADINGS, RUNS),), budget=("flops",)),
     fc.plan: dict(search=(SEARCH,)),
     fc.torch.count: dict(batch_size=(1,), tokens=(7,)),
@@ -332,6 +333,11 @@ def kept_of(model, training):
     return prefix - int(prefix * float(model.prefix_dropout)) if kept is None else kept
 
 
+def are_ints(*sizes):
+    """Whether none is an array or a symbol."""
+    return not any(is_array(size) or is_symbolic(size) for size in sizes)
+
+
 def judge(model, total, level="causal", training=True, batch_size=1):
     """Hold a total against plain arithmetic, element by element; not on symbols."""
     fields = model.arguments() | {"batch_size": batch_size}
@@ -365,10 +371,8 @@ def tune(call):
     call.show(call.of(step, tuning=(call.of(fc.FineTuning),)))
     batch_size = step.keywords["batch_size"]
     judge(model, step(tuning=fc.FineTuning(trainable="*")).total, level, True, batch_size)
-    sizes = (batch_size, *model.arguments().values())
-    if type(model) not in (fc.Llama, fc.Decoder) or any(
-        is_array(x) or is_symbolic(x) for x in sizes
-    ):
+    of_ints = are_ints(batch_size, *model.arguments().values())
+    if type(model) not in (fc.Llama, fc.Decoder) or not of_ints:
         return
     judge(model, step(tuning=fc.FineTuning()).total, level, False, batch_size)
     # A frozen product costs two, those of attention and of LoRA three.
@@ -392,7 +396,8 @@ def answer_prompts(call):
     call.show(both)
     call.show(call.of(model.cache))
     if call.draw(st.booleans()):
-        call.show(call.of(part(model.generate, prompt_len=prompt)))
+        drafts = (None, (model, 2, [2, 1]))  # which make five tokens
+        call.show(call.of(part(model.generate, prompt_len=prompt), draft=drafts))
     if own["level"] != "dense" and isinstance(model, fc.Decoder | fc.Llama | fc.CausalLM):
         whole = dataclasses.replace(model, seq_len=prompt + new)
         judge(whole, both.total, "causal", False, own["batch_size"])
@@ -414,9 +419,9 @@ def count_executed(call):
     count = call.show(call.of(functools.partial(model.executed, tiling=tiling)))
     training, batch_size = call.given["training"], call.given["batch_size"]
     sizes = [*model.arguments().values(), *tiling.sizes().values()]
-    if call.given["tilings"] or call.given["tuning"] or any(
-        is_array(x) or is_symbolic(x) or (isinstance(x, int) and x > 5000) for x in sizes
-    ):  # fmt: skip
+    if call.given["tilings"] or call.given["tuning"] or not are_ints(*sizes):
+        return
+    if max(size for size in sizes if type(size) is int) > 5000:
         return
     queries, keys = tiling.forward
     own = seen = 0

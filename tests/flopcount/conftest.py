@@ -6,5 +6,5 @@ ask transformers what its classes take are skipped where it is missing.
 
 import importlib.util
 
-WITH_TORCH = ["test_boundaries.py", "test_testing.py", "test_torch.py"]
+WITH_TORCH = ["drawn_calls.py", "test_boundaries.py", "test_testing.py", "test_torch.py"]
 collect_ignore = [] if importlib.util.find_spec("torch") else WITH_TORCH

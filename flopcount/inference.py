@@ -304,7 +304,7 @@ class Inference(abc.ABC):
             level,
             batch_size=batch_size,
             chunk=chunk,
-            mla="latent" if mla == "absorbed" else mla,
+            mla="latent" if isinstance(mla, str) and mla == "absorbed" else mla,
             num_latents=num_latents,
         )
         prompt = require_size("prompt_len", prompt_len)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 from flopcount.count import Count
 from flopcount.devices import DEFAULT_DTYPE, Device, find_device
-from flopcount.sizes import quoted, require_int, require_positive_number
+from flopcount.sizes import quoted, require_at_most, require_int, require_positive_number
 
 WARMUP_STEPS = 3
 """Steps in which memory is allocated, code compiled and clocks rise."""
@@ -216,6 +217,7 @@ class Meter:
             self.price_per_hour = price * devices
         self.warmup_steps = require_int("warmup_steps", warmup_steps, minimum=0)
         self.window = None if window is None else require_int("window", window)
+        require_at_most("window", self.window or 0, "sys.maxsize - 1", sys.maxsize - 1)
         if not callable(clock):
             raise TypeError(f"clock = {quoted(clock)}: expected a function that gives seconds")
         self.steps = 0

@@ -404,16 +404,21 @@ def roofline(
         require_int(name, value, minimum=int(name != "cached"))
     widths = {name: bits(name, value) / 8 for name, value in
               dict(dtype=dtype, weights=weights, cache=cache).items()}  # fmt: skip
-    terms = bounds(
-        model, **given, widths=widths, mla=mla, peak=peak,
-        bandwidth=found.bandwidth.bytes_per_second,
-    )  # fmt: skip
     kept = model.cache(cached + positions, batch_size=batch_size, mla=mla).elements
-    return Roofline(
-        model,
-        found,
-        given | dict(dtype=dtype, weights=weights, cache=cache, mla=mla),
-        terms,
-        model.params().total * widths["weights"],
-        kept * widths["cache"],
-    )
+    try:
+        return Roofline(
+            model,
+            found,
+            given | dict(dtype=dtype, weights=weights, cache=cache, mla=mla),
+            bounds(
+                model, **given, widths=widths, mla=mla, peak=peak,
+                bandwidth=found.bandwidth.bytes_per_second,
+            ),
+            model.params().total * widths["weights"],
+            kept * widths["cache"],
+        )  # fmt: skip
+    except OverflowError as error:
+        sizes = ", ".join(f"{name} = {quoted(value)}" for name, value in given.items())
+        raise ValueError(
+            f"{sizes} of {quoted(model)}: expected sizes whose bytes a float can hold"
+        ) from error

@@ -170,7 +170,7 @@ def _planned_run(model: Architecture, budget: Any, batch_size: int, per_step: Co
     if exact < per_step.total:
         raise ValueError(
             f"budget = {quoted(budget)}: expected at least one step's FLOPs, which are "
-            f"{quoted(per_step.total)} for {quoted(batch_size)} sequences of {quoted(model)}"
+            f"{quoted(per_step.total)} with batch_size = {quoted(batch_size)} of {quoted(model)}"
         )
     steps = -(-exact // per_step.total)
     return PlannedRun(

@@ -1,5 +1,9 @@
 """Bad input is refused by name, value and expectation."""
 
+import inspect
+import itertools
+import re
+
 import numpy as np
 import pytest
 import sympy
@@ -199,3 +203,42 @@ def test_errors_stay_short_whatever_the_value():
     with pytest.raises(ValueError, match="bits") as caught_size:
         fc.PerceiverAR(**GOOD | {"vocab_size": -(10**10_000)})
     assert len(str(caught_size.value)) < 300
+
+
+MODEL = fc.Llama(
+    vocab_size=8, seq_len=8, num_channels=8, num_layers=2, num_heads=2, num_key_value_heads=1,
+    intermediate_size=8,
+)  # fmt: skip
+TABLE = {"run": [1] * 6, "N": [1e6, 2e6, 3e6] * 2, "D": [1e8, 2e8] * 3, "loss": [4, 3, 2] * 2}
+CALLS = [
+    (MODEL.flops, {}), (MODEL.params, {}), (MODEL.prefill, dict(prompt_len=3)),
+    (MODEL.executed, dict(tiling=fc.Tiling(forward=(16, 16), key_value=(16, 16), query=(16, 16)))),
+    (MODEL.decode, dict(new_tokens=3, cached=3)), (MODEL.cache, dict(positions=3)),
+    (MODEL.generate, dict(prompt_len=3, new_tokens=3)), (MODEL.flops().mfu, dict(seconds=1, device="h100")),
+    (MODEL.flops().for_tokens, dict(num_tokens=8)), (fc.compare, dict(model=MODEL)),
+    (fc.explain, {}), (fc.roofline, dict(model=MODEL, device="h100")),
+    (fc.per_device, dict(model=MODEL, parallel=fc.Parallel())),
+    (fc.isoflop_runs, dict(models=[MODEL], budgets=[1e9], batch_size=1)),
+    (fc.read_runs, dict(source=TABLE)), (fc.read_curves, dict(source=TABLE)),
+    (fc.FineTuning, {}), (fc.Parallel, {}), (fc.Meter, dict(model=MODEL, batch_size=1)),
+    (fc.from_hf, dict(config={"model_type": "llama"})),
+    (fc.expected_experts, dict(num_experts=8, experts_per_token=2, num_tokens=3)),
+    (fc.expected_tokens_per_round, dict(acceptance_rate=0.5, tokens_per_round=3)),
+]  # fmt: skip
+UNTRUE = [
+    np.array([]), np.array(8), np.array([8, 16]), np.array(["causal", "dense"]), [np.array([8, 9])],
+    sympy.Symbol("z") > 0, sympy.Symbol("z"), {8}, [{8}], {"n": {8}}, 10**400,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "given"), CALLS, ids=lambda part: getattr(part, "__name__", ""))
+def test_what_python_cannot_compare_or_hash_is_refused_by_the_arguments_name(call, given):
+    names = inspect.signature(call).parameters
+    for name, wrong in itertools.product(names, UNTRUE):
+        try:
+            call(**given | {name: wrong})
+        except (TypeError, ValueError) as error:
+            said = str(error)
+        else:
+            continue
+        assert re.search(rf"\b{name.rstrip('s')}|columns are", said)

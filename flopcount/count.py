@@ -26,6 +26,7 @@ from flopcount.sizes import (
     is_symbolic,
     multiply,
     quoted,
+    require_int,
     require_positive_number,
     require_size,
     safe_for,
@@ -607,15 +608,16 @@ class Count(Flops, Drawn):
         num_devices: int,
     ) -> Any:
         if is_symbolic(flops):
-            raise TypeError("utilisation of a symbolic count: substitute numbers first")
+            raise TypeError(f"total = {quoted(flops)}: substitute numbers first for a utilisation")
         if (seconds is None) == (tokens_per_second is None):
             raise ValueError(
                 f"seconds = {quoted(seconds)}, tokens_per_second = {quoted(tokens_per_second)}: "
                 "expected one of the two"
             )
         found = find_device(device)
-        rate = found.peak(dtype).flops_per_second * require_size("num_devices", num_devices)
+        rate, devices = found.peak(dtype).flops_per_second, require_int("num_devices", num_devices)
         try:
+            rate *= devices
             if seconds is not None:
                 duration = require_positive_number("seconds", seconds)
                 measured = (
@@ -630,8 +632,8 @@ class Count(Flops, Drawn):
             share = flops / (duration * rate)
         except OverflowError:
             raise ValueError(
-                f"total = {quoted(flops)} over {rate} FLOP/s at peak: expected a quotient "
-                "that a float can hold"
+                f"total = {quoted(flops)} over {rate} FLOP/s at the peak of num_devices = "
+                f"{quoted(devices)}: expected a quotient that a float can hold"
             ) from None
         return require_utilisation(
             name,

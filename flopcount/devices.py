@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flopcount.sizes import is_array, is_symbolic, quoted, require_int, require_positive_number
+from flopcount.sizes import is_array, quoted, require_int, require_positive_number
 
 DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
 """What a device may have a peak for."""
@@ -529,7 +529,7 @@ def given_device(flops_per_second: float, dtype: str = DEFAULT_DTYPE) -> Device:
 
 
 def require_utilisation(name: str, share: Any, check: str) -> Any:
-    """Return ``share``, a number, an array or an expression of symbols, if it is at most 1.
+    """Return ``share``, a number or an array, if it is at most 1.
 
     More than all of a peak is no measurement: an input is wrong, or the peak.
 
@@ -556,7 +556,7 @@ def require_utilisation(name: str, share: Any, check: str) -> Any:
             return share
         index = tuple(int(position) for position in above[0])
         name, share = f"{name}[{', '.join(map(str, index))}]", share[index]
-    elif is_symbolic(share) or share <= 1 + ROUNDING:
+    elif share <= 1 + ROUNDING:
         return share
     raise ValueError(
         f"{name} = {float(share):.6g}, which is {float(share):,.2%} of the peak: expected at most "

@@ -325,7 +325,8 @@ def read_runs(
     highest = sorted(sorted(good, key=by_value), key=lambda entry: -entry[1].get("loss", 0.0))
     dropped = {number for number, _ in highest[:drop_highest]}
     for number, values in highest[:drop_highest]:
-        reason = f"loss {values['loss']:.4g} is among the {drop_highest} highest"
+        dropping = f"drop_highest = {quoted(drop_highest)}"
+        reason = f"loss {values['loss']:.4g} is among the highest ({dropping})"
         flagged.append(FlaggedRow(number, reason, used=False))
     seen: dict[tuple[float, ...], int] = {}
     kept = []

@@ -613,8 +613,8 @@ class Count(Flops, Drawn):
                 f"seconds = {quoted(seconds)}, tokens_per_second = {quoted(tokens_per_second)}: "
                 "expected one of the two"
             )
-        found = find_device(device)
-        rate = found.peak(dtype).flops_per_second * require_size("num_devices", num_devices)
+        device = find_device(device)
+        rate = device.peak(dtype).flops_per_second * require_size("num_devices", num_devices)
         try:
             if seconds is not None:
                 duration = require_positive_number("seconds", seconds)
@@ -636,7 +636,7 @@ class Count(Flops, Drawn):
         return require_utilisation(
             name,
             share,
-            f"{measured}, num_devices = {quoted(num_devices)}, device = {found.name!r} and "
+            f"{measured}, num_devices = {quoted(num_devices)}, device = {device.name!r} and "
             f"dtype = {dtype!r}",
         )
 

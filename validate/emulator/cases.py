@@ -129,7 +129,7 @@ def called(
     values: bool = True,
 ) -> list[Any]:
     """Output and gradients of a call, whose launches ``run`` takes."""
-    from kernels.attention.attention import prefix_attention
+    from kernels.attention import prefix_attention
 
     tensors, angles, grad = case.operands(values)
     with emulating(run):

@@ -115,10 +115,10 @@ def _arithmetic(d: Decoder) -> Run:
 
 
 def _one_half(d: Decoder, texts: list[str]) -> Run:
-    found = re.fullmatch(r"(R\d+)\.H([01])_H\2", texts[-1])
-    if len(texts) != 3 or texts[1] != "-RZ" or not found:
+    match = re.fullmatch(r"(R\d+)\.H([01])_H\2", texts[-1])
+    if len(texts) != 3 or texts[1] != "-RZ" or not match:
         raise d.at.unknown("this form of an addition of halves")
-    put, a, shift = d.write_real(texts[0]), d.integer(found[1]), U32(16 * int(found[2]))
+    put, a, shift = d.write_real(texts[0]), d.integer(match[1]), U32(16 * int(match[2]))
 
     def run(g: Group, m: Array | None) -> None:
         half = (a(g) >> shift).astype(np.uint16).view(np.float16)

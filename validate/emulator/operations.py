@@ -64,7 +64,6 @@ def decoded(code: Code) -> list[Operation]:
         decoder = Decoder(at, code)
         decoder.uniform = at.opcode in UNIFORM
         name = at.opcode.removeprefix("U") if decoder.uniform else at.opcode
-        name = {"P2UR": "P2R"}.get(name, name)
         if name not in DECODERS:
             raise at.unknown(f"opcode {at.opcode!r}")
         guard = None
@@ -310,7 +309,7 @@ def _logic(d: Decoder) -> Run:
     """A function of three numbers, bit by bit; the predicate says whether it is not 0."""
     d.take("LUT")
     texts = list(d.at.operands)
-    found = d.write_predicate(texts.pop(0)) if PREDICATE.fullmatch(texts[0]) else None
+    put_predicate = d.write_predicate(texts.pop(0)) if PREDICATE.fullmatch(texts[0]) else None
     if len(texts) != 6 or texts[5] not in ("!PT", "!UPT"):
         raise d.at.unknown("this form of an operation on bits")
     if any(text.startswith("-") and REGISTER.fullmatch(text[1:]) for text in texts[1:4]):
@@ -324,8 +323,8 @@ def _logic(d: Decoder) -> Run:
     def run(g: Group, m: Array | None) -> None:
         result = _looked_up(table, a(g), b(g), c(g), ones)
         put(g, result, m)
-        if found is not None:
-            found(g, result != 0, m)
+        if put_predicate is not None:
+            put_predicate(g, result != 0, m)
 
     return run
 
@@ -542,7 +541,7 @@ def _to_warp(d: Decoder) -> Run:
     return run
 
 
-@opcode("P2R")
+@opcode("P2R", "P2UR")
 def _from_predicates(d: Decoder) -> Run:
     """The predicates as bits where the mask has ones, else a's bits."""
     d.number_of_operands(4)
@@ -1221,12 +1220,12 @@ def _call(d: Decoder) -> Run:
 @opcode("RET")
 def _return(d: Decoder) -> Run:
     """To the address in two registers, counted from a label."""
-    found = re.fullmatch(r"(R\d+) (`\(.*\))", ", ".join(d.at.operands))
-    if not found or d.take("REL") != "REL" or d.take("NODEC") != "NODEC" or d.at.guard:
+    match = re.fullmatch(r"(R\d+) (`\(.*\))", ", ".join(d.at.operands))
+    if not match or d.take("REL") != "REL" or d.take("NODEC") != "NODEC" or d.at.guard:
         raise d.at.unknown("this form of a return")
-    if found[2][2:-1] not in d.code.labels:
-        raise d.at.unknown(f"label {found[2]}")
-    start, read = d.code.labels[found[2][2:-1]], d.long(found[1])
+    if match[2][2:-1] not in d.code.labels:
+        raise d.at.unknown(f"label {match[2]}")
+    start, read = d.code.labels[match[2][2:-1]], d.long(match[1])
     d.target = lambda g: start + (read(g) // U64(INSTRUCTION_BYTES)).astype(I64)
     d.wait = "return"
     return no_effect

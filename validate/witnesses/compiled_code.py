@@ -279,7 +279,8 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     """Compile every kernel of a forward and a backward pass that was not compiled before."""
     import torch
 
-    from kernels.attention import launches, preparation
+    from kernels.attention import preparation
+    from kernels.attention.launches import launch_backward, launch_forward
 
     width = padded_head_dim(launch.head_dim)
     natural = width if width > WIDEST_CUT else launch.head_dim
@@ -298,8 +299,8 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     found: list[tuple[Any, str, dict[str, Any]]] = []
     tilings = launch.shipped
     with compiling(found, launch.passes):
-        launches.launch_forward(q, k, v, None, None, 0.1, launch.head_dim, tilings)
-        launches.launch_backward(out, q, k, v, None, None, out, lse, 0.1, tilings)
+        launch_forward(q, k, v, None, None, 0.1, launch.head_dim, tilings)
+        launch_backward(out, q, k, v, None, None, out, lse, 0.1, tilings)
         if launch.turned and not launch.passes:
             plain_q, plain_k = (stored(*x.shape[1:3], launch.head_dim) for x in (q, k))
             for pairs in (launch.head_dim // 4, launch.head_dim // 2):  # half of a head, and all

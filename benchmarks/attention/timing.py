@@ -21,6 +21,7 @@ from benchmarks.attention.accuracy import WrongResultError, shares_of_allowed
 from benchmarks.attention.implementations import IMPLEMENTATIONS, Attend, NotApplicableError
 from benchmarks.attention.shapes import FORWARD_ONLY, PASSES, SETS, Shape
 from benchmarks.measurement import (
+    ROUNDS,
     Ceilings,
     device,
     measure_ceilings,
@@ -48,7 +49,7 @@ COLUMNS = (
     "error",
     "message",
 )
-CHUNK = 7
+CHUNK = 21
 """Shapes that are compiled ahead together, and then timed."""
 STATUS_OF = {WrongResultError: "wrong", NotApplicableError: "does not apply"}
 
@@ -106,13 +107,13 @@ def _results(operands: list[Tensor], backward: bool) -> list[Tensor]:
     return [out.detach(), *(torch.autograd.grad(out, inputs, operands[3]) if backward else ())]
 
 
-def timed(attend: Attend, shape: Shape, pass_name: str) -> list[float]:
+def timed(attend: Attend, shape: Shape, pass_name: str, rounds: int = ROUNDS) -> list[float]:
     """Milliseconds of one pass, a median for each round; the backward pass without a forward."""
     q, k, v, grad = draw(shape)
     if pass_name == "forward":
-        return rounds_ms(lambda: attend(q, k, v))
+        return rounds_ms(lambda: attend(q, k, v), rounds)
     out = attend(q, k, v)
-    return rounds_ms(lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True))
+    return rounds_ms(lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True), rounds)
 
 
 def measure(

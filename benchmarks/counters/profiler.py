@@ -45,6 +45,9 @@ FLOAT_PIPE = {
 }
 """FLOPs of each instruction of the fp32 pipe: shown beside, confirming nothing."""
 
+TIMES = ("gpu__time_duration.sum", "sm__cycles_elapsed.max")
+"""Nanoseconds and clocks of a launch, profiled; kept in the profiler's own output."""
+
 METRICS = tuple(
     dict.fromkeys(
         (

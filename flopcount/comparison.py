@@ -214,7 +214,7 @@ def _ratio(numerator: Any, denominator: Any) -> Any:
 
 
 def _share(flops: Any, whole: Any) -> Any:
-    if is_array(flops) or is_array(whole):
+    if is_array(whole):
         import numpy as np
 
         return np.frompyfunc(_share, 2, 1)(flops, whole)

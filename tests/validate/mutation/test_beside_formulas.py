@@ -27,6 +27,7 @@ EQUIVALENT = {
         "a model brings its sizes into their exact form"
     ),
     "flopcount.comparison.Comparison._tables: 0 -> 1": "dense, too, has a cross part if causal has",
+    "flopcount.comparison._is_missed: flops < 0 -> flops <= 0": "what is 0 is no difference",
     "flopcount.comparison._windowed: Pass.1(), count.model.length one more": "masks have no length",
     "flopcount.comparison._windowed: 1 -> 2": "masks have no length",
     "flopcount.comparison._windowed: 1 -> 0": "masks have no length",

@@ -50,17 +50,17 @@ def as_words(pair: Any, bf16: bool) -> Any:
 
 def operands(d: Decoder, texts: list[str], bf16: bool) -> list[Reader]:
     """Readers of pairs; two constants are one, the first of them the high half."""
-    found = []
+    readers = []
     while texts:
         text = texts.pop(0)
         if re.fullmatch(NUMBER, text):
             if not texts or not re.fullmatch(NUMBER, texts[0]):
                 raise d.at.unknown("one constant of a pair")
             high, low = (np.float64(x.replace("QNAN", "NAN")) for x in (text, texts.pop(0)))
-            found.append(_constant(np.stack([low, high])))
+            readers.append(_constant(np.stack([low, high])))
         else:
-            found.append(_register(d, text, bf16))
-    return found
+            readers.append(_register(d, text, bf16))
+    return readers
 
 
 def _constant(pair: Any) -> Reader:

@@ -59,7 +59,7 @@ def decoded(code: Code) -> list[Operation]:
     Raises:
         UnknownCodeError: For the first that is not known.
     """
-    found = []
+    operations = []
     for at in code.instructions:
         decoder = Decoder(at, code)
         decoder.uniform = at.opcode in UNIFORM
@@ -76,14 +76,14 @@ def decoded(code: Code) -> list[Operation]:
             guard = _never
         if decoder.condition is not None:
             guard = decoder.condition if guard is None else _both(guard, decoder.condition)
-        found.append(
+        operations.append(
             Operation(
                 at, run, guard, decoder.uniform, decoder.uses, decoder.defines, decoder.wait,
                 decoder.observe, decoder.observed, decoder.from_memory, tuple(decoder.bitwise),
                 decoder.target,
             )
         )  # fmt: skip
-    return found
+    return operations
 
 
 def _never(g: Group) -> Array:
@@ -801,10 +801,10 @@ def _real_to_integer(d: Decoder) -> Run:
         # Beyond 2⁵³ the largest number is no fp64: what reaches its successor is replaced after.
         beyond, below = whole >= float(high) + (0 if wide else 1), whole < low
         with np.errstate(invalid="ignore"):
-            found = np.where(beyond | below | np.isnan(whole), 0, whole).astype(target)
-        found = np.where(beyond, target.type(high), np.where(below, target.type(low), found))
-        found = np.where(np.isnan(whole), target.type(0 if zero else low), found)
-        put(g, found.view(U64 if wide else U32), m)
+            integer = np.where(beyond | below | np.isnan(whole), 0, whole).astype(target)
+        integer = np.where(beyond, target.type(high), np.where(below, target.type(low), integer))
+        integer = np.where(np.isnan(whole), target.type(0 if zero else low), integer)
+        put(g, integer.view(U64 if wide else U32), m)
 
     return run
 
@@ -1148,7 +1148,7 @@ def _ballot(d: Decoder) -> Run:
     read = d.predicate(source)
     d.uniform = warps = d.at.opcode == "VOTEU"  # of its results alone
     put = d.write(results.pop(0)) if REGISTER.fullmatch(results[0]) else nothing
-    found = d.write_predicate(results[0]) if results else nothing
+    put_predicate = d.write_predicate(results[0]) if results else nothing
     d.uniform = False
     bit = U32(1) << np.arange(LANES, dtype=U32)
 
@@ -1158,10 +1158,10 @@ def _ballot(d: Decoder) -> Run:
         bits = np.where(holds & lanes, bit, U32(0)).sum(1, dtype=U32)
         every = (holds & lanes).any(1) if kind == "ANY" else (holds | ~lanes).all(1)
         if warps:
-            found(g, every, lanes.any(1))
+            put_predicate(g, every, lanes.any(1))
             put(g, bits, lanes.any(1))
         else:
-            found(g, every[:, None], m)
+            put_predicate(g, every[:, None], m)
             put(g, bits[:, None], m)
 
     return run

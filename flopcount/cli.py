@@ -442,7 +442,7 @@ def roofline(
         plot: Also draw it into this file.
         json: Print JSON.
     """
-    found = roofline_of(
+    roofline = roofline_of(
         model.build(),
         device,
         cached=cached,
@@ -453,9 +453,9 @@ def roofline(
         cache=cache,
         mla=mla,
     )
-    _print(found, json)
+    _print(roofline, json)
     if plot is not None:
-        found.plot(plot)
+        roofline.plot(plot)
 
 
 def explore(model: Model, *, out: Path = Path("explore.html")) -> None:
@@ -499,7 +499,7 @@ def parallel(
         gradients: Of the parameters' gradients as they are sent.
         json: Print JSON.
     """
-    found = per_device(
+    share = per_device(
         model.build(),
         Parallel(**vars(devices)),
         level=level,
@@ -510,7 +510,7 @@ def parallel(
         dtype=dtype,
         gradients=gradients,
     )
-    _print(found, json)
+    _print(share, json)
 
 
 @defaults_of(compare_model, compare_optima)
@@ -655,8 +655,8 @@ def as_typed(message: str, flags: Mapping[str, str]) -> str:
     value = r"(?:='(?P<text>[^']*)'| ?= ?(?=['\[({\d-]|None\b))"
     return re.sub(
         rf"(?<![\w-])(?P<name>{'|'.join(flags)}){value}",
-        lambda found: (
-            f"{flags[found['name']]} {shlex.quote(found['text'] or '') * bool(found['text'])}"
+        lambda match: (
+            f"{flags[match['name']]} {shlex.quote(match['text'] or '') * bool(match['text'])}"
         ),
         message,
     )

@@ -214,7 +214,7 @@ def _ratio(numerator: Any, denominator: Any) -> Any:
 
 
 def _share(flops: Any, whole: Any) -> Any:
-    if is_array(flops) or is_array(whole):
+    if is_array(whole):
         import numpy as np
 
         return np.frompyfunc(_share, 2, 1)(flops, whole)
@@ -322,7 +322,7 @@ def differences(count: Count, proven: Count) -> tuple[Difference, ...]:
                     add(part, kinds[name], -expected.pop(name))
                 continue
             covered, beyond = STANDS_FOR.get(term, ((term,), term))
-            if "attention product" in beyond and windowed and part == "self":
+            if windowed and part == "self":
                 beyond = beyond.replace("the masked half", "the masked pairs")
                 beyond = beyond.replace("half of the diagonal", "the masked pairs")
             for name in covered:
@@ -418,7 +418,7 @@ def _uncovered(part: Part, lacks: tuple[str, ...]) -> str:
 def _is_missed(flops: Any) -> bool:
     if is_symbolic(flops):
         return bool(flops.expand().is_negative)
-    return bool((flops < 0).all()) if is_array(flops) else bool(flops < 0)
+    return bool((flops <= 0).all()) if is_array(flops) else bool(flops < 0)
 
 
 def _explained(entry: Difference) -> str:
@@ -434,7 +434,7 @@ def signed(share: float) -> str:
     >>> signed(-0.25), signed(0.0502), signed(0.000022), signed(4.2e-7)
     ('-25.0%', '+5.02%', '+0.0022%', '+4.2e-05%')
     """
-    if share and abs(share) < 5e-7:
+    if share and abs(share) <= 5e-7:
         return f"{share * 100:+.1e}%"
     digits = 2 if abs(share) < 0.1 else 1
     return f"{share:+.{digits}%}" if abs(share) >= 5e-5 or not share else f"{share:+.4%}"

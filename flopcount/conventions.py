@@ -128,9 +128,9 @@ class Inputs:
 
         Of symbols, what may be as in the plainest model is taken to be so: h·c may be d.
         """
-        found = {name for name, left, right in self.held_apart if differ(left, right)}
+        features = {name for name, left, right in self.held_apart if differ(left, right)}
         for layer in self.layers:
-            found |= layer.others
+            features |= layer.others
             latent = layer.key_value_rank is not None
             experts = layer.num_experts is not None
             has = {
@@ -141,25 +141,25 @@ class Inputs:
                 EXPERTS: experts,
                 LATENTS: latent,
             }
-            found |= {name for name, is_so in has.items() if is_so}
+            features |= {name for name, is_so in has.items() if is_so}
         if len({layer.num_experts is None for layer in self.layers}) == 2:
-            found.add(SOME_EXPERTS)
+            features.add(SOME_EXPERTS)
         if is_array(self.num_predictions) or self.num_predictions != 0:
-            found.add(PREDICTIONS)
-        return frozenset(found)
+            features.add(PREDICTIONS)
+        return frozenset(features)
 
     @property
     def held_apart(self) -> tuple[tuple[str, Size, Size], ...]:
         """Features that a model has where two sizes of a layer differ: (feature, size, size)."""
         d = self.num_channels
-        found: list[tuple[str, Size, Size]] = []
+        pairs: list[tuple[str, Size, Size]] = []
         for layer in self.layers:
             if layer.key_value_rank is None:
-                found.append((GROUPED, layer.num_key_heads, layer.num_heads))
-                found.append((HEAD_DIM, layer.num_heads * layer.head_dim, d))
+                pairs.append((GROUPED, layer.num_key_heads, layer.num_heads))
+                pairs.append((HEAD_DIM, layer.num_heads * layer.head_dim, d))
             if layer.num_experts is None:
-                found.append((WIDTH, layer.hidden_channels, 4 * d))
-        return tuple(found)
+                pairs.append((WIDTH, layer.hidden_channels, 4 * d))
+        return tuple(pairs)
 
 
 def differ(left: Any, right: Any) -> bool:

@@ -614,8 +614,8 @@ class Count(Flops, Drawn):
                 f"seconds = {quoted(seconds)}, tokens_per_second = {quoted(tokens_per_second)}: "
                 "expected one of the two"
             )
-        found = find_device(device)
-        rate, devices = found.peak(dtype).flops_per_second, require_int("num_devices", num_devices)
+        device = find_device(device)
+        rate, devices = device.peak(dtype).flops_per_second, require_int("num_devices", num_devices)
         try:
             rate *= devices
             if seconds is not None:
@@ -638,7 +638,7 @@ class Count(Flops, Drawn):
         return require_utilisation(
             name,
             share,
-            f"{measured}, num_devices = {quoted(num_devices)}, device = {found.name!r} and "
+            f"{measured}, num_devices = {quoted(num_devices)}, device = {device.name!r} and "
             f"dtype = {dtype!r}",
         )
 

@@ -208,8 +208,8 @@ class Tuned:
 
         Equal layers that differ in what they multiply backward are rows of their own.
         """
-        found = (row for row in rows_of(network) if isinstance(row, Tensor))
-        tensors = {(row.layer, row.name): row for row in found}
+        rows = (row for row in rows_of(network) if isinstance(row, Tensor))
+        tensors = {(row.layer, row.name): row for row in rows}
         run = _Run(self, tensors)
         for at, blocks in network:
             for stack in stacks(blocks):

@@ -142,16 +142,16 @@ def layer_inputs(number: Size, blocks: Iterable[Any]) -> LayerInputs:
     >>> sorted(layer_inputs(2, (MLP(4, 16), 3)).others)
     ['a block int', 'no attention']
     """
-    found: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
     others: set[str] = set()
     for leaf in leaves(blocks):
         if isinstance(leaf, Attention):
-            found |= dict(
+            sizes |= dict(
                 num_heads=leaf.num_heads, num_key_heads=leaf.num_key_heads,
                 head_dim=leaf.head_dim, value_dim=leaf.head_dim, gate=leaf.gate,
             )  # fmt: skip
         elif isinstance(leaf, LatentAttention):
-            found |= dict(
+            sizes |= dict(
                 num_heads=leaf.num_heads, num_key_heads=leaf.num_heads,
                 head_dim=leaf.plain_dim + leaf.rotary_dim, value_dim=leaf.value_dim,
                 query_rank=leaf.query_rank, key_value_rank=leaf.key_value_rank,
@@ -159,26 +159,26 @@ def layer_inputs(number: Size, blocks: Iterable[Any]) -> LayerInputs:
             )  # fmt: skip
         elif isinstance(leaf, Experts):
             shared = 0 if leaf.shared is None else leaf.shared.hidden
-            found |= dict(
+            sizes |= dict(
                 hidden_channels=leaf.expert.hidden, gated=leaf.expert.gated,
                 num_experts=leaf.num_experts, top_k=leaf.top_k, shared_channels=shared,
             )  # fmt: skip
         elif isinstance(leaf, MLP):
-            found |= dict(hidden_channels=leaf.hidden, gated=leaf.gated)
+            sizes |= dict(hidden_channels=leaf.hidden, gated=leaf.gated)
         else:
             others.add(f"a block {type(leaf).__name__}")
         mask = getattr(leaf, "mask", Causal())
         if isinstance(mask, Causal):
-            found |= {} if mask.window is None else dict(window=mask.window)
+            sizes |= {} if mask.window is None else dict(window=mask.window)
         elif isinstance(mask, Full):
             others.add(ALL_POSITIONS)
         else:
             others.add(f"a mask {type(mask).__name__}")
-    if "head_dim" not in found:
+    if "head_dim" not in sizes:
         others.add("no attention")
-    if "hidden_channels" not in found:
+    if "hidden_channels" not in sizes:
         others.add("no MLP")
-    return LayerInputs(number=number, others=frozenset(others), **found)
+    return LayerInputs(number=number, others=frozenset(others), **sizes)
 
 
 def leaves(blocks: Iterable[Any]) -> Iterator[Any]:
@@ -198,15 +198,15 @@ def leaves(blocks: Iterable[Any]) -> Iterator[Any]:
 
 def together(groups: Iterable[LayerInputs]) -> Iterator[LayerInputs]:
     """Equal groups as one, with the sum of their numbers, in the order of the first of each."""
-    found: list[LayerInputs] = []
+    kinds: list[LayerInputs] = []
     for group in groups:
-        for index, other in enumerate(found):
+        for index, other in enumerate(kinds):
             if _alike(group, other):
-                found[index] = dataclasses.replace(other, number=other.number + group.number)
+                kinds[index] = dataclasses.replace(other, number=other.number + group.number)
                 break
         else:
-            found.append(group)
-    yield from found
+            kinds.append(group)
+    yield from kinds
 
 
 def _alike(left: LayerInputs, right: LayerInputs) -> bool:

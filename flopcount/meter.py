@@ -194,11 +194,11 @@ class Meter:
         elif not isinstance(executed, Count):
             raise TypeError(f"executed = {quoted(executed)}: expected a count of one step, or None")
         _require_step("executed", executed, batch_size)
-        found = None if device is None else find_device(device)
-        if found is not None:
-            found.peak(dtype)
+        if device is not None:
+            device = find_device(device)
+            device.peak(dtype)
         devices = require_int("num_devices", num_devices)
-        self.speed = Speed(causal, executed, found, dtype, devices)
+        self.speed = Speed(causal, executed, device, dtype, devices)
         self.batch_size, self.tokens_per_step = batch_size, require_int("tokens", causal.tokens)
         if total_steps is not None and total_tokens is not None:
             raise ValueError(

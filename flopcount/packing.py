@@ -44,14 +44,14 @@ def histogram(documents: Any, seq_len: Size, batch_size: Size) -> Histogram:
         )
     if not given:
         raise ValueError(f"documents = {quoted(documents)}: expected one at least")
-    found = []
+    histogram = []
     for length, number in given:
         size, count = require_size("documents", length), require_size("documents", number)
         require_at_most("documents", size, "seq_len", seq_len, "the positions of a sequence")
-        found.append((size, count))
+        histogram.append((size, count))
     whole = as_objects(seq_len) * as_objects(batch_size)
-    require_at_most("documents' positions", filled(tuple(found)), "batch_size * seq_len", whole)
-    return tuple(found)
+    require_at_most("documents' positions", filled(tuple(histogram)), "batch_size * seq_len", whole)
+    return tuple(histogram)
 
 
 def filled(documents: Histogram) -> Size:

@@ -82,7 +82,10 @@ def quoted(value: object) -> str:
         return f"an integer of {value.bit_length()} bits (sign '{sign or '+'}')"
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # the object is the caller's, and so may be its __repr__
+    except (
+        ValueError,
+        RecursionError,
+    ):  # too many digits of an integer in it, or too deep
         text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import io
 import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from flopcount.extras import explain_missing
 from flopcount.tables import PLAIN
@@ -28,14 +27,6 @@ def any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=PLAIN)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and end with status 2."""
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists what there is\n")
 
 
 def wrong_command(words: Sequence[str], commands: Mapping[str, Sequence[str]]) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 
 import flopcount.cli
 from flopcount import extras
-from flopcount.terminal import Parser, whole_number, wrong_command
+from flopcount.terminal import whole_number, wrong_command
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("flopcount", "models", "validate", "benchmarks")
@@ -260,20 +260,6 @@ def test_a_wrong_command_is_one_line(capsys, arguments, line):
     assert captured.out == ""
     (said,) = captured.err.splitlines()
     assert said.startswith(f"flopcount: {line}")
-
-
-def test_a_parser_refuses_in_a_line(capsys):
-    parser = Parser(prog="python -m models.study")
-    part = parser.add_subparsers(dest="part", required=True).add_parser("plan")
-    part.add_argument("--corpus-tokens", type=whole_number)
-    assert parser.parse_args(["plan", "--corpus-tokens", "30e9"]).corpus_tokens == 30 * 10**9
-    for arguments in ([], ["plann", "--corpus-tokens", "3"], ["plan", "--corpus-tokens", "x"]):
-        with pytest.raises(SystemExit) as ended:
-            parser.parse_args(arguments)
-        assert ended.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("python -m models.study")
-        assert line.endswith("--help lists what there is")
 
 
 def test_right_commands_and_help_pass():

@@ -73,9 +73,9 @@ def run(options: Options, sizes: list[str]) -> int:
         return 1 if wrong else 0
     if options.anew:
         raise ValueError("anew without write_docs: nothing is taken over from a record then")
-    found = verdicts(options.quick, own, _tracked)
-    print(to_json([dataclasses.asdict(v) for v in found]) if options.json else as_table(found))
-    return 0 if all(v.holds or v.unverified for v in found) else 1
+    results = verdicts(options.quick, own, _tracked)
+    print(to_json([dataclasses.asdict(v) for v in results]) if options.json else as_table(results))
+    return 0 if all(v.holds or v.unverified for v in results) else 1
 
 
 def _tracked(checks: list[Check]) -> Iterator[Check]:

@@ -532,15 +532,15 @@ def runs(quick: bool = False, own: Architecture | None = None) -> list[Callable[
     """
     if own is not None:
         return [functools.partial(run_check, check, [own], drawn=0) for check in CHECKS]
-    found: list[Callable[[], Verdict]] = []
+    checks: list[Callable[[], Verdict]] = []
     for step in proof.STEPS:
         if not quick or (step.training and not step.checkpointing):
             layers = proof.LAYERS[:2] if quick else proof.LAYERS
-            found.append(functools.partial(run_proof, step, layers))
+            checks.append(functools.partial(run_proof, step, layers))
     for check in CHECKS:
         models = seed_models(quick) if check.at_full_size or not quick else ()
-        found.append(functools.partial(run_check, check, models, 10 if quick else 1000))
-    return found + [functools.partial(run_standalone, check, quick) for check in STANDALONE]
+        checks.append(functools.partial(run_check, check, models, 10 if quick else 1000))
+    return checks + [functools.partial(run_standalone, check, quick) for check in STANDALONE]
 
 
 def unverified() -> list[Verdict]:
@@ -563,9 +563,9 @@ def verdicts(
     return [*map(timed, track(runs(quick, own))), *unverified()]
 
 
-def as_table(found: list[Verdict]) -> str:
+def as_table(rows: list[Verdict]) -> str:
     """The matrix as text."""
     cells = [
-        [v.formula, v.witness or "none", v.covered, v.largest_difference, v.finding] for v in found
+        [v.formula, v.witness or "none", v.covered, v.largest_difference, v.finding] for v in rows
     ]
     return table(["formula", "witness", "covered", "largest difference", "finding"], cells, keys=2)

@@ -25,7 +25,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.attention.shapes import Shape
-from kernels.attention.attention import prefix_attention
+from kernels.attention import prefix_attention
 from kernels.attention.reference import reference_attention
 
 

@@ -24,7 +24,7 @@ from benchmarks.attention.accuracy import shares_of_allowed
 from benchmarks.attention.timing import one_line
 from benchmarks.measurement import FINDING, ROOT, device, working_dtype
 from flopcount import commands
-from kernels.attention.attention import prefix_attention
+from kernels.attention import prefix_attention
 from kernels.attention.reference import reference_attention
 from models.processes import fresh_processes, output
 from models.results import Table, environment, write_environment

@@ -142,7 +142,7 @@ def rows_of(
 
 
 def _ours(head_dim: int, queries: int, prefix: int, phase: str) -> Callable[[], Any]:
-    from kernels.attention.attention import prefix_attention
+    from kernels.attention import prefix_attention
 
     tensors, _, grad = Case("bfloat16", head_dim, queries, prefix, HEADS, HEADS).operands(False)
     if phase == "forward":

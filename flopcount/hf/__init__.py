@@ -187,10 +187,10 @@ def fields_of(config: Any) -> dict[str, Any]:
 def file_of(path: str | os.PathLike[str]) -> Path | None:
     """The file that is meant: a file, or a folder's ``config.json``; None if there is none."""
     try:
-        found = Path(path)
-        if found.is_dir():
-            found = found / "config.json"
-        return found if found.is_file() else None
+        file = Path(path)
+        if file.is_dir():
+            file = file / "config.json"
+        return file if file.is_file() else None
     except (OSError, ValueError):  # no system can have a file of this name
         return None
 

@@ -203,7 +203,7 @@ def find_columns(
         if not isinstance(name, str | None):
             raise TypeError(f"{role} = {quoted(name)}: expected a column's name; {columns}")
     taken = set(given.values())
-    found = {}
+    headings_of = {}
     for role in roles:
         name = given.get(role)
         if name is not None:
@@ -211,7 +211,7 @@ def find_columns(
                 raise ValueError(f"{role} = {quoted(name)}: expected a column's name; {columns}")
             if role in COUNTS and is_rate(name):
                 raise ValueError(f"{role} = {quoted(name)}: expected a total, not a rate")
-            found[role] = name
+            headings_of[role] = name
             continue
         matching = [name for name in headings if name not in taken and _matches(name, role)]
         if len(matching) > 1:
@@ -220,8 +220,8 @@ def find_columns(
                 f"give one as {role}={matching[0]!r}; {columns}"
             )
         if matching:
-            found[role] = matching[0]
-    return found
+            headings_of[role] = matching[0]
+    return headings_of
 
 
 def missing(headings: Sequence[str], found: Mapping[str, str], expected: str) -> ValueError:
@@ -452,7 +452,7 @@ def pooled_experiments(
     column 'set' has 2 values, which one fit pools: 'a' (3 rows), 'b' (3)
     read one with --where set=a
     """
-    found: dict[str, collections.Counter[str]] = {}
+    counts_of: dict[str, collections.Counter[str]] = {}
     taken = set(columns)
     for heading in headings:
         if heading in taken:
@@ -474,16 +474,16 @@ def pooled_experiments(
             and not any(_is_number(text) for text in sizes)
         )
         if len(fittable) >= 2 and (named or words):
-            found[heading] = collections.Counter(texts.values())
-    if not found:
+            counts_of[heading] = collections.Counter(texts.values())
+    if not counts_of:
         return ""
 
     def rank(heading: str) -> tuple[int, int]:
         name = heading_name(heading, "")[0]
-        return EXPERIMENTS.get(name, len(EXPERIMENTS)), -len(found[heading])
+        return EXPERIMENTS.get(name, len(EXPERIMENTS)), -len(counts_of[heading])
 
-    best, *others = sorted(found, key=rank)
-    counts = found[best].most_common()
+    best, *others = sorted(counts_of, key=rank)
+    counts = counts_of[best].most_common()
     (first, number), *rest = sorted(counts, key=lambda entry: (-entry[1], entry[0]))
     shown = [f"{first!r} ({number} rows)", *(f"{text!r} ({n})" for text, n in rest[:2])]
     more = ", …" if len(rest) > 2 else ""
@@ -510,7 +510,7 @@ def telling_columns(
     """Further columns, single or else in pairs, with which a name identifies one run each."""
     others = [heading for heading in headings if heading not in set(columns)]
     for size in (1, 2):
-        found = [each for each in itertools.combinations(others, size) if is_key(each)]
-        if found:
-            return found
+        keys = [each for each in itertools.combinations(others, size) if is_key(each)]
+        if keys:
+            return keys
     return []

@@ -164,8 +164,8 @@ def read_curves(
     def named(number: int, by: Sequence[str]) -> tuple[str, ...]:
         return tuple(cell_text(cells[heading][number]) for heading in by)
 
-    found = _contradiction({number: named(number, key) for number in points}, points)
-    if found:
+    contradiction = _contradiction({number: named(number, key) for number in points}, points)
+    if contradiction:
         others = telling_columns(
             headings,
             {*key, *numeric.values()} - {columns["params"]},
@@ -175,7 +175,7 @@ def read_curves(
         )
         telling = " or ".join(listed((*key, *more), " and ") + " together" for more in others[:3])
         raise ValueError(
-            f"run = {listed(key, ' + ')} names no run: {found}; "
+            f"run = {listed(key, ' + ')} names no run: {contradiction}; "
             + (f"each is named by {telling}" if others else "no other columns tell them apart")
         )
     by_run: dict[tuple[str, ...], list[int]] = {}

@@ -74,7 +74,7 @@ class Frontier:
 
     def table(self, title: str = "", *notes: str) -> Table:
         """Exponents and factors, with lines below."""
-        found = self.intervals
+        intervals = self.intervals
         values = (
             ("a", self.law.a, self.law.k_n),
             ("b", self.law.b, self.law.k_d),
@@ -84,7 +84,7 @@ class Frontier:
             [
                 name,
                 f"{exponent:.4f}",
-                "given" if name in self.given else interval_text(found[name]),
+                "given" if name in self.given else interval_text(intervals[name]),
                 f"{factor:.5g}",
             ]
             for name, exponent, factor in values

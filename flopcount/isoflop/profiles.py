@@ -380,12 +380,12 @@ def _profile(
         if c2 > 0:
             size = centre - c1 / (2 * c2)
             verdict = f"not used: vertex at N = {_exp(size)}, out of the range sampled"
-        found: tuple[float | None, float | None, float | None] = (None, None, None)
+        vertex: tuple[float | None, float | None, float | None] = (None, None, None)
     else:
         share = (at - x.min()) / (x.max() - x.min())
         centred = OFF_CENTRE <= share <= 1 - OFF_CENTRE
         verdict = "used" if centred else f"used, off-centre: at {share:.0%} of the range of log N"
-        found = (math.exp(centre + at), math.exp(log_d), loss_opt)
+        vertex = (math.exp(centre + at), math.exp(log_d), loss_opt)
     size = len(group)
     weights = np.empty((0, size))
     if generator is not None:
@@ -393,7 +393,7 @@ def _profile(
         weights = counts.astype(np.float64)
     samples, drawn = _vertices(x, loss, log_tokens, weights)
     drawn += np.array([centre, 0.0, 0.0])
-    return of_budget((c0, c1, c2), residuals, *found, verdict, samples, drawn)
+    return of_budget((c0, c1, c2), residuals, *vertex, verdict, samples, drawn)
 
 
 def _exp(exponent: float) -> str:

@@ -87,7 +87,7 @@ def require_bootstrap(num_bootstrap: object, seed: object, confidence: object) -
 
 def plain(intervals: Mapping[str, Interval | None]) -> dict[str, Any]:
     """Intervals as plain data, each with its ends and confidence, or None."""
-    return {name: found and dataclasses.asdict(found) for name, found in intervals.items()}
+    return {name: interval and dataclasses.asdict(interval) for name, interval in intervals.items()}
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -155,9 +155,9 @@ class Optimum(Shown):
         ]
 
 
-def interval_text(found: Interval | None) -> str:
+def interval_text(interval: Interval | None) -> str:
     """The interval as a table cell; empty where there is none."""
-    return "" if found is None else str(found)
+    return "" if interval is None else str(interval)
 
 
 def outside(value: float, sampled: FloatArray) -> str:

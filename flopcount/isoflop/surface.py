@@ -96,11 +96,11 @@ class SurfaceFit(Shown, Drawn):
         s = self.surface
         low, high = EXPONENTS
         factors = {"E": s.e, "A": s.a, "B": s.b}
-        found = [f"{name} = 0" for name, value in factors.items() if value == 0]
+        bounds = [f"{name} = 0" for name, value in factors.items() if value == 0]
         for name, value, factor in (("α", s.alpha, s.a), ("β", s.beta, s.b)):
             if factor and not low < value < high:
-                found.append(f"{name} = {value:g}")
-        return tuple(found)
+                bounds.append(f"{name} = {value:g}")
+        return tuple(bounds)
 
     def predict(self, flops: float) -> Optimum:
         """N_opt, D_opt and the loss there for a budget of ``flops``, with intervals.
@@ -292,8 +292,8 @@ def _descend(
     for first in range(0, len(theta), rows):
         chunk = slice(first, first + rows)
         ends.append(_descend_together(problem, theta[chunk], sample[chunk]))
-    found, values = zip(*ends, strict=True)
-    return np.concatenate(found), np.concatenate(values)
+    thetas, values = zip(*ends, strict=True)
+    return np.concatenate(thetas), np.concatenate(values)
 
 
 def _descend_together(
@@ -347,15 +347,15 @@ def _search(problem: _Problem) -> FloatArray:
     median = float(np.median(np.exp(problem.target) if problem.log else problem.target))
     factors = median * np.array(_SHARES)
     starts = np.array([[*factors, alpha, beta] for alpha in grid for beta in grid])
-    found = []
+    fits = []
     for first in range(0, len(problem.weights), _SAMPLES_AT_ONCE):
         samples = np.arange(first, min(first + _SAMPLES_AT_ONCE, len(problem.weights)))
         theta = np.tile(starts, (len(samples), 1))
         ends, values = _descend(problem, theta, np.repeat(samples, len(starts)))
         values = np.where(np.isnan(values), np.inf, values).reshape(len(samples), -1)
         best = np.arange(len(samples)) * len(starts) + values.argmin(axis=1)
-        found.append(_settle(problem, ends[best], samples))
-    return np.concatenate(found)
+        fits.append(_settle(problem, ends[best], samples))
+    return np.concatenate(fits)
 
 
 def _settle(problem: _Problem, theta: FloatArray, sample: IntArray) -> FloatArray:
@@ -504,12 +504,12 @@ def _fits(
         unit=unit,
         cap=1.0 if delta else math.inf,
     )
-    found = _search(problem) if len(drawn) else np.empty((0, len(PARAMETERS)))
+    fits = _search(problem) if len(drawn) else np.empty((0, len(PARAMETERS)))
     for factor, exponent, logs in ((1, 3, smallest[0]), (2, 4, smallest[1])):
-        present = found[:, factor] > 0
-        found[present, factor] *= np.exp(found[present, exponent] * logs[present, 0])
-    finite = np.isfinite(found).all(axis=1)
-    return found[finite], len(draws) - int(finite.sum())
+        present = fits[:, factor] > 0
+        fits[present, factor] *= np.exp(fits[present, exponent] * logs[present, 0])
+    finite = np.isfinite(fits).all(axis=1)
+    return fits[finite], len(draws) - int(finite.sum())
 
 
 def _residuals(

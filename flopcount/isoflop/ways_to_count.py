@@ -190,8 +190,8 @@ def compare_optima(
     >>> import flopcount as fc
     >>> gpt2 = fc.Decoder(vocab_size=50257, seq_len=1024, num_channels=768, num_layers=12,
     ...                   num_heads=12)
-    >>> found = {row.name: row.numbers for row in compare_optima(gpt2, 1e19).rows}
-    >>> f"{found['causal'].n_opt:.3g} {found['kaplan'].n_moved:+.1%} {found['6n'].n_moved:+.1%}"
+    >>> optima = {row.name: row.numbers for row in compare_optima(gpt2, 1e19).rows}
+    >>> f"{optima['causal'].n_opt:.3g} {optima['kaplan'].n_moved:+.1%} {optima['6n'].n_moved:+.1%}"
     '2.26e+08 -13.4% +0.9%'
     """
     require_choice("part", part, PARTS)

@@ -113,7 +113,7 @@ class FusedAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from kernels.attention.attention import prefix_attention
+        from kernels.attention import prefix_attention
 
         self.kernel = prefix_attention
 

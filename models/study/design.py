@@ -141,11 +141,11 @@ def plan(
     if unknown:
         raise ValueError(f"stages must be of {list(asked)}, got {unknown}")
     rule = _rule(study, rows)
-    found: dict[str, Planned] = {}
+    by_name: dict[str, Planned] = {}
     for name in stages or asked:
         for each in _runs(study, name, asked[name], rows, rule):
-            found.setdefault(each.name, each)
-    return list(found.values())
+            by_name.setdefault(each.name, each)
+    return list(by_name.values())
 
 
 def _runs(
@@ -271,18 +271,18 @@ def best_rates(rows: Iterable[Row]) -> dict[tuple[str, int, int], tuple[float, b
             size = row["arm"], int(row["num_channels"]), int(row["num_layers"])
             loss = float(row["validation_loss"])
             losses.setdefault(size, {})[float(row["learning_rate"])] = loss
-    found = {}
+    best = {}
     for size, by_rate in losses.items():
         rates = sorted(by_rate)
         at = min(range(len(rates)), key=lambda index: by_rate[rates[index]])
         three = rates[at - 1 : at + 2] if 0 < at < len(rates) - 1 else []
         if not (three and all(math.isfinite(by_rate[rate]) for rate in three)):
-            found[size] = rates[at], False
+            best[size] = rates[at], False
             continue
         x = np.log(three) - math.log(rates[at])
         curvature, slope, _ = np.polyfit(x, [by_rate[rate] for rate in three], 2)
-        found[size] = rates[at] * math.exp(-slope / (2 * curvature)), True
-    return found
+        best[size] = rates[at] * math.exp(-slope / (2 * curvature)), True
+    return best
 
 
 def fit_rule(rows: Iterable[Row]) -> tuple[float, float]:

@@ -266,12 +266,12 @@ def _about(value: float, noise: Scatter | None, variance: float) -> Interval | N
 
 def best_of(rows: Sequence[Row], fit: ProfilesFit, noise: Scatter | None) -> dict[float, Best]:
     """What an arm reaches, by budget."""
-    found = {}
+    best = {}
     for profile in fit.profiles:
         ran = [row for row in rows if float(row["budget"]) == profile.flops and row["seed"] == "0"]
         if ran:
-            found[profile.flops] = Best(min(ran, key=nats_per_byte), profile, noise)
-    return found
+            best[profile.flops] = Best(min(ran, key=nats_per_byte), profile, noise)
+    return best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,14 +384,14 @@ def recounts(study: Study, arm: str, fit: SurfaceFit, budget: float) -> list[Rec
         return np.array([_minimum(log_n, each) for each in losses])
 
     causal = places("causal", np.full(1 + len(fit.samples), float(budget)))
-    found = []
+    rows = []
     for count, cost in per_token.items():
         at = np.interp(causal, log_n, np.log(cost / per_token["causal"]))
         place = places(count, budget * np.exp(at))
         moved = np.exp(place - causal)
         range_ = interval(moved[1:], CONFIDENCE)
-        found.append(Recount(arm, count, math.exp(place[0]), float(moved[0]), range_))
-    return found
+        rows.append(Recount(arm, count, math.exp(place[0]), float(moved[0]), range_))
+    return rows
 
 
 def _minimum(x: Any, y: Any) -> float:

@@ -24,7 +24,7 @@ TABLES: dict[str, Callable[[Findings], str]] = {}
 """What stands between a page's marks, by their name."""
 
 
-def fill(page: Path, found: Findings) -> list[Path]:
+def fill(page: Path, findings: Findings) -> list[Path]:
     """Put every table between its marks, and the plots into the folder named as the page.
 
     Returns:
@@ -36,7 +36,7 @@ def fill(page: Path, found: Findings) -> list[Path]:
     text = page.read_text(encoding="utf-8")
     folder = page.with_suffix("")
     written = [page]
-    for name, content in plots(found).items():
+    for name, content in plots(findings).items():
         shown = NONE_YET
         if content is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def fill(page: Path, found: Findings) -> list[Path]:
             shown = f"![{name}]({folder.name}/{name}.png)\n"
         text = between_marks(text, f"plot {name}", shown)
     for name, table in TABLES.items():
-        text = between_marks(text, name, table(found) or NONE_YET)
+        text = between_marks(text, name, table(findings) or NONE_YET)
     write_atomically(page, text.encode())
     return written
 
@@ -54,10 +54,10 @@ def _tables(blocks: Callable[[Findings], Iterable[str | list[Row]]]) -> Callable
     """Enter in TABLES what gives rows of tables, and lines between them; a table may be empty."""
 
     @functools.wraps(blocks)
-    def text(found: Findings) -> str:
+    def text(findings: Findings) -> str:
         return "\n".join(
             each if isinstance(each, str) else markdown(each, each[0])
-            for each in blocks(found)
+            for each in blocks(findings)
             if each
         )
 
@@ -78,15 +78,15 @@ def _size(row: Row) -> str:
 
 
 @_tables
-def stages(found: Findings) -> Iterable[list[Row]]:
+def stages(findings: Findings) -> Iterable[list[Row]]:
     """Runs planned and ended, FLOPs and hours spent, by stage; those not known yet come last."""
     planned: dict[str, set[str]] = {}
-    for each in found.results.planned:
+    for each in findings.results.planned:
         planned.setdefault(each.stage, set()).add(each.name)
     rows = []
-    for stage in planned | dict(found.results.study.stages):
+    for stage in planned | dict(findings.results.study.stages):
         known = planned.get(stage)
-        ended = [row for row in found.results.runs if row["run"] in (known or ())]
+        ended = [row for row in findings.results.runs if row["run"] in (known or ())]
         hours = sum(float(row["seconds"]) for row in _timed(ended)) / 3600
         rows.append(
             {
@@ -100,12 +100,12 @@ def stages(found: Findings) -> Iterable[list[Row]]:
 
 
 @_tables
-def sizes(found: Findings) -> Iterable[list[Row]]:
+def sizes(findings: Findings) -> Iterable[list[Row]]:
     """N with and without positions, the cross part's share of the FLOPs, by arm and shape."""
     rows = []
-    for arm, side in found.results.study.arms.items():
+    for arm, side in findings.results.study.arms.items():
         for shape in sorted(set(itertools.chain(*side.shapes.values()))):
-            model = sized(found.results.study, arm, shape).counted()
+            model = sized(findings.results.study, arm, shape).counted()
             params, count = model.params(), model.flops()
             rows.append(
                 {
@@ -122,9 +122,9 @@ def sizes(found: Findings) -> Iterable[list[Row]]:
 
 
 @_tables
-def rates(found: Findings) -> Iterable[str | list[Row]]:
+def rates(findings: Findings) -> Iterable[str | list[Row]]:
     """Losses of the trials, each size's best rate and the rule's; then multiples of the rule's."""
-    trials = [row for row in found.results.runs if row["stage"] == TRIALS]
+    trials = [row for row in findings.results.runs if row["stage"] == TRIALS]
     tried = sorted({float(row["learning_rate"]) for row in trials})
     best = best_rates(trials)
     known = len({width for _, width, _ in best}) > 1
@@ -146,7 +146,7 @@ def rates(found: Findings) -> Iterable[str | list[Row]]:
     yield rows
     if known:
         yield f"peak = {a:.3g} · width^{b:.3g}\n"
-    by_run = {row["run"]: row for row in found.results.runs}
+    by_run = {row["run"]: row for row in findings.results.runs}
     multiples = [(*name.split("-times"), row) for name, row in by_run.items() if "-times" in name]
     yield [
         {
@@ -163,7 +163,7 @@ def rates(found: Findings) -> Iterable[str | list[Row]]:
 
 
 @_tables
-def noise(found: Findings) -> Iterable[list[Row]]:
+def noise(findings: Findings) -> Iterable[list[Row]]:
     """The losses of several seeds, and both scatters."""
     yield [
         {
@@ -173,8 +173,8 @@ def noise(found: Findings) -> Iterable[list[Row]]:
             "losses": ", ".join(f"{loss:.4f}" for loss in losses),
             "standard deviation": f"{statistics.stdev(losses):.4f}",
         }
-        for each in found.results.study.arms
-        for (arm, budget, shape), losses in seeds(found.results.of(each)).items()
+        for each in findings.results.study.arms
+        for (arm, budget, shape), losses in seeds(findings.results.of(each)).items()
     ]
     yield [
         {
@@ -182,14 +182,14 @@ def noise(found: Findings) -> Iterable[list[Row]]:
             "nats per byte": f"{scatter.deviation:.4f}",
             "95 %": str(scatter.interval()),
             "degrees of freedom": str(scatter.freedom),
-            "": "σ of the intervals" if scatter == found.noise else "",
+            "": "σ of the intervals" if scatter == findings.noise else "",
         }
-        for scatter in found.scatters
+        for scatter in findings.scatters
     ]
 
 
 @_tables
-def optima(found: Findings) -> Iterable[list[Row]]:
+def optima(findings: Findings) -> Iterable[list[Row]]:
     """Minimum of each arm at each budget: N, D and loss with 95 % intervals from σ."""
     yield [
         {
@@ -202,13 +202,13 @@ def optima(found: Findings) -> Iterable[list[Row]]:
             "best run": f"{_size(each.run)}, {nats_per_byte(each.run):.4f}",
             "minimum": each.profile.verdict,
         }
-        for by_budget in found.best.values()
+        for by_budget in findings.best.values()
         for each in by_budget.values()
     ]
 
 
 @_tables
-def differences(found: Findings) -> Iterable[list[Row]]:
+def differences(findings: Findings) -> Iterable[list[Row]]:
     """What separates two arms at the same budget; intervals hold together at 95 %."""
     yield [
         {
@@ -217,21 +217,21 @@ def differences(found: Findings) -> Iterable[list[Row]]:
             "nats per byte": _with_width(f"{each.delta:+.4f}", each.half_width),
             "verdict": each.verdict,
         }
-        for each in found.differences
+        for each in findings.differences
     ]
 
 
 @_tables
-def fits(found: Findings) -> Iterable[str]:
+def fits(findings: Findings) -> Iterable[str]:
     """What approaches 2 and 3 fit to each arm, as they print it."""
-    for arm, by_name in found.fits.items():
+    for arm, by_name in findings.fits.items():
         for name, fit in by_name.items():
             told = f" no fit, {fit}." if isinstance(fit, str) else f"\n\n```\n{fit}\n```"
             yield f"{arm}, approach {name}:{told}\n"
 
 
 @_tables
-def counts(found: Findings) -> Iterable[list[Row]]:
+def counts(findings: Findings) -> Iterable[list[Row]]:
     """N_opt of each arm's surface under every way of counting, beside the causal one."""
     yield [
         {
@@ -241,7 +241,7 @@ def counts(found: Findings) -> Iterable[list[Row]]:
             "over causal": _cell(each.ratio, ".3f"),
             "95 %": interval_text(each.interval),
         }
-        for each in found.recounts
+        for each in findings.recounts
     ]
     yield [
         {
@@ -254,16 +254,16 @@ def counts(found: Findings) -> Iterable[list[Row]]:
             LOSS: f"{each.other.loss:.4f}",
             "less causal": f"{each.other.loss - each.causal.loss:+.4f}",
         }
-        for each in found.trained
+        for each in findings.trained
     ]
 
 
 @_tables
-def predictions(found: Findings) -> Iterable[str | list[Row]]:
+def predictions(findings: Findings) -> Iterable[str | list[Row]]:
     """Each prediction with its date and commit, beside what came out."""
-    for path in found.results.predictions:
+    for path in findings.results.predictions:
         try:
-            came = outcome(path, found.results.runs)
+            came = outcome(path, findings.results.runs)
         except ValueError as error:
             yield f"{path.name}: not tested, {error}.\n"
             continue
@@ -289,10 +289,10 @@ def _timed(rows: Iterable[Row]) -> list[Row]:
 
 
 @_tables
-def seconds(found: Findings) -> Iterable[list[Row]]:
+def seconds(findings: Findings) -> Iterable[list[Row]]:
     """Measured over planned seconds by stage, with the load while they ran."""
     rows = []
-    for stage, each in itertools.groupby(_timed(found.results.runs), lambda row: row["stage"]):
+    for stage, each in itertools.groupby(_timed(findings.results.runs), lambda row: row["stage"]):
         ran = list(each)
         ratios = [float(row["seconds"]) / float(row["predicted_seconds"]) for row in ran]
         loads = [float(row["load"]) for row in ran]
@@ -310,9 +310,9 @@ def seconds(found: Findings) -> Iterable[list[Row]]:
 
 
 @_tables
-def conditions(found: Findings) -> Iterable[str]:
+def conditions(findings: Findings) -> Iterable[str]:
     """What the results ran on."""
-    runs, calls = found.results.runs, found.results.calls
+    runs, calls = findings.results.runs, findings.results.calls
     values = {
         name: sorted({str(call[name]) for call in calls}) for name in ("device", "python", "torch")
     } | {
@@ -322,23 +322,23 @@ def conditions(found: Findings) -> Iterable[str]:
     yield "".join(f"- {name}: {', '.join(each) or '?'}\n" for name, each in values.items())
 
 
-def plots(found: Findings) -> dict[str, bytes | None]:
+def plots(findings: Findings) -> dict[str, bytes | None]:
     """The plots that a page shows, by name; None while there is nothing to draw."""
     arms = {
         arm: [
             (each.budget, each.loss, each.half_width, each.n_opt is not None)
             for each in best.values()
         ]
-        for arm, best in found.best.items()
+        for arm, best in findings.best.items()
         if best
     }
     drawn = {"arms": plot_arms(arms, loss=LOSS) if arms else None}
-    for arm, by_name in found.fits.items():
+    for arm, by_name in findings.fits.items():
         fit = by_name.get("2")
         profiles = fit.profiles if isinstance(fit, ProfilesFit) else ()
         drawn[f"profiles-{arm}"] = plot_profiles(profiles, loss=LOSS) if profiles else None
     times = [
         (float(row["predicted_seconds"]), float(row["seconds"]))
-        for row in _timed(found.results.runs)
+        for row in _timed(findings.results.runs)
     ]
     return drawn | {"seconds": plot_times(times, 0.05) if times else None}

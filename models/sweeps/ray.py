@@ -2,7 +2,8 @@
 
 Ray queues and places the runs. A run whose worker or node dies is given to Ray again and goes on
 from its checkpoint, so the sweep's folder and its text must lie on storage that every node shares,
-under the same paths.
+under the same paths. Where the sweep itself is killed, Ray ends its runs at once; of a cluster that
+was started for the sweep, two servers remain about a minute, while they wait for another.
 """
 
 from __future__ import annotations

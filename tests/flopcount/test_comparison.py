@@ -48,18 +48,6 @@ def test_differences_add_up_exactly(model):
     assert_differences_add_up(model)
 
 
-@pytest.mark.parametrize("model", [m for e in EXPERIMENTS for m in e.models()], ids=str)
-def test_differences_of_the_articles_models_add_up_exactly(model):
-    assert_differences_add_up(model)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_differences_of_every_family_add_up_exactly(family):
-    lengths = dict(target_len=9) if "target_len" in FAMILIES[family].options else {}
-    config = dict(model_type=family) | NEEDED.get(family, {})
-    assert_differences_add_up(fc.from_hf(config, 100, **lengths))
-
-
 def test_chunks_of_a_scan_are_named():
     # C = 256, n = 512: 2·C²·h·(N + P) per chunk within, 9·2·e·N between, of 64 layers.
     mamba2 = fc.from_hf(dict(model_type="mamba2"), 512)
@@ -207,8 +195,46 @@ def test_dropout_that_the_article_does_not_round():
     )  # fmt: skip
     # k = 3 - int(1.5) = 2 positions, of which the article has 1.5: 4d² for half a position over 2
     # tokens, and 2dn of the one product.
-    found = of("article-update", model)
-    assert found["cross", "prefix dropout, not rounded to positions"] == -3 * 4 * 16 * 0.5 / 2
+    dropout = "prefix dropout, not rounded to positions"
+    assert of("article-update", model)["cross", dropout] == -3 * 4 * 16 * 0.5 / 2
+
+
+@pytest.mark.parametrize("num_latents", [64, np.array([64, 128])], ids=["int", "array"])
+def test_less_than_a_flop_per_token_is_missed_or_added(num_latents):
+    sizes = dict(vocab_size=5, num_latents=num_latents, num_channels=2, num_layers=1, num_heads=1)
+    dropped = fc.PerceiverAR(**sizes, num_prefix=3, prefix_dropout=0.5)
+    (row,) = (row for row in fc.compare(dropped).rows if row.name == "article-update")
+    dropout = "prefix dropout, not rounded to positions"  # 3·4d²/2 of 64 tokens
+    assert np.all(of(row.name, dropped)["cross", dropout] == -3 * 4 * 4 * 0.5 / num_latents)
+    assert (dropout in row.leaves_out, dropout in row.adds) == (True, False)
+    one = fc.PerceiverAR(**sizes, num_prefix=1)
+    (row,) = (row for row in fc.compare(one).rows if row.name == "article")
+    look_up = "the prefix embedding, a look-up, as 4d per position"  # 3·4d of 64 tokens
+    assert np.all(of(row.name, one)["cross", look_up] == 3 * 4 * 2 / num_latents)
+    assert (look_up in row.leaves_out, look_up in row.adds) == (False, True)
+
+
+def test_what_is_missed_of_some_sizes_alone_is_missed():
+    sizes = dict(vocab_size=9, num_latents=2, num_channels=4, num_layers=1, num_heads=2)
+    kept = fc.PerceiverAR(**sizes, num_prefix=3, num_kept=np.array([0, 2]))
+    (row,) = (row for row in fc.compare(kept).rows if row.name == "article")
+    # 3·2·k·d of one product.
+    product = "one of the two attention products"
+    assert list(of(row.name, kept)["cross", product]) == [0, -3 * 2 * 2 * 4]
+    assert f"{product} in the cross part" in row.leaves_out
+    assert f"{product} in the cross part" not in row.adds
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (-0.25, "-25.0%"), (0.1, "+10.0%"), (-0.0999, "-9.99%"), (5e-5, "+0.01%"),
+        (4.9e-5, "+0.0049%"), (5e-7, "+5.0e-05%"), (6e-7, "+0.0001%"),
+        (-4.9e-7, "-4.9e-05%"), (0.0, "+0.00%"),
+    ],
+)  # fmt: skip
+def test_a_share_has_the_digits_that_tell_it_from_0(share, text):
+    assert comparison.signed(share) == text
 
 
 def test_arrays_and_symbols():
@@ -391,6 +417,59 @@ def test_ratios_of_arrays_and_symbols():
     assert second.subs("n", 2) == sympy.Rational(1368, 1344)
 
 
+def test_a_size_that_one_of_two_counts_depends_on():
+    def row(name, **sizes):
+        model = fc.Decoder(seq_len=3, num_channels=4, num_layers=1, num_heads=2, **sizes)
+        return next(row for row in fc.compare(model).rows if row.name == name)
+
+    # 6·(12·16 + 4V) + 6·4·4 a token: 1,368 with 5 tokens, 1,416 with 7; Kaplan's 6·(12·16 + 12).
+    x, two = sympy.Symbol("x", integer=True, positive=True), np.array([5, 7])
+    assert row("kaplan", vocab_size=x).ratio.subs(x, 5) == sympy.Rational(1224, 1368)
+    assert list(row("kaplan", vocab_size=two).ratio) == [1224 / 1368, 1224 / 1416]
+    # A table of P positions: 6·4·P of 6N, beside 1,632 of the rest.
+    assert row("6n", vocab_size=5, num_positions=x).ratio.subs(x, 5) == sympy.Rational(1752, 1368)
+    six_n = row("6n", vocab_size=5, num_positions=two)
+    assert list(six_n.ratio) == [1752 / 1368, 1800 / 1368]
+    (share,) = (entry.share for entry in six_n.differences if "positions" in entry.term)
+    assert list(share) == [120 / 1368, 168 / 1368]
+
+
+def test_what_is_no_model_is_named():
+    with pytest.raises(
+        TypeError, match=r"model = 3: expected a flopcount architecture, one of .*,"
+    ):
+        fc.compare(3)
+
+
+def test_a_sum_is_zero_however_it_is_written():
+    n = sympy.Symbol("n", integer=True, positive=True)
+    assert comparison._is_zero(n * (n + 1) - n**2 - n)
+    assert not comparison._is_zero(n * (n + 1) - n**2)
+
+
+def test_a_parameter_without_a_kind_has_its_own_name():
+    # Of 64 layers: five of each of 8,192 + 2·8·128 channels, and one of each of 128 heads' 64.
+    six_n = of("6n", fc.from_hf(dict(model_type="mamba2"), 512))
+    assert six_n["self", "decoder convolution as if multiplied"] == 6 * 64 * 5 * 10_240
+    assert six_n["self", "decoder skip as if multiplied"] == 6 * 64 * 128
+
+
+def test_a_record_has_every_difference():
+    record = fc.compare(SEED).to_dict()["rows"][1]
+    flops = 3 * 2 * 9 * 512 * 511
+    assert (record["name"], record["adds"]) == (
+        "dense", "the masked half of both attention products (+5.00%)"
+    )  # fmt: skip
+    assert record["differences"] == [
+        {
+            "part": "self",
+            "term": "the masked half of both attention products",
+            "flops": flops,
+            "share": flops / SEED.flops().self_part.per_token,
+        }
+    ]
+
+
 @pytest.mark.parametrize("name", ["article", "article-update", "megatron"])
 def test_projections_and_mlp_are_no_difference(name):
     assert not {term for _, term in of(name)} & {"projections and MLP", "query", "mlp up"}
@@ -403,6 +482,23 @@ def test_parts_are_told_apart_where_there_is_a_prefix():
         text = str(fc.compare(fc.Decoder(seq_len=length, **sizes)))
         assert text.startswith("FLOPs of Decoder per token")
         assert "self" not in text.splitlines()[1]
+    text = str(fc.compare(TODAY["chunks"]))  # which not every convention covers
+    assert text.startswith("FLOPs of CausalLM per token")
     text = str(fc.compare(fc.PerceiverAR(num_latents=3, num_prefix=2, **sizes)))
     assert text.startswith("FLOPs of PerceiverAR per latent token")
     assert text.splitlines()[1].split()[2:6] == ["self", "part", "cross", "part"]
+
+
+# Last, as they take longest: mutants are found by what is above.
+
+
+@pytest.mark.parametrize("model", [m for e in EXPERIMENTS for m in e.models()], ids=str)
+def test_differences_of_the_articles_models_add_up_exactly(model):
+    assert_differences_add_up(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_differences_of_every_family_add_up_exactly(family):
+    lengths = dict(target_len=9) if "target_len" in FAMILIES[family].options else {}
+    config = dict(model_type=family) | NEEDED.get(family, {})
+    assert_differences_add_up(fc.from_hf(config, 100, **lengths))

@@ -20,6 +20,7 @@ from flopcount.sizes import (
     maximum,
     minimum,
     multiply,
+    quoted,
     require_at_most,
     safe_for,
 )
@@ -32,6 +33,16 @@ def test_minimum():
     assert minimum(3, 2) == minimum(2, 3) == 2
     assert list(minimum(small, 3)) == list(minimum(3, small)) == [1, 3]
     assert minimum(n, 3) == minimum(3, n) == sympy.Min(3, n)
+
+
+def test_an_error_quotes_what_cannot_be_written():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    # Python writes no integer of more than 4,300 digits, and no list that nests so deep.
+    assert quoted([10**5000]) == quoted(deep) == "a list"
+    assert quoted(10**5000) == "an integer of 16610 bits (sign '+')"
+    assert quoted("x" * 100) == f"'{'x' * 76}..."
 
 
 def test_divide():

@@ -1,9 +1,13 @@
 """The fused attention kernels against their specification in float64, in Triton's interpreter."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from kernels.attention.attention import causal_attention, prefix_attention
+import kernels.attention
+from kernels.attention import causal_attention, prefix_attention
 from kernels.attention.launches import launch_forward, unsupported
 from kernels.attention.reference import admitted_pairs, reference_attention
 from kernels.attention.tilings import (
@@ -54,6 +58,22 @@ def results(attention, q, k, v, grad):
     out = attention(q, k, v)
     out = out[0] if isinstance(out, tuple) else out
     return (out.detach(), *torch.autograd.grad(out, (q, k, v), grad.to(out.dtype)))
+
+
+@pytest.mark.parametrize(("used", "loaded"), [("", []), (".prefix_attention", ["torch", "triton"])])
+def test_pytorch_and_triton_are_loaded_with_the_first_function(used, loaded):
+    code = (
+        f"import sys, kernels.attention; kernels.attention{used}; "
+        "print([name for name in ('torch', 'triton') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == str(loaded)
+
+
+def test_the_package_names_its_functions_alone():
+    assert {"causal_attention", "prefix_attention"} <= set(dir(kernels.attention))
+    with pytest.raises(AttributeError, match=r"'kernels\.attention' has no attribute 'attend'"):
+        _ = kernels.attention.attend
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.attention.attention import causal_attention, prefix_attention
+from kernels.attention import causal_attention, prefix_attention
 from kernels.attention.launches import unsupported
 from kernels.attention.reference import reference_attention, reference_preparation
 

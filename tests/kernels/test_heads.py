@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 
-from kernels.attention import operators, preparation
-from kernels.attention.attention import prefix_attention
+from kernels.attention import operators, prefix_attention, preparation
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.preparation import padded
 from kernels.attention.reference import reference_attention

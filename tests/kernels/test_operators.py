@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.optests import OpCheckError
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.attention.attention import causal_attention, prefix_attention
+from kernels.attention import causal_attention, prefix_attention
 from kernels.attention.flops import backward_flops, forward_flops
 from kernels.attention.operators import attention, attention_backward
 from kernels.attention.preparation import within

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 
-from kernels.attention import backward, forward
-from kernels.attention.attention import causal_attention, prefix_attention
+from kernels.attention import backward, causal_attention, forward, prefix_attention
 from kernels.attention.reference import reference_attention
 from kernels.attention.tilings import PASSES, shipped_tiling
 

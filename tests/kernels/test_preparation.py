@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.attention.attention import causal_attention, prefix_attention
+from kernels.attention import causal_attention, prefix_attention
 from kernels.attention.operators import prepare
 from kernels.attention.preparation import declare_preparation
 from kernels.attention.reference import reference_attention, reference_preparation

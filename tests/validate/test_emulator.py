@@ -169,6 +169,13 @@ def values(text, register, **options):
         # −3 is less than 2 with its sign, greater without.
         ("MOV R0, 0xfffffffd\nISETP.LT.AND P0, PT, R0, 0x2, PT\nSEL R1, RZ, 0x1, !P0", 1),
         ("MOV R0, 0xfffffffd\nISETP.LT.U32.AND P0, PT, R0, 0x2, PT\nSEL R1, RZ, 0x1, P0", 1),
+        # Of 6 the two lowest bits are those of the predicates: 1 < 2, but not 3 < 2.
+        (
+            "UMOV UR0, 0x1\nUMOV UR1, 0x3\nUMOV UR2, 0x6\n"
+            "UISETP.LT.AND UP0, UPT, UR0, 0x2, UPT\nUISETP.LT.AND UP1, UPT, UR1, 0x2, UPT\n"
+            "UP2UR UR3, UPR, UR2, 0x3\nMOV R1, UR3",
+            5,
+        ),
         # 1.0 and 2.0 as bf16, in one register.
         ("MOV R0, 0x3f800000\nMOV R2, 0x40000000\nF2FP.BF16.F32.PACK_AB R1, R2, R0", 0x40003F80),
         # 1 + 2⁻⁹ lies between two of bf16, of which the even one is 1.

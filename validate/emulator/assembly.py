@@ -134,12 +134,12 @@ def sections(cubin: bytes) -> dict[str, bytes]:
         raise ValueError(f"a cubin must be a 64-bit ELF file, got {cubin[:5]!r}")
     (start,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
-    found = []
+    parts = []
     for i in range(count):
         name, kind, _, _, offset, length = struct.unpack_from("<IIQQQQ", cubin, start + i * size)
-        found.append((name, b"" if kind == 8 else cubin[offset : offset + length]))
-    texts = found[names][1]
-    return {texts[name : texts.index(b"\0", name)].decode(): data for name, data in found}
+        parts.append((name, b"" if kind == 8 else cubin[offset : offset + length]))
+    texts = parts[names][1]
+    return {texts[name : texts.index(b"\0", name)].decode(): data for name, data in parts}
 
 
 def attributes(section: str, tables: dict[str, bytes]) -> Iterator[tuple[int, bytes]]:
@@ -165,15 +165,15 @@ def parameters(name: str, tables: dict[str, bytes]) -> tuple[tuple[int, int], ..
         if section.startswith((".rel.text", ".rela.text")) and tables[section]:
             raise UnknownCodeError(f"relocations of code are not known to the emulator: {section}")
     base = None
-    found = {}
+    places = {}
     for attribute, data in attributes(f".nv.info.{name}", tables):
         if attribute == EIATTR_KPARAM_INFO:
             _, ordinal, offset, packed = struct.unpack("<IHHI", data)
-            found[ordinal] = offset, packed >> 18
+            places[ordinal] = offset, packed >> 18
         elif attribute == EIATTR_PARAM_CBANK:
             _, base, _ = struct.unpack("<IHH", data)
-    if base is None or sorted(found) != list(range(len(found))):
+    if base is None or sorted(places) != list(range(len(places))):
         raise UnknownCodeError(
-            f".nv.info.{name} must place every parameter, got {found} from {base}"
+            f".nv.info.{name} must place every parameter, got {places} from {base}"
         )
-    return tuple((base + found[i][0], found[i][1]) for i in range(len(found)))
+    return tuple((base + places[i][0], places[i][1]) for i in range(len(places)))

@@ -129,7 +129,7 @@ def called(
     values: bool = True,
 ) -> list[Any]:
     """Output and gradients of a call, whose launches ``run`` takes."""
-    from kernels.attention.attention import prefix_attention
+    from kernels.attention import prefix_attention
 
     tensors, angles, grad = case.operands(values)
     with emulating(run):
@@ -178,13 +178,13 @@ def counted(
         distinct: As of :func:`validate.emulator.counts.count`.
         backward: Whether to run the backward pass, too.
     """
-    found: list[Counts] = []
+    counts: list[Counts] = []
 
     def run(launch: EmulatedLaunch) -> None:
-        found.append(count(launch, results, distinct))
+        counts.append(count(launch, results, distinct))
 
     called(case, run, backward, values=results)
-    return found
+    return counts
 
 
 def seen(case: Case) -> dict[str, dict[str, int]]:

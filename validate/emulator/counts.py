@@ -281,10 +281,10 @@ class Traffic:
         if (sectors[:, 1:] < sectors[:, :-1]).any():
             sectors = np.sort(sectors, axis=1)
             steps = sectors[:, 1:] != sectors[:, :-1]
-        found = int(steps.sum()) + len(sectors)
+        number = int(steps.sum()) + len(sectors)
         if mask is not None:  # the sector of those that take no part is none
-            found -= int((sectors == 0).any(1).sum())
-        self.sectors[at.index] += found
+            number -= int((sectors == 0).any(1).sum())
+        self.sectors[at.index] += number
         if self.distinct:
             self._touch(g, at, addresses, mask, size, stores)
 
@@ -313,10 +313,10 @@ class Traffic:
                 if (i, stored) == (storage, stores)
             }
             least = min(places)
-            found = np.zeros(max(len(each) * size // least for size, each in places.items()), bool)
+            mask = np.zeros(max(len(each) * size // least for size, each in places.items()), bool)
             for size, each in places.items():
-                found[: len(each) * size // least] |= np.repeat(each, size // least)
-            total += least * int(np.count_nonzero(found))
+                mask[: len(each) * size // least] |= np.repeat(each, size // least)
+            total += least * int(np.count_nonzero(mask))
         return total
 
     def shared_access(
@@ -407,13 +407,13 @@ class Counts:
 
     def tensor_flops(self) -> dict[str, int]:
         """FLOPs of tensor cores by shape and type: 2·M·N·K for each warpgroup."""
-        found: collections.Counter[str] = collections.Counter()
+        flops: collections.Counter[str] = collections.Counter()
         for at, times in zip(self.code.instructions, self.executed.tolist(), strict=True):
             if at.opcode == "HGMMA" and times:
                 m, n, k = (int(size) for size in at.modifiers[0].split("x"))
                 kind = "bf16" if "BF16" in at.modifiers else "fp16"
-                found[f"m{m}n{n}k{k} {kind}"] += 2 * m * n * k * times // WARPGROUP
-        return dict(found)
+                flops[f"m{m}n{n}k{k} {kind}"] += 2 * m * n * k * times // WARPGROUP
+        return dict(flops)
 
     def lane_flops(self, lines: Iterable[str]) -> int:
         """FLOPs of fused multiply-adds that come from these lines of source, 2 for each lane."""
@@ -426,12 +426,12 @@ class Counts:
 
     def by(self, key: Callable[[Instruction], str | None]) -> dict[str, int]:
         """Executed instructions of warps by a key; those without one are left out."""
-        found: collections.Counter[str] = collections.Counter()
+        numbers: collections.Counter[str] = collections.Counter()
         for at, times in zip(self.code.instructions, self.executed.tolist(), strict=True):
             name = key(at)
             if name is not None and times:
-                found[name] += times
-        return dict(found)
+                numbers[name] += times
+        return dict(numbers)
 
     def pipes(self) -> dict[str, int]:
         """Executed instructions of warps by pipe."""
@@ -466,24 +466,24 @@ class Counts:
 
     def metrics(self) -> dict[str, int]:
         """What the launch executes, by Nsight Compute's name of it."""
-        found = dict.fromkeys(METRICS, 0)
-        found["smsp__inst_executed.sum"] = int(self.executed.sum())
+        values = dict.fromkeys(METRICS, 0)
+        values["smsp__inst_executed.sum"] = int(self.executed.sum())
         for pipe, times in self.pipes().items():
             if pipe in METRICS_OF_PIPES:
-                found[METRICS_OF_PIPES[pipe]] = times
+                values[METRICS_OF_PIPES[pipe]] = times
         for shape, flops in self.tensor_flops().items():
-            found[METRICS_OF_FLOPS[shape.split()[1]]] += flops
+            values[METRICS_OF_FLOPS[shape.split()[1]]] += flops
         traffic = self.traffic
         for at in self.code.instructions:
             if at.opcode in METRICS_OF_TRAFFIC:
                 size, requests, sectors = METRICS_OF_TRAFFIC[at.opcode]
                 path = int("BYPASS" in at.modifiers)
-                found[size] += int(traffic.lanes[at.index]) * access_bytes(at)
-                found[requests[path]] += int(traffic.requests[at.index])
-                found[sectors[path]] += int(traffic.sectors[at.index])
+                values[size] += int(traffic.lanes[at.index]) * access_bytes(at)
+                values[requests[path]] += int(traffic.requests[at.index])
+                values[sectors[path]] += int(traffic.sectors[at.index])
             kind = "ld" if at.opcode in ("LDS", "LDSM") else "st"
-            found[METRICS_OF_WAVEFRONTS[kind]] += int(traffic.wavefronts[at.index])
-        return found
+            values[METRICS_OF_WAVEFRONTS[kind]] += int(traffic.wavefronts[at.index])
+        return values
 
     def memory(self) -> dict[str, int]:
         """Traffic of the whole launch.
@@ -493,18 +493,18 @@ class Counts:
         them are conflicts.
         """
         traffic = self.traffic
-        found: collections.Counter[str] = collections.Counter()
+        values: collections.Counter[str] = collections.Counter()
         for at in self.code.instructions:
             if kind := GLOBAL.get(at.opcode):
-                found[f"global {kind} requests"] += int(traffic.requests[at.index])
-                found[f"global {kind} bytes"] += int(traffic.lanes[at.index]) * access_bytes(at)
-                found[f"global {kind} sectors"] += int(traffic.sectors[at.index])
-        found["shared wavefronts"] = int(traffic.wavefronts.sum())
-        found["shared conflicts"] = int((traffic.wavefronts - traffic.ideal).sum())
+                values[f"global {kind} requests"] += int(traffic.requests[at.index])
+                values[f"global {kind} bytes"] += int(traffic.lanes[at.index]) * access_bytes(at)
+                values[f"global {kind} sectors"] += int(traffic.sectors[at.index])
+        values["shared wavefronts"] = int(traffic.wavefronts.sum())
+        values["shared conflicts"] = int((traffic.wavefronts - traffic.ideal).sum())
         if traffic.distinct:
             for stores, kind in ((False, "load"), (True, "store")):
-                found[f"global {kind} distinct bytes"] = traffic.distinct_bytes(stores)
-        return dict(found)
+                values[f"global {kind} distinct bytes"] = traffic.distinct_bytes(stores)
+        return dict(values)
 
 
 def count(launch: EmulatedLaunch, results: bool = False, distinct: bool = True) -> Counts:

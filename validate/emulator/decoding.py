@@ -101,11 +101,11 @@ class Decoder:
 
     def register(self, text: str, written: bool = False, words: int = 1) -> tuple[str, int]:
         """Kind and number of a register, noted as used or defined."""
-        found = REGISTER.fullmatch(text)
-        if not found:
+        match = REGISTER.fullmatch(text)
+        if not match:
             raise self.at.unknown(f"operand {text!r}")
-        kind = found[1]
-        number = LAST[kind] if found[2] == "Z" else int(found[2])
+        kind = match[1]
+        number = LAST[kind] if match[2] == "Z" else int(match[2])
         if number != LAST[kind]:
             bits = ((1 << words) - 1) << (FIRST_BIT[kind] + number)
             if number + words > LAST[kind] or (words > 1 and number % min(words, 4)):
@@ -128,19 +128,19 @@ class Decoder:
 
     def constant(self, text: str) -> int | None:
         """Index of a 32-bit word of constant bank 0; None if the operand is of another kind."""
-        found = re.fullmatch(r"c\[(0x[0-9a-f]+)\]\[(0x[0-9a-f]+)\]", text)
-        if not found:
+        match = re.fullmatch(r"c\[(0x[0-9a-f]+)\]\[(0x[0-9a-f]+)\]", text)
+        if not match:
             return None
-        index = int(found[2], 16) // BYTES_OF_WORD
-        if int(found[1], 16) != 0:
-            raise self.at.unknown(f"constant bank {found[1]}")
+        index = int(match[2], 16) // BYTES_OF_WORD
+        if int(match[1], 16) != 0:
+            raise self.at.unknown(f"constant bank {match[1]}")
         placed = any(
             offset // BYTES_OF_WORD <= index < -(-(offset + size) // BYTES_OF_WORD)
             for offset, size in self.code.parameters
         )
         known = (*range(SIZE_WORDS.stop), STACK_WORD, *DESCRIPTOR_WORDS)
         if not placed and index not in known:
-            raise self.at.unknown(f"constant {found[2]}")
+            raise self.at.unknown(f"constant {match[2]}")
         return index
 
     def integer(self, text: str) -> Reader:
@@ -224,12 +224,12 @@ class Decoder:
 
     def predicate(self, text: str) -> Reader:
         """Reader of a predicate."""
-        found = PREDICATE.fullmatch(text)
-        if not found:
+        match = PREDICATE.fullmatch(text)
+        if not match:
             raise self.at.unknown(f"operand {text!r}")
-        kind, number = found[2], LAST[found[2]] if found[3] == "T" else int(found[3])
+        kind, number = match[2], LAST[match[2]] if match[3] == "T" else int(match[3])
         if number == LAST[kind]:
-            value = np.bool_(not found[1])
+            value = np.bool_(not match[1])
             return lambda g: value
         self.uses |= 1 << FIRST_BIT[kind] + number
         if kind == "P":
@@ -240,7 +240,7 @@ class Decoder:
             read = lambda g: g.UP[number]  # noqa: E731
         else:
             read = lambda g: g.UP[number, :, None]  # noqa: E731
-        return (lambda g: ~read(g)) if found[1] else read
+        return (lambda g: ~read(g)) if match[1] else read
 
     # Results.
 
@@ -290,14 +290,14 @@ class Decoder:
 
     def write_predicate(self, text: str) -> Writer:
         """Writer of a predicate."""
-        found = PREDICATE.fullmatch(text)
-        if not found or found[1] or (found[2] == "UP") != self.uniform:
+        match = PREDICATE.fullmatch(text)
+        if not match or match[1] or (match[2] == "UP") != self.uniform:
             raise self.at.unknown(f"result {text!r}")
-        if found[3] == "T":
+        if match[3] == "T":
             return nothing
-        number = int(found[3])
-        self.defines |= 1 << FIRST_BIT[found[2]] + number
-        kind = found[2]
+        number = int(match[3])
+        self.defines |= 1 << FIRST_BIT[match[2]] + number
+        kind = match[2]
 
         def put(g: Group, value: Any, m: Array | None) -> None:
             registers = g.UP if kind == "UP" else g.P
@@ -327,11 +327,11 @@ class Decoder:
     def global_address(self, text: str) -> Reader:
         """Reader of the address in ``desc[UR4][R0.64+0x10]``, (warps, 32) of 64 bits."""
         pattern = r"(?:desc\[UR\d+\])?\[(R\d+)(?:\.64)?(?:\+(-?0x[0-9a-f]+))?\]"
-        found = re.fullmatch(pattern, text)
-        if not found:
+        match = re.fullmatch(pattern, text)
+        if not match:
             raise self.at.unknown(f"operand {text!r}")
-        base = self.long(found[1])
-        offset = U64(int(found[2] or "0", 16) & (2**64 - 1))
+        base = self.long(match[1])
+        offset = U64(int(match[2] or "0", 16) & (2**64 - 1))
         return lambda g: base(g) + offset
 
     def registers_of(self, text: str, size: int, written: bool) -> tuple[int, int]:
@@ -344,10 +344,10 @@ class Decoder:
 
     def slots(self, text: str, words: int) -> int:
         """Words of the stack at ``[R1+0x10]``, as a set of bits beside the registers'."""
-        found = re.fullmatch(r"\[R1(?:\+0x([0-9a-f]+))?\]", text)
-        if not found:
+        match = re.fullmatch(r"\[R1(?:\+0x([0-9a-f]+))?\]", text)
+        if not match:
             raise self.at.unknown(f"an address on the stack like {text!r}")
-        return ((1 << words) - 1) << SLOTS + int(found[1] or "0", 16) // BYTES_OF_WORD
+        return ((1 << words) - 1) << SLOTS + int(match[1] or "0", 16) // BYTES_OF_WORD
 
     def observes(self, observe: Run) -> Run:
         """Note what tells observers of an access; registers used so far are what it needs."""
@@ -392,8 +392,7 @@ def hints(d: Decoder) -> None:
 
 
 DECODERS: dict[str, Callable[[Decoder], Run]] = {}
-"""By opcode. An instruction of the warp's, ``UIADD3``, is decoded as its lanes' one, ``IADD3``, and
-``UP2UR`` as ``P2R``."""
+"""By opcode. An instruction of the warp's, ``UIADD3``, is decoded as its lanes' one, ``IADD3``."""
 UNIFORM = frozenset(
     (
         "UIADD3",

@@ -50,17 +50,17 @@ def as_words(pair: Any, bf16: bool) -> Any:
 
 def operands(d: Decoder, texts: list[str], bf16: bool) -> list[Reader]:
     """Readers of pairs; two constants are one, the first of them the high half."""
-    found = []
+    readers = []
     while texts:
         text = texts.pop(0)
         if re.fullmatch(NUMBER, text):
             if not texts or not re.fullmatch(NUMBER, texts[0]):
                 raise d.at.unknown("one constant of a pair")
             high, low = (np.float64(x.replace("QNAN", "NAN")) for x in (text, texts.pop(0)))
-            found.append(_constant(np.stack([low, high])))
+            readers.append(_constant(np.stack([low, high])))
         else:
-            found.append(_register(d, text, bf16))
-    return found
+            readers.append(_register(d, text, bf16))
+    return readers
 
 
 def _constant(pair: Any) -> Reader:
@@ -115,10 +115,10 @@ def _arithmetic(d: Decoder) -> Run:
 
 
 def _one_half(d: Decoder, texts: list[str]) -> Run:
-    found = re.fullmatch(r"(R\d+)\.H([01])_H\2", texts[-1])
-    if len(texts) != 3 or texts[1] != "-RZ" or not found:
+    match = re.fullmatch(r"(R\d+)\.H([01])_H\2", texts[-1])
+    if len(texts) != 3 or texts[1] != "-RZ" or not match:
         raise d.at.unknown("this form of an addition of halves")
-    put, a, shift = d.write_real(texts[0]), d.integer(found[1]), U32(16 * int(found[2]))
+    put, a, shift = d.write_real(texts[0]), d.integer(match[1]), U32(16 * int(match[2]))
 
     def run(g: Group, m: Array | None) -> None:
         half = (a(g) >> shift).astype(np.uint16).view(np.float16)

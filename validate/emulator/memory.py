@@ -70,7 +70,7 @@ class GlobalMemory:
         i = bisect.bisect_right(self.bases, low) - 1
         if i >= 0 and high + size <= self.bases[i] + self.bytes[i].size:
             return [(i, mask)]
-        found, seen = [], 0
+        parts, seen = [], 0
         for i, (base, held) in enumerate(zip(self.bases, self.bytes, strict=True)):
             # In signed numbers nothing wraps: addresses stay below 2⁶³.
             inside = (addresses >= base) & (addresses + np.uint64(size) <= base + held.size)
@@ -78,12 +78,12 @@ class GlobalMemory:
                 inside &= mask
             if hits := int(inside.sum()):
                 seen += hits
-                found.append((i, inside))
+                parts.append((i, inside))
         if seen != active.size:
             raise MachineError(
                 f"global access outside of every tensor, {low:#x} to {high:#x}: {at}"
             )
-        return found
+        return parts
 
     def indices(self, i: int, addresses: Array, mask: Array | None, size: int) -> Array:
         """Each lane's place in a storage, in units of the access."""

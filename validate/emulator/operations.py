@@ -59,12 +59,11 @@ def decoded(code: Code) -> list[Operation]:
     Raises:
         UnknownCodeError: For the first that is not known.
     """
-    found = []
+    operations = []
     for at in code.instructions:
         decoder = Decoder(at, code)
         decoder.uniform = at.opcode in UNIFORM
         name = at.opcode.removeprefix("U") if decoder.uniform else at.opcode
-        name = {"P2UR": "P2R"}.get(name, name)
         if name not in DECODERS:
             raise at.unknown(f"opcode {at.opcode!r}")
         guard = None
@@ -77,14 +76,14 @@ def decoded(code: Code) -> list[Operation]:
             guard = _never
         if decoder.condition is not None:
             guard = decoder.condition if guard is None else _both(guard, decoder.condition)
-        found.append(
+        operations.append(
             Operation(
                 at, run, guard, decoder.uniform, decoder.uses, decoder.defines, decoder.wait,
                 decoder.observe, decoder.observed, decoder.from_memory, tuple(decoder.bitwise),
                 decoder.target,
             )
         )  # fmt: skip
-    return found
+    return operations
 
 
 def _never(g: Group) -> Array:
@@ -310,7 +309,7 @@ def _logic(d: Decoder) -> Run:
     """A function of three numbers, bit by bit; the predicate says whether it is not 0."""
     d.take("LUT")
     texts = list(d.at.operands)
-    found = d.write_predicate(texts.pop(0)) if PREDICATE.fullmatch(texts[0]) else None
+    put_predicate = d.write_predicate(texts.pop(0)) if PREDICATE.fullmatch(texts[0]) else None
     if len(texts) != 6 or texts[5] not in ("!PT", "!UPT"):
         raise d.at.unknown("this form of an operation on bits")
     if any(text.startswith("-") and REGISTER.fullmatch(text[1:]) for text in texts[1:4]):
@@ -324,8 +323,8 @@ def _logic(d: Decoder) -> Run:
     def run(g: Group, m: Array | None) -> None:
         result = _looked_up(table, a(g), b(g), c(g), ones)
         put(g, result, m)
-        if found is not None:
-            found(g, result != 0, m)
+        if put_predicate is not None:
+            put_predicate(g, result != 0, m)
 
     return run
 
@@ -542,7 +541,7 @@ def _to_warp(d: Decoder) -> Run:
     return run
 
 
-@opcode("P2R")
+@opcode("P2R", "P2UR")
 def _from_predicates(d: Decoder) -> Run:
     """The predicates as bits where the mask has ones, else a's bits."""
     d.number_of_operands(4)
@@ -802,10 +801,10 @@ def _real_to_integer(d: Decoder) -> Run:
         # Beyond 2⁵³ the largest number is no fp64: what reaches its successor is replaced after.
         beyond, below = whole >= float(high) + (0 if wide else 1), whole < low
         with np.errstate(invalid="ignore"):
-            found = np.where(beyond | below | np.isnan(whole), 0, whole).astype(target)
-        found = np.where(beyond, target.type(high), np.where(below, target.type(low), found))
-        found = np.where(np.isnan(whole), target.type(0 if zero else low), found)
-        put(g, found.view(U64 if wide else U32), m)
+            integer = np.where(beyond | below | np.isnan(whole), 0, whole).astype(target)
+        integer = np.where(beyond, target.type(high), np.where(below, target.type(low), integer))
+        integer = np.where(np.isnan(whole), target.type(0 if zero else low), integer)
+        put(g, integer.view(U64 if wide else U32), m)
 
     return run
 
@@ -1149,7 +1148,7 @@ def _ballot(d: Decoder) -> Run:
     read = d.predicate(source)
     d.uniform = warps = d.at.opcode == "VOTEU"  # of its results alone
     put = d.write(results.pop(0)) if REGISTER.fullmatch(results[0]) else nothing
-    found = d.write_predicate(results[0]) if results else nothing
+    put_predicate = d.write_predicate(results[0]) if results else nothing
     d.uniform = False
     bit = U32(1) << np.arange(LANES, dtype=U32)
 
@@ -1159,10 +1158,10 @@ def _ballot(d: Decoder) -> Run:
         bits = np.where(holds & lanes, bit, U32(0)).sum(1, dtype=U32)
         every = (holds & lanes).any(1) if kind == "ANY" else (holds | ~lanes).all(1)
         if warps:
-            found(g, every, lanes.any(1))
+            put_predicate(g, every, lanes.any(1))
             put(g, bits, lanes.any(1))
         else:
-            found(g, every[:, None], m)
+            put_predicate(g, every[:, None], m)
             put(g, bits[:, None], m)
 
     return run
@@ -1221,12 +1220,12 @@ def _call(d: Decoder) -> Run:
 @opcode("RET")
 def _return(d: Decoder) -> Run:
     """To the address in two registers, counted from a label."""
-    found = re.fullmatch(r"(R\d+) (`\(.*\))", ", ".join(d.at.operands))
-    if not found or d.take("REL") != "REL" or d.take("NODEC") != "NODEC" or d.at.guard:
+    match = re.fullmatch(r"(R\d+) (`\(.*\))", ", ".join(d.at.operands))
+    if not match or d.take("REL") != "REL" or d.take("NODEC") != "NODEC" or d.at.guard:
         raise d.at.unknown("this form of a return")
-    if found[2][2:-1] not in d.code.labels:
-        raise d.at.unknown(f"label {found[2]}")
-    start, read = d.code.labels[found[2][2:-1]], d.long(found[1])
+    if match[2][2:-1] not in d.code.labels:
+        raise d.at.unknown(f"label {match[2]}")
+    start, read = d.code.labels[match[2][2:-1]], d.long(match[1])
     d.target = lambda g: start + (read(g) // U64(INSTRUCTION_BYTES)).astype(I64)
     d.wait = "return"
     return no_effect

@@ -87,10 +87,10 @@ def decode(d: Decoder) -> Run:
     a_register = None
     if re.fullmatch(r"R\d+", texts[1]):
         a_register = d.register(texts.pop(1), words=4)[1]
-    found = re.fullmatch(r"gdesc\[UR(\d+)\](\.tnspA)?(\.tnspB)?", texts[1])
-    if not found or (a_register is not None and found[2]):
+    match = re.fullmatch(r"gdesc\[UR(\d+)\](\.tnspA)?(\.tnspB)?", texts[1])
+    if not match or (a_register is not None and match[2]):
         raise d.at.unknown(f"operand {texts[1]!r}")
-    base, a_transposed, b_transposed = int(found[1]), bool(found[2]), bool(found[3])
+    base, a_transposed, b_transposed = int(match[1]), bool(match[2]), bool(match[3])
     d.register(f"UR{base}", words=4)
     if texts[2:] == ["RZ", "!UPT"]:
         adds = False

@@ -55,9 +55,9 @@ def case_of(launch: Launch, key_heads: int = KEY_HEADS) -> Case:
 
 def compiled(case: Case) -> list[str]:
     """What tells apart the compiled kernels of a call, in the order of their launches."""
-    found: list[str] = []
-    called(case, lambda launch: found.append(launch.compiled), values=False)
-    return found
+    kernels: list[str] = []
+    called(case, lambda launch: kernels.append(launch.compiled), values=False)
+    return kernels
 
 
 def alike(launch: Launch) -> Case:
@@ -137,8 +137,8 @@ def key(launch: Launch) -> tuple[str, ...]:
 def current(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
     """Rows that are of the code at hand, by launch."""
     digests = {key(launch): digest(launch) for launch in shipped_launches()}
-    found = {tuple(row[name] for name in COLUMNS[:6]): row for row in rows}
-    return {at: row for at, row in found.items() if digests.get(at) == row["digest"]}
+    rows_of = {tuple(row[name] for name in COLUMNS[:6]): row for row in rows}
+    return {at: row for at, row in rows_of.items() if digests.get(at) == row["digest"]}
 
 
 def write(rows: Iterable[Row], path: Path = RECORD) -> None:

@@ -171,31 +171,31 @@ class CompiledKernel:
 
     def faults(self) -> list[str]:
         """What a shipped kernel must not show, in words; empty where all is well."""
-        found = []
+        texts = []
         if self.spill_stores or self.stack:
-            found.append(f"spills {self.spill_stores} bytes, stack of {self.stack}")
+            texts.append(f"spills {self.spill_stores} bytes, stack of {self.stack}")
         if self.serialized:
-            found.append("wgmma serialised")
+            texts.append("wgmma serialised")
         if self.shared > SHARED_MEMORY:
-            found.append(f"{self.shared} bytes of shared memory")
+            texts.append(f"{self.shared} bytes of shared memory")
         if self.loop_products:
             found_in_code = [segment.operations for segment in self.segments]
             expected = [products * self.product_operations for products in self.loop_products]
             if found_in_code != expected:
-                found.append(f"{found_in_code} FLOPs in loops whose tiles have {expected}")
+                texts.append(f"{found_in_code} FLOPs in loops whose tiles have {expected}")
             if self.launch.dtype != "float32":
                 if "mma.sync" in self.instructions or not self.instructions:
-                    found.append("no wgmma")
+                    texts.append("no wgmma")
                 # What runs once at most need not be a loop: a square tile's diagonal, an end.
                 c = self.constants
                 square = c["BLOCK_QUERIES"] == c["BLOCK_KEYS"] and c.get("CAUSAL", True)
                 ends = c.get("HAS_PREFIX", False) or c.get("END_APART", False)
                 loops = self.segments[square : len(self.segments) - ends]
                 if not all(segment.in_loop for segment in loops):
-                    found.append("products outside of loops")
+                    texts.append("products outside of loops")
                 if not self.copies:
-                    found.append("no asynchronous copies")
-        return found
+                    texts.append("no asynchronous copies")
+        return texts
 
 
 def programs_at_once(registers: int, num_warps: int, shared: int) -> int:
@@ -236,12 +236,12 @@ class _HopperWithoutDevice:
 
 @contextlib.contextmanager
 def compiling(
-    found: list[tuple[Any, str, dict[str, Any]]], passes: Iterable[str] = ()
+    kernels: list[tuple[Any, str, dict[str, Any]]], passes: Iterable[str] = ()
 ) -> Iterator[None]:
-    """Let launches compile for Hopper and not run: kernels, ptxas's log and arguments in ``found``.
+    """Let launches compile for Hopper and not run: ``kernels``, ptxas's log and arguments.
 
     Args:
-        found: Is appended to.
+        kernels: Is appended to.
         passes: Those whose kernels are compiled; all kernels where there are none.
 
     Raises:
@@ -263,7 +263,7 @@ def compiling(
         with contextlib.redirect_stdout(log):
             kernel = launch(self, *arguments, grid=grid, warmup=True, **options)
         if log.getvalue():  # empty for a kernel that this process has compiled before
-            found.append((kernel, log.getvalue(), options))
+            kernels.append((kernel, log.getvalue(), options))
         return kernel
 
     driver.set_active(_HopperWithoutDevice())
@@ -279,7 +279,8 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     """Compile every kernel of a forward and a backward pass that was not compiled before."""
     import torch
 
-    from kernels.attention import launches, preparation
+    from kernels.attention import preparation
+    from kernels.attention.launches import launch_backward, launch_forward
 
     width = padded_head_dim(launch.head_dim)
     natural = width if width > WIDEST_CUT else launch.head_dim
@@ -295,13 +296,13 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     v = stored(launch.prefix + QUERIES, KEY_HEADS, natural)
     out = stored(QUERIES, heads, launch.head_dim)
     lse = torch.empty(2, heads, QUERIES)
-    found: list[tuple[Any, str, dict[str, Any]]] = []
+    kernels: list[tuple[Any, str, dict[str, Any]]] = []
     tilings = launch.shipped
-    with compiling(found, launch.passes):
+    with compiling(kernels, launch.passes):
         operands = preparation.padded(q, k, v, None, None, head_dim=launch.head_dim)
-        launches.launch_forward(*operands, 0.1, launch.head_dim, tilings)
+        launch_forward(*operands, 0.1, launch.head_dim, tilings)
         widths = (channels, channels, natural)
-        launches.launch_backward(out, *operands, out, lse, 0.1, widths, tilings)
+        launch_backward(out, *operands, out, lse, 0.1, widths, tilings)
         if launch.turned and not launch.passes:
             plain_q, plain_k = (stored(*x.shape[1:3], launch.head_dim) for x in (q, k))
             for pairs in (launch.head_dim // 4, launch.head_dim // 2):  # half of a head, and all
@@ -309,7 +310,7 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
                 prepare = preparation.launch_preparation
                 prepare(plain_q, plain_k, None, table, width, False)
                 prepare(q, k, None, table, launch.head_dim, True)
-    return [read(launch, *kernel) for kernel in found]
+    return [read(launch, *kernel) for kernel in kernels]
 
 
 def read(launch: Launch, kernel: Any, log: str, options: dict[str, Any]) -> CompiledKernel:
@@ -400,8 +401,8 @@ def matrix_segments(code: str, num_warps: int) -> tuple[tuple[Segment, ...], dic
     segments, at = [], 0
     for start, end in (*innermost, (len(operations), len(operations))):
         for in_loop, first, last in ((False, at, start), (True, start, end + 1)):
-            found = sum(operations[first:last]), last - first, sum(special[first:last])
-            segments.append(Segment(in_loop, *found))
+            numbers = sum(operations[first:last]), last - first, sum(special[first:last])
+            segments.append(Segment(in_loop, *numbers))
         at = end + 1
     return tuple(s for s in segments if s.operations), dict(sorted(instructions.items()))
 
@@ -410,11 +411,11 @@ def product_lines() -> set[int]:
     """Lines of ``kernels/attention/tiles.py`` that multiply tiles."""
     from kernels.attention import tiles
 
-    found: set[int] = set()
+    numbers: set[int] = set()
     for function in (tiles.product_over_channels, tiles.add_product_over_rows):
         lines, first = inspect_source(function)
-        found |= set(range(first, first + lines))
-    return found
+        numbers |= set(range(first, first + lines))
+    return numbers
 
 
 def inspect_source(function: Any) -> tuple[int, int]:

@@ -405,7 +405,7 @@ def compare(case: Case, seen: tuple[Seen, ...]) -> Differences:
 
     All tensors that replicas exchange count as one collective in the formula: of them, bytes alone.
     """
-    found: Differences = {}
+    differences: Differences = {}
     for stage, of_stage in zip(formula(case).stages, seen, strict=True):
         whole = "step" in of_stage.products
         told: dict[tuple[str, str, str], tuple[int, int]] = {}
@@ -418,17 +418,17 @@ def compare(case: Case, seen: tuple[Seen, ...]) -> Differences:
             times, moved = told.get(key, (0, 0))
             seen_times, seen_bytes = of_stage.collectives.get(key, (0, 0))
             name = f"{', '.join(key)}, stage {stage.index}"
-            found[f"{name}: bytes"] = moved - seen_bytes
+            differences[f"{name}: bytes"] = moved - seen_bytes
             if key[0] != "data" and key[2] != "update":
-                found[f"{name}: times"] = times - seen_times
+                differences[f"{name}: times"] = times - seen_times
         count = stage.count
         rest = count.backward + count.recompute
         products = {"forward": count.forward, "backward": rest}
         if whole:
             products = {"step": count.forward + rest}
         for phase, flops in products.items():
-            found[f"{phase}, stage {stage.index}"] = flops - of_stage.products[phase]
-    return found
+            differences[f"{phase}, stage {stage.index}"] = flops - of_stage.products[phase]
+    return differences
 
 
 @st.composite

@@ -274,19 +274,19 @@ def operations(
     """
     network = build(model, training=training, checkpointing=checkpointing)
     inputs = tokens(model, batch_size=batch_size)
-    found = _Operations()
+    counter = _Operations()
     with contextlib.ExitStack() as stack, torch.set_grad_enabled(training):
         for name, module in network.named_modules():
-            stack.enter_context(mock.patch.object(module, "forward", found.named(name, module)))
-        stack.enter_context(found)
+            stack.enter_context(mock.patch.object(module, "forward", counter.named(name, module)))
+        stack.enter_context(counter)
         logits = network(inputs)
         if training:
-            with found.running("loss"):
+            with counter.running("loss"):
                 targets = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
                 loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            found.in_backward = True
+            counter.in_backward = True
             loss.backward()
-    return dict(found.elements)
+    return dict(counter.elements)
 
 
 def claimed(

@@ -417,8 +417,8 @@ def ours(model: Any, batch_size: int) -> Tuneable:
 
 def token_table(network: nn.Module) -> nn.Module:
     """The token embedding of one of our networks."""
-    found = [module for module in network.modules() if isinstance(module, nn.Embedding)]
-    return found[0]
+    tables = [module for module in network.modules() if isinstance(module, nn.Embedding)]
+    return tables[0]
 
 
 def of_families(quick: bool) -> Iterable[tuple[str, Differences]]:

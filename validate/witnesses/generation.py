@@ -126,17 +126,17 @@ def compare(
     own: dict[str, Any] = dict(level="dense", batch_size=BATCH_SIZE)
     more, more_a_step = beyond_prompt(model, prompt_len), beyond_step(model)
     read = model.prefill(prompt_len, chunk=chunk, **own)
-    found = {"prefill": read.total + more - sum(seen[:num_read])}
+    differences = {"prefill": read.total + more - sum(seen[:num_read])}
     # A decoder of its own begins with one token.
     own_len = 1 if two_stacks else prompt_len
     for cached, flops in enumerate(seen[num_read:], start=own_len):
         step = model.decode(1, cached=cached, **own)
-        found[f"decode behind {cached}"] = step.total + more_a_step - flops
+        differences[f"decode behind {cached}"] = step.total + more_a_step - flops
     whole = model.generate(prompt_len, new_tokens, chunk=chunk, **own)
-    found["generate"] = whole.total + more + (new_tokens - 1) * more_a_step - sum(seen)
+    differences["generate"] = whole.total + more + (new_tokens - 1) * more_a_step - sum(seen)
     kept = model.cache(own_len + new_tokens - 1, batch_size=BATCH_SIZE)
-    found["cache"] = cached_copies(config) * kept.elements - elements(made.cache)
-    return found
+    differences["cache"] = cached_copies(config) * kept.elements - elements(made.cache)
+    return differences
 
 
 def tried(family: str, number: int) -> list[tuple[dict[str, Any], int]]:
@@ -153,7 +153,7 @@ def tried(family: str, number: int) -> list[tuple[dict[str, Any], int]]:
     for case in families.drawn(family, 6 * number):
         windows = {name: 2 for name in ("sliding_window", "attention_chunk_size")
                    if case.config.get(name) == 1}  # fmt: skip
-        if family.startswith("minimax") and family != "minimax_m2":
+        if family in ("minimax", "minimax_text_01"):
             windows["sliding_window"] = None
         config = case.config | windows
         model = fc.from_hf(config)
@@ -256,8 +256,8 @@ def compare_own(
         generate(network, prompt, new_tokens, num_latents=num_latents)
     own: dict[str, Any] = dict(level="dense", batch_size=BATCH_SIZE, num_latents=num_latents)
     assert len(seen) == new_tokens
-    found = {"prefill": model.prefill(prompt_len, logits="all", **own).total - seen[0]}
+    differences = {"prefill": model.prefill(prompt_len, logits="all", **own).total - seen[0]}
     if new_tokens > 1:
         rest = model.decode(new_tokens - 1, cached=prompt_len, **own)
-        found["decode"] = rest.total - sum(seen[1:])
-    return found
+        differences["decode"] = rest.total - sum(seen[1:])
+    return differences

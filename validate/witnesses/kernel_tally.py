@@ -173,19 +173,19 @@ def by_pass(launches: list[LaunchTally]) -> dict[str, int]:
     The first loops of the forward kernel and of the queries' gradient are the latents', two of
     them; the others are the prefix's. Keys and values have a launch for each.
     """
-    found = dict.fromkeys(
+    flops = dict.fromkeys(
         ("self forward", "cross forward", "self backward", "cross backward", "outside"), 0
     )
     for launch in launches:
-        found["outside"] += launch.outside
+        flops["outside"] += launch.outside
         if launch.name == "attention_key_value_gradient":
             part = "self" if launch.constants["CAUSAL"] else "cross"
-            found[f"{part} backward"] += sum(launch.operations)
+            flops[f"{part} backward"] += sum(launch.operations)
         elif launch.operations:
             phase = "forward" if launch.name == "attention_forward" else "backward"
-            found[f"self {phase}"] += sum(launch.operations[:2])
-            found[f"cross {phase}"] += sum(launch.operations[2:])
-    return found
+            flops[f"self {phase}"] += sum(launch.operations[:2])
+            flops[f"cross {phase}"] += sum(launch.operations[2:])
+    return flops
 
 
 def tallies(shapes: tuple[AttentionShape, ...]) -> list[list[LaunchTally]]:
@@ -213,12 +213,12 @@ def formula(shape: AttentionShape) -> dict[str, int]:
     )
     tiling = tiling_of(shape.head_dim, shape.dtype.itemsize, shape.queries + shape.prefix)
     count = model.executed(tiling, batch_size=shape.batch)
-    found: Counter[str] = Counter()
+    flops: Counter[str] = Counter()
     for term in count.terms:
         if term.term in ("scores", "values"):
-            found[f"{term.part} forward"] += term.forward
-            found[f"{term.part} backward"] += term.backward
-    return dict(found)
+            flops[f"{term.part} forward"] += term.forward
+            flops[f"{term.part} backward"] += term.backward
+    return dict(flops)
 
 
 def differences(

@@ -9,7 +9,7 @@ import torch
 from benchmarks.attention import soundness
 from benchmarks.attention.accuracy import WrongResultError, shares_of_allowed
 from benchmarks.measurement import FINDING
-from kernels.attention.attention import prefix_attention
+from kernels.attention import prefix_attention
 from kernels.attention.reference import reference_attention
 from models.results import read_table
 

@@ -11,8 +11,7 @@ import torch
 
 from benchmarks.attention.shapes import Shape
 from benchmarks.tiling import tune
-from kernels.attention import tilings
-from kernels.attention.attention import prefix_attention
+from kernels.attention import prefix_attention, tilings
 from kernels.attention.tilings import PASSES, Tiling, shipped_tiling
 from models.results import read_table
 from validate.witnesses.compiled_code import CompiledKernel, Launch, Segment

@@ -220,7 +220,7 @@ def products_seen(seen: Seen, model: Any) -> Products:
     Raises:
         KeyError: If a module multiplies that is not one of those listed.
     """
-    found: Products = collections.defaultdict(list)
+    products: Products = collections.defaultdict(list)
     for module, flops in seen.modules.items():
         layer, terms = placed(model, module)
         if len(terms) == 1:
@@ -228,8 +228,8 @@ def products_seen(seen: Seen, model: Any) -> Products:
         if len(terms) != len(flops):
             raise KeyError(f"{module} executes {len(flops)} products: {terms} are known")
         for term, product in zip(terms, flops, strict=True):
-            found[layer, term].append(product)
-    return found
+            products[layer, term].append(product)
+    return products
 
 
 def executed_beyond(model: Any) -> Beyond:

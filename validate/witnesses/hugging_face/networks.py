@@ -268,10 +268,10 @@ def require_countable(network: PreTrainedModel) -> None:
     """
     for name, module in network.named_modules():
         for option, countable in COUNTABLE.items():
-            found = getattr(getattr(module, "config", None), option, countable[0])
-            if found not in countable:
+            value = getattr(getattr(module, "config", None), option, countable[0])
+            if value not in countable:
                 raise UncountedError(
-                    f"{option.removeprefix('_')} of {name or 'the network'} is {found!r}, which "
+                    f"{option.removeprefix('_')} of {name or 'the network'} is {value!r}, which "
                     f"FlopCounterMode counts as 0: expected {countable[0]!r}"
                 )
 

@@ -49,7 +49,7 @@ COLUMNS = (
     "error",
     "message",
 )
-CHUNK = 7
+CHUNK = 21
 """Shapes that are compiled ahead together, and then timed."""
 STATUS_OF = {WrongResultError: "wrong", NotApplicableError: "does not apply"}
 

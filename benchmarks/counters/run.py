@@ -2,8 +2,8 @@
 
 Parts: ``probe`` says whether Nsight Compute is there and permitted; ``kernels`` profiles a GEMM
 whose count is known, then each kernel of each case once, and holds tensor-core operations against
-the formula; ``step`` profiles one whole training step of two of the article's models. ``workload``
-is what runs under the profiler.
+the formula; ``emulate`` puts what the emulator counts beside; ``step`` profiles one whole training
+step of two of the article's models. ``workload`` is what runs under the profiler.
 
 Each result is confirmed, or differs, or is not confirmed because something is missing. A missing
 counter is never taken for 0. The profiler's own output is kept beside each table.
@@ -40,7 +40,7 @@ from benchmarks.counters.steps import (
 )
 from benchmarks.measurement import FINDING, device
 from flopcount import commands
-from models.results import Table, environment, write_environment
+from models.results import Table, environment, read_table, write_environment
 from validate.emulator import cases as emulator_cases
 from validate.witnesses.processes import triton_processes
 
@@ -58,6 +58,9 @@ CASE_COLUMNS = (
     "verdict",
     *profiler.METRICS,
 )
+
+
+EMULATED_COLUMNS = CASE_COLUMNS[1 : CASE_COLUMNS.index("verdict") + 1]
 
 
 @triton.jit
@@ -198,23 +201,21 @@ def probe(out: Path) -> None:
 
 
 def _profiled(
-    arguments: list[str], log: Path, metrics: Sequence[str] = (*profiler.METRICS, *profiler.TIMES)
+    arguments: list[str], log: Path, metrics: Sequence[str] = profiler.METRICS
 ) -> list[Kernel]:
     log.parent.mkdir(parents=True, exist_ok=True)
     return profiler.profile("benchmarks", ["counters", "workload", *arguments], log, metrics)
 
 
 @commands.defaults_of(kernel_cases)
-def run_kernels(out: Path, *, drawn: int, jobs: int = 0, emulate: int = 0) -> bool:
+def run_kernels(out: Path, *, drawn: int, jobs: int = 0, operations_only: bool = False) -> bool:
     """Profile and compare all cases; whether every count of operations is confirmed.
 
     Args:
         out: Folder of the results.
         drawn: Shapes of odd sizes beside the article's.
         jobs: Processes that compile the kernels before the profiler's run needs them.
-        emulate: In so many first cases, all that the emulator counts is compared, too; its rows, of
-            which the emulator takes pipes and wavefronts from NVIDIA's descriptions, decide about
-            nothing.
+        operations_only: Ask for tensor-core operations and times alone: a third of the time.
     """
     (out / "counters.csv").unlink(missing_ok=True)
     table = Table(out / "counters.csv", CASE_COLUMNS, ("case", "kernel", "metric"))
@@ -225,7 +226,12 @@ def run_kernels(out: Path, *, drawn: int, jobs: int = 0, emulate: int = 0) -> bo
     if jobs and shutil.which("ncu"):
         compile_ahead([(shape, "fused", True) for shape in shapes], jobs)
     try:
-        kernels = _profiled(["gemm", "kernels", "--drawn", str(drawn)], out / "kernels.ncu.csv")
+        asked = (*profiler.PATHS["bfloat16"].values(), *profiler.TIMES)
+        kernels = _profiled(
+            ["gemm", "kernels", "--drawn", str(drawn)],
+            out / "kernels.ncu.csv",
+            asked if operations_only else (*profiler.METRICS, *profiler.TIMES),
+        )
         gemm, *cases = between_markers(kernels, 1 + len(shapes))
     except ProfilerError as error:
         gemm, cases = [], [[] for _ in shapes]
@@ -239,14 +245,41 @@ def run_kernels(out: Path, *, drawn: int, jobs: int = 0, emulate: int = 0) -> bo
         for row in rows[1:]:
             row["verdict"] = f"not confirmed: the GEMM is {calibration['verdict']}"
     confirmed = all(row["verdict"] == "confirmed" for row in rows)
-    with triton_processes(interpret=False) as pool:
-        launches = pool.map(emulated_launches, shapes[:emulate])
-        for shape, found, counted in zip(shapes, cases, launches, strict=False):
-            rows += emulated(str(shape), found, counted)
     for row in rows:
         table.add(**origin, **{name: "missing" if v is None else v for name, v in row.items()})
     print(table.path, "every row confirmed" if confirmed else "not every row is confirmed")
     return confirmed
+
+
+def emulate(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: int = 2) -> Path:
+    """Add what the emulator counts beside the hardware's counters to ``emulated.csv``; no GPU.
+
+    Reads the profiler's output that :func:`run_kernels` has left. The kernels, their tilings and
+    Triton have to be those that were profiled. Rows decide about nothing: which instruction goes
+    through which pipe, and what a wavefront is, the emulator takes from NVIDIA's descriptions.
+
+    Args:
+        out: Folder with ``kernels.ncu.csv``.
+        drawn: As for ``kernels``.
+        cases: By number, the calibration not counted; all by default.
+        jobs: Processes.
+    """
+    table = Table(out / "emulated.csv", EMULATED_COLUMNS, ("case", "kernel", "metric"))
+    done = {row["case"] for row in read_table(table.path)}
+    kernels = profiler.parse((out / "kernels.ncu.csv").read_text(encoding="utf-8"))
+    shapes = kernel_cases(drawn)
+    _, *profiled = between_markers(kernels, 1 + len(shapes))
+    wanted = [
+        (shapes[number], profiled[number])
+        for number in cases or range(len(shapes))
+        if str(shapes[number]) not in done
+    ]
+    with triton_processes(interpret=False, jobs=jobs) as pool:
+        launches = pool.map(emulated_launches, [shape for shape, _ in wanted])
+        for (shape, found), counted in zip(wanted, launches, strict=True):
+            for row in emulated(str(shape), found, counted):
+                table.add(**{name: "missing" if v is None else v for name, v in row.items()})
+    return table.path
 
 
 def _joined(kernels: Iterable[Kernel]) -> Kernel:
@@ -354,7 +387,13 @@ def _attention_call(shape: Shape) -> Callable[[], Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parts = {"probe": probe, "kernels": run_kernels, "step": run_step, "workload": workload}
+    parts = {
+        "probe": probe,
+        "kernels": run_kernels,
+        "emulate": emulate,
+        "step": run_step,
+        "workload": workload,
+    }
     try:
         confirmed = commands.run(parts, "python -m benchmarks counters", arguments, __doc__)
     except ProfilerError as error:

@@ -48,10 +48,10 @@ def modelled_under(
     """Modelled times of a pass's kernel under a tiling, by batch; or why there are none."""
     import torch
 
-    from kernels.attention import launches
+    from kernels.attention import launches, preparation
 
     (q, k, v), _, grad = Case("bfloat16", head_dim, queries, prefix, HEADS, HEADS).operands(False)
-    operands = [x.detach() for x in (q, k, v)]
+    given = [x.detach() for x in (q, k, v)]
     tilings = {
         name: tiling if name == pass_name else shipped_tiling(name, head_dim, 2, queries + prefix)
         for name in PASSES
@@ -59,10 +59,10 @@ def modelled_under(
     lse = torch.empty(1, HEADS, queries)
 
     def call() -> Any:
+        operands = preparation.padded(*given, None, None, head_dim=head_dim)
         if pass_name == "forward":
-            return launches.launch_forward(*operands, None, None, 0.1, head_dim, tilings)
-        parts = (*operands, None, None, grad, lse)
-        return launches.launch_backward(grad, *parts, 0.1, tilings)
+            return launches.launch_forward(*operands, 0.1, head_dim, tilings)
+        return launches.launch_backward(grad, *operands, grad, lse, 0.1, 3 * [head_dim], tilings)
 
     try:
         found = timed(call, batches, settings, only=KERNELS[pass_name])

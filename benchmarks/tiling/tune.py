@@ -43,6 +43,7 @@ from benchmarks.attention.timing import (
 from benchmarks.measurement import require_gpu, working_dtype
 from flopcount import commands
 from kernels.attention.launches import launch_backward, launch_forward
+from kernels.attention.preparation import padded
 from kernels.attention.tilings import (
     PASSES,
     TUNED,
@@ -290,16 +291,17 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, tilings: dict[str, Tiling]
     ) -> Tensor:
-        out, lse = launch_forward(q, k, v, None, None, scale, q.shape[-1], tilings)
-        ctx.save_for_backward(q, k, v, out, lse)
+        operands = padded(q, k, v, None, None, head_dim=q.shape[-1])
+        out, lse = launch_forward(*operands, scale, q.shape[-1], tilings)
+        ctx.save_for_backward(*operands, out, lse)
         ctx.scale, ctx.tilings = scale, tilings
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, out, lse = ctx.saved_tensors
-        operands = (q, k, v, None, None, out, lse)
-        return (*launch_backward(grad_out, *operands, ctx.scale, ctx.tilings), None, None)
+        channels = 3 * grad_out.shape[-1:]
+        saved, tilings = ctx.saved_tensors, ctx.tilings
+        return (*launch_backward(grad_out, *saved, ctx.scale, channels, tilings), None, None)
 
 
 def attending(chosen: dict[str, Tiling]) -> Attend:
@@ -380,7 +382,10 @@ def _pool(jobs: int) -> contextlib.AbstractContextManager[Any]:
 
 
 def _wanted(table: Table, shape: Shape, pass_name: str) -> list[Tiling]:
-    """Candidates of a shape: all for the first of its head dim, for others the fastest there."""
+    """Candidates of a shape: of its head dim's first with a prefix, and first without, all.
+
+    For others the fastest there: without a prefix loops are short, and other tilings win.
+    """
     found = candidates(pass_name, shape.head_dim, shape.keys, working_dtype().itemsize)
     earlier = [
         row
@@ -389,6 +394,7 @@ def _wanted(table: Table, shape: Shape, pass_name: str) -> list[Tiling]:
         and row["pass"] == pass_name
         and row["status"] == "ok"
         and shape_of(row) != shape
+        and (shape_of(row).prefix > 0) == (shape.prefix > 0)
     ]
     if not earlier:
         return found

@@ -4,13 +4,13 @@ Letters as in the kernels: B batch, N queries, K prefix positions, S keys, H que
 key-value heads, C channels of a head. Queries, keys and values may be stored with more channels
 than C, zeros from C on; the output and its gradient have C.
 
-Heads whose width is no multiple of 16 are copied, with zeros up to one: the pass before the
-attention does so where it turns, a launch of its own where nothing turns.
+Heads whose width is no multiple of 16 are copied, with zeros up to one, before they come here: by
+:mod:`kernels.attention.preparation`, once for both passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import triton
@@ -87,7 +87,7 @@ def launch_forward(
     """Run the forward kernel.
 
     Args:
-        q: Queries, (B, N, H, stored channels).
+        q: Queries, (B, N, H, stored channels): a multiple of 16, as k and v have.
         k: Keys, (B, S, G, stored channels), of which the last N are the latents'.
         v: Values, of k's shape.
         prefix_k: The prefix's keys where ``k`` has the latents' alone.
@@ -106,7 +106,6 @@ def launch_forward(
     batch, num_latents, num_heads, _ = q.shape
     out = q.new_empty(batch, num_latents, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, num_latents, dtype=torch.float32)
-    q, k, v, prefix_k, prefix_v = padded(q, k, v, prefix_k, prefix_v, head_dim=head_dim)
     prefix, latents = two_ranges(k, v, prefix_k, prefix_v, num_latents)
     num_prefix = prefix[4]
     tiling = chosen(tilings, "forward", head_dim, q.element_size(), num_prefix + num_latents)
@@ -143,9 +142,23 @@ def launch_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    channels: Sequence[int],
     tilings: Mapping[str, Tiling] | None = None,
 ) -> list[Tensor]:
     """Run the backward kernels; arguments as of the forward kernel, whose results two are.
+
+    Args:
+        grad_out: Gradient of the output, (B, N, H, C).
+        q: As of the forward kernel, and so are k, v, prefix_k and prefix_v.
+        k: Keys.
+        v: Values.
+        prefix_k: The prefix's keys, or None.
+        prefix_v: The prefix's values, or None.
+        out: The output.
+        lse: Its log-sum-exp.
+        scale: Factor of the scores.
+        channels: Of each gradient: C, or as many as the operand is stored with.
+        tilings: By pass, in place of the shipped ones.
 
     Returns:
         Contiguous gradients of q, k, v and, where they are given apart, prefix_k and prefix_v.
@@ -178,10 +191,9 @@ def launch_backward(
         **row_options(head_dim),
     )
     given = (q, k, v) if prefix_k is None or prefix_v is None else (q, k, v, prefix_k, prefix_v)
-    grads = [x.new_empty(x.shape) for x in given]
+    grads = [x.new_empty(*x.shape[:-1], c) for x, c in zip(given, channels, strict=True)]
     grad_q, *grads_of_keys = grads
-    operands = (q, k, v, prefix_k, prefix_v, grad_out)
-    q, k, v, prefix_k, prefix_v, grad_out = padded(*operands, head_dim=head_dim)
+    (grad_out,) = padded(grad_out, head_dim=head_dim)
     prefix, latents = two_ranges(k, v, prefix_k, prefix_v, num_latents)
     grad_prefix, grad_latents = two_ranges(*(*grads_of_keys, None, None)[:4], num_latents)
     num_prefix = prefix[4]

@@ -8,6 +8,7 @@ meta device; their FLOP formulas (level ``dense``) serve torch's FlopCounterMode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,21 +17,39 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels.attention.flops import backward_flops, forward_flops
 from kernels.attention.launches import launch_backward, launch_forward
-from kernels.attention.preparation import launch_preparation
+from kernels.attention.preparation import launch_preparation, padded
+from kernels.attention.tilings import padded_head_dim
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    scale: float,
+    head_dim: int,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Output, log-sum-exp, and padded copies of the operands without padding, for backward."""
+    given = (q, k, v, prefix_k, prefix_v)
+    operands = padded(*given, head_dim=head_dim)
+    copies = [y for x, y in zip(given, operands, strict=True) if y is not None and y is not x]
+    return *launch_forward(*operands, scale, head_dim), copies
+
 
 attention = torch.library.custom_op(
     "flopcount::attention",
-    launch_forward,
+    attend,
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor? prefix_k, Tensor? prefix_v, float scale, "
-    "int head_dim) -> (Tensor, Tensor)",
+    "int head_dim) -> (Tensor, Tensor, Tensor[])",
 )
 attention_backward = torch.library.custom_op(
     "flopcount::attention_backward",
     launch_backward,
     mutates_args=(),
     schema="(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? prefix_k, Tensor? prefix_v, "
-    "Tensor out, Tensor lse, float scale) -> Tensor[]",
+    "Tensor out, Tensor lse, float scale, SymInt[] channels) -> Tensor[]",
 )
 prepare = torch.library.custom_op(
     "flopcount::prepare_attention",
@@ -50,10 +69,13 @@ def _(
     prefix_v: Tensor | None,
     scale: float,
     head_dim: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     batch, num_latents, num_heads, _ = q.shape
+    out = q.new_empty(batch, num_latents, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, num_latents, dtype=torch.float32)
-    return q.new_empty(batch, num_latents, num_heads, head_dim), lse
+    channels = padded_head_dim(head_dim)
+    narrow = [x for x in (q, k, v, prefix_k, prefix_v) if x is not None and x.shape[-1] < channels]
+    return out, lse, [x.new_empty(*x.shape[:-1], channels) for x in narrow]
 
 
 @attention_backward.register_fake
@@ -67,8 +89,10 @@ def _(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    channels: Sequence[int],
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (q, k, v, prefix_k, prefix_v) if x is not None]
+    given = [x for x in (q, k, v, prefix_k, prefix_v) if x is not None]
+    return [x.new_empty(*x.shape[:-1], c) for x, c in zip(given, channels, strict=True)]
 
 
 @prepare.register_fake
@@ -84,14 +108,19 @@ def _(
     return [x.new_empty(*x.shape[:-1], channels) for x in operands if x is not None]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *operands, ctx.scale, _ = inputs
-    ctx.save_for_backward(*operands, *output)
-    ctx.mark_non_differentiable(output[1])
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+    *operands, ctx.scale, head_dim = inputs
+    out, lse, copies = output
+    ctx.channels = [x.shape[-1] for x in operands if x is not None]
+    padded_copies, width = iter(copies), padded_head_dim(head_dim)
+    kept = [x if x is None or x.shape[-1] >= width else next(padded_copies) for x in operands]
+    ctx.save_for_backward(*kept, out, lse)
+    ctx.mark_non_differentiable(lse, *copies)
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grads = attention_backward(grad_out, *ctx.saved_tensors, ctx.scale)
+def _differentiate(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    grads = attention_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.channels)
     return (*grads, *(None,) * (7 - len(grads)))
 
 

@@ -133,7 +133,7 @@ def test_backward_is_deterministic():
 
 def test_log_sum_exp():
     q, k, v = (x.detach() for x in operands((2, 19, 11, 2, 2, 12), torch.float32))
-    _, lse = launch_forward(q, k, v, None, None, 0.3, 12)
+    _, lse, _ = torch.ops.flopcount.attention(q, k, v, None, None, 0.3, 12)
     torch.testing.assert_close(lse, reference_attention(q, k, v, 0.3)[1], rtol=1e-5, atol=1e-5)
 
 
@@ -245,7 +245,9 @@ def test_bf16_is_refused_in_the_interpreter():
         torch.ops.flopcount.attention(half, half, half, None, None, 1.0, 8)
     lse = torch.zeros(1, 2, 4)
     with pytest.raises(ValueError, match=r"operands are torch.bfloat16 on cpu: Triton's"):
-        torch.ops.flopcount.attention_backward(half, half, half, half, None, None, half, lse, 1.0)
+        torch.ops.flopcount.attention_backward(
+            half, half, half, half, None, None, half, lse, 1.0, [8, 8, 8]
+        )
     on_meta = half.to("meta")  # nothing is computed there
     assert causal_attention(on_meta, on_meta, on_meta).dtype == torch.bfloat16
     for dtype, refused in ((torch.bfloat16, True), (torch.float16, False), (torch.float32, False)):

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from kernels.attention.launches import launch_backward, launch_forward
-from kernels.attention.preparation import launch_preparation
+from kernels.attention.preparation import launch_preparation, padded
 from validate.witnesses.compiled_code import compiling
 from validate.witnesses.processes import triton_processes
 
@@ -33,8 +33,9 @@ def compiled():
             table = torch.empty(1, 1280, 18 if loaded == 64 else 36, 2)
             launch_preparation(q, k, None, table, stored, stored < loaded)
         q, k, out = drawn(2, 512, 8, 73), drawn(2, 1280, 8, 73), drawn(2, 512, 8, 73)
-        launch_forward(q, k, k, None, None, 0.1, 73)
-        launch_backward(out, q, k, k, None, None, out, torch.empty(2, 8, 512), 0.1)
+        operands = padded(q, k, k, None, None, head_dim=73)
+        launch_forward(*operands, 0.1, 73)
+        launch_backward(out, *operands, out, torch.empty(2, 8, 512), 0.1, 3 * [73])
         narrow_offsets[(4,)](q, 4099)
     return [
         (

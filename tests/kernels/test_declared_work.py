@@ -54,7 +54,7 @@ def test_every_launch(launches, dtype):
     q = torch.zeros(batch, n, heads, 16, dtype=dtype)
     keys = torch.zeros(batch, n + k, key_heads, 16, dtype=dtype)
     out, lse = launch_forward(q, keys, keys, None, None, 1.0, channels)
-    launch_backward(out, q, keys, keys, None, None, out, lse, 1.0)
+    launch_backward(out, q, keys, keys, None, None, out, lse, 1.0, 3 * q.shape[-1:])
     size = dtype.itemsize
     width = f"flops{8 * size}"
     product = 2 * batch * heads * channels  # FLOPs of a product per admitted pair
@@ -120,7 +120,7 @@ def test_wide_heads_declare_each_launch(launches):
     n, k, channels = 3, 3, 200
     q, keys = torch.zeros(1, n, 1, 208), torch.zeros(1, n + k, 1, 208)
     out, lse = launch_forward(q, keys, keys, None, None, 1.0, channels)
-    launch_backward(out, q, keys, keys, None, None, out, lse, 1.0)
+    launch_backward(out, q, keys, keys, None, None, out, lse, 1.0, 3 * q.shape[-1:])
     found = [
         (arguments["GRADIENT"], arguments["CAUSAL"], work["flops32"], work["bytes"])
         for (name, arguments), work in zip(launches, declared(launches), strict=True)

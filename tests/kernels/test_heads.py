@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from kernels.attention import launches
+from kernels.attention import operators
 from kernels.attention.attention import prefix_attention
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.preparation import padded
@@ -62,17 +62,19 @@ def test_head_counts(heads):
     assert_right(q, k, v)
 
 
-@pytest.mark.parametrize("padded", ["q", "k", "v", "qk", "kv", "qkv", "", "g"])
-def test_operands_stored_with_zeros_beside_others(padded):
+@pytest.mark.parametrize("with_zeros", ["q", "k", "v", "qk", "kv", "qkv", "", "g"])
+def test_operands_stored_with_zeros_beside_others(with_zeros):
     # The operators take any mixture; gradients have their operand's channels, zeros beyond C.
     tensors = {name: drawn(1, 7, 8, 73, seed=i) for i, name in enumerate("qkvg")}
     stored = {
-        name: torch.nn.functional.pad(x, (0, 7)) if name in padded else x
+        name: torch.nn.functional.pad(x, (0, 7)) if name in with_zeros else x
         for name, x in tensors.items()
     }
     q, k, v = (stored[name] for name in "qkv")
-    out, lse = launch_forward(q, k, v, None, None, 0.3, 73)
-    grads = launch_backward(tensors["g"], q, k, v, None, None, out, lse, 0.3)
+    widths = [x.shape[-1] for x in (q, k, v)]
+    operands = padded(q, k, v, None, None, head_dim=73)
+    out, lse = launch_forward(*operands, 0.3, 73)
+    grads = launch_backward(tensors["g"], *operands, out, lse, 0.3, widths)
     doubled = [tensors[name].double().requires_grad_() for name in "qkv"]
     expected, _ = reference_attention(*doubled, scale=0.3)
     torch.testing.assert_close(out.double(), expected.detach(), rtol=1e-4, atol=1e-5)
@@ -171,10 +173,10 @@ def test_neighbours_in_the_padding_would_be_seen(monkeypatch):
             x[:, :, :-1, head_dim:] = x[:, :, 1:, : channels - head_dim]
         return [q, *others]
 
-    monkeypatch.setattr(launches, "padded", in_place)
+    monkeypatch.setattr(operators, "padded", in_place)
     q, k, v = (drawn(1, 6, 2, 9, seed=i) for i in range(3))
-    out, _ = launch_forward(q, k, v, None, None, 1.0, 9)
+    out, *_ = operators.attention(q, k, v, None, None, 1.0, 9)
     torch.testing.assert_close(out, reference_attention(q, k, v, 1.0)[0], rtol=1e-5, atol=1e-5)
     k[:, :, 1] = float("inf")
-    out, _ = launch_forward(q, k, v, None, None, 1.0, 9)
+    out, *_ = operators.attention(q, k, v, None, None, 1.0, 9)
     assert out[:, :, 0].isnan().any()

@@ -35,9 +35,13 @@ def test_forward_passes_opcheck():
 
 def test_backward_passes_opcheck():
     q, k, v = (drawn(1, length, 2, 5).detach() for length in (3, 4, 4))
-    out, lse = attention(q, k, v, None, None, 0.3, 5)
+    out, lse, kept = attention(q, k, v, None, None, 0.3, 5)
     grad = torch.randn(2, 3, 5, 1).permute(3, 1, 0, 2)
-    torch.library.opcheck(attention_backward, (grad, q, k, v, None, None, out, lse, 0.3))
+    assert [x.shape[-1] for x in kept] == [16, 16, 16]
+    for channels in ([5, 5, 5], [5, 16, 5]):
+        given = (grad, *kept, None, None, out, lse, 0.3, channels)
+        torch.library.opcheck(attention_backward, given)
+        assert [x.shape[-1] for x in attention_backward(*given)] == channels
 
 
 def test_a_fake_of_a_wrong_shape_is_found():

@@ -298,8 +298,10 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     found: list[tuple[Any, str, dict[str, Any]]] = []
     tilings = launch.shipped
     with compiling(found, launch.passes):
-        launches.launch_forward(q, k, v, None, None, 0.1, launch.head_dim, tilings)
-        launches.launch_backward(out, q, k, v, None, None, out, lse, 0.1, tilings)
+        operands = preparation.padded(q, k, v, None, None, head_dim=launch.head_dim)
+        launches.launch_forward(*operands, 0.1, launch.head_dim, tilings)
+        widths = (channels, channels, natural)
+        launches.launch_backward(out, *operands, out, lse, 0.1, widths, tilings)
         if launch.turned and not launch.passes:
             plain_q, plain_k = (stored(*x.shape[1:3], launch.head_dim) for x in (q, k))
             for pairs in (launch.head_dim // 4, launch.head_dim // 2):  # half of a head, and all

@@ -19,6 +19,7 @@ import triton
 
 import flopcount as fc
 from kernels.attention.launches import INTERPRETED, launch_backward, launch_forward
+from kernels.attention.preparation import padded
 from kernels.attention.tilings import tuned_tilings
 from models.training.throughput import tiling_of
 from validate.witnesses.processes import triton_processes
@@ -160,8 +161,9 @@ def tally(shape: AttentionShape) -> list[LaunchTally]:
     k = ones(keys, shape.key_heads)
     launches: list[LaunchTally] = []
     with tallying(launches):
-        out, lse = launch_forward(q, k, k, None, None, 0.1, shape.head_dim)
-        launch_backward(out, q, k, k, None, None, out, lse, 0.1)
+        operands = padded(q, k, k, None, None, head_dim=shape.head_dim)
+        out, lse = launch_forward(*operands, 0.1, shape.head_dim)
+        launch_backward(out, *operands, out, lse, 0.1, 3 * [shape.head_dim])
     return launches
 
 

@@ -218,7 +218,7 @@ def test_a_wrong_or_missing_count_confirms_nothing(planted):
 def test_a_failed_calibration_takes_every_verdict_back(monkeypatch, tmp_path):
     cases = len(counters.kernel_cases(20))
 
-    def profiled(arguments, log):
+    def profiled(arguments, log, metrics=()):
         marked = [kernel("case_marker", 0), kernel("attention_forward", 8)]
         return [kernel("case_marker", 0), kernel("gemm", 2 * 4096**3 + gemm_off), *marked * cases]
 
@@ -255,16 +255,14 @@ def test_what_is_emulated_stands_beside_its_counter():
 
 
 def test_emulated_cases_are_written_beside_the_others(monkeypatch, tmp_path):
-    def profiled(arguments, log):
-        marked = [kernel("case_marker", 0), kernel("attention_forward", 8)]
-        cases = len(counters.kernel_cases(0))
-        return [kernel("case_marker", 0), kernel("gemm", 2 * 4096**3), *marked * cases]
-
-    monkeypatch.setattr(counters, "_profiled", profiled)
-    monkeypatch.setattr(counters, "executed_ops", lambda shape, size: {"attention_forward": 8})
+    profiled = [kernel(name, 8) for name in ("case_marker", "gemm", "case_marker")]
+    (tmp_path / "kernels.ncu.csv").write_text("")
+    monkeypatch.setattr(profiler, "parse", lambda text: profiled)
     monkeypatch.setattr(counters, "kernel_cases", lambda drawn: [Shape(1, 5, 0, 1, 16)])
-    assert counters.run_kernels(tmp_path, drawn=0, emulate=1)
-    rows = read_table(tmp_path / "counters.csv")
+    path = counters.emulate(tmp_path, drawn=0, jobs=1)
+    rows = read_table(path)
+    assert counters.emulate(tmp_path, drawn=0, jobs=1) == path
+    assert read_table(path) == rows  # nothing is emulated twice
     names = {row["kernel"] for row in rows if row["metric"] == "smsp__inst_executed.sum"}
     assert names == {
         "attention_forward",

@@ -106,7 +106,7 @@ METRICS_OF_TRAFFIC = {
     )
 }
 """Of each opcode, its counters of bytes, requests and sectors; of copies, those that allocate in
-the first cache, then those that bypass it. Those of loads count copies, too, but for their bytes."""
+the first cache, then those that bypass it. Loads' requests and sectors hold those of copies."""
 METRICS_OF_WAVEFRONTS = {
     opcode: f"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_{kind}.sum"
     for kind, opcodes in (("ld", ("LDS", "LDSM")), ("st", ("STS", "STSM")))

@@ -436,9 +436,9 @@ def test_counts_are_named_as_the_hardware_names_them(pool):
 
 
 H200 = Path(__file__).parent / "h200_instructions.csv"
-"""Of launches that an NVIDIA H200 ran under Nsight Compute (CUDA 13.0, Triton 3.6.0, bf16): all of the
-shape (1, 91, 1, 41), batch, queries, heads and head dim, and the pass over rows of (1, 127, 4, 47).
-The hardware's counters, then how often the emulator executes each opcode of the same code."""
+"""Of launches that an NVIDIA H200 ran under Nsight Compute (CUDA 13.0, Triton 3.6.0, bf16): all of
+91 queries of a head of 41 channels, and the pass over rows of 127 queries of 4 heads of 47. The
+hardware's counters, then how often the emulator executes each opcode of the same code."""
 
 
 def misclassified():

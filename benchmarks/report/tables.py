@@ -15,7 +15,7 @@ from benchmarks.attention.cases import OURS, PEERS, Row, best, by_case, over, sh
 from benchmarks.attention.implementations import IMPLEMENTATIONS
 from benchmarks.attention.shapes import PASSES, SETS
 from benchmarks.measurement import ROOT
-from benchmarks.report.aims import aims_markdown
+from benchmarks.report.aims import HYBRID_PREFIX, aims_markdown
 from flopcount import commands
 from models.results import NO_GPU, markdown, read_table
 
@@ -60,16 +60,15 @@ def _ratio(ours: float | None, case: dict[str, Row], names: Iterable[str]) -> st
     return met[0] if met else "–"
 
 
-HEADLINE = SETS["article"]
+HEADLINE = tuple(shape for shape in SETS["article"] if shape.prefix == HYBRID_PREFIX)
 README = ROOT / "README.md"
 BEGIN, END = "<!-- attention: begin -->", "<!-- attention: end -->"
 
 
 def headline_markdown(rows: Iterable[Row]) -> str:
-    """The short table: the article's layers, our time and what share of the fastest peer's it is.
+    """The short table: the article's longest layers, our time, and its share of the fastest peer's.
 
-    A line for each number of keys and head dim; a pass that was not measured on both sides is a
-    dash.
+    A line for each head dim; a pass that was not measured on both sides is a dash.
     """
     cases = by_case(rows)
     head = ["k", "head dim"]

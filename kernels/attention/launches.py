@@ -265,11 +265,11 @@ def two_ranges(
     k: Tensor, v: Tensor, prefix_k: Tensor | None, prefix_v: Tensor | None, num_latents: int
 ) -> tuple[Range, Range]:
     """The prefix's and the latents' keys and values, whether given as one or as two."""
-    num_prefix = k.shape[1] - num_latents
-    if prefix_k is None or prefix_v is None:
-        prefix_k, k = k[:, :num_prefix], k[:, num_prefix:]
-        prefix_v, v = v[:, :num_prefix], v[:, num_prefix:]
-    return (
-        (prefix_k, prefix_v, prefix_k.stride(), prefix_v.stride(), prefix_k.shape[1]),
-        (k, v, k.stride(), v.stride(), num_latents),
-    )
+    if prefix_k is not None and prefix_v is not None:
+        apart = prefix_k, prefix_v, prefix_k.stride(), prefix_v.stride(), prefix_k.shape[1]
+        return apart, (k, v, k.stride(), v.stride(), num_latents)
+    strides, num_prefix = (k.stride(), v.stride()), k.shape[1] - num_latents
+    prefix = (k, v, *strides, num_prefix)
+    if num_prefix:
+        k, v = k[:, num_prefix:], v[:, num_prefix:]
+    return prefix, (k, v, *strides, num_latents)

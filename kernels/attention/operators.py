@@ -17,8 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels.attention.flops import backward_flops, forward_flops
 from kernels.attention.launches import launch_backward, launch_forward
-from kernels.attention.preparation import launch_preparation, padded
-from kernels.attention.tilings import padded_head_dim
+from kernels.attention.preparation import fill, launch_preparation, padding, within
 
 
 def attend(
@@ -29,12 +28,13 @@ def attend(
     prefix_v: Tensor | None,
     scale: float,
     head_dim: int,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Output, log-sum-exp, and padded copies of the operands without padding, for backward."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, log-sum-exp, and :func:`padding` of the operands, which the backward pass reads."""
     given = (q, k, v, prefix_k, prefix_v)
-    operands = padded(*given, head_dim=head_dim)
-    copies = [y for x, y in zip(given, operands, strict=True) if y is not None and y is not x]
-    return *launch_forward(*operands, scale, head_dim), copies
+    space = padding(*given, head_dim=head_dim)
+    operands = within(space, *given, head_dim=head_dim)
+    fill(given, operands)
+    return *launch_forward(*operands, scale, head_dim), space
 
 
 attention = torch.library.custom_op(
@@ -42,7 +42,7 @@ attention = torch.library.custom_op(
     attend,
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor? prefix_k, Tensor? prefix_v, float scale, "
-    "int head_dim) -> (Tensor, Tensor, Tensor[])",
+    "int head_dim) -> (Tensor, Tensor, Tensor)",
 )
 attention_backward = torch.library.custom_op(
     "flopcount::attention_backward",
@@ -69,13 +69,11 @@ def _(
     prefix_v: Tensor | None,
     scale: float,
     head_dim: int,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, num_latents, num_heads, _ = q.shape
     out = q.new_empty(batch, num_latents, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, num_latents, dtype=torch.float32)
-    channels = padded_head_dim(head_dim)
-    narrow = [x for x in (q, k, v, prefix_k, prefix_v) if x is not None and x.shape[-1] < channels]
-    return out, lse, [x.new_empty(*x.shape[:-1], channels) for x in narrow]
+    return out, lse, padding(q, k, v, prefix_k, prefix_v, head_dim=head_dim)
 
 
 @attention_backward.register_fake
@@ -108,14 +106,12 @@ def _(
     return [x.new_empty(*x.shape[:-1], channels) for x in operands if x is not None]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *operands, ctx.scale, head_dim = inputs
-    out, lse, copies = output
+    out, lse, space = output
     ctx.channels = [x.shape[-1] for x in operands if x is not None]
-    padded_copies, width = iter(copies), padded_head_dim(head_dim)
-    kept = [x if x is None or x.shape[-1] >= width else next(padded_copies) for x in operands]
-    ctx.save_for_backward(*kept, out, lse)
-    ctx.mark_non_differentiable(lse, *copies)
+    ctx.save_for_backward(*within(space, *operands, head_dim=head_dim), out, lse)
+    ctx.mark_non_differentiable(lse, space)
     ctx.set_materialize_grads(False)
 
 

@@ -7,6 +7,8 @@ the pass itself with the angles turned back and the padding cut off.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -127,8 +129,10 @@ def launch_preparation(
         New contiguous tensors, (B, ·, ·, channels), in the order of the arguments given.
     """
     sources = [x for x in (q, k, prefix_k) if x is not None]
+    targets = [x.new_empty(*x.shape[:-1], channels) for x in sources]
     offsets = tuple(0 if x is prefix_k else table.shape[1] - x.shape[1] for x in sources)
-    return _launch(sources, offsets, table, channels, back)
+    _launch(sources, targets, offsets, table, back)
+    return targets
 
 
 def padded(*operands: Tensor | None, head_dim: int) -> list[Tensor | None]:
@@ -144,20 +148,51 @@ def padded(*operands: Tensor | None, head_dim: int) -> list[Tensor | None]:
     Returns:
         Each operand itself where it has the padded head dim; else contiguous, with so many.
     """
+    found = within(padding(*operands, head_dim=head_dim), *operands, head_dim=head_dim)
+    fill(operands, found)
+    return found
+
+
+def padding(*operands: Tensor | None, head_dim: int) -> Tensor:
+    """Space for the copies of :func:`padded`, one after the other; nothing where none is needed."""
     channels = padded_head_dim(head_dim)
     narrow = [x for x in operands if x is not None and x.shape[-1] < channels]
-    if not narrow:
-        return list(operands)
-    table = narrow[0].new_empty(1, 0, 0, 2, dtype=torch.float32)
-    copies = iter(_launch(narrow, (0,) * len(narrow), table, channels, False))
-    return [next(copies) if x is not None and x.shape[-1] < channels else x for x in operands]
+    like = narrow[0] if narrow else next(x for x in operands if x is not None)
+    return like.new_empty(sum(x.shape[:-1].numel() for x in narrow) * channels)
+
+
+def within(space: Tensor, *operands: Tensor | None, head_dim: int) -> list[Tensor | None]:
+    """The operands as :func:`padded` returns them, their copies as views of :func:`padding`."""
+    channels, first = padded_head_dim(head_dim), 0
+    found: list[Tensor | None] = []
+    for x in operands:
+        if x is None or x.shape[-1] >= channels:
+            found.append(x)
+            continue
+        size = x.shape[:-1].numel() * channels
+        found.append(space[first : first + size].view(*x.shape[:-1], channels))
+        first += size
+    return found
+
+
+def fill(operands: Sequence[Tensor | None], copies: Sequence[Tensor | None]) -> None:
+    """Copy each operand, with zeros behind, to where :func:`within` has space for it."""
+    pairs = [(x, y) for x, y in zip(operands, copies, strict=True) if x is not None and y is not x]
+    if pairs:
+        sources, targets = zip(*pairs, strict=True)
+        table = sources[0].new_empty(1, 0, 0, 2, dtype=torch.float32)
+        _launch(sources, targets, (0,) * len(pairs), table, False)
 
 
 def _launch(
-    sources: list[Tensor], offsets: tuple[int, ...], table: Tensor, channels: int, back: bool
-) -> list[Tensor]:
-    targets = [x.new_empty(*x.shape[:-1], channels) for x in sources]
+    sources: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    offsets: tuple[int, ...],
+    table: Tensor,
+    back: bool,
+) -> None:
     batch, _, _, loaded = sources[0].shape
+    channels = targets[0].shape[-1]
     lengths = tuple(x.shape[1] for x in sources)
     parts = part_ranges(max(loaded, channels))
     # (B, positions, 2·P), each sequence's rows contiguous.
@@ -185,4 +220,3 @@ def _launch(
         BACK=back,
         **row_options(max(loaded, channels)),
     )
-    return targets

@@ -5,12 +5,11 @@ import random
 import pytest
 import torch
 
-from kernels.attention import operators
+from kernels.attention import operators, preparation
 from kernels.attention.attention import prefix_attention
 from kernels.attention.launches import launch_backward, launch_forward
 from kernels.attention.preparation import padded
 from kernels.attention.reference import reference_attention
-from kernels.attention.tilings import padded_head_dim
 
 pytestmark = pytest.mark.interpreter
 
@@ -166,14 +165,12 @@ def test_keys_of_minus_infinity_in_all_heads(shape):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_neighbours_in_the_padding_would_be_seen(monkeypatch):
     # Of a head's tile the channels beyond its own are its neighbour's, times the queries' zeros.
-    def in_place(*operands, head_dim):
-        q, *others = padded(*operands, head_dim=head_dim)
-        channels = padded_head_dim(head_dim)
-        for x in (x for x in others[:1] if x is not None):
-            x[:, :, :-1, head_dim:] = x[:, :, 1:, : channels - head_dim]
-        return [q, *others]
+    def with_neighbours(operands, copies):
+        preparation.fill(operands, copies)
+        keys = copies[1]
+        keys[:, :, :-1, 9:] = keys[:, :, 1:, :7]
 
-    monkeypatch.setattr(operators, "padded", in_place)
+    monkeypatch.setattr(operators, "fill", with_neighbours)
     q, k, v = (drawn(1, 6, 2, 9, seed=i) for i in range(3))
     out, *_ = operators.attention(q, k, v, None, None, 1.0, 9)
     torch.testing.assert_close(out, reference_attention(q, k, v, 1.0)[0], rtol=1e-5, atol=1e-5)

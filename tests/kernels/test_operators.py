@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels.attention.attention import causal_attention, prefix_attention
 from kernels.attention.flops import backward_flops, forward_flops
 from kernels.attention.operators import attention, attention_backward
+from kernels.attention.preparation import within
 from kernels.attention.reference import reference_attention
 
 pytestmark = pytest.mark.interpreter
@@ -35,7 +36,8 @@ def test_forward_passes_opcheck():
 
 def test_backward_passes_opcheck():
     q, k, v = (drawn(1, length, 2, 5).detach() for length in (3, 4, 4))
-    out, lse, kept = attention(q, k, v, None, None, 0.3, 5)
+    out, lse, space = attention(q, k, v, None, None, 0.3, 5)
+    kept = within(space, q, k, v, head_dim=5)
     grad = torch.randn(2, 3, 5, 1).permute(3, 1, 0, 2)
     assert [x.shape[-1] for x in kept] == [16, 16, 16]
     for channels in ([5, 5, 5], [5, 16, 5]):

@@ -2,8 +2,9 @@
 
 Parts: ``probe`` says whether Nsight Compute is there and permitted; ``kernels`` profiles a GEMM
 whose count is known, then each kernel of each case once, and holds tensor-core operations against
-the formula; ``emulate`` puts what the emulator counts beside; ``step`` profiles one whole training
-step of two of the article's models. ``workload`` is what runs under the profiler.
+the formula; ``emulate`` puts what the emulator counts beside, and ``agreement`` says how many of
+these counts are equal; ``step`` profiles one whole training step of two of the article's models.
+``workload`` is what runs under the profiler.
 
 Each result is confirmed, or differs, or is not confirmed because something is missing. A missing
 counter is never taken for 0. The profiler's own output is kept beside each table.
@@ -40,7 +41,7 @@ from benchmarks.counters.steps import (
 )
 from benchmarks.measurement import FINDING, device
 from flopcount import commands
-from models.results import Table, environment, read_table, write_environment
+from models.results import Table, environment, markdown, read_table, write_environment
 from validate.emulator import cases as emulator_cases
 from validate.witnesses.processes import triton_processes
 
@@ -60,6 +61,7 @@ CASE_COLUMNS = (
 )
 
 
+AGREEMENT_COLUMNS = ("counter", "compared", "equal", "hardware minus emulator, %")
 EMULATED_COLUMNS = CASE_COLUMNS[1 : CASE_COLUMNS.index("verdict") + 1]
 
 
@@ -251,12 +253,12 @@ def run_kernels(out: Path, *, drawn: int, jobs: int = 0, operations_only: bool =
     return confirmed
 
 
+@commands.defaults_of(kernel_cases)
 def emulate(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: int = 2) -> Path:
     """Add what the emulator counts beside the hardware's counters to ``emulated.csv``; no GPU.
 
     Reads the profiler's output that :func:`run_kernels` has left. The kernels, their tilings and
-    Triton have to be those that were profiled. Rows decide about nothing: which instruction goes
-    through which pipe, and what a wavefront is, the emulator takes from NVIDIA's descriptions.
+    Triton have to be those that were profiled. Rows decide about nothing.
 
     Args:
         out: Folder with ``kernels.ncu.csv``.
@@ -280,6 +282,31 @@ def emulate(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: int = 2
             for row in emulated(str(shape), found, counted):
                 table.add(**{name: "missing" if v is None else v for name, v in row.items()})
     return table.path
+
+
+def agreement(out: Path) -> None:
+    """Print how many of the emulator's counts equal the hardware's, by metric.
+
+    Args:
+        out: Folder with ``emulated.csv``.
+    """
+    print(agreement_table(read_table(out / "emulated.csv")))
+
+
+def agreement_table(rows: Iterable[dict[str, str]]) -> str:
+    """Of each metric, how many counts are equal, as a markdown table."""
+    by_metric: dict[str, list[dict[str, str]]] = collections.defaultdict(list)
+    for row in rows:
+        if row["counted"] != "missing":
+            by_metric[row["metric"]].append(row)
+    found = []
+    for metric, counted in by_metric.items():
+        percent = [100 * int(row["difference"]) / max(int(row["executed"]), 1) for row in counted]
+        equal = sum(row["difference"] == "0" for row in counted)
+        span = f"{min(percent):+.2f} to {max(percent):+.2f}" if equal < len(counted) else ""
+        cells = (f"`{metric}`", f"{len(counted)}", f"{equal}", span)
+        found.append(dict(zip(AGREEMENT_COLUMNS, cells, strict=True)))
+    return markdown(found, AGREEMENT_COLUMNS)
 
 
 def _joined(kernels: Iterable[Kernel]) -> Kernel:
@@ -391,6 +418,7 @@ def main(arguments: list[str] | None = None) -> None:
         "probe": probe,
         "kernels": run_kernels,
         "emulate": emulate,
+        "agreement": agreement,
         "step": run_step,
         "workload": workload,
     }

@@ -2,9 +2,13 @@
 
 Counts of instructions and FLOPs follow from how often each instruction was executed. Traffic is
 counted as it happens. Requests are a warp's instructions with at least one lane that takes part,
-sectors the distinct 32 bytes of global memory that a request touches, and wavefronts the passes
-that shared memory's 32 banks of 4 bytes need for it: its lanes go 32, 16 or 8 together where each
-takes 4 bytes or less, 8 or 16, and a bank gives one word a pass.
+sectors the distinct 32 bytes of global memory that a request touches (of copies past the first
+cache, that two neighbouring lanes touch), and wavefronts the passes that shared memory's 32 banks
+of 4 bytes need for it: its lanes go 32, 16 or 8 together where each takes 4 bytes or less, 8 or 16
+(of loads, twice as many where neighbours read the same), and a bank gives one word a pass.
+
+Which pipe executes an opcode, and what a sector and a wavefront are, is as an NVIDIA H200's
+counters have it: ``docs/emulator.md`` says where these agree, and where they do not.
 
 Only addresses and guards decide about all of these: :func:`sliced` leaves out every instruction
 that neither needs, and finds out if one of them came from memory. So all programs of a launch are
@@ -35,27 +39,45 @@ GLOBAL = {
 """What each opcode does to global memory."""
 PIPES = {
     "tensor": ("HGMMA", "HMMA"),
-    "fma": ("FADD", "FMUL", "FFMA", "IMAD"),
+    "fma": ("FADD", "FMUL", "FFMA", "IMAD", "VIADD"),
     "fp16": ("HADD2", "HMUL2", "HFMA2"),
     "fp64": ("DADD", "DMUL", "DFMA", "DSETP"),
     "xu": ("MUFU", "I2F", "F2I", "F2F", "FRND", "POPC", "FLO", "BREV"),
     "lsu": (
         "LDG", "STG", "LDS", "STS", "LDGSTS", "LDL", "STL", "LDSM", "STSM", "SHFL", "LDGDEPBAR",
-        "S2R", "ATOMG", "RED", "ATOMS", "CCTL",
+        "S2R", "ATOMG", "RED", "ATOMS", "CCTL", "MEMBAR", "FENCE",
     ),
-    "uniform": (*sorted(UNIFORM), "R2UR", "S2UR", "VOTEU"),
+    "uniform": (*sorted(UNIFORM - {"ULDC", "UMOV"}), "VOTEU"),
     "control": (
-        "BRA", "EXIT", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "BAR", "NOP", "DEPBAR", "MEMBAR",
-        "FENCE", "WARPGROUP", "CALL", "RET", "ERRBAR", "CGAERRBAR",
+        "BRA", "EXIT", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "BAR", "NOP", "DEPBAR", "WARPGROUP",
+        "CALL", "RET", "ERRBAR", "CGAERRBAR",
     ),
     "alu": (
-        "IADD3", "VIADD", "LEA", "SHF", "LOP3", "PLOP3", "ISETP", "SEL", "VIMNMX", "VIADDMNMX",
-        "IABS", "SGXT", "PRMT", "MOV", "CS2R", "P2R", "R2P", "LDC", "FMNMX", "FSEL", "FSETP",
-        "F2FP", "I2FP", "FCHK", "HMNMX2", "HSETP2", "VOTE",
+        "IADD3", "LEA", "SHF", "LOP3", "PLOP3", "ISETP", "SEL", "VIMNMX", "VIADDMNMX", "IABS",
+        "SGXT", "PRMT", "MOV", "CS2R", "P2R", "R2P", "R2UR", "FMNMX", "FSEL", "FSETP", "F2FP",
+        "I2FP", "FCHK", "HMNMX2", "HSETP2", "VOTE",
     ),
+    "other": ("LDC", "ULDC", "UMOV", "S2UR"),
 }  # fmt: skip
-"""Opcodes of each pipe. NVIDIA names pipes and what they are for, and leaves some opcodes open."""
-PIPE_OF = {opcode: pipe for pipe, opcodes in PIPES.items() for opcode in opcodes}
+"""Opcodes of each pipe. NVIDIA names pipes and what they are for, and leaves some opcodes open; of
+those that our kernels execute, an H200's counters tell. "other" are none of the pipes counted."""
+_PIPE_OF = {opcode: pipe for pipe, opcodes in PIPES.items() for opcode in opcodes}
+
+
+def pipe_of(at: Instruction) -> str:
+    """The pipe that executes an instruction.
+
+    Of the special registers, the load and store unit reads the threads' numbers; a packed product
+    that is marked so goes to the tensor cores, as NVIDIA's list of counters says.
+
+    Raises:
+        KeyError: If the opcode is in none of :data:`PIPES`.
+    """
+    if at.opcode == "S2R" and not at.operands[1].startswith("SR_TID"):
+        return "other"
+    if at.opcode == "HFMA2" and "MMA" in at.modifiers:
+        return "tensor"
+    return _PIPE_OF[at.opcode]
 
 
 METRICS_OF_FLOPS = {
@@ -64,8 +86,11 @@ METRICS_OF_FLOPS = {
 }
 """Nsight Compute's counters of tensor cores' operations by type; a multiply-add is 2."""
 METRICS_OF_PIPES = {
-    pipe: f"sm__inst_executed_pipe_{pipe}.sum"
-    for pipe in ("alu", "fma", "fp16", "lsu", "uniform", "xu")
+    pipe: f"sm__inst_executed_pipe_{name}.sum"
+    for pipe, name in {
+        **{pipe: pipe for pipe in ("alu", "fma", "lsu", "uniform", "xu")},
+        "fp16": "fma_type_fp16",
+    }.items()
 }
 _TILES, _SASS = "l1tex__t", "sm__sass_l1tex_t"
 METRICS_OF_TRAFFIC = {
@@ -81,10 +106,13 @@ METRICS_OF_TRAFFIC = {
     )
 }
 """Of each opcode, its counters of bytes, requests and sectors; of copies, those that allocate in
-the first cache, then those that bypass it."""
+the first cache, then those that bypass it. Loads' requests and sectors hold those of copies."""
 METRICS_OF_WAVEFRONTS = {
-    kind: f"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_{kind}.sum" for kind in ("ld", "st")
+    opcode: f"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_{kind}.sum"
+    for kind, opcodes in (("ld", ("LDS", "LDSM")), ("st", ("STS", "STSM")))
+    for opcode in opcodes
 }
+"""Of each opcode; copies have a counter of their own, which is none of :data:`METRICS`."""
 METRICS = (
     "smsp__inst_executed.sum",
     *METRICS_OF_PIPES.values(),
@@ -94,7 +122,7 @@ METRICS = (
         for size, requests, sectors in METRICS_OF_TRAFFIC.values()
         for metric in (size, *requests, *sectors)
     ),
-    *METRICS_OF_WAVEFRONTS.values(),
+    *dict.fromkeys(METRICS_OF_WAVEFRONTS.values()),
 )
 """Nsight Compute's names of what is counted."""
 
@@ -239,14 +267,15 @@ class Traffic:
     """Counts accesses to memory, for each instruction.
 
     Attributes:
-        requests, lanes, sectors: Of global memory; lanes are those that take part.
+        requests, lanes, places, sectors: Of global memory; lanes are those that take part, places
+            the different addresses of a request.
         wavefronts: Of shared memory, and how many there would be without conflicts.
         touched: Which places of a storage are loaded, and which stored, by the size of the access.
     """
 
     def __init__(self, count: int, distinct: bool = True) -> None:
-        self.requests, self.lanes, self.sectors, self.wavefronts, self.ideal = (
-            np.zeros(count, np.int64) for _ in range(5)
+        self.requests, self.lanes, self.places, self.sectors, self.wavefronts, self.ideal = (
+            np.zeros(count, np.int64) for _ in range(6)
         )
         self.distinct = distinct
         self.touched: dict[tuple[int, bool, int], Array] = {}
@@ -268,23 +297,19 @@ class Traffic:
         addresses = np.broadcast_to(addresses, (len(g.warps), LANES))
         if mask is not None and not mask.any():
             return
-        sectors = addresses >> np.uint64(5)
         if mask is None:
             self.requests[at.index] += len(addresses)
             self.lanes[at.index] += addresses.size
+            taking = addresses
         else:
             per_warp = mask.sum(1)
             self.requests[at.index] += int((per_warp > 0).sum())
             self.lanes[at.index] += int(per_warp.sum())
-            sectors = np.where(mask, sectors, np.uint64(0))
-        steps = sectors[:, 1:] != sectors[:, :-1]
-        if (sectors[:, 1:] < sectors[:, :-1]).any():
-            sectors = np.sort(sectors, axis=1)
-            steps = sectors[:, 1:] != sectors[:, :-1]
-        number = int(steps.sum()) + len(sectors)
-        if mask is not None:  # the sector of those that take no part is none
-            number -= int((sectors == 0).any(1).sum())
-        self.sectors[at.index] += number
+            taking = np.where(mask, addresses, np.uint64(0))
+        self.places[at.index] += _distinct(taking)
+        sectors = taking // np.uint64(SECTOR)
+        apart = at.opcode == "LDGSTS" and "BYPASS" in at.modifiers
+        self.sectors[at.index] += _distinct(sectors.reshape(-1, 2) if apart else sectors)
         if self.distinct:
             self._touch(g, at, addresses, mask, size, stores)
 
@@ -339,9 +364,9 @@ class Traffic:
             if (apart[1:] == apart[0]).all() and (masks is None or (masks[1:] == masks[0]).all()):
                 times, addresses = programs, apart[0]
                 mask = None if masks is None else masks[0]
-        key = (size, addresses.tobytes(), b"" if mask is None else mask.tobytes())
+        key = (size, stores, addresses.tobytes(), b"" if mask is None else mask.tobytes())
         if key not in self._seen:
-            self._seen[key] = wavefronts(addresses, mask, size)
+            self._seen[key] = wavefronts(addresses, mask, size, stores)
         found, ideal = self._seen[key]
         self.wavefronts[at.index] += times * found
         self.ideal[at.index] += times * ideal
@@ -365,19 +390,63 @@ class Traffic:
     products_arrive = wait_for_products = product = ignored
 
 
-def wavefronts(addresses: Array, mask: Array | None, size: int) -> tuple[int, int]:
+def _distinct(rows: Array) -> int:
+    """How many different numbers each row has, all rows together; 0 is none.
+
+    >>> _distinct(np.array([[7, 7, 9], [0, 5, 0]]))
+    3
+    """
+    if (rows[:, 1:] < rows[:, :-1]).any():
+        rows = np.sort(rows, axis=1)
+    return int((rows[:, 1:] != rows[:, :-1]).sum() + (rows[:, 0] != 0).sum())
+
+
+def wavefronts(
+    addresses: Array, mask: Array | None, size: int, stores: bool = True
+) -> tuple[int, int]:
     """Passes that shared memory needs for accesses of warps, and those that it needs at least.
+
+    Of a load of 8 or 16 bytes, twice as many lanes go together where, among them, each has the
+    address of its neighbour, or each that of its neighbour but one.
+
+    Args:
+        addresses: Of each lane, (warps, lanes).
+        mask: Which lanes take part.
+        size: Bytes of a lane.
+        stores: Whether they store.
+
+    Source: NVIDIA developer forums, topic 77228, "Unexpected shared memory bank conflict".
 
     >>> line = np.arange(32, dtype=np.uint32)[None]
     >>> [wavefronts(apart * line, None, 4) for apart in (4, 128, 0)]
     [(1, 1), (32, 1), (1, 1)]
     >>> wavefronts(16 * line, None, 16)
     (4, 4)
+    >>> [wavefronts(16 * (line // 16), None, 16, stores) for stores in (False, True)]
+    [(2, 2), (4, 4)]
     """
     together = LANES * BANK_BYTES // max(size, BANK_BYTES)
+    taking = np.ones(addresses.shape, bool) if mask is None else mask
+    if stores or together == LANES:
+        return _passes(addresses, taking, size, together)
+    groups, takes = (x.reshape(-1, 2 * together) for x in (addresses, taking))
+    packed = np.zeros(len(groups), bool)
+    for apart in (1, 2):
+        other = np.arange(2 * together) ^ apart
+        packed |= ((groups == groups[:, other]) | ~takes | ~takes[:, other]).all(1)
+    found, ideal = 0, 0
+    for some, lanes in ((packed, 2 * together), (~packed, together)):
+        if some.any():
+            passes = _passes(groups[some], takes[some], size, lanes)
+            found, ideal = found + passes[0], ideal + passes[1]
+    return found, ideal
+
+
+def _passes(addresses: Array, taking: Array, size: int, together: int) -> tuple[int, int]:
+    """Passes for so many lanes together, and those that they need at least."""
     words = max(size // BANK_BYTES, 1)
     rows = addresses.reshape(-1, together).astype(np.int64) // BANK_BYTES
-    taking = np.ones(rows.shape, bool) if mask is None else mask.reshape(rows.shape)
+    taking = taking.reshape(rows.shape)
     every = np.where(taking, rows, -1)[..., None] + np.arange(words) * taking[..., None]
     every = np.sort(every.reshape(len(rows), -1), axis=1)
     first = np.ones(every.shape, bool)
@@ -435,7 +504,7 @@ class Counts:
 
     def pipes(self) -> dict[str, int]:
         """Executed instructions of warps by pipe."""
-        return self.by(lambda at: PIPE_OF[at.opcode])
+        return self.by(pipe_of)
 
     def special(self) -> dict[str, int]:
         """Special functions by name, for each lane of the warps that executed one."""
@@ -476,13 +545,16 @@ class Counts:
         traffic = self.traffic
         for at in self.code.instructions:
             if at.opcode in METRICS_OF_TRAFFIC:
-                size, requests, sectors = METRICS_OF_TRAFFIC[at.opcode]
-                path = int("BYPASS" in at.modifiers)
-                values[size] += int(traffic.lanes[at.index]) * access_bytes(at)
-                values[requests[path]] += int(traffic.requests[at.index])
-                values[sectors[path]] += int(traffic.sectors[at.index])
-            kind = "ld" if at.opcode in ("LDS", "LDSM") else "st"
-            values[METRICS_OF_WAVEFRONTS[kind]] += int(traffic.wavefronts[at.index])
+                size, *paths = METRICS_OF_TRAFFIC[at.opcode]
+                values[size] += int(traffic.places[at.index]) * access_bytes(at)
+                copies = at.opcode == "LDGSTS"
+                of_loads = METRICS_OF_TRAFFIC["LDG"][1:] if copies else ((), ())
+                counted = traffic.requests[at.index], traffic.sectors[at.index]
+                for metrics, loads, number in zip(paths, of_loads, counted, strict=True):
+                    for metric in (metrics["BYPASS" in at.modifiers], *loads):
+                        values[metric] += int(number)
+            if at.opcode in METRICS_OF_WAVEFRONTS:
+                values[METRICS_OF_WAVEFRONTS[at.opcode]] += int(traffic.wavefronts[at.index])
         return values
 
     def memory(self) -> dict[str, int]:

@@ -247,8 +247,7 @@ class Machine:
         while ready:
             # The group that is furthest behind goes on, so that loops end together.
             pc = min(group.pc for group in ready)
-            here = [group for group in ready if group.pc == pc]
-            ready = [group for group in ready if group.pc != pc]
+            here, ready = self._first_at(pc, ready)
             stopped = self._advance(joined(here), {group.pc for group in ready})
             for group, reason in stopped:
                 if reason:
@@ -261,6 +260,20 @@ class Machine:
         if waiting:
             reasons = sorted({f"{r}: {self.code.instructions[g.pc]}" for g, r in waiting})
             raise MachineError(f"warps wait for what never comes, at a {'; '.join(reasons)}")
+
+    def _first_at(self, pc: int, ready: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+        """Groups at an instruction, and the others.
+
+        Parts of a warp go on one after the other: they meet only where they wait for each other.
+        """
+        here: list[Group] = []
+        others: list[Group] = []
+        taken = np.zeros(len(self.exited), bool)
+        for group in ready:
+            goes = group.pc == pc and not taken[group.warps].any()
+            (here if goes else others).append(group)
+            taken[group.warps] |= goes
+        return here, others
 
     def _advance(self, group: Group, others: set[int]) -> list[tuple[Group, str]]:
         """Run a group until it blocks, splits, ends, or reaches where others are or were."""
@@ -312,9 +325,9 @@ class Machine:
                 return None
             return [(group, kind)]
         if kind == "convergence":
+            self.executed[at.index] += len(group.warps)
             expected = self._meeting(at)[group.warps]
             if (group.lanes == (expected & ~self.exited[group.warps])).all():
-                self.executed[at.index] += len(group.warps)
                 group.pc += 1
                 return None
             return [(group, kind)]
@@ -396,6 +409,7 @@ class Machine:
                 present = met.all(1)
             if present.any():
                 ready.append(group if present.all() else group.some(present, pc))
+                ready[-1].pc += reason == "convergence"
             if not present.all():
                 still.append((group.some(~present, pc), reason))
         return ready, still

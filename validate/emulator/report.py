@@ -12,7 +12,7 @@ import collections
 
 from flopcount.tables import table
 from validate.emulator.cases import Case, counted, launched
-from validate.emulator.counts import METRICS, PIPE_OF, Counts
+from validate.emulator.counts import METRICS, Counts, pipe_of
 from validate.emulator.launching import EmulatedLaunch
 from validate.emulator.safety import check as checked
 from validate.witnesses.processes import triton_processes
@@ -46,7 +46,7 @@ def _loops(counts: Counts) -> list[list[object]]:
     loops = {at.index: counts.loop_of(at) for at in counts.code.instructions}
     tally: collections.Counter[tuple[str, str]] = collections.Counter()
     for at, times in zip(counts.code.instructions, counts.executed.tolist(), strict=True):
-        tally[loops[at.index], PIPE_OF[at.opcode]] += times
+        tally[loops[at.index], pipe_of(at)] += times
     return [[*key, times] for key, times in sorted(tally.items()) if times]
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from validate.emulator.assembly import INSTRUCTION_BYTES, Instruction
-from validate.emulator.counts import PIPE_OF, SECTOR, Counts
+from validate.emulator.counts import SECTOR, Counts, pipe_of
 
 SCHEDULERS, BARRIERS = 4, 6
 NO_BARRIER = 7
@@ -186,7 +186,7 @@ def scheduled(counts: Counts, setting: str = MIDDLE, **given: float) -> Code:
     wavefronts = (counts.traffic.wavefronts / times).tolist()
     schedule = []
     for at, control in zip(counts.code.instructions, controls(counts.code.words), strict=True):
-        pipe = PIPE_OF.get(at.opcode, "")
+        pipe = pipe_of(at)
         kind = KINDS.get(at.opcode, PLAIN)
         unit = pipe if pipe in UNITS else ""
         busy, latency, reason, size = float(UNITS.get(pipe, 0)), 0.0, OTHER, 0.0

@@ -35,8 +35,8 @@ class TracingMachine(Machine):
         stopped = super()._advance(group, others)
         if self._first is not None:
             (left, reason), *_ = stopped
-            # The barrier that it waits at is passed without coming back here.
-            self._note(left.warps, left.pc - (reason != "barrier"))
+            # Where it waits for others at a barrier or to converge, it is not executed again.
+            self._note(left.warps, left.pc - (reason not in ("barrier", "convergence")))
         return stopped
 
     def _control(self, group: Group, operation: Operation) -> list[tuple[Group, str]] | None:

@@ -5,7 +5,8 @@ transformers' network is divided by PyTorch's own ``parallelize_module``, ``full
 members are not there: what arrives from them is no number that means anything, but the shapes are
 those of a real run. Of a training step the products that this device multiplies are counted, by the
 formulas of torch's FlopCounterMode, and of each collective that it starts the elements and their
-bytes are read off.
+bytes are read off. Experts on several devices, and heads of keys and values that several devices
+have, PyTorch does not divide by itself: :mod:`validate.witnesses.spread_experts` does.
 
 The plan is torchtitan's: attention and MLP gather their input once, not for each projection.
 """
@@ -25,9 +26,16 @@ from flopcount.distributed import PerDevice
 from flopcount.inference import bits
 from flopcount.testing import draw
 from models.processes import fresh_processes
+from validate.witnesses import spread_experts
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 """Families whose modules bear the names that the plan has."""
+
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+"""Likewise, with experts, of one of them beside a shared MLP."""
+
+REPLICAS = ("data", "expert data")
+"""Groups of replicas: of everything but experts, and of experts where these are spread."""
 
 Tally = dict[tuple[str, str, str], tuple[int, int]]
 """By group, kind and phase: how often, and bytes of the whole of what is exchanged."""
@@ -121,14 +129,34 @@ def _run(case: Case) -> Seen:
     from torch.nn.parallel import DistributedDataParallel
 
     parallel = case.parallel
-    mesh = dist.device_mesh.init_device_mesh(
-        "cpu", (parallel.data, parallel.tensor), mesh_dim_names=("data", "tensor")
-    )
     network, mask, places = _built(case)
-    names = {mesh[name].get_group().group_name: name for name in ("data", "tensor")}
-    if parallel.tensor > 1:
-        divide(network, mesh["tensor"], sequence=parallel.sequence)
-    whole = network if parallel.data == 1 else replicate(network, mesh["data"], case)
+    heads = min(network.config.num_key_value_heads, parallel.tensor)
+    expert, copies = parallel.expert, parallel.tensor // heads
+    root = dist.device_mesh.init_device_mesh(
+        "cpu",
+        (parallel.data // expert, expert, heads, copies),
+        mesh_dim_names=("expert data", "expert", "heads", "copies"),
+    )
+    mesh = {name: root[name] for name in ("expert data", "expert", "copies")}
+    mesh["data"] = root["expert data", "expert"]._flatten("data")
+    mesh["tensor"] = root["heads", "copies"]._flatten("tensor")
+    names = {each.get_group().group_name: name for name, each in mesh.items()}
+    names[mesh["copies"].get_group().group_name] = "tensor"
+    tensor = mesh["tensor"] if parallel.tensor > 1 else None
+    experts = []
+    if expert > 1:
+        experts = spread_experts.spread(network, mesh["expert"], tensor, parallel.capacity)
+    if tensor is not None:
+        if copies > 1:
+            for layer in network.model.layers:
+                attention = layer.self_attn
+                attention.num_key_value_groups = attention.config.num_attention_heads // (
+                    parallel.tensor
+                )
+                for projection in (attention.k_proj, attention.v_proj):
+                    spread_experts.copy_heads(projection, root["heads", "copies"])
+        divide(network, tensor, sequence=parallel.sequence, copies=copies)
+    whole = network if parallel.data == 1 else replicate(network, mesh, case, experts)
     recorder = _recorder(names)
     if case.config["model_type"] == "gemma2":
         mask = {"full_attention": mask, "sliding_attention": mask}
@@ -143,6 +171,9 @@ def _run(case: Case) -> Seen:
                 logits = whole(input_ids=tokens, attention_mask=mask, position_ids=places).logits
                 _backward(logits, tokens, recorder)
         _update(network, recorder)
+        if parallel.zero == 0 and parallel.data > expert:
+            for weight in (weight for module in experts for weight in module.parameters()):
+                dist.all_reduce(weight.grad, group=mesh["expert data"].get_group())
     return Seen(dict(recorder.flops), recorder.collectives)
 
 
@@ -239,11 +270,20 @@ def _update(network: Any, recorder: Any) -> None:
     for parameter in network.parameters():
         gradient = parameter.grad
         if isinstance(gradient, DTensor) and any(p.is_partial() for p in gradient.placements):
-            gradient.redistribute(placements=[Replicate()] * gradient.device_mesh.ndim)
+            gradient.redistribute(
+                placements=[Replicate() if p.is_partial() else p for p in gradient.placements]
+            )
 
 
-def divide(network: Any, mesh: Any, *, sequence: bool) -> None:
-    """Divide a network among a tensor group, as torchtitan's plan does."""
+def divide(network: Any, mesh: Any, *, sequence: bool, copies: int = 1) -> None:
+    """Divide a network among a tensor group, as torchtitan's plan does.
+
+    Args:
+        network: Transformers'.
+        mesh: The group.
+        sequence: Whether what all of it would do alike is divided along the sequence.
+        copies: On how many devices each head of keys and values is; if several, already divided.
+    """
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
@@ -255,13 +295,24 @@ def divide(network: Any, mesh: Any, *, sequence: bool) -> None:
 
     lies: Any = Shard(1) if sequence else Replicate()
     plan: dict[str, Any] = {}
-    for name, _ in network.named_modules():
+    for name, module in network.named_modules():
         own = name.rpartition(".")[2]
+        shared = ".shared_expert." in name  # which reads positions of all sequences as one
+        if copies > 1 and own in ("k_proj", "v_proj"):
+            continue
         if own == "self_attn":
             plan[name] = PrepareModuleInput(
                 input_kwarg_layouts={"hidden_states": lies},
                 desired_input_kwarg_layouts={"hidden_states": Replicate()},
             )
+        elif own == "mlp" and hasattr(module, "experts"):
+            pass  # its parts are divided, each as it needs
+        elif own == "shared_expert":
+            plan[name] = PrepareModuleInput(
+                input_layouts=(Shard(0),), desired_input_layouts=(Replicate(),)
+            )
+        elif own == "shared_expert_gate":
+            plan[name] = SequenceParallel(sequence_dim=0, use_local_output=True)
         elif own == "mlp":
             plan[name] = PrepareModuleInput(
                 input_layouts=(lies,), desired_input_layouts=(Replicate(),)
@@ -269,7 +320,7 @@ def divide(network: Any, mesh: Any, *, sequence: bool) -> None:
         elif own in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
             plan[name] = ColwiseParallel()
         elif own in ("o_proj", "down_proj"):
-            plan[name] = RowwiseParallel(output_layouts=lies)
+            plan[name] = RowwiseParallel(output_layouts=Shard(0) if shared else lies)
         elif own in ("q_norm", "k_norm"):
             # Their scale is of every head, of which a device has some.
             plan[name] = SequenceParallel(sequence_dim=2, use_local_output=True)
@@ -284,22 +335,32 @@ def divide(network: Any, mesh: Any, *, sequence: bool) -> None:
     parallelize_module(network, mesh, plan)
 
 
-def replicate(network: Any, mesh: Any, case: Case) -> Any:
-    """Replicas of a network, which keep everything or parts of it."""
+def replicate(network: Any, mesh: dict[str, Any], case: Case, experts: list[Any]) -> Any:
+    """Replicas of a network, which keep everything or parts of it; fewer, of experts spread."""
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
     if case.parallel.zero == 0:
-        replicated = DistributedDataParallel(network, process_group=mesh.get_group())
-        replicated.register_comm_hook(mesh.get_group(), _reduced)
+        apart = {id(weight) for module in experts for weight in module.parameters()}
+        names = [name for name, weight in network.named_parameters() if id(weight) in apart]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, names)
+        group = mesh["data"].get_group()
+        replicated = DistributedDataParallel(network, process_group=group)
+        replicated.register_comm_hook(group, _reduced)
         return replicated
-    options: dict[str, Any] = dict(mesh=mesh, reshard_after_forward=case.parallel.reshard)
+    options: dict[str, Any] = dict(mesh=mesh["data"], reshard_after_forward=case.parallel.reshard)
     if case.mixed:
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    alone: set[Any] = set()
+    for module in experts:
+        if mesh["expert data"].size() == 1:
+            alone |= set(module.parameters())
+        else:
+            fully_shard(module, **options | dict(mesh=mesh["expert data"]))
     for layer in network.model.layers:
-        fully_shard(layer, **options)
-    return fully_shard(network, **options)
+        fully_shard(layer, **options, ignored_params=alone)
+    return fully_shard(network, **options, ignored_params=alone)
 
 
 def _reduced(group, bucket):  # type: ignore[no-untyped-def] # DDP reads the annotations
@@ -320,6 +381,8 @@ def _recorder(names: dict[str, str]) -> Any:
         names: Of groups, by the name that their process group has.
     """
     import torch
+    import torch.distributed as dist
+    from torch import ScriptObject
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.distributed.tensor import DTensor
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -332,6 +395,7 @@ def _recorder(names: dict[str, str]) -> Any:
         "_allgather_base_": "all-gather",
         "reduce_scatter_tensor": "reduce-scatter",
         "_reduce_scatter_base_": "reduce-scatter",
+        "all_to_all_single": "all-to-all",
         "send": "send",
     }
     silent = ("wait_tensor", "_wrap_tensor_autograd", "broadcast_", "recv_")
@@ -373,10 +437,16 @@ def _recorder(names: dict[str, str]) -> Any:
             ]
             # Of the whole: what a gather gives, what the others take.
             whole = max(tensors, key=lambda tensor: tensor.numel())
-            named = [names[arg] for arg in args if isinstance(arg, str) and arg in names]
-            (group,) = named or ["pipeline" if kind == "send" else "data"]
+            groups = [
+                dist.ProcessGroup.unbox(arg).group_name
+                if isinstance(arg, ScriptObject) and str(arg._type()).endswith("ProcessGroup")
+                else arg
+                for arg in args
+            ]
+            named = [names[each] for each in groups if isinstance(each, str) and each in names]
+            group = "pipeline" if kind == "send" else named[0]
             phase = self.phase
-            if phase == "backward" and (kind != "all-gather" and group == "data"):
+            if phase == "backward" and (kind != "all-gather" and group in REPLICAS):
                 phase = "update"  # gradients of parameters
             if phase == "backward" and group == "tensor" and whole.ndim == 1:
                 phase = "update"
@@ -419,7 +489,7 @@ def compare(case: Case, seen: tuple[Seen, ...]) -> Differences:
             seen_times, seen_bytes = of_stage.collectives.get(key, (0, 0))
             name = f"{', '.join(key)}, stage {stage.index}"
             differences[f"{name}: bytes"] = moved - seen_bytes
-            if key[0] != "data" and key[2] != "update":
+            if key[0] not in REPLICAS and key[2] != "update":
                 differences[f"{name}: times"] = times - seen_times
         count = stage.count
         rest = count.backward + count.recompute

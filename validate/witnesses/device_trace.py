@@ -559,12 +559,103 @@ def drawn(draw_one: Any) -> Case:
     )
 
 
+@st.composite
+def drawn_experts(draw_one: Any) -> Case:
+    """A small mixture whose experts are spread over replicas, and divided among a tensor group."""
+    expert, others = draw_one(st.sampled_from([(2, 1), (2, 2), (3, 1), (4, 1)]))
+    tensor = draw_one(st.integers(1, 2))
+    family = draw_one(st.sampled_from(MIXTURES))
+    number = expert * others * draw_one(st.integers(1, 2))
+    zero = 3 if tensor > 1 else draw_one(st.sampled_from([0, 3]))
+    heads = tensor * draw_one(st.integers(1, 2))
+    capacity = draw_one(st.sampled_from([None, 0.5, 1.25, 2.0]))
+    config = dict(
+        model_type=family,
+        vocab_size=4 * tensor * draw_one(st.integers(1, 3)),
+        hidden_size=4 * heads * draw_one(st.integers(1, 3)),
+        num_hidden_layers=draw_one(st.integers(1, 2)),
+        num_attention_heads=heads,
+        num_key_value_heads=tensor,
+        num_experts_per_tok=draw_one(st.integers(1, min(number, 3))),
+        tie_word_embeddings=False,
+        pad_token_id=None,
+    )
+    width = 4 * tensor * draw_one(st.integers(1, 4))
+    if family == "mixtral":
+        config |= dict(num_local_experts=number, intermediate_size=width)
+    else:
+        config |= dict(num_experts=number, moe_intermediate_size=width)
+        config |= dict(decoder_sparse_step=1, mlp_only_layers=[], intermediate_size=4)
+    if family == "qwen2_moe":
+        config["shared_expert_intermediate_size"] = 4 * tensor * draw_one(st.integers(1, 3))
+    else:
+        config["head_dim"] = 4 * draw_one(st.integers(1, 2))
+    # Without a capacity all experts are chosen equally often, by every device.
+    length = draw_one(st.integers(1, 5)) if capacity else number
+    return Case(
+        config,
+        fc.Parallel(
+            tensor=tensor,
+            data=expert * others,
+            expert=expert,
+            sequence=tensor > 1,
+            zero=zero,
+            reshard=zero == 0 or draw_one(st.booleans()),
+            capacity=capacity,
+        ),
+        seq_len=tensor * length,
+        batch_size=draw_one(st.integers(1, 2)),
+        microbatches=draw_one(st.integers(1, 2)),
+        checkpointing=draw_one(st.sampled_from([None, "reentrant", "non-reentrant"])),
+    )
+
+
+@st.composite
+def drawn_copies(draw_one: Any) -> Case:
+    """A small network with fewer heads of keys and values than devices in its tensor group."""
+    groups, copies = draw_one(st.sampled_from([(1, 2), (1, 3), (1, 4), (2, 2), (2, 3)]))
+    tensor = groups * copies
+    family = draw_one(st.sampled_from(FAMILIES))
+    heads = tensor * draw_one(st.integers(1, 2))
+    config = dict(
+        model_type=family,
+        vocab_size=4 * tensor * draw_one(st.integers(1, 2)),
+        hidden_size=4 * heads * draw_one(st.integers(1, 2)),
+        intermediate_size=4 * tensor * draw_one(st.integers(1, 2)),
+        num_hidden_layers=draw_one(st.integers(1, 2)),
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+    )
+    if family != "qwen2":
+        config["head_dim"] = 4 * draw_one(st.integers(1, 2))
+    return Case(
+        config,
+        fc.Parallel(tensor=tensor, sequence=family != "gemma2" and draw_one(st.booleans())),
+        seq_len=tensor * draw_one(st.integers(1, 2)),
+        batch_size=draw_one(st.integers(1, 2)),
+        microbatches=draw_one(st.integers(1, 2)),
+        checkpointing=draw_one(st.sampled_from([None, "reentrant", "non-reentrant"])),
+    )
+
+
+def tried(quick: bool) -> list[Case]:
+    """Drawn cases: most as PyTorch divides networks by itself.
+
+    Args:
+        quick: A few alone.
+    """
+    few, many = (4, 12) if quick else (40, 100)
+    return [*draw(drawn(), many), *draw(drawn_experts(), few), *draw(drawn_copies(), few)]
+
+
 def cases(quick: bool) -> Iterator[tuple[str, Differences]]:
     """Differences on drawn cases.
 
     Args:
         quick: A few alone.
     """
-    tried = draw(drawn(), 12 if quick else 100)
-    for case, seen in zip(tried, observe(tried), strict=True):
+    all_cases = tried(quick)
+    for case, seen in zip(all_cases, observe(all_cases), strict=True):
         yield str(case), compare(case, seen)

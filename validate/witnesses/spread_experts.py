@@ -133,9 +133,7 @@ def copy_heads(projection: nn.Module, mesh: Any) -> None:
         if isinstance(x, DTensor):
             x = x.to_local(grad_placements=[Partial()])
         partial = [Partial(), Partial()]
-        return (
-            DTensor.from_local(x, mesh, [Replicate(), Replicate()], grad_placements=partial),
-        )
+        return (DTensor.from_local(x, mesh, [Replicate(), Replicate()], grad_placements=partial),)
 
     def leave(_: nn.Module, output: Any, __: Any) -> Any:
         return output.to_local(grad_placements=[Shard(-1), Partial()])

@@ -281,6 +281,12 @@ def test_a_prompt_for_absorbed_decoding_is_read_with_latents_expanded():
     parts = DEEPSEEK.prefill(6, mla="latent"), DEEPSEEK.decode(3, cached=6, mla="absorbed")
     assert by_term(DEEPSEEK.generate(6, 4, mla="absorbed")) == by_term(*parts)
     assert DEEPSEEK.generate(6, 4).total == DEEPSEEK.generate(6, 4, mla="latent").total
+    # Of keys and values that are kept, a chunk makes none again.
+    parts = (
+        DEEPSEEK.prefill(6, mla="expanded", chunk=2),
+        DEEPSEEK.decode(3, cached=6, mla="expanded"),
+    )
+    assert by_term(DEEPSEEK.generate(6, 4, mla="expanded", chunk=2)) == by_term(*parts)
 
 
 def test_modules_that_predict_further_tokens_are_not_run():
@@ -556,7 +562,7 @@ def test_a_draft_with_another_vocabulary_is_refused():
 
 def test_the_expected_number_of_tokens():
     # 1 + α + α² + … to the k-th power, in fractions, which do not cancel beside 1.
-    for rate, tokens in itertools.product((0.0, 0.25, 0.9, 1 - 1e-12, 1.0, 1), (1, 2, 4, 7)):
+    for rate, tokens in itertools.product((0.0, 0.25, 0.9, 1 - 1e-12, 1.0, 1), (1, 2, 4, 5, 7)):
         expected = float(sum(Fraction(rate) ** power for power in range(tokens + 1)))
         assert expected_tokens_per_round(rate, tokens) == pytest.approx(expected, rel=1e-15)
     assert list(expected_tokens_per_round(np.array([0, 0.5, 1]), 3)) == [1, 1.875, 4]

@@ -3,7 +3,7 @@
 Parts: ``probe`` says whether Nsight Compute is there and permitted; ``kernels`` profiles a GEMM
 whose count is known, then each kernel of each case once, and holds tensor-core operations against
 the formula; ``emulate`` puts what the emulator counts beside, and ``agreement`` says how many of
-these counts are equal, and how far modelled clocks are off; ``step`` profiles one whole training step of two of the article's models.
+these counts are equal; ``step`` profiles one whole training step of two of the article's models.
 ``workload`` is what runs under the profiler.
 
 Each result is confirmed, or differs, or is not confirmed because something is missing. A missing
@@ -16,7 +16,6 @@ import collections
 import contextlib
 import random
 import shutil
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +62,6 @@ CASE_COLUMNS = (
 
 
 AGREEMENT_COLUMNS = ("counter", "compared", "equal", "hardware minus emulator, %")
-MODELLED_COLUMNS = ("kernel", "calibrated on", "launches", "before", "after")
 EMULATED_COLUMNS = CASE_COLUMNS[1 : CASE_COLUMNS.index("verdict") + 1]
 
 
@@ -287,13 +285,12 @@ def emulate(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: int = 2
 
 
 def agreement(out: Path) -> None:
-    """Print how many of the emulator's counts equal the hardware's, and modelled against its clocks.
+    """Print how many of the emulator's counts equal the hardware's, by metric.
 
     Args:
-        out: Folder with ``emulated.csv`` and ``modelled.csv``.
+        out: Folder with ``emulated.csv``.
     """
     print(agreement_table(read_table(out / "emulated.csv")))
-    print(modelled_table(read_table(out / "modelled.csv")))
 
 
 def agreement_table(rows: Iterable[dict[str, str]]) -> str:
@@ -310,28 +307,6 @@ def agreement_table(rows: Iterable[dict[str, str]]) -> str:
         cells = (f"`{metric}`", f"{len(counted)}", f"{equal}", span)
         found.append(dict(zip(AGREEMENT_COLUMNS, cells, strict=True)))
     return markdown(found, AGREEMENT_COLUMNS)
-
-
-def modelled_table(rows: Iterable[dict[str, str]]) -> str:
-    """Modelled clocks over measured ones by kernel, as a markdown table: median, least and most.
-
-    Args:
-        rows: Of each launch: its kernel, clocks measured, modelled before and after parameters were
-            calibrated, and whether they were on this launch.
-    """
-    by_kernel: dict[tuple[str, str], list[dict[str, str]]] = collections.defaultdict(list)
-    for row in rows:
-        for kernel in (row["kernel"], "all"):
-            by_kernel[kernel, row["calibrated on"]].append(row)
-    found = []
-    for (kernel, used), launches in sorted(by_kernel.items()):
-        cells = [kernel, used, f"{len(launches)}"]
-        for name in ("before", "after"):
-            shares = [int(row[name]) / int(row["measured"]) for row in launches]
-            middle = statistics.median(shares)
-            cells.append(f"{middle:.2f} ({min(shares):.2f} to {max(shares):.2f})")
-        found.append(dict(zip(MODELLED_COLUMNS, cells, strict=True)))
-    return markdown(found, MODELLED_COLUMNS)
 
 
 def _joined(kernels: Iterable[Kernel]) -> Kernel:

@@ -54,7 +54,7 @@ from kernels.attention.tilings import (
 )
 from models.processes import fresh_processes
 from models.results import Table, environment, read_table, write_environment
-from validate.compiled_record import NAMES
+from validate.compiled_record import MISSING, VARIANTS
 from validate.witnesses.compiled_code import (
     QUERIES,
     CompiledKernel,
@@ -534,27 +534,40 @@ def wrong_results(chosen: Chosen) -> Refused:
     return refused
 
 
-def compiled_faults(chosen: Chosen, dtype: str, jobs: int | None = None) -> Refused:
-    """What spills, serialises wgmma or else must not be shipped; needs no GPU."""
+Faulty = dict[tuple[str, int, Tiling], bool]
+"""Whether a pass's code has a fault, by padded head dim and tiling."""
+
+
+def compiled_faults(
+    chosen: Chosen, dtype: str, jobs: int | None = None, known: Faulty | None = None
+) -> Refused:
+    """What spills, serialises wgmma or else must not be shipped, in any variant; needs no GPU.
+
+    Args:
+        chosen: What is to be shipped.
+        dtype: Of what was timed.
+        jobs: Processes.
+        known: What was compiled before, and need not be again; is added to.
+    """
+    known = {} if known is None else known
+    cases = {
+        (pass_name, shape.head_dim, tiling): (pass_name, padded_head_dim(shape.head_dim), tiling)
+        for (shape, pass_name), tiling in chosen.items()
+    }
     launches = [
-        Launch(
-            dtype, shape.head_dim, shape.prefix, turned=turned, tilings=tuple(sorted(taken.items()))
-        )
-        for shape, taken in by_shape(chosen).items()
-        for turned in (False, True)
+        Launch(dtype, width, *variant, tilings=((name, tiling),), passes=(name,))
+        for name, padded, tiling in dict.fromkeys(cases.values())
+        if (name, padded, tiling) not in known
+        for width in (padded - MISSING, padded)
+        for variant in VARIANTS
     ]
-    refused = set()
     for kernel in compile_all(launches, jobs):
-        pass_name = NAMES.get(kernel.name, "")
-        tilings = dict(kernel.launch.tilings)
-        if pass_name in tilings and kernel.faults():
-            print(f"{pass_name}, {tilings[pass_name]}: {'; '.join(kernel.faults())}")
-            refused |= {
-                (pass_name, shape.head_dim, tilings[pass_name])
-                for shape in by_shape(chosen)
-                if padded_head_dim(shape.head_dim) == padded_head_dim(kernel.launch.head_dim)
-            }
-    return refused
+        ((name, tiling),) = kernel.launch.tilings
+        case = name, padded_head_dim(kernel.launch.head_dim), tiling
+        if faults := kernel.faults():
+            print(f"{name}, {kernel.launch.head_dim}, {tiling}: {'; '.join(faults)}", flush=True)
+        known[case] = known.get(case, False) or bool(faults)
+    return {refused for refused, case in cases.items() if known[case]}
 
 
 def write_tuned(path: Path, chosen: Chosen, element_size: int) -> None:
@@ -636,7 +649,7 @@ def search(
     else:
         print(f"results are not checked here: the times are of {timed_on}")
     if ship:
-        checks.append(functools.partial(compiled_faults, dtype=dtype, jobs=jobs or None))
+        checks.append(functools.partial(compiled_faults, dtype=dtype, jobs=jobs or None, known={}))
     chosen = settle(rows, checks)
     if not chosen:
         raise SystemExit(f"error: no tiling of {out}/tilings.csv may be shipped")

@@ -14,6 +14,7 @@ from benchmarks.tiling import tune
 from kernels.attention import prefix_attention, tilings
 from kernels.attention.tilings import PASSES, Tiling, shipped_tiling
 from models.results import read_table
+from validate.compiled_record import VARIANTS
 from validate.witnesses.compiled_code import CompiledKernel, Launch, Segment
 from validate.witnesses.kernel_tally import tallying
 
@@ -197,11 +198,11 @@ def test_what_is_shipped_reaches_the_kernels_by_its_keys(tmp_path, monkeypatch):
     assert shipped_tiling("query", 73, 4, 512) not in (A, C)
 
 
-def test_a_tiling_that_spills_is_refused(monkeypatch):
+def test_a_tiling_that_spills_in_any_variant_is_refused(monkeypatch):
     shape, other = Shape(80, 512, 768, 8, 73), Shape(80, 512, 0, 8, 73)
+    compiled = []
 
     class Compiled(NamedTuple):
-        name: str
         launch: Launch
         found: list[str]
 
@@ -210,17 +211,22 @@ def test_a_tiling_that_spills_is_refused(monkeypatch):
 
     def compile_all(launches, jobs):
         assert jobs == 3
-        assert [launch.prefix for launch in launches] == [768] * 2 + [0] * 2
-        assert [(x.head_dim, x.turned) for x in launches[:2]] == [(73, False), (73, True)]
-        assert {launch.dtype for launch in launches} == {"float16"}
+        compiled.extend(launches)
         for launch in launches:
-            yield Compiled("attention_query_gradient", launch, ["spills"] * (launch.prefix > 0))
-            yield Compiled("attention_forward", launch, ["spills"])  # as shipped: not chosen here
-            yield Compiled("row_products", launch, ["spills"])
+            spills = launch.group == 4 and launch.tilings == (("query", A),)
+            yield Compiled(launch, ["spills"] * spills)
 
     monkeypatch.setattr(tune, "compile_all", compile_all)
-    chosen = {(shape, "query"): A, (other, "query"): B}
-    assert tune.compiled_faults(chosen, "float16", jobs=3) == {("query", 73, A)}
+    chosen, known = {(shape, "query"): A, (other, "query"): B}, {}
+    refuse = functools.partial(tune.compiled_faults, dtype="float16", jobs=3, known=known)
+    assert refuse(chosen) == {("query", 73, A)}
+    assert {(x.head_dim, x.passes) for x in compiled} == {(73, ("query",)), (80, ("query",))}
+    variants = {(x.prefix, x.group, x.turned) for x in compiled}
+    assert variants == set(VARIANTS)
+    assert len(compiled) == 2 * 2 * len(variants)
+    compiled.clear()
+    assert refuse(chosen | {(other, "query"): C}) == {("query", 73, A)}
+    assert {x.tilings for x in compiled} == {(("query", C),)}  # what is known is not compiled again
 
 
 def test_the_search_resumes(searched, monkeypatch):

@@ -209,7 +209,8 @@ def test_a_program_that_no_multiprocessor_holds_is_refused():
 
 
 def test_the_range_is_that_of_the_parameters():
-    found = timing.modelled(counts(EXPONENTIAL), [(((0, 3),),)], 1, 1, 0.0)
+    none = {"launch": 0, "code line": 0}
+    found = timing.modelled(counts(EXPONENTIAL), [(((0, 3),),)], 1, 1, 0.0, **none)
     latency = scheduling.PARAMETERS["special latency"]
     assert (found.least, found.middle, found.most) == tuple(17 + x for x in latency[:3])
     slower = timing.Modelled(20, 40, 60)

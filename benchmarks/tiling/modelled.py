@@ -3,8 +3,8 @@
 ``python -m benchmarks modelled`` compiles our kernels for sm_90, executes the programs of a
 sequence of 8 heads (control and addresses alone), and lets :mod:`validate.profile.timing` say how
 long a batch of such sequences takes on an H100's 132 multiprocessors, bf16. fla-core's stand beside
-them, without a prefix, if it is there. Nothing has calibrated the model; shares whose range has 1
-in it are ties.
+them, without a prefix, if it is there. ``docs/profiler.md`` says how far the model is off; shares
+whose range has 1 in it are ties.
 """
 
 from __future__ import annotations

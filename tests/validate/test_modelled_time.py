@@ -15,7 +15,8 @@ from validate.profile.scheduling import Control, controls, scheduled
 VALUES = {
     "global latency": 100, "global bytes": 32, "shared latency": 30, "special latency": 20,
     "other latency": 10, "product latency": 24, "products queued": 1, "accesses queued": 4,
-    "barrier latency": 15, "start": 50, "warp products": 1.5,
+    "barrier latency": 15, "start": 50, "warp products": 1.5, "launch": 0, "code line": 0,
+    "least product": 0,
 }  # fmt: skip
 
 
@@ -208,7 +209,8 @@ def test_a_program_that_no_multiprocessor_holds_is_refused():
 
 
 def test_the_range_is_that_of_the_parameters():
-    found = timing.modelled(counts(EXPONENTIAL), [(((0, 3),),)], 1, 1, 0.0)
+    none = {"launch": 0, "code line": 0}
+    found = timing.modelled(counts(EXPONENTIAL), [(((0, 3),),)], 1, 1, 0.0, **none)
     latency = scheduling.PARAMETERS["special latency"]
     assert (found.least, found.middle, found.most) == tuple(17 + x for x in latency[:3])
     slower = timing.Modelled(20, 40, 60)
@@ -222,4 +224,17 @@ def test_every_parameter_has_a_source_and_a_range_on_the_page():
     for name, (least, middle, most, source) in scheduling.PARAMETERS.items():
         assert f"| {name} | {least:g} | {middle:g} | {most:g} | {source} |" in page
         assert (least <= middle <= most) or (least >= middle >= most), name
-        assert "guess" in source or "doi" in source, name
+        assert any(word in source for word in ("guess", "doi", "calibrated")), name
+
+
+def test_a_launch_takes_time_and_so_does_code_that_is_new():
+    # 8 instructions are a line of code. The second program finds it there.
+    lines = [("NOP", control())] * 8 + [("EXIT", control())]
+    at_once = time(lines, programs=2, at_once=2)[0]
+    for fetch in (10, 40):
+        clocks, stalls = time(lines, programs=2, at_once=2, **{"code line": fetch})
+        assert clocks - at_once == 2 * fetch
+        assert stalls["code"] > 0
+    (least, middle, most), executed = scheduling.PARAMETERS["launch"][:3], [(((0, 8),),)]
+    found = timing.modelled(counts(lines), executed, 1, 1, 0.0, **{"code line": 0})
+    assert (found.middle - least, found.most - found.least) == (9 + middle - least, most - least)

@@ -12,8 +12,10 @@ from validate.profile.scheduling import (
     COMMIT,
     COPIES_DONE,
     COPY,
+    FETCH,
     FIXED,
     ISSUED,
+    LINE,
     LOADS,
     LOCAL,
     MEET,
@@ -75,6 +77,7 @@ def simulate(code: Code, programs: Sequence[Program], at_once: int) -> tuple[flo
     steps = [tuple(step) for step in code.steps]
     queued, starts = code.value["accesses queued"], code.value["start"]
     bytes_per_clock, products_queued = code.value["global bytes"], code.value["products queued"]
+    fetch, fetched = code.value["code line"], dict[int, float]()
     free = [0.0] * SCHEDULERS
     units: list[dict[str, float]] = [dict.fromkeys(code.units, 0.0) for _ in range(SCHEDULERS)]
     memory = distant = 0.0  # when shared memory, and the way to the second cache, are free
@@ -116,6 +119,13 @@ def simulate(code: Code, programs: Sequence[Program], at_once: int) -> tuple[flo
         time = free[scheduler]
         if time < ready:
             time = ready
+        line = warp.at // LINE
+        if line not in fetched:
+            fetched[line] = time + fetch
+        if fetched[line] > time:
+            stalls[FETCH] += fetched[line] - ready
+            heapq.heappush(heap, (fetched[line], next(order), warp))
+            continue
         mine = units[scheduler]
         if unit:
             open_at = mine[unit]

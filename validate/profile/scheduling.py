@@ -35,6 +35,7 @@ class Parameter(NamedTuple):
 
 
 _TABLE = "doi 10.1016/j.ultsonch.2023.106546, Table 3"
+_CALIBRATED = "calibrated on launches of an H200"
 PARAMETERS = {
     "global latency": Parameter(
         200, 270, 400, f"guess, between the second cache and memory of {_TABLE}"
@@ -50,6 +51,9 @@ PARAMETERS = {
     ),
     "accesses queued": Parameter(64, 24, 8, "guess: clocks of shared memory that wait at most"),
     "barrier latency": Parameter(5, 15, 30, "guess: from the last warp's arrival"),
+    "launch": Parameter(2500, 2700, 2900, "calibrated: a launch of a single store, on an H200"),
+    "code line": Parameter(10, 20, 30, f"{_CALIBRATED}: the first use of 128 bytes of code"),
+    "least product": Parameter(16, 32, 32, f"{_CALIBRATED}: of a product, that of 64 columns"),
     "start": Parameter(0, 200, 600, "guess: from a program's end to its successor's start"),
 }
 """Latencies in clocks. Ends of ranges without a word are guesses, too."""
@@ -58,12 +62,14 @@ UNITS = {"fma": 1, "fp16": 1, "alu": 2, "xu": 8, "uniform": 2}
 a clock. Source: CUDA C++ Programming Guide, arithmetic throughput at compute capability 9.0."""
 REASONS = (
     "issued", "fixed latency", "copies", "products", "barriers", "global loads", "shared memory",
-    "special functions", "other latency", "throttles", "another warp",
+    "special functions", "other latency", "throttles", "another warp", "code",
 )  # fmt: skip
 """What a warp's clocks go to: waits for operands by who makes them, for units that are busy, and
 for a scheduler that issues another warp's instruction."""
 ISSUED, FIXED, COPIES, PRODUCTS, BARRIER, GLOBAL, SHARED, SPECIAL, OTHER = range(9)
-THROTTLE, NOT_SELECTED = 9, 10
+THROTTLE, NOT_SELECTED, FETCH = 9, 10, 11
+LINE = 128 // INSTRUCTION_BYTES
+"""Instructions of a line of code, which come from memory together."""
 
 
 class Control(NamedTuple):
@@ -198,10 +204,11 @@ def scheduled(counts: Counts, setting: str = MIDDLE, **given: float) -> Code:
         elif kind == PRODUCT:
             m, n, k = (int(x) for x in at.modifiers[0].split("x"))
             # Its four warps' tensor cores do 2·m·n·k FLOPs, 4,096 a clock; shared memory gives 128
-            # bytes a clock of the columns of B, and of A where that comes from there.
+            # bytes a clock of the columns of B, and of A where that comes from there. Narrow ones
+            # take as long as wider ones.
             from_memory = not at.operands[1].startswith("R")
             moved = 2 * k * (n + m * from_memory) / 128
-            unit, busy = "tensor", max(2 * m * n * k / 4096, moved)
+            unit, busy = "tensor", max(2 * m * n * k / 4096, moved, value["least product"])
             latency, reason, size = value["product latency"], PRODUCTS, "gsb0" in at.operands
         elif at.opcode == "HMMA":
             # A tensor core does 1,024 FLOPs a clock of 16-bit numbers, half as many of TF32.

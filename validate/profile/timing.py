@@ -1,7 +1,8 @@
 """A model's time of a launch, from what its warps executed and how ptxas scheduled it.
 
-**Modelled, not measured**: no GPU has calibrated it; it ranks, and claims nothing. One
-multiprocessor runs the programs that it holds at once. Each of its four schedulers issues an
+**Modelled, not measured**: three parameters are calibrated on launches of an H200, and
+``docs/profiler.md`` says how far others are off; it ranks, and claims nothing. One multiprocessor
+runs the programs that it holds at once. Each of its four schedulers issues an
 instruction a clock, of the warp that has been ready for longest. When a warp is ready, the code
 says: its control words hold the clocks to wait after an instruction, which of six barriers its
 operands and results release, and which of them to wait for. What takes a time that the code does
@@ -9,9 +10,9 @@ not tell takes that of :data:`validate.profile.scheduling.PARAMETERS`, a source'
 that are busy make warps wait.
 
 A launch takes as long as the multiprocessor with the most to do, and no less than its distinct
-bytes take at the bandwidth of the device's memory. Left out: the launch itself; the first cache,
-and whether what is loaded is in the second; traffic of other multiprocessors; the cache of
-instructions; banks of registers; what products read of shared memory while others do; hints to
+bytes take at the bandwidth of the device's memory; the launch itself is added. Left out: the first
+cache, and whether what is loaded is in the second; traffic of other multiprocessors; code that does
+not fit its cache; banks of registers; what products read of shared memory while others do; hints to
 yield; that integer multiply-adds have half of fp32's rate.
 """
 
@@ -156,6 +157,6 @@ def modelled(
             clocks = max(clocks, ended)
             if setting == MIDDLE:
                 stalls.update(dict(zip(REASONS, reasons, strict=True)))
-        by_setting[setting] = max(clocks, bytes_clocks)
+        by_setting[setting] = max(clocks, bytes_clocks) + code.value["launch"]
     each = [by_setting.get(setting, by_setting[MIDDLE]) for setting in (LEAST, MIDDLE, MOST)]
     return Modelled(*each, bytes_clocks, dict(stalls))

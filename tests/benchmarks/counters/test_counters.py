@@ -14,9 +14,9 @@ from benchmarks.attention.shapes import Shape
 from benchmarks.counters import executed, profiler, steps
 from benchmarks.counters import run as counters
 from benchmarks.counters.profiler import EXPONENTIALS, PATHS, Kernel, ProfilerError, parse, verdict
-from benchmarks.measurement import FINDING
+from benchmarks.measurement import FINDING, ROOT
 from kernels.attention.tilings import KERNELS
-from models.results import read_table
+from models.results import between_marks, read_table
 from models.training.throughput import measure, tiling_of
 from validate.witnesses.kernel_tally import tallying
 
@@ -407,3 +407,26 @@ def test_the_workload_profiles_only_what_is_asked(monkeypatch):
     monkeypatch.setattr(counters, "GEMM", (4, 4, 4))
     counters.workload(("gemm",))
     assert events == ["mark", "start", "mark", "stop"]
+
+
+RESULTS = ROOT / "benchmarks" / "results" / "nvidia-h200" / "first"
+
+
+def test_the_pages_table_is_of_the_committed_rows():
+    text = (ROOT / "docs" / "emulator.md").read_text(encoding="utf-8")
+    first, *others = read_table(RESULTS / "emulated.csv")
+    table = counters.agreement_table([first, *others])
+    assert between_marks(text, "agreement", table) == text
+    first |= {"difference": "1"}
+    assert counters.agreement_table([first, *others]) != table
+
+
+def test_what_a_gpu_counts_is_what_the_emulator_executes():
+    rows = [row for row in read_table(RESULTS / "emulated.csv") if row["counted"] != "missing"]
+    off = {row["metric"] for row in rows if row["difference"] != "0"}
+    assert off == {  # docs/emulator.md says why
+        "smsp__inst_executed.sum",
+        "sm__sass_data_bytes_mem_global_op_ldgsts.sum",
+        "sm__sass_l1tex_t_sectors_pipe_lsu_mem_global_op_ldgsts_cache_bypass.sum",
+        *(f"l1tex__data_pipe_lsu_wavefronts_mem_shared_op_{kind}.sum" for kind in ("ld", "st")),
+    }

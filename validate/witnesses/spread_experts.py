@@ -136,6 +136,6 @@ def copy_heads(projection: nn.Module, mesh: Any) -> None:
         return (DTensor.from_local(x, mesh, [Replicate(), Replicate()], grad_placements=partial),)
 
     def leave(_: nn.Module, output: Any, __: Any) -> Any:
-        return output.to_local(grad_placements=[Shard(-1), Partial()])
+        return output.to_local(grad_placements=[Shard(output.ndim - 1), Partial()])
 
     distribute_module(projection, mesh, divided, enter, leave)

@@ -302,6 +302,31 @@ def test_frozen_layers_of_one_stack_after_the_other(frozen):
     )
 
 
+def test_frozen_layers_behind_an_encoder_that_is_trained():
+    # What the encoder gives is normalised by what is trained: every decoder layer has a backward
+    # pass, and that one in which nothing is trained is frozen changes nothing.
+    both = fc.EncoderDecoderLM(
+        vocab_size=9, num_channels=4, num_layers=1, num_decoder_layers=3, num_heads=2, head_dim=2,
+        intermediate_size=6, seq_len=4, target_len=3,
+    )  # fmt: skip
+    counts = [
+        both.flops("dense", tuning=fc.FineTuning(trainable="final norm", frozen_layers=frozen))
+        for frozen in range(5)
+    ]
+    assert all(by_name(count) == by_name(counts[0]) for count in counts)
+    # Cross values, 4·4 weights: one gradient of each of three layers' inputs, 4 of them.
+    assert terms(counts[3])["cross value"].backward == 3 * 2 * 4 * 4 * 4
+    # A layer gives what needs a gradient though it is frozen. Of cross queries, 4·4 weights and 3
+    # inputs: the second layer's input, and the third's with its weight, which is not frozen.
+    tuning = fc.FineTuning(trainable=("final norm", "cross query"), frozen_layers=3)
+    count = both.flops("dense", tuning=tuning)
+    assert terms(count)["cross query"].backward == 3 * 2 * 3 * 4 * 4
+
+
+def by_name(count):
+    return {(term.layer, term.term): (term.forward, term.backward) for term in count.terms}
+
+
 SLIDING = fc.CausalLM(
     vocab_size=7, num_channels=8, num_layers=8, num_heads=2, intermediate_size=6, seq_len=5,
     attention=("sliding", "sliding", "full"), window=2,

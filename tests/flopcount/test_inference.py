@@ -281,6 +281,12 @@ def test_a_prompt_for_absorbed_decoding_is_read_with_latents_expanded():
     parts = DEEPSEEK.prefill(6, mla="latent"), DEEPSEEK.decode(3, cached=6, mla="absorbed")
     assert by_term(DEEPSEEK.generate(6, 4, mla="absorbed")) == by_term(*parts)
     assert DEEPSEEK.generate(6, 4).total == DEEPSEEK.generate(6, 4, mla="latent").total
+    # Of keys and values that are kept, a chunk makes none again.
+    parts = (
+        DEEPSEEK.prefill(6, mla="expanded", chunk=2),
+        DEEPSEEK.decode(3, cached=6, mla="expanded"),
+    )
+    assert by_term(DEEPSEEK.generate(6, 4, mla="expanded", chunk=2)) == by_term(*parts)
 
 
 def test_modules_that_predict_further_tokens_are_not_run():
@@ -560,6 +566,7 @@ def test_the_expected_number_of_tokens():
         expected = float(sum(Fraction(rate) ** power for power in range(tokens + 1)))
         assert expected_tokens_per_round(rate, tokens) == pytest.approx(expected, rel=1e-15)
     assert list(expected_tokens_per_round(np.array([0, 0.5, 1]), 3)) == [1, 1.875, 4]
+    assert expected_tokens_per_round(0.5, 5) == 2 - 1 / 32
     for rate in (1.0000001, -0.1, float("nan"), np.array([0.5, 1.5])):
         with pytest.raises(ValueError, match=r"acceptance_rate .* expected a number in \[0, 1\]$"):
             expected_tokens_per_round(rate, 3)

@@ -210,6 +210,13 @@ def test_experts_that_many_tokens_read():
         found = fc.expected_experts(experts, chosen, tokens)
         assert abs(found - exact) <= exact / 10**30
         assert len(str(found)) < 100
+    # Exact to the bit where it ends: 2^7000 has 14,000 bits by its denominator's two, 4^4667 one
+    # more by its three, and (3/4)^4667 is nothing beside 1 in any number of digits that is kept.
+    assert fc.expected_experts(2, 1, 7000) == 2 * (1 - Fraction(1, 2**7000)) != 2
+    assert fc.expected_experts(4, 1, 4667) == 4
+    # Kept are 30 digits and as many more as 1000, of 10 bits, and 10^12, of 40, can lose: 18.
+    share = fc.expected_experts(10**12, 1, 1000) / 10**12
+    assert (share * 10**48).denominator == 1 != (share * 10**47).denominator
     # Sizes of which no computer holds the power.
     assert fc.expected_experts(8, 2, 10**9) == fc.expected_experts(8, 8, 10**40) == 8
     # E·(1 - exp(-t·k/E)), since (1 - x)^t is exp(-t·x) within t·x².

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
+import math
 import random
 import shutil
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +65,9 @@ CASE_COLUMNS = (
 
 
 AGREEMENT_COLUMNS = ("counter", "compared", "equal", "hardware minus emulator, %")
+CLOCKS_COLUMNS = (
+    "kernel", "calibrated on: before", "after", "held out: before", "then after",
+)  # fmt: skip
 EMULATED_COLUMNS = CASE_COLUMNS[1 : CASE_COLUMNS.index("verdict") + 1]
 
 
@@ -285,12 +291,13 @@ def emulate(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: int = 2
 
 
 def agreement(out: Path) -> None:
-    """Print how many of the emulator's counts equal the hardware's, by metric.
+    """Print which of the emulator's counts equal the hardware's, and how far modelled clocks are.
 
     Args:
-        out: Folder with ``emulated.csv``.
+        out: Folder with ``emulated.csv`` and, for the clocks, ``modelled.csv``.
     """
     print(agreement_table(read_table(out / "emulated.csv")))
+    print(clocks_table(read_table(out / "modelled.csv")))
 
 
 def agreement_table(rows: Iterable[dict[str, str]]) -> str:
@@ -307,6 +314,35 @@ def agreement_table(rows: Iterable[dict[str, str]]) -> str:
         cells = (f"`{metric}`", f"{len(counted)}", f"{equal}", span)
         found.append(dict(zip(AGREEMENT_COLUMNS, cells, strict=True)))
     return markdown(found, AGREEMENT_COLUMNS)
+
+
+def clocks_table(rows: Iterable[dict[str, str]]) -> str:
+    """Modelled over measured clocks by kernel: median, least and most, as a markdown table."""
+    rows = list(rows)
+
+    def cells(ratios: Callable[[str, str], list[float]], written: Callable[[list[float]], str]):
+        cases = itertools.product(("yes", "no"), ("before", "after"))
+        return [written(ratios(held, state)) for held, state in cases]
+
+    def of(kernel: str | None) -> Callable[[str, str], list[float]]:
+        return lambda calibrated, state: [
+            int(row[state]) / int(row["measured"])
+            for row in rows
+            if row["calibrated on"] == calibrated and kernel in (None, row["kernel"])
+        ]
+
+    def spread(ratios: list[float]) -> str:
+        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+    def distance(ratios: list[float]) -> str:
+        return f"{statistics.fmean(abs(math.log(ratio)) for ratio in ratios):.3f}"
+
+    lines = [(f"`{name}`", *cells(of(name), spread)) for name in {r["kernel"]: 0 for r in rows}]
+    if rows:
+        lines.append(("mean of the logarithm's magnitude", *cells(of(None), distance)))
+        lines.append(("launches", *cells(of(None), lambda ratios: f"{len(ratios)}")))
+    found = (dict(zip(CLOCKS_COLUMNS, line, strict=True)) for line in lines)
+    return markdown(found, CLOCKS_COLUMNS)
 
 
 def _joined(kernels: Iterable[Kernel]) -> Kernel:

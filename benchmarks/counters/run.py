@@ -234,11 +234,11 @@ def run_kernels(out: Path, *, drawn: int, jobs: int = 0, operations_only: bool =
     if jobs and shutil.which("ncu"):
         compile_ahead([(shape, "fused", True) for shape in shapes], jobs)
     try:
-        asked = (*profiler.PATHS["bfloat16"].values(), *profiler.TIMES)
+        counters = profiler.OPERATIONS if operations_only else profiler.METRICS
         kernels = _profiled(
             ["gemm", "kernels", "--drawn", str(drawn)],
             out / "kernels.ncu.csv",
-            asked if operations_only else (*profiler.METRICS, *profiler.TIMES),
+            (*counters, *profiler.TIMES),
         )
         gemm, *cases = between_markers(kernels, 1 + len(shapes))
     except ProfilerError as error:
@@ -318,29 +318,20 @@ def agreement_table(rows: Iterable[dict[str, str]]) -> str:
 
 def clocks_table(rows: Iterable[dict[str, str]]) -> str:
     """Modelled over measured clocks by kernel: median, least and most, as a markdown table."""
-    rows = list(rows)
-
-    def cells(ratios: Callable[[str, str], list[float]], written: Callable[[list[float]], str]):
-        cases = itertools.product(("yes", "no"), ("before", "after"))
-        return [written(ratios(held, state)) for held, state in cases]
-
-    def of(kernel: str | None) -> Callable[[str, str], list[float]]:
-        return lambda calibrated, state: [
-            int(row[state]) / int(row["measured"])
-            for row in rows
-            if row["calibrated on"] == calibrated and kernel in (None, row["kernel"])
-        ]
-
-    def spread(ratios: list[float]) -> str:
-        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-
-    def distance(ratios: list[float]) -> str:
-        return f"{statistics.fmean(abs(math.log(ratio)) for ratio in ratios):.3f}"
-
-    lines = [(f"`{name}`", *cells(of(name), spread)) for name in {r["kernel"]: 0 for r in rows}]
-    if rows:
-        lines.append(("mean of the logarithm's magnitude", *cells(of(None), distance)))
-        lines.append(("launches", *cells(of(None), lambda ratios: f"{len(ratios)}")))
+    ratios: dict[str, list[list[float]]] = collections.defaultdict(lambda: [[], [], [], []])
+    for row in rows:
+        first = 0 if row["calibrated on"] == "yes" else 2
+        for column, state in enumerate(("before", "after"), start=first):
+            ratios[row["kernel"]][column].append(int(row[state]) / int(row["measured"]))
+    whole = [[*itertools.chain(*column)] for column in zip(*ratios.values(), strict=True)]
+    lines: list[list[str]] = [
+        [f"`{kernel}`", *(f"{statistics.median(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in of)]
+        for kernel, of in ratios.items()
+    ]
+    if whole:
+        distances = [statistics.fmean(abs(math.log(ratio)) for ratio in x) for x in whole]
+        lines.append(["mean of the logarithm's magnitude", *(f"{x:.3f}" for x in distances)])
+        lines.append(["launches", *(f"{len(x)}" for x in whole)])
     found = (dict(zip(CLOCKS_COLUMNS, line, strict=True)) for line in lines)
     return markdown(found, CLOCKS_COLUMNS)
 
@@ -381,8 +372,8 @@ def run_step(
         log = out / f"step-{name}.ncu.csv"
         try:
             # Of a thousand kernels the fewest counters: more of them run each kernel again.
-            counters = tuple(profiler.PATHS["bfloat16"].values())
-            kernels = _profiled([*arguments, "--attention", attention], log, counters)
+            words = [*arguments, "--attention", attention]
+            kernels = _profiled(words, log, profiler.OPERATIONS)
         except ProfilerError as error:
             print(f"not confirmed: {error}")
             continue

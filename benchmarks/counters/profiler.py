@@ -37,6 +37,9 @@ PATHS = {
 ``total`` holds what ``wgmma`` and ``mma`` hold, and is never added to them.
 """
 
+OPERATIONS = tuple(PATHS["bfloat16"].values())
+"""All that says how many operations a bf16 kernel executes."""
+
 EXPONENTIALS = "sm__inst_executed_pipe_xu.sum"
 FLOAT_PIPE = {
     "smsp__sass_thread_inst_executed_op_fadd_pred_on.sum": 1,

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
+import math
 import random
 import shutil
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +65,9 @@ CASE_COLUMNS = (
 
 
 AGREEMENT_COLUMNS = ("counter", "compared", "equal", "hardware minus emulator, %")
+CLOCKS_COLUMNS = (
+    "kernel", "calibrated on: before", "after", "held out: before", "then after",
+)  # fmt: skip
 EMULATED_COLUMNS = CASE_COLUMNS[1 : CASE_COLUMNS.index("verdict") + 1]
 
 
@@ -228,11 +234,11 @@ def run_kernels(out: Path, *, drawn: int, jobs: int = 0, operations_only: bool =
     if jobs and shutil.which("ncu"):
         compile_ahead([(shape, "fused", True) for shape in shapes], jobs)
     try:
-        asked = (*profiler.PATHS["bfloat16"].values(), *profiler.TIMES)
+        counters = profiler.OPERATIONS if operations_only else profiler.METRICS
         kernels = _profiled(
             ["gemm", "kernels", "--drawn", str(drawn)],
             out / "kernels.ncu.csv",
-            asked if operations_only else (*profiler.METRICS, *profiler.TIMES),
+            (*counters, *profiler.TIMES),
         )
         gemm, *cases = between_markers(kernels, 1 + len(shapes))
     except ProfilerError as error:
@@ -285,12 +291,13 @@ def emulate(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: int = 2
 
 
 def agreement(out: Path) -> None:
-    """Print how many of the emulator's counts equal the hardware's, by metric.
+    """Print which of the emulator's counts equal the hardware's, and how far modelled clocks are.
 
     Args:
-        out: Folder with ``emulated.csv``.
+        out: Folder with ``emulated.csv`` and, for the clocks, ``modelled.csv``.
     """
     print(agreement_table(read_table(out / "emulated.csv")))
+    print(clocks_table(read_table(out / "modelled.csv")))
 
 
 def agreement_table(rows: Iterable[dict[str, str]]) -> str:
@@ -307,6 +314,26 @@ def agreement_table(rows: Iterable[dict[str, str]]) -> str:
         cells = (f"`{metric}`", f"{len(counted)}", f"{equal}", span)
         found.append(dict(zip(AGREEMENT_COLUMNS, cells, strict=True)))
     return markdown(found, AGREEMENT_COLUMNS)
+
+
+def clocks_table(rows: Iterable[dict[str, str]]) -> str:
+    """Modelled over measured clocks by kernel: median, least and most, as a markdown table."""
+    ratios: dict[str, list[list[float]]] = collections.defaultdict(lambda: [[], [], [], []])
+    for row in rows:
+        first = 0 if row["calibrated on"] == "yes" else 2
+        for column, state in enumerate(("before", "after"), start=first):
+            ratios[row["kernel"]][column].append(int(row[state]) / int(row["measured"]))
+    whole = [[*itertools.chain(*column)] for column in zip(*ratios.values(), strict=True)]
+    lines: list[list[str]] = [
+        [f"`{kernel}`", *(f"{statistics.median(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in of)]
+        for kernel, of in ratios.items()
+    ]
+    if whole:
+        distances = [statistics.fmean(abs(math.log(ratio)) for ratio in x) for x in whole]
+        lines.append(["mean of the logarithm's magnitude", *(f"{x:.3f}" for x in distances)])
+        lines.append(["launches", *(f"{len(x)}" for x in whole)])
+    found = (dict(zip(CLOCKS_COLUMNS, line, strict=True)) for line in lines)
+    return markdown(found, CLOCKS_COLUMNS)
 
 
 def _joined(kernels: Iterable[Kernel]) -> Kernel:
@@ -345,8 +372,8 @@ def run_step(
         log = out / f"step-{name}.ncu.csv"
         try:
             # Of a thousand kernels the fewest counters: more of them run each kernel again.
-            counters = tuple(profiler.PATHS["bfloat16"].values())
-            kernels = _profiled([*arguments, "--attention", attention], log, counters)
+            words = [*arguments, "--attention", attention]
+            kernels = _profiled(words, log, profiler.OPERATIONS)
         except ProfilerError as error:
             print(f"not confirmed: {error}")
             continue

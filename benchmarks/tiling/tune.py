@@ -556,9 +556,9 @@ def compiled_faults(
     }
     launches = [
         Launch(dtype, width, *variant, tilings=((name, tiling),), passes=(name,))
-        for name, padded, tiling in dict.fromkeys(cases.values())
-        if (name, padded, tiling) not in known
-        for width in (padded - MISSING, padded)
+        for name, widest, tiling in dict.fromkeys(cases.values())
+        if (name, widest, tiling) not in known
+        for width in (widest - MISSING, widest)
         for variant in VARIANTS
     ]
     for kernel in compile_all(launches, jobs):

@@ -347,28 +347,28 @@ def forward_counts(case):
 
 def test_what_the_forward_kernel_executes(pool):
     flops, special, memory, pipes, lines, loops = pool.submit(forward_counts, CASES[0]).result()
-    # 131 queries are 2 tiles of 128, over 100 keys of the prefix, a tile of 128 for each; on the
-    # diagonal a tile for each, below it none and 1. So 5 tiles for each of 8 heads.
-    tiles = 8 * 5
+    # 131 queries are 3 tiles of 64, over 100 keys of the prefix, 2 tiles for each; on the diagonal
+    # a tile for each, below it none, 1 and 2. So 12 tiles for each of 8 heads.
+    tiles = 8 * 12
     assert flops == {
-        # Of 80 channels the first 64 and the last 16: q kᵀ sums over them, weights · v has them as
-        # columns.
-        "m64n128k16 bf16": tiles * 2 * 128 * 128 * 80,
-        "m64n64k16 bf16": tiles * 2 * 128 * 128 * 64,
-        "m64n16k16 bf16": tiles * 2 * 128 * 128 * 16,
+        # Of 80 channels the first 64 and the last 16: q kᵀ sums over all of them in columns of 64
+        # keys, weights · v has them as columns.
+        "m64n64k16 bf16": tiles * 2 * 64 * 64 * (80 + 64),
+        "m64n16k16 bf16": tiles * 2 * 64 * 64 * 16,
     }
     # An exponential for each score, and for each of four lanes of a row that corrects its sum.
-    # On the diagonal each of 256 threads has a row below 120 and two of the columns from 120 on:
-    # masked in every thread, they share an exponential. There are 8 · 2 such tiles.
-    assert special["EX2"] == tiles * 128 * (128 + 4) - 8 * 2 * 256
+    # On the diagonal each of 128 threads has a row below 56 and two of the columns from 56 on:
+    # masked in every thread, they share an exponential. There are 8 · 3 such tiles.
+    assert special["EX2"] == tiles * 64 * (64 + 4) - 8 * 3 * 128
     # 131 rows of 8 heads, 73 channels of 2 bytes and a logarithm of 4.
     assert memory["global store bytes"] == memory["global store distinct bytes"] == 131 * 8 * 150
     assert sum(pipes.values()) > 0
     assert pipes["tensor"] == sum(lines.values()) == sum(loops.values())
-    # 5 products of 16 channels and 8 of 16 keys for each of two widths, by 8 warps. A block has one
-    # tile on the diagonal, of which the compiler makes no loop; then below it, and of the prefix.
-    each = 8 * 8 * (5 + 2 * 8)
-    assert loops == {"outside of loops": 2 * each, "loop 1": each, "loop 3": 2 * each}
+    # 5 products of 16 channels and 4 of 16 keys for each of two widths, by 4 warps. A block has one
+    # tile on the diagonal, of which the compiler makes no loop; then those below it, a whole one of
+    # the prefix and its end.
+    each = 8 * 4 * (5 + 2 * 4)
+    assert loops == dict.fromkeys(("outside of loops", "loop 1", "loop 2", "loop 3"), 3 * each)
 
 
 def test_the_counter_and_the_kernels_say_what_is_executed(pool):

@@ -410,6 +410,7 @@ def test_the_workload_profiles_only_what_is_asked(monkeypatch):
 
 
 RESULTS = ROOT / "benchmarks" / "results" / "nvidia-h200" / "first"
+KERNEL_NAMES = {*KERNELS.values(), "row_products", "prepare_rows"}
 
 
 def test_the_pages_table_is_of_the_committed_rows():
@@ -419,6 +420,18 @@ def test_the_pages_table_is_of_the_committed_rows():
     assert between_marks(text, "agreement", table) == text
     first |= {"difference": "1"}
     assert counters.agreement_table([first, *others]) != table
+
+
+def test_the_pages_clocks_are_of_the_committed_rows():
+    text = (ROOT / "docs" / "profiler.md").read_text(encoding="utf-8")
+    rows = read_table(RESULTS / "modelled.csv")
+    table = counters.clocks_table(rows)
+    assert between_marks(text, "clocks", table) == text
+    measured = [k for k in profiler.parse((RESULTS / "kernels.ncu.csv").read_text()) if k.counts]
+    clocks = [k.counts["sm__cycles_elapsed.max"] for k in measured if k.name in KERNEL_NAMES]
+    assert [int(row["measured"]) for row in rows] == clocks
+    rows[0] |= {"after": "1"}
+    assert counters.clocks_table(rows) != table
 
 
 def test_what_a_gpu_counts_is_what_the_emulator_executes():

@@ -1,12 +1,14 @@
 """What a GPU has measured, as committed: counts by today's formula, and the pages' figures."""
 
 import re
+import statistics
 
 import pytest
 
 from benchmarks.attention.shapes import Shape
 from benchmarks.counters.executed import executed_ops
 from benchmarks.report import aims, tables
+from benchmarks.tiling.tune import written
 from kernels.attention import tilings
 from models.results import read_table
 
@@ -83,3 +85,28 @@ def test_the_notes_have_the_measured_ratios():
         ]
         assert found[str(shape.head_dim)] == " | ".join(cells)
     assert len(found) == len(tables.HEADLINE)
+
+
+def test_the_notes_say_what_the_shipped_tilings_cost():
+    times = {}
+    for row in read_table(RESULTS / "tuning" / "tilings.csv"):
+        if row["status"] == "ok":
+            case = row["pass"], int(row["head_dim"]), int(row["queries"]) + int(row["prefix"])
+            times.setdefault(case, {})[row["tiling"]] = float(row["ms"])
+    over_fastest, over_first = [], []
+    for (name, head_dim, keys), of in times.items():
+        shipped = of[written(tilings.shipped_tiling(name, head_dim, 2, keys))]
+        over_fastest.append(shipped / min(of.values()))
+        over_first.append(shipped / next(iter(of.values())))
+    assert f"at most {max(over_fastest):.2f} of the fastest time" in NOTES
+    assert f"and {statistics.median(over_fastest):.2f} in the median" in NOTES
+    assert f"and {min(over_first):.2f} to {max(over_first):.2f} of the first tilings'" in NOTES
+    assert f"{statistics.median(over_first):.2f} in the median." in NOTES
+
+
+def test_the_readme_says_how_far_the_host_lags_behind():
+    cases = tables.by_case(read_table(RESULTS / "tuned" / "attention.csv"))
+    ratios = [
+        tables.over(case, ["cuDNN"]) for (shape, _), case in cases.items() if shape.prefix == 0
+    ]
+    assert f"up to {max(ratios):.1f} times slower than cuDNN" in README

@@ -37,6 +37,15 @@ MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 REPLICAS = ("data", "expert data")
 """Groups of replicas: of everything but experts, and of experts where these are spread."""
 
+IMPORTED = (
+    "torch.distributed.fsdp",
+    "torch.distributed.pipelining",
+    "torch.distributed.tensor.parallel",
+    "validate.witnesses.hugging_face.networks",
+    "validate.witnesses.spread_experts",
+)
+"""What takes longest to import of what every case needs."""
+
 Tally = dict[tuple[str, str, str], tuple[int, int]]
 """By group, kind and phase: how often, and bytes of the whole of what is exchanged."""
 
@@ -81,12 +90,15 @@ class Seen:
 
 
 def observe(cases: Iterable[Case]) -> list[tuple[Seen, ...]]:
-    """A device of each stage of each case; in a process of their own, which a process group needs.
+    """A device of each stage of each case.
+
+    Each case in a process of its own: PyTorch keeps how it moved tensors between devices of one
+    layout, and would do so again with groups of another case.
 
     Args:
         cases: What to run.
     """
-    with fresh_processes(1) as pool:
+    with fresh_processes(1, IMPORTED) as pool:
         return list(pool.map(run, list(cases)))
 
 
@@ -147,6 +159,10 @@ def _run(case: Case) -> Seen:
     if expert > 1:
         experts = spread_experts.spread(network, mesh["expert"], tensor, parallel.capacity)
     if tensor is not None:
+        if expert == 1 and hasattr(network.model.layers[0].mlp, "experts"):
+            spread_experts.divide_mixtures(
+                network, tensor, sequence=parallel.sequence, capacity=parallel.capacity
+            )
         if copies > 1:
             for layer in network.model.layers:
                 attention = layer.self_attn
@@ -157,7 +173,7 @@ def _run(case: Case) -> Seen:
                     spread_experts.copy_heads(projection, root["heads", "copies"])
         divide(network, tensor, sequence=parallel.sequence, copies=copies)
     whole = network if parallel.data == 1 else replicate(network, mesh, case, experts)
-    recorder = _recorder(names)
+    recorder = _recorder(names, sequence=parallel.sequence)
     if case.config["model_type"] == "gemma2":
         mask = {"full_attention": mask, "sliding_attention": mask}
     tokens = torch.zeros((case.batch_size, case.seq_len), dtype=torch.long)
@@ -311,7 +327,7 @@ def divide(network: Any, mesh: Any, *, sequence: bool, copies: int = 1) -> None:
             plan[name] = PrepareModuleInput(
                 input_layouts=(Shard(0),), desired_input_layouts=(Replicate(),)
             )
-        elif own == "shared_expert_gate":
+        elif sequence and own == "shared_expert_gate":
             plan[name] = SequenceParallel(sequence_dim=0, use_local_output=True)
         elif own == "mlp":
             plan[name] = PrepareModuleInput(
@@ -377,11 +393,13 @@ def _reduced(group, bucket):  # type: ignore[no-untyped-def] # DDP reads the ann
     return done
 
 
-def _recorder(names: dict[str, str]) -> Any:
+def _recorder(names: dict[str, str], *, sequence: bool = False) -> Any:
     """Records what this device multiplies and exchanges, behind what tensors are divided.
 
     Args:
         names: Of groups, by the name that their process group has.
+        sequence: Whether positions lie divided among a tensor group, which then adds up none but
+            gradients of parameters.
     """
     import torch
     import torch.distributed as dist
@@ -453,7 +471,8 @@ def _recorder(names: dict[str, str]) -> Any:
             phase = self.phase
             if phase == "backward" and (kind != "all-gather" and group in REPLICAS):
                 phase = "update"  # gradients of parameters
-            if phase == "backward" and group == "tensor" and whole.ndim == 1:
+            of_parameters = whole.ndim == 1 or (sequence and kind == "all-reduce")
+            if phase == "backward" and group == "tensor" and of_parameters:
                 phase = "update"
             times, moved = self.collectives.get((group, kind, phase), (0, 0))
             moved += whole.numel() * whole.element_size()
@@ -566,12 +585,14 @@ def drawn(draw_one: Any) -> Case:
 
 @st.composite
 def drawn_experts(draw_one: Any) -> Case:
-    """A small mixture whose experts are spread over replicas, and divided among a tensor group."""
-    expert, others = draw_one(st.sampled_from([(2, 1), (2, 2), (3, 1), (4, 1)]))
-    tensor = draw_one(st.integers(1, 2)) if expert != 3 else 1  # which FSDP would pad
+    """A small mixture with experts spread over replicas, divided among a tensor group, or both."""
+    expert, others = draw_one(st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (4, 1)]))
+    # Thirds FSDP would pad.
+    tensor = draw_one(st.sampled_from({1: [2, 3], 3: [1]}.get(expert, [1, 2])))
     family = draw_one(st.sampled_from(MIXTURES))
     number = expert * others * draw_one(st.integers(1, 2))
     zero = 3 if tensor > 1 else draw_one(st.sampled_from([0, 3] if expert != 3 else [0]))
+    sequence = tensor > 1 and (expert > 1 or draw_one(st.booleans()))
     heads = tensor * draw_one(st.integers(1, 2))
     capacity = draw_one(st.sampled_from([None, 0.5, 1.25, 2.0]))
     config = dict(
@@ -603,7 +624,7 @@ def drawn_experts(draw_one: Any) -> Case:
             tensor=tensor,
             data=expert * others,
             expert=expert,
-            sequence=tensor > 1,
+            sequence=sequence,
             zero=zero,
             reshard=zero == 0 or draw_one(st.booleans()),
             capacity=capacity,

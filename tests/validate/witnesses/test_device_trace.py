@@ -17,7 +17,7 @@ SMALL = dict(
 )  # fmt: skip
 MIXTURE = dict(
     model_type="mixtral", vocab_size=24, hidden_size=16, intermediate_size=12, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=6, num_local_experts=4,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=4,
     num_experts_per_tok=2, tie_word_embeddings=False, pad_token_id=None,
 )  # fmt: skip
 CASES = {
@@ -31,6 +31,7 @@ CASES = {
     "experts": Case(
         MIXTURE, fc.Parallel(data=4, expert=2, tensor=2, sequence=True, zero=3), 8,
     ),
+    "divided": Case(MIXTURE, fc.Parallel(tensor=2), 8, 2),
     "copies": Case(
         SMALL | dict(num_key_value_heads=2), fc.Parallel(tensor=4, sequence=True), 12, 2,
     ),
@@ -98,6 +99,11 @@ def test_what_is_spread_by_hand(seen):
     # Two of four experts, halved, of three products; two replicas have the same.
     own = 2 * 2 * 3 * 16 * 12 // 2
     assert experts.collectives["expert data", "reduce-scatter", "update"][1] == 4 * own
+    (divided,) = seen["divided"]
+    # In two layers gradients of two sequences' eight positions, 16 channels of attention's and of
+    # experts' input each, and four experts' weights; of the output layer's input likewise.
+    gradients = 2 * 8 * (2 * (16 + 16 + 4) + 16)
+    assert divided.collectives["tensor", "all-reduce", "backward"] == (2 * 3 + 1, 4 * gradients)
     (copies,) = seen["copies"]
     # Keys and values of one of two heads, on two devices each: in two layers 16 · 6 weights of
     # both; norms, of the whole group, are five of 16 scalars.
@@ -116,6 +122,7 @@ def test_what_is_spread_by_hand(seen):
         ("replicas", distributed, "of_replicas", lambda *_: iter(()), "data, all-reduce"),
         ("experts", parallel.Experts, "_exchange", lambda *_: iter(()), "expert, all-to-all"),
         ("experts", parallel.Experts, "choices", lambda *_: 16, "forward, stage 0"),
+        ("divided", parallel.Experts, "rows", parallel.Region.rows, "all-reduce, backward"),
         ("copies", parallel.Heads, "rows", parallel.Region.rows, "tensor, all-reduce, update"),
     ],
 )  # fmt: skip

@@ -470,9 +470,9 @@ def roofline(
     ...                  num_heads=32, num_key_value_heads=8, intermediate_size=14336)
     >>> step = fc.roofline(llama, "h100", cached=1000, batch_size=16)
     >>> step.total.bound_by, step.turns_at, round(step.tokens_per_second)
-    ('bandwidth', None, 3115)
+    ('bandwidth', None, 3118)
     >>> fc.roofline(llama, "h100", cached=100).turns_at
-    474
+    460
 
     """
     if not isinstance(model, Architecture):

@@ -24,19 +24,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_calls import (
-    ANYTHING,
-    CONFIG,
-    CONFIGS,
-    DIVISIBLE,
-    HEADINGS,
-    MODELS,
-    NAMES,
-    OTHERS,
-    RUNS,
-    SOME,
-    Call,
-)  # fmt: skip
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
@@ -50,6 +37,19 @@ from flopcount.cli import main as command_line
 from flopcount.isoflop import plan
 from flopcount.isoflop.laws import CHINCHILLA_SURFACE, ScalingLaw
 from flopcount.sizes import is_array, is_symbolic
+from tests.flopcount.drawn_calls import (
+    ANYTHING,
+    CONFIG,
+    CONFIGS,
+    DIVISIBLE,
+    HEADINGS,
+    MODELS,
+    NAMES,
+    OTHERS,
+    RUNS,
+    SOME,
+    Call,
+)  # fmt: skip
 from validate.mutation.judging import ending as time_limit
 
 SECONDS_PER_CALL = 20

@@ -98,7 +98,7 @@ def timed(
     device = find_device("h100")
     assert device.multiprocessors is not None
     count = device.multiprocessors.count
-    found: dict[tuple[str, int], Modelled] = {}
+    times: dict[tuple[str, int], Modelled] = {}
 
     def run(launch: EmulatedLaunch) -> None:
         if only not in (None, launch.name):
@@ -114,11 +114,11 @@ def timed(
         for batch in batches:
             time = modelled(counts, programs * batch, at_once, count, moved * batch, settings)
             for name in (NAMES.get(launch.name, launch.name), "all"):
-                found.setdefault((name, batch), Modelled()).add(time)
+                times.setdefault((name, batch), Modelled()).add(time)
 
     with emulating(run), standing_in({}, {}):
         call()
-    return found
+    return times
 
 
 def rows_of(

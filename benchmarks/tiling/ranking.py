@@ -37,8 +37,8 @@ def best(pass_name: str, head_dim: int, count: int) -> dict[Tiling, float | None
         and not row["faults"]
     }
     shipped = shipped_tiling(pass_name, head_dim, 2, 2 * 512)
-    found: dict[Tiling, float | None] = {shipped: known.get(shipped)}
-    return found | dict(sorted(known.items(), key=lambda x: x[1])[:count])
+    clocks: dict[Tiling, float | None] = {shipped: known.get(shipped)}
+    return clocks | dict(sorted(known.items(), key=lambda x: x[1])[:count])
 
 
 def modelled_under(
@@ -65,10 +65,10 @@ def modelled_under(
         return launches.launch_backward(grad, *operands, grad, lse, 0.1, 3 * [head_dim], tilings)
 
     try:
-        found = timed(call, batches, settings, only=KERNELS[pass_name])
+        times = timed(call, batches, settings, only=KERNELS[pass_name])
     except Exception as error:  # what does not compile is no candidate
         return f"{type(error).__name__}: {' '.join(str(error).split())[:90]}"
-    return {batch: time for (name, batch), time in found.items() if name == pass_name}
+    return {batch: time for (name, batch), time in times.items() if name == pass_name}
 
 
 def rank(
@@ -98,13 +98,13 @@ def rank(
                 shipped: dict[int, Modelled] = {}
                 for tiling, static in best(pass_name, head_dim, count).items():
                     task = pass_name, head_dim, tiling, queries, prefix, batches, settings
-                    found = pool.submit(modelled_under, *task).result()
+                    times = pool.submit(modelled_under, *task).result()
                     case = [pass_name, head_dim, " ".join(map(str, tiling)), static]
-                    if isinstance(found, str):
-                        rows.append([*case, "", found, ""])
+                    if isinstance(times, str):
+                        rows.append([*case, "", times, ""])
                         continue
-                    shipped = shipped or found
-                    for batch, time in found.items():
+                    shipped = shipped or times
+                    for batch, time in times.items():
                         low, high = time.against(shipped[batch])
                         share = f"{time.middle / shipped[batch].middle:.3f}"
                         tie = " a tie" if time is not shipped[batch] and is_tie(low, high) else ""

@@ -500,14 +500,19 @@ def test_copies_of_one_row_by_many_lanes_are_counted_as_a_gpu_does(path, sectors
     assert traffic.sectors == sectors
 
 
+BEYOND = {("float32", "9", "768", "4", "", ""): "1.148"}
+"""Launches beyond the bound, and their errors' shares: docs/emulator.md says what is known."""
+
+
 @pytest.mark.record("python -m validate.emulator.shipped")
 def test_the_record_of_shipped_launches_is_of_the_code_at_hand():
     rows = shipped.read()
     assert rows
+    over = {
+        key: row["share"] for key, row in shipped.current(rows).items() if float(row["share"]) > 1
+    }
+    assert over.items() <= BEYOND.items()
     for row in rows:
-        # One chain of sums in fp32, over all heads of a group, can be less exact than plain
-        # PyTorch's several; the page names each such launch and its error.
-        assert float(row["share"]) <= 1 or (row["dtype"], row["group"]) == ("float32", "4"), row
         assert (row["missed"], row["unsafe"]) == ("0", "0"), row
     assert len(shipped.current(rows)) == len(rows)
     page = shipped.PAGE.read_text(encoding="utf-8")

@@ -250,7 +250,7 @@ def write(rows: Iterable[Row], path: Path = RECORD) -> None:
 
 
 def verdict(rows: Iterable[Row]) -> str:
-    """How many launches have been executed, and which rows do not hold, for ``docs/emulator.md``."""
+    """How many launches have been executed, and which do not hold."""
     rows = list(rows)
     sentences = [f"{len(rows)} of {len(shipped_launches())} shipped launches have been run."]
     for name, what in (("missed", "other counts than expected"), ("unsafe", "unsafe accesses")):

@@ -28,7 +28,7 @@ from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.emulator.memory import GlobalMemory
 from validate.profile.profiling import busy
 from validate.profile.timing import SETTINGS, Modelled, held_at_once, is_tie, modelled
-from validate.profile.traces import Traces, TracingMachine
+from validate.profile.traces import Program, Traces, TracingMachine
 from validate.witnesses.processes import triton_processes
 
 NAMES = {name: key for key, name in KERNELS.items()} | PEER_KERNELS
@@ -77,6 +77,20 @@ class Row:
         return mine.against(theirs)
 
 
+def traced(launch: EmulatedLaunch, distinct: bool = True) -> tuple[Counts, list[Program]]:
+    """What a launch executes, control and addresses alone, and what each of its programs does.
+
+    Args:
+        launch: What to run.
+        distinct: As of :func:`validate.emulator.counts.count`.
+    """
+    traffic, traces = Traffic(len(launch.operations), distinct), Traces()
+    operations: Any = sliced(launch.code, launch.operations)
+    control = dataclasses.replace(launch, operations=operations)
+    executed = control.run(GlobalMemory(), (traffic, traces), TracingMachine)
+    return Counts(launch.code, executed, traffic, launch.declared), traces.programs()
+
+
 def timed(
     call: Callable[[], Any],
     batches: tuple[int, ...],
@@ -103,12 +117,7 @@ def timed(
     def run(launch: EmulatedLaunch) -> None:
         if only not in (None, launch.name):
             return
-        traffic, traces = Traffic(len(launch.operations)), Traces()
-        operations: Any = sliced(launch.code, launch.operations)
-        control = dataclasses.replace(launch, operations=operations)
-        executed = control.run(GlobalMemory(), (traffic, traces), TracingMachine)
-        counts = Counts(launch.code, executed, traffic, launch.declared)
-        programs = traces.programs()
+        counts, programs = traced(launch)
         at_once = held_at_once(launch)
         moved = busy(counts, device, len(programs))["bytes"]
         for batch in batches:

@@ -214,6 +214,21 @@ def read(path: Path) -> list[Row]:
         return [Row(**{k: kinds[k](x) for k, x in row.items()}) for row in csv.DictReader(file)]
 
 
+def page_tables(path: Path, before: Path | None, profile: Path | None) -> tuple[str, str]:
+    """Clocks by size, and which aims are reached, as :mod:`benchmarks.tiling.aims` shows them."""
+    from benchmarks.counters import profiler, run
+    from benchmarks.tiling import aims
+
+    rows, others = read(path), read(before) if before else []
+    measured = []
+    if profile:
+        shapes = run.kernel_cases()
+        kernels = profiler.parse(profile.read_text(encoding="utf-8"))
+        _, *found = run.between_markers(kernels, 1 + len(shapes))
+        measured = aims.measured_rows(zip(shapes, found, strict=True))
+    return aims.clocks_by_size(rows, others, measured), aims.aims_table(rows, others)
+
+
 def compare(
     head_dims: tuple[int, ...] = HEAD_DIMS,
     prefixes: tuple[int, ...] = PREFIXES,
@@ -224,6 +239,8 @@ def compare(
     queries: int = 512,
     out: Path | None = None,
     before: Path | None = None,
+    pages: Path | None = None,
+    profile: Path | None = None,
 ) -> int:
     """Print modelled clocks of both passes.
 
@@ -237,7 +254,12 @@ def compare(
         queries: Positions of a sequence.
         out: A CSV file to write, as rows come.
         before: Rows of other kernels, to compare with.
+        pages: Rows to print as the documentation's tables; then nothing is modelled.
+        profile: With ``pages``, the profiler's output, for measured clocks beside.
     """
+    if pages:
+        print(*page_tables(pages, before, profile), sep="\n")
+        return 0
     rows: list[Row] = []
     names = [field.name for field in dataclasses.fields(Row)]
     with triton_processes(interpret=False) as pool:

@@ -123,12 +123,14 @@ def clocks_table(rows: Iterable[dict[str, str]]) -> str:
         for column, state in enumerate(("before", "after"), start=first):
             ratios[row["kernel"]][column].append(int(row[state]) / int(row["measured"]))
     whole = [[*itertools.chain(*column)] for column in zip(*ratios.values(), strict=True)]
-    lines: list[list[str]] = [
-        [f"`{kernel}`", *(f"{statistics.median(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in of)]
-        for kernel, of in ratios.items()
-    ]
+
+    def shown(of: Sequence[float]) -> str:
+        return f"{statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f})" if of else ""
+
+    lines = [[f"`{kernel}`", *map(shown, of)] for kernel, of in ratios.items()]
     if whole:
-        distances = [statistics.fmean(abs(math.log(ratio)) for ratio in x) for x in whole]
-        lines.append(["mean of the logarithm's magnitude", *(f"{x:.3f}" for x in distances)])
+        logs = [[abs(math.log(ratio)) for ratio in x] for x in whole]
+        means = [f"{statistics.fmean(x):.3f}" if x else "" for x in logs]
+        lines.append(["mean of the logarithm's magnitude", *means])
         lines.append(["launches", *(f"{len(x)}" for x in whole)])
     return markdown((dict(zip(HEADINGS, line, strict=True)) for line in lines), HEADINGS)

@@ -276,7 +276,14 @@ def emulate(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: int = 2
 
 
 @commands.defaults_of(kernel_cases)
-def model_clocks(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: int = 2) -> Path:
+def model_clocks(
+    out: Path,
+    *,
+    drawn: int,
+    cases: tuple[int, ...] = (),
+    calibrated_on: tuple[int, ...] = clocks.CALIBRATED_ON,
+    jobs: int = 2,
+) -> Path:
     """Add modelled clocks beside the measured ones to ``modelled.csv``; needs no GPU.
 
     Reads what :func:`run_kernels` has left, ``kernels.ncu.csv`` and ``counters.jsonl``. As for
@@ -287,6 +294,8 @@ def model_clocks(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: in
         out: Folder with ``kernels.ncu.csv``.
         drawn: As for ``kernels``.
         cases: By number, the calibration not counted; all by default.
+        calibrated_on: By number, those that parameters were chosen on; of other kernels than the
+            first's, none.
         jobs: Processes.
 
     Raises:
@@ -300,7 +309,7 @@ def model_clocks(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: in
         )
     table = Table(out / "modelled.csv", clocks.COLUMNS, clocks.COLUMNS[:2])
     shapes = enumerate(kernel_cases(drawn))
-    chosen_on = {str(shape) for number, shape in shapes if number in clocks.CALIBRATED_ON}
+    chosen_on = {str(shape) for number, shape in shapes if number in calibrated_on}
     for shape, profiled, launches in _emulated_cases(clocks.launches_of, table, drawn, cases, jobs):
         case = str(shape)
         for row in [*clocks.rows_of(case, profiled, launches, case in chosen_on)]:

@@ -621,7 +621,7 @@ def collectives_of(
 
     Gradients are exchanged once a step; with every microbatch, where replicas keep parts of them.
     """
-    updates = microbatches if parallel.zero >= 2 else 1
+    updates = microbatches if parallel.zero >= 2 and parallel.data > 1 else 1
     phases: list[tuple[str, Kind | None, int, int]] = [
         ("forward", transfer.forward, microbatches, 1)
     ]

@@ -246,13 +246,17 @@ class Region:
 
     def rows(self, at: Pass) -> Iterator[Any]:
         """What a device does of it, between the transfers in and out."""
-        inside = self.share.inside(at)
         yield from self.share.enter(at, self.name, self.entering)
+        yield from self.between(at)
+        yield from self.share.leave(at, self.name, self.leaving)
+
+    def between(self, at: Pass) -> Iterator[Any]:
+        """What a device does of it."""
+        inside = self.share.inside(at)
         for whole, part, before in zip(
             self.whole.rows(inside), self.part.rows(inside), self.part.rows(at), strict=True
         ):
             yield before if self.alike and isinstance(part, Product) and part == whole else part
-        yield from self.share.leave(at, self.name, self.leaving)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,22 +284,58 @@ class Heads(Region):
 class Experts(Region):
     """Experts, which are divided among replicas, and each among the devices of a tensor group.
 
-    Of a device's k·n choices, (e - 1)/e are for experts of others, and come back. Where there are
-    both groups, a device sends the choices of its part of the sequence, and those that arrive are
-    gathered in the tensor group.
+    Of a device's k·n choices, (e - 1)/e are for experts of others, and come back to be weighted.
+    Where there are both groups, a device sends the choices of its part of the sequence, and those
+    that arrive are gathered in the tensor group. With a tensor group alone, all its devices have
+    every position and its weights: of each expert, and of the shared MLP where that has one.
 
     Source: Lepikhin et al. 2020 (arXiv 2006.16668), section 3.2; Megatron-LM's
-    ``MoEAlltoAllTokenDispatcher``.
+    ``MoEAlltoAllTokenDispatcher`` and, in a tensor group alone, ``MoEAllGatherTokenDispatcher``.
     """
 
     def rows(self, at: Pass) -> Iterator[Any]:
-        """As of any region; a device has E/e experts, and computes on as many choices as all."""
-        parallel, mixture = self.share.parallel, self.whole
+        """What a device does, and what it exchanges before and after."""
+        mixture = self.whole
         assert isinstance(mixture, MixtureOfExperts)
+        if self.share.parallel.expert > 1:
+            yield from self._spread(at)
+            return
+        weights = mixture.num_experts + (mixture.shared is not None and mixture.shared_gate)
+        yield from self.share.enter(at, "expert weights", weights)
+        yield from super().rows(at)
+
+    def _spread(self, at: Pass) -> Iterator[Any]:
+        """Rows with exchanges about those of experts, and of a shared MLP about its own.
+
+        What is then done with the results, and saved for it, is done after the exchange.
+        """
+        rows = list(self.between(at))
         choices = self.choices(at)
-        if parallel.expert > 1:
-            yield from self._exchange(at, choices, "to experts", "all-gather", "reduce-scatter")
-        rows = list(super().rows(at))
+        routed, shared = (
+            [
+                index
+                for index, row in enumerate(rows)
+                if isinstance(row, Product) and row.term.startswith(name)
+            ]
+            for name in ("expert ", "shared expert ")
+        )
+        for index, row in enumerate(rows):
+            if index == routed[0]:
+                yield from self._exchange(at, choices, "to experts", "all-gather", "reduce-scatter")
+            if shared and index == shared[0]:
+                yield from self.share.enter(at, self.name, self.entering)
+            yield row
+            if index == routed[-1]:
+                yield from self._exchange(
+                    at, choices, "from experts", "reduce-scatter", "all-gather"
+                )
+            if shared and index == shared[-1]:
+                yield from self.share.leave(at, self.name, self.leaving)
+
+    def between(self, at: Pass) -> Iterator[Any]:
+        """As of any region; a device has E/e experts, and computes on as many choices as all."""
+        choices = self.choices(at)
+        rows = list(super().between(at))
         experts = {
             (row.layer, row.name)
             for row in rows
@@ -304,13 +344,12 @@ class Experts(Region):
         for row in rows:
             if isinstance(row, Tensor) and (row.layer, row.name) in experts:
                 number, *factors = row.factors
-                yield dataclasses.replace(row, factors=(number // parallel.expert, *factors))
+                own = number // self.share.parallel.expert
+                yield dataclasses.replace(row, factors=(own, *factors))
             elif isinstance(row, Product) and row.weight in experts:
                 yield dataclasses.replace(row, times=at.layers, M=choices // at.layers)
             else:
                 yield row
-        if parallel.expert > 1:
-            yield from self._exchange(at, choices, "from experts", "reduce-scatter", "all-gather")
 
     def choices(self, at: Pass) -> int:
         """Positions that experts compute on, each of which as often as it is routed, all layers.

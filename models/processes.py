@@ -28,14 +28,22 @@ def _wait_for_the_parent() -> None:
 
 
 @contextlib.contextmanager
-def fresh_processes(number: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+def fresh_processes(
+    number: int, imported: Sequence[str] = ()
+) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """A pool of new processes; where the block fails, what has not begun is not begun.
 
     Args:
-        number: How many.
+        number: How many at once.
+        imported: Modules; if there are any, every task has a process of its own, a copy of one that
+            has done nothing but import them.
     """
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(number, context, end_with_parent) as pool:
+    context: Any = multiprocessing.get_context("forkserver" if imported else "spawn")
+    if imported:
+        context.set_forkserver_preload(list(imported))
+    with concurrent.futures.ProcessPoolExecutor(
+        number, context, end_with_parent, max_tasks_per_child=1 if imported else None
+    ) as pool:
         try:
             yield pool
         except BaseException:  # interrupted, too

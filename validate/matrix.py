@@ -414,7 +414,6 @@ WITHOUT_WITNESS = (
         f"modules that predict further tokens, of {family}"
         for family in further_predictions.UNWITNESSED
     ),
-    "experts on many devices, and heads of keys and values that several devices have",
 )
 
 

@@ -349,13 +349,21 @@ def test_experts_of_a_tensor_group():
     assert terms["shared expert up"] == 2 * 2 * 12 * 16 * 4
     assert moved(stage, layer="sparse", term="experts", phase="forward") == (2, 2 * 12 * 16)
     assert moved(stage, layer="sparse", term="experts", phase="backward") == (2, 2 * 12 * 16)
-    assert moved(stage, layer="sparse") == (8, 8 * 12 * 16)  # attention's, too, and no other
+    # Gradients of eight experts' weights of each position, of which every device has a part.
+    assert moved(stage, term="expert weights", phase="backward") == (2, 2 * 12 * 8)
+    # Attention's, too, and no other.
+    assert moved(stage, layer="sparse") == (8 + 2, 8 * 12 * 16 + 2 * 12 * 8)
     along = only(fc.per_device(EXPERTS, fc.Parallel(tensor=2, sequence=True)))
     terms = {term.term: term.forward for term in along.count.terms if term.layer == "sparse"}
     assert terms["router"] == 2 * 2 * 6 * 16 * 8
     assert terms["expert up"] == 2 * 2 * 12 * 2 * 16 * 6
     assert moved(along, term="router", phase="update") == (1, 2 * 16 * 8)
-    assert moved(along, layer="sparse", phase="forward") == (8, 8 * 12 * 16)
+    for phase in ("forward", "backward"):
+        assert moved(along, term="expert weights", phase=phase) == (2, 2 * 12 * 8)
+    assert moved(along, layer="sparse", phase="forward") == (8 + 2, 8 * 12 * 16 + 2 * 12 * 8)
+    gated = dataclasses.replace(EXPERTS, shared_gate=True)
+    weights = moved(only(fc.per_device(gated, fc.Parallel(tensor=2))), term="expert weights")
+    assert weights == (2, 2 * 12 * (8 + 1))  # and the shared MLP's
     alone = dataclasses.replace(EXPERTS, shared_size=None)
     stage = only(fc.per_device(alone, fc.Parallel(tensor=2)))
     assert moved(stage, layer="sparse", term="experts", phase="forward") == (2, 2 * 12 * 16)
@@ -377,6 +385,10 @@ def test_experts_of_both():
     assert moved(stage, term="experts", phase="forward", kind="all-gather") == (2, 2 * 12 * 16)
     alone = dataclasses.replace(EXPERTS, shared_size=None)
     assert moved(only(fc.per_device(alone, parallel)), term="experts") == (0, 0)
+    # Results come back to be weighted, so weights need not go, and the exchange is repeated.
+    assert moved(stage, term="expert weights") == (0, 0)
+    again = only(fc.per_device(EXPERTS, parallel, checkpointing="non-reentrant"))
+    assert moved(again, kind="all-to-all", phase="recompute") == (4, 2 * 2 * 6 * 2 * 16)
     assert 8 * stage.count.total == EXPERTS.flops(batch_size=4).total
     experts = 2 * 8 * 3 * 16 * 12
     assert moved(stage, group="expert data", kind="all-reduce") == (1, experts // 2 // 2)

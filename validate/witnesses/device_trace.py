@@ -5,7 +5,8 @@ transformers' network is divided by PyTorch's own ``parallelize_module``, ``full
 members are not there: what arrives from them is no number that means anything, but the shapes are
 those of a real run. Of a training step the products that this device multiplies are counted, by the
 formulas of torch's FlopCounterMode, and of each collective that it starts the elements and their
-bytes are read off.
+bytes are read off. Experts on several devices, and heads of keys and values that several devices
+have, PyTorch does not divide by itself: :mod:`validate.witnesses.spread_experts` does.
 
 The plan is torchtitan's: attention and MLP gather their input once, not for each projection.
 """
@@ -25,9 +26,25 @@ from flopcount.distributed import PerDevice
 from flopcount.inference import bits
 from flopcount.testing import draw
 from models.processes import fresh_processes
+from validate.witnesses import spread_experts
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 """Families whose modules bear the names that the plan has."""
+
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+"""Likewise, with experts, of one of them beside a shared MLP."""
+
+REPLICAS = ("data", "expert data")
+"""Groups of replicas: of everything but experts, and of experts where these are spread."""
+
+IMPORTED = (
+    "torch.distributed.fsdp",
+    "torch.distributed.pipelining",
+    "torch.distributed.tensor.parallel",
+    "validate.witnesses.hugging_face.networks",
+    "validate.witnesses.spread_experts",
+)
+"""What takes longest to import of what every case needs."""
 
 Tally = dict[tuple[str, str, str], tuple[int, int]]
 """By group, kind and phase: how often, and bytes of the whole of what is exchanged."""
@@ -73,12 +90,15 @@ class Seen:
 
 
 def observe(cases: Iterable[Case]) -> list[tuple[Seen, ...]]:
-    """A device of each stage of each case; in a process of their own, which a process group needs.
+    """A device of each stage of each case.
+
+    Each case in a process of its own: PyTorch keeps how it moved tensors between devices of one
+    layout, and would do so again with groups of another case.
 
     Args:
         cases: What to run.
     """
-    with fresh_processes(1) as pool:
+    with fresh_processes(1, IMPORTED) as pool:
         return list(pool.map(run, list(cases)))
 
 
@@ -121,15 +141,39 @@ def _run(case: Case) -> Seen:
     from torch.nn.parallel import DistributedDataParallel
 
     parallel = case.parallel
-    mesh = dist.device_mesh.init_device_mesh(
-        "cpu", (parallel.data, parallel.tensor), mesh_dim_names=("data", "tensor")
-    )
     network, mask, places = _built(case)
-    names = {mesh[name].get_group().group_name: name for name in ("data", "tensor")}
-    if parallel.tensor > 1:
-        divide(network, mesh["tensor"], sequence=parallel.sequence)
-    whole = network if parallel.data == 1 else replicate(network, mesh["data"], case)
-    recorder = _recorder(names)
+    heads = min(network.config.num_key_value_heads, parallel.tensor)
+    expert, copies = parallel.expert, parallel.tensor // heads
+    root = dist.device_mesh.init_device_mesh(
+        "cpu",
+        (parallel.data // expert, expert, heads, copies),
+        mesh_dim_names=("expert data", "expert", "heads", "copies"),
+    )
+    mesh = {name: root[name] for name in ("expert data", "expert", "copies")}
+    mesh["data"] = root["expert data", "expert"]._flatten("data")
+    mesh["tensor"] = root["heads", "copies"]._flatten("tensor")
+    names = {each.get_group().group_name: name for name, each in mesh.items()}
+    names[mesh["copies"].get_group().group_name] = "tensor"
+    tensor = mesh["tensor"] if parallel.tensor > 1 else None
+    experts = []
+    if expert > 1:
+        experts = spread_experts.spread(network, mesh["expert"], tensor, parallel.capacity)
+    if tensor is not None:
+        if expert == 1 and hasattr(network.model.layers[0].mlp, "experts"):
+            spread_experts.divide_mixtures(
+                network, tensor, sequence=parallel.sequence, capacity=parallel.capacity
+            )
+        if copies > 1:
+            for layer in network.model.layers:
+                attention = layer.self_attn
+                attention.num_key_value_groups = attention.config.num_attention_heads // (
+                    parallel.tensor
+                )
+                for projection in (attention.k_proj, attention.v_proj):
+                    spread_experts.copy_heads(projection, root["heads", "copies"])
+        divide(network, tensor, sequence=parallel.sequence, copies=copies)
+    whole = network if parallel.data == 1 else replicate(network, mesh, case, experts)
+    recorder = _recorder(names, sequence=parallel.sequence)
     if case.config["model_type"] == "gemma2":
         mask = {"full_attention": mask, "sliding_attention": mask}
     tokens = torch.zeros((case.batch_size, case.seq_len), dtype=torch.long)
@@ -143,6 +187,9 @@ def _run(case: Case) -> Seen:
                 logits = whole(input_ids=tokens, attention_mask=mask, position_ids=places).logits
                 _backward(logits, tokens, recorder)
         _update(network, recorder)
+        if parallel.zero == 0 and parallel.data > expert:
+            for weight in (weight for module in experts for weight in module.parameters()):
+                dist.all_reduce(weight.grad, group=mesh["expert data"].get_group())
     return Seen(dict(recorder.flops), recorder.collectives)
 
 
@@ -239,11 +286,20 @@ def _update(network: Any, recorder: Any) -> None:
     for parameter in network.parameters():
         gradient = parameter.grad
         if isinstance(gradient, DTensor) and any(p.is_partial() for p in gradient.placements):
-            gradient.redistribute(placements=[Replicate()] * gradient.device_mesh.ndim)
+            gradient.redistribute(
+                placements=[Replicate() if p.is_partial() else p for p in gradient.placements]
+            )
 
 
-def divide(network: Any, mesh: Any, *, sequence: bool) -> None:
-    """Divide a network among a tensor group, as torchtitan's plan does."""
+def divide(network: Any, mesh: Any, *, sequence: bool, copies: int = 1) -> None:
+    """Divide a network among a tensor group, as torchtitan's plan does.
+
+    Args:
+        network: Transformers'.
+        mesh: The group.
+        sequence: Whether what all of it would do alike is divided along the sequence.
+        copies: On how many devices each head of keys and values is; if several, already divided.
+    """
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
@@ -255,13 +311,24 @@ def divide(network: Any, mesh: Any, *, sequence: bool) -> None:
 
     lies: Any = Shard(1) if sequence else Replicate()
     plan: dict[str, Any] = {}
-    for name, _ in network.named_modules():
+    for name, module in network.named_modules():
         own = name.rpartition(".")[2]
+        shared = ".shared_expert." in name  # which reads positions of all sequences as one
+        if copies > 1 and own in ("k_proj", "v_proj"):
+            continue
         if own == "self_attn":
             plan[name] = PrepareModuleInput(
                 input_kwarg_layouts={"hidden_states": lies},
                 desired_input_kwarg_layouts={"hidden_states": Replicate()},
             )
+        elif own == "mlp" and hasattr(module, "experts"):
+            pass  # its parts are divided, each as it needs
+        elif own == "shared_expert":
+            plan[name] = PrepareModuleInput(
+                input_layouts=(Shard(0),), desired_input_layouts=(Replicate(),)
+            )
+        elif sequence and own == "shared_expert_gate":
+            plan[name] = SequenceParallel(sequence_dim=0, use_local_output=True)
         elif own == "mlp":
             plan[name] = PrepareModuleInput(
                 input_layouts=(lies,), desired_input_layouts=(Replicate(),)
@@ -269,7 +336,7 @@ def divide(network: Any, mesh: Any, *, sequence: bool) -> None:
         elif own in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
             plan[name] = ColwiseParallel()
         elif own in ("o_proj", "down_proj"):
-            plan[name] = RowwiseParallel(output_layouts=lies)
+            plan[name] = RowwiseParallel(output_layouts=Shard(0) if shared else lies)
         elif own in ("q_norm", "k_norm"):
             # Their scale is of every head, of which a device has some.
             plan[name] = SequenceParallel(sequence_dim=2, use_local_output=True)
@@ -284,22 +351,35 @@ def divide(network: Any, mesh: Any, *, sequence: bool) -> None:
     parallelize_module(network, mesh, plan)
 
 
-def replicate(network: Any, mesh: Any, case: Case) -> Any:
-    """Replicas of a network, which keep everything or parts of it."""
+def replicate(network: Any, mesh: dict[str, Any], case: Case, experts: list[Any]) -> Any:
+    """Replicas of a network, which keep everything or parts of it; fewer, of experts spread."""
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.tensor import Shard
     from torch.nn.parallel import DistributedDataParallel
 
     if case.parallel.zero == 0:
-        replicated = DistributedDataParallel(network, process_group=mesh.get_group())
-        replicated.register_comm_hook(mesh.get_group(), _reduced)
+        apart = {id(weight) for module in experts for weight in module.parameters()}
+        names = [name for name, weight in network.named_parameters() if id(weight) in apart]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, names)
+        group = mesh["data"].get_group()
+        replicated = DistributedDataParallel(network, process_group=group)
+        replicated.register_comm_hook(group, _reduced)
         return replicated
-    options: dict[str, Any] = dict(mesh=mesh, reshard_after_forward=case.parallel.reshard)
+    options: dict[str, Any] = dict(mesh=mesh["data"], reshard_after_forward=case.parallel.reshard)
+    # Of a gate of one row, that is not divided, and so not padded.
+    options["shard_placement_fn"] = lambda weight: Shard(int(weight.shape[0] == 1))
     if case.mixed:
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    alone: set[Any] = set()
+    for module in experts:
+        if mesh["expert data"].size() == 1:
+            alone |= set(module.parameters())
+        else:
+            fully_shard(module, **options | dict(mesh=mesh["expert data"]))
     for layer in network.model.layers:
-        fully_shard(layer, **options)
-    return fully_shard(network, **options)
+        fully_shard(layer, **options, ignored_params=alone)
+    return fully_shard(network, **options, ignored_params=alone)
 
 
 def _reduced(group, bucket):  # type: ignore[no-untyped-def] # DDP reads the annotations
@@ -313,13 +393,17 @@ def _reduced(group, bucket):  # type: ignore[no-untyped-def] # DDP reads the ann
     return done
 
 
-def _recorder(names: dict[str, str]) -> Any:
+def _recorder(names: dict[str, str], *, sequence: bool = False) -> Any:
     """Records what this device multiplies and exchanges, behind what tensors are divided.
 
     Args:
         names: Of groups, by the name that their process group has.
+        sequence: Whether positions lie divided among a tensor group, which then adds up none but
+            gradients of parameters.
     """
     import torch
+    import torch.distributed as dist
+    from torch import ScriptObject
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.distributed.tensor import DTensor
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -332,6 +416,7 @@ def _recorder(names: dict[str, str]) -> Any:
         "_allgather_base_": "all-gather",
         "reduce_scatter_tensor": "reduce-scatter",
         "_reduce_scatter_base_": "reduce-scatter",
+        "all_to_all_single": "all-to-all",
         "send": "send",
     }
     silent = ("wait_tensor", "_wrap_tensor_autograd", "broadcast_", "recv_")
@@ -373,12 +458,21 @@ def _recorder(names: dict[str, str]) -> Any:
             ]
             # Of the whole: what a gather gives, what the others take.
             whole = max(tensors, key=lambda tensor: tensor.numel())
-            named = [names[arg] for arg in args if isinstance(arg, str) and arg in names]
-            (group,) = named or ["pipeline" if kind == "send" else "data"]
+            groups = [
+                dist.ProcessGroup.unbox(arg).group_name
+                if isinstance(arg, ScriptObject) and str(arg._type()).endswith("ProcessGroup")
+                else arg
+                for arg in args
+            ]
+            named = [names[each] for each in groups if isinstance(each, str) and each in names]
+            # Where one group is all replicas, it has one name of two.
+            alone = {"send": "pipeline", "all-to-all": "expert"}
+            group = alone.get(kind) or named[0]
             phase = self.phase
-            if phase == "backward" and (kind != "all-gather" and group == "data"):
+            if phase == "backward" and (kind != "all-gather" and group in REPLICAS):
                 phase = "update"  # gradients of parameters
-            if phase == "backward" and group == "tensor" and whole.ndim == 1:
+            of_parameters = whole.ndim == 1 or (sequence and kind == "all-reduce")
+            if phase == "backward" and group == "tensor" and of_parameters:
                 phase = "update"
             times, moved = self.collectives.get((group, kind, phase), (0, 0))
             moved += whole.numel() * whole.element_size()
@@ -419,7 +513,7 @@ def compare(case: Case, seen: tuple[Seen, ...]) -> Differences:
             seen_times, seen_bytes = of_stage.collectives.get(key, (0, 0))
             name = f"{', '.join(key)}, stage {stage.index}"
             differences[f"{name}: bytes"] = moved - seen_bytes
-            if key[0] != "data" and key[2] != "update":
+            if key[0] not in REPLICAS and key[2] != "update":
                 differences[f"{name}: times"] = times - seen_times
         count = stage.count
         rest = count.backward + count.recompute
@@ -489,12 +583,105 @@ def drawn(draw_one: Any) -> Case:
     )
 
 
+@st.composite
+def drawn_experts(draw_one: Any) -> Case:
+    """A small mixture with experts spread over replicas, divided among a tensor group, or both."""
+    expert, others = draw_one(st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (4, 1)]))
+    # Thirds FSDP would pad.
+    tensor = draw_one(st.sampled_from({1: [2, 3], 3: [1]}.get(expert, [1, 2])))
+    family = draw_one(st.sampled_from(MIXTURES))
+    number = expert * others * draw_one(st.integers(1, 2))
+    zero = 3 if tensor > 1 else draw_one(st.sampled_from([0, 3] if expert != 3 else [0]))
+    sequence = tensor > 1 and (expert > 1 or draw_one(st.booleans()))
+    heads = tensor * draw_one(st.integers(1, 2))
+    capacity = draw_one(st.sampled_from([None, 0.5, 1.25, 2.0]))
+    config = dict(
+        model_type=family,
+        vocab_size=4 * tensor * draw_one(st.integers(1, 3)),
+        hidden_size=4 * heads * draw_one(st.integers(1, 3)),
+        num_hidden_layers=draw_one(st.integers(1, 2)),
+        num_attention_heads=heads,
+        num_key_value_heads=tensor,
+        num_experts_per_tok=draw_one(st.integers(1, min(number, 3))),
+        tie_word_embeddings=False,
+        pad_token_id=None,
+    )
+    width = 4 * tensor * draw_one(st.integers(1, 4))
+    if family == "mixtral":
+        config |= dict(num_local_experts=number, intermediate_size=width)
+    else:
+        config |= dict(num_experts=number, moe_intermediate_size=width)
+        config |= dict(decoder_sparse_step=1, mlp_only_layers=[], intermediate_size=4)
+    if family == "qwen2_moe":
+        config["shared_expert_intermediate_size"] = 4 * tensor * draw_one(st.integers(1, 3))
+    else:
+        config["head_dim"] = 4 * draw_one(st.integers(1, 2))
+    # Without a capacity all experts are chosen equally often, by every device.
+    length = draw_one(st.integers(1, 5)) if capacity else number
+    return Case(
+        config,
+        fc.Parallel(
+            tensor=tensor,
+            data=expert * others,
+            expert=expert,
+            sequence=sequence,
+            zero=zero,
+            reshard=zero == 0 or draw_one(st.booleans()),
+            capacity=capacity,
+        ),
+        seq_len=tensor * length,
+        batch_size=draw_one(st.integers(1, 2)),
+        microbatches=draw_one(st.integers(1, 2)),
+        checkpointing=draw_one(st.sampled_from([None, "reentrant", "non-reentrant"])),
+    )
+
+
+@st.composite
+def drawn_copies(draw_one: Any) -> Case:
+    """A small network with fewer heads of keys and values than devices in its tensor group."""
+    groups, copies = draw_one(st.sampled_from([(1, 2), (1, 3), (1, 4), (2, 2), (2, 3)]))
+    tensor = groups * copies
+    family = draw_one(st.sampled_from(FAMILIES))
+    heads = tensor * draw_one(st.integers(1, 2))
+    config = dict(
+        model_type=family,
+        vocab_size=4 * tensor * draw_one(st.integers(1, 2)),
+        hidden_size=4 * heads * draw_one(st.integers(1, 2)),
+        intermediate_size=4 * tensor * draw_one(st.integers(1, 2)),
+        num_hidden_layers=draw_one(st.integers(1, 2)),
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+    )
+    if family != "qwen2":
+        config["head_dim"] = 4 * draw_one(st.integers(1, 2))
+    return Case(
+        config,
+        fc.Parallel(tensor=tensor, sequence=family != "gemma2" and draw_one(st.booleans())),
+        seq_len=tensor * draw_one(st.integers(1, 2)),
+        batch_size=draw_one(st.integers(1, 2)),
+        microbatches=draw_one(st.integers(1, 2)),
+        checkpointing=draw_one(st.sampled_from([None, "reentrant", "non-reentrant"])),
+    )
+
+
+def tried(quick: bool) -> list[Case]:
+    """Drawn cases: most as PyTorch divides networks by itself.
+
+    Args:
+        quick: A few alone.
+    """
+    few, many = (4, 12) if quick else (40, 100)
+    return [*draw(drawn(), many), *draw(drawn_experts(), few), *draw(drawn_copies(), few)]
+
+
 def cases(quick: bool) -> Iterator[tuple[str, Differences]]:
     """Differences on drawn cases.
 
     Args:
         quick: A few alone.
     """
-    tried = draw(drawn(), 12 if quick else 100)
-    for case, seen in zip(tried, observe(tried), strict=True):
+    all_cases = tried(quick)
+    for case, seen in zip(all_cases, observe(all_cases), strict=True):
         yield str(case), compare(case, seen)

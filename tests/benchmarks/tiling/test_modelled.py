@@ -135,8 +135,10 @@ def test_a_choice_is_judged_by_the_time_of_what_was_chosen():
     # 0, 1, 2. Static ranks 1.5, 1.5, 0 against 1, 0, 2: (0.5 · 0 + 0.5 · -1 + -1 · 1) / √(1.5 · 2),
     # -0.87; the model's 0, 1, 2 against 1, 0, 2: 0.5, and its choice takes 11 of 10 ms.
     given = rows((5, 1, 11), (5, 2, 10), (4, 3, 20))
-    line, last = ranking.agreement(given, given).splitlines()[2:]
-    assert line == "| query | 73 | 512 | 0 | 3 | -0.87 | 2.00 | 0.50 | 1.10 |"
+    case = {name: given[0][name] for name in ranking.CASE}
+    timed = [*given, case | {"tiling": "3", "ms": "8.8"}, case | {"tiling": "4", "ms": ""}]
+    line, last = ranking.agreement(given, timed).splitlines()[2:]
+    assert line == "| query | 73 | 512 | 0 | 3 | -0.87 | 2.00 | 0.50 | 1.10 | 1.25 |"
     assert "0 of 1 within 5 %" in last
     failed = given[0] | {"clocks": "PTXASError: no"}
     assert "| 2 |" in ranking.agreement([failed, *given[1:]], given)

@@ -45,7 +45,7 @@ def launches_of(shape: Shape, backward: bool = True) -> list[dict[str, Any]]:
         shape: Of the call, bf16.
         backward: Whether to run the backward pass, too.
     """
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
 
     def run(launch: EmulatedLaunch) -> None:
         counts, programs = traced(launch, distinct=False)
@@ -56,14 +56,14 @@ def launches_of(shape: Shape, backward: bool = True) -> list[dict[str, Any]]:
         )
         metrics = {name: number for name, number in counts.metrics().items() if name in SAME}
         row = {"kernel": launch.name, "before": round(before), "after": round(after)}
-        found.append({**row, "metrics": metrics})
+        rows.append({**row, "metrics": metrics})
 
     case = emulator_cases.Case(
         "bfloat16", shape.head_dim, shape.queries, shape.prefix, shape.heads, shape.heads,
         batch=shape.batch,
     )  # fmt: skip
     emulator_cases.called(case, run, backward, values=False)
-    return found
+    return rows
 
 
 def rows_of(

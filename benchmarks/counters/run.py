@@ -105,15 +105,15 @@ def between_markers(kernels: Iterable[Kernel], cases: int) -> list[list[Kernel]]
     Raises:
         ProfilerError: If there are not as many markers as cases.
     """
-    found: list[list[Kernel]] = []
+    groups: list[list[Kernel]] = []
     for kernel in kernels:
         if kernel.name == case_marker.fn.__name__:
-            found.append([])
-        elif found:
-            found[-1].append(kernel)
-    if len(found) != cases:
-        raise ProfilerError(f"the profile must hold {cases} cases, got {len(found)}")
-    return found
+            groups.append([])
+        elif groups:
+            groups[-1].append(kernel)
+    if len(groups) != cases:
+        raise ProfilerError(f"the profile must hold {cases} cases, got {len(groups)}")
+    return groups
 
 
 def compared(
@@ -159,8 +159,8 @@ def emulated(
     for name, metrics in by_name.items():
         profiled = [kernel for kernel in kernels if kernel.name == name]
         for metric, executed in metrics.items():
-            found = _summed(profiled, metric)
-            counted = None if isinstance(found, str) else found
+            total = _summed(profiled, metric)
+            counted = None if isinstance(total, str) else total
             yield {
                 "case": case,
                 "kernel": name,
@@ -243,8 +243,8 @@ def run_kernels(out: Path, *, drawn: int, jobs: int = 0, operations_only: bool =
     m, n, k = GEMM
     (calibration,) = compared("GEMM", [_joined(gemm)], {"library GEMM": 2 * m * n * k}, "bfloat16")
     rows.append(calibration)
-    for shape, found in zip(shapes, cases, strict=True):
-        rows += compared(str(shape), found, executed_ops(shape, 2), "bfloat16")
+    for shape, group in zip(shapes, cases, strict=True):
+        rows += compared(str(shape), group, executed_ops(shape, 2), "bfloat16")
     if calibration["verdict"] != "confirmed":
         for row in rows[1:]:
             row["verdict"] = f"not confirmed: the GEMM is {calibration['verdict']}"
@@ -331,8 +331,8 @@ def _emulated_cases(
     _, *profiled = between_markers(profiler.parse(log.read_text(encoding="utf-8")), 1 + len(shapes))
     wanted = [n for n in cases or range(len(shapes)) if str(shapes[n]) not in done]
     with triton_processes(interpret=False, jobs=jobs) as pool:
-        found = pool.map(emulate_case, [shapes[number] for number in wanted])
-        for number, launches in zip(wanted, found, strict=True):
+        launched = pool.map(emulate_case, [shapes[number] for number in wanted])
+        for number, launches in zip(wanted, launched, strict=True):
             yield shapes[number], profiled[number], launches
 
 
@@ -352,14 +352,14 @@ def agreement_table(rows: Iterable[dict[str, str]]) -> str:
     for row in rows:
         if row["counted"] != "missing":
             by_metric[row["metric"]].append(row)
-    found = []
+    body = []
     for metric, counted in by_metric.items():
         percent = [100 * int(row["difference"]) / max(int(row["executed"]), 1) for row in counted]
         equal = sum(row["difference"] == "0" for row in counted)
         span = f"{min(percent):+.2f} to {max(percent):+.2f}" if equal < len(counted) else ""
         cells = (f"`{metric}`", f"{len(counted)}", f"{equal}", span)
-        found.append(dict(zip(AGREEMENT_COLUMNS, cells, strict=True)))
-    return markdown(found, AGREEMENT_COLUMNS)
+        body.append(dict(zip(AGREEMENT_COLUMNS, cells, strict=True)))
+    return markdown(body, AGREEMENT_COLUMNS)
 
 
 def _joined(kernels: Iterable[Kernel]) -> Kernel:

@@ -85,19 +85,19 @@ def clocks_by_size(
         line = lines.setdefault((case[0], case[1], prefix, batch), {})
         line[str(head_dim)] = ": ".join((cell, ", ".join(shares))) if shares else cell
     headings = ("kernels", "k", "batch", *map(str, HEAD_DIMS))
-    found = []
+    body = []
     for phase, kernel in LINES:
         of_kernel = {key: line for key, line in lines.items() if key[:2] == (phase, kernel)}
         for (*_, prefix, batch), line in sorted(of_kernel.items()):
             start = {"kernels": LINES[phase, kernel], "k": str(prefix), "batch": str(batch)}
-            found.append(dict.fromkeys(headings, "") | start | line)
-    return markdown(found, headings)
+            body.append(dict.fromkeys(headings, "") | start | line)
+    return markdown(body, headings)
 
 
 def aims_table(rows: Iterable[Row], before: Iterable[Row]) -> str:
     """In how many sizes each of :data:`AIMS` is reached, as markdown."""
     mine, theirs, then, _ = _by_case(rows, before, ())
-    found = []
+    body = []
     for aim in AIMS:
         others = then if aim.others == "before" else theirs
         shares = {
@@ -116,8 +116,8 @@ def aims_table(rows: Iterable[Row], before: Iterable[Row]) -> str:
                 f"{min(shares.values()):.2f} to {max(shares.values()):.2f}",
                 f"{head_dim}, k = {prefix}, batch {batch}",
             )
-            found.append(dict(zip(AIM_HEADINGS, cells, strict=True)))
-    return markdown(found, AIM_HEADINGS)
+            body.append(dict(zip(AIM_HEADINGS, cells, strict=True)))
+    return markdown(body, AIM_HEADINGS)
 
 
 def _by_case(
@@ -144,7 +144,7 @@ def measured_rows(cases: Iterable[tuple[Shape, Iterable[Kernel]]]) -> list[Row]:
         cases: Shapes with their profiled launches, in order; a library's are left out. The backward
             pass begins where the rows' products are computed.
     """
-    found = []
+    rows = []
     for shape, kernels in cases:
         totals: collections.Counter[tuple[str, str]] = collections.Counter()
         phase = "forward"
@@ -155,5 +155,5 @@ def measured_rows(cases: Iterable[tuple[Shape, Iterable[Kernel]]]) -> list[Row]:
             for name in (NAMES.get(kernel.name, kernel.name), "all"):
                 totals[phase, name] += kernel.counts[TIMES[1]] or 0
         size = shape.head_dim, shape.prefix, shape.batch
-        found += [Row("H200", *size, *case, *3 * [clocks]) for case, clocks in totals.items()]
-    return found
+        rows += [Row("H200", *size, *case, *3 * [clocks]) for case, clocks in totals.items()]
+    return rows

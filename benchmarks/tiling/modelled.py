@@ -112,7 +112,7 @@ def timed(
     device = find_device("h100")
     assert device.multiprocessors is not None
     count = device.multiprocessors.count
-    found: dict[tuple[str, int], Modelled] = {}
+    times: dict[tuple[str, int], Modelled] = {}
 
     def run(launch: EmulatedLaunch) -> None:
         if only not in (None, launch.name):
@@ -123,11 +123,11 @@ def timed(
         for batch in batches:
             time = modelled(counts, programs * batch, at_once, count, moved * batch, settings)
             for name in (NAMES.get(launch.name, launch.name), "all"):
-                found.setdefault((name, batch), Modelled()).add(time)
+                times.setdefault((name, batch), Modelled()).add(time)
 
     with emulating(run), standing_in({}, {}):
         call()
-    return found
+    return times
 
 
 def rows_of(
@@ -224,8 +224,8 @@ def page_tables(path: Path, before: Path | None, profile: Path | None) -> tuple[
     if profile:
         shapes = run.kernel_cases()
         kernels = profiler.parse(profile.read_text(encoding="utf-8"))
-        _, *found = run.between_markers(kernels, 1 + len(shapes))
-        measured = aims.measured_rows(zip(shapes, found, strict=True))
+        _, *groups = run.between_markers(kernels, 1 + len(shapes))
+        measured = aims.measured_rows(zip(shapes, groups, strict=True))
     return aims.clocks_by_size(rows, others, measured), aims.aims_table(rows, others)
 
 

@@ -63,8 +63,8 @@ def best(pass_name: str, head_dim: int, count: int) -> dict[Tiling, float | None
     """The shipped tiling and so many others, with their static clocks where they are known."""
     known = static_clocks(pass_name, head_dim)
     shipped = shipped_tiling(pass_name, head_dim, 2, 2 * 512)
-    found: dict[Tiling, float | None] = {shipped: known.get(shipped)}
-    return found | dict(itertools.islice(known.items(), count))
+    clocks: dict[Tiling, float | None] = {shipped: known.get(shipped)}
+    return clocks | dict(itertools.islice(known.items(), count))
 
 
 def modelled_under(
@@ -91,10 +91,10 @@ def modelled_under(
         return launches.launch_backward(grad, *operands, grad, lse, 0.1, 3 * [head_dim], tilings)
 
     try:
-        found = timed(call, batches, settings, only=KERNELS[pass_name])
+        times = timed(call, batches, settings, only=KERNELS[pass_name])
     except Exception as error:  # what does not compile is no candidate
         return f"{type(error).__name__}: {' '.join(str(error).split())[:90]}"
-    return {batch: time for (name, batch), time in found.items() if name == pass_name}
+    return {batch: time for (name, batch), time in times.items() if name == pass_name}
 
 
 def rank(
@@ -137,13 +137,13 @@ def rank(
                 shipped: dict[int, Modelled] = {}
                 for tiling, static in best(pass_name, head_dim, count).items():
                     task = pass_name, head_dim, tiling, queries, prefix, batches, settings
-                    found = pool.submit(modelled_under, *task).result()
+                    times = pool.submit(modelled_under, *task).result()
                     case = [pass_name, head_dim, " ".join(map(str, tiling)), static]
-                    if isinstance(found, str):
-                        rows.append([*case, "", found, ""])
+                    if isinstance(times, str):
+                        rows.append([*case, "", times, ""])
                         continue
-                    shipped = shipped or found
-                    for batch, time in found.items():
+                    shipped = shipped or times
+                    for batch, time in times.items():
                         low, high = time.against(shipped[batch])
                         share = f"{time.middle / shipped[batch].middle:.3f}"
                         tie = " a tie" if time is not shipped[batch] and is_tie(low, high) else ""
@@ -176,8 +176,8 @@ def rank_timed(
             case = dict(zip(CASE, cells, strict=True))
             of_case = [row for row in times if (case | {"status": "ok"}).items() <= row.items()]
             known = {written(x): y for x, y in static_clocks(pass_name, head_dim).items()}
-            found = [row for row in of_case if row["tiling"] in known]
-            for row in sorted(found, key=lambda row: known[row["tiling"]])[:count]:
+            candidates = [row for row in of_case if row["tiling"] in known]
+            for row in sorted(candidates, key=lambda row: known[row["tiling"]])[:count]:
                 if not written_rows.has(**case, tiling=row["tiling"]):
                     batch = int(row["batch"])
                     task = pass_name, head_dim, tiling_of(row), queries, prefix, (batch,), (MIDDLE,)
@@ -218,16 +218,16 @@ def agreement(rows: Iterable[dict[str, str]], times: Iterable[dict[str, str]]) -
     lines, numbers = [], []
     for case, tilings in by_case.items():
         measured = [time for *_, time in tilings]
-        found: list[float] = []
+        shares: list[float] = []
         for order in (0, 1):
             clocks = [each[order] for each in tilings]
             # Of equal clocks none is the first: the choice is as good as their mean.
             first = [time for c, time in zip(clocks, measured, strict=True) if c == min(clocks)]
-            found += [rank_correlation(clocks, measured), statistics.fmean(first) / min(measured)]
+            shares += [rank_correlation(clocks, measured), statistics.fmean(first) / min(measured)]
         every = [float(row["ms"]) for row in times if tuple(row[name] for name in CASE) == case]
-        found.append(found[3] * min(measured) / min(every))
-        numbers.append(found)
-        lines.append([*case, str(len(tilings)), *(f"{x:.2f}" for x in found)])
+        shares.append(shares[3] * min(measured) / min(every))
+        numbers.append(shares)
+        lines.append([*case, str(len(tilings)), *(f"{x:.2f}" for x in shares)])
     if numbers:
         columns = list(zip(*numbers, strict=True))
         last = [f"{statistics.median(column):.2f}" for column in columns]

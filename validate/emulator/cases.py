@@ -158,10 +158,10 @@ def errors(case: Case, run: Callable[[EmulatedLaunch], Any] = EmulatedLaunch.run
     usuals = results(plain_attention, tensors, angles, grad)
     floor = torch.finfo(getattr(torch, case.dtype)).eps
     shares = []
-    for i, (found, usual, truth) in enumerate(zip(ours, usuals, truths, strict=True)):
+    for i, (result, usual, truth) in enumerate(zip(ours, usuals, truths, strict=True)):
         if not truth.numel():  # an empty prefix's gradients
             continue
-        error = (found - truth).abs().max()
+        error = (result - truth).abs().max()
         bound = (3 if i else 2) * (usual - truth).abs().max() + floor * truth.abs().max()
         shares.append(float(error / bound) if error.isfinite() else float("inf"))
     return shares
@@ -224,7 +224,7 @@ def seen_in(case: Case, launches: Iterable[Counts]) -> dict[str, dict[str, int]]
     return {"executed": executed, "declared": dict(declared), "work": dict(work)}
 
 
-def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
+def difference(case: Case, counts: dict[str, dict[str, int]]) -> dict[str, int]:
     """What the counter says minus what :func:`seen` saw.
 
     Executed FLOPs by pass; exponentials, distinct and requested bytes by kernel, without those
@@ -232,7 +232,7 @@ def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
     declare to profilers.
     """
     formula = _formula(case)
-    missed = {phase: formula[phase] - flops for phase, flops in found["executed"].items()}
+    missed = {phase: formula[phase] - flops for phase, flops in counts["executed"].items()}
     work = {
         f"{what.replace('_', ' ')} of {name}": number
         for name, kernel in _work(case).items()
@@ -241,8 +241,8 @@ def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
     }
     for name in LEFT_OUT:
         work[f"exponentials of {name}"] -= left_out(case, name)
-    missed |= {name: number - found["work"][name] for name, number in work.items()}
-    return missed | {f"declared by {name}": n for name, n in found["declared"].items()}
+    missed |= {name: number - counts["work"][name] for name, number in work.items()}
+    return missed | {f"declared by {name}": n for name, n in counts["declared"].items()}
 
 
 LEFT_OUT = {"forward": 4, "query": 8}
@@ -290,8 +290,8 @@ def differences(cases: Iterable[Case], jobs: int = 1) -> Iterator[tuple[Case, di
     """
     cases = tuple(cases)
     with triton_processes(interpret=False, jobs=jobs) as pool:
-        for case, found in zip(cases, pool.map(seen, cases), strict=True):
-            yield case, difference(case, found)
+        for case, counts in zip(cases, pool.map(seen, cases), strict=True):
+            yield case, difference(case, counts)
 
 
 def _formula(case: Case) -> dict[str, int]:

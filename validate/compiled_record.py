@@ -78,8 +78,8 @@ def launched_kernels() -> dict[Launch, tuple[Kernel, ...]]:
     """The kernels of every shipped launch, in a process that does not interpret."""
     launches = shipped_launches()
     with triton_processes(interpret=False) as pool:
-        found = pool.submit(kernels_of, launches).result()
-    return {launch: tuple(kernels) for launch, kernels in zip(launches, found, strict=True)}
+        listed = pool.submit(kernels_of, launches).result()
+    return {launch: tuple(kernels) for launch, kernels in zip(launches, listed, strict=True)}
 
 
 def shipped_kernels() -> list[Shipped]:

@@ -140,7 +140,7 @@ class Watched:
             self.counts.append(Counts(launch.code, executed, traffic, launch.declared))
         except MachineError as error:
             self.unsafe.append(f"{launch.name} {error}")
-        self.unsafe.extend(f"{launch.name} {found}" for found in safety.findings)
+        self.unsafe.extend(f"{launch.name} {finding}" for finding in safety.findings)
 
 
 def prepared(launch: EmulatedLaunch, run: Callable[[EmulatedLaunch], Any]) -> float:
@@ -180,13 +180,13 @@ def tried(launch: Launch, kernels: Collection[Kernel]) -> Finding:
     wanted = {kernel.digest: kernel for kernel in kernels}
     shares = []
 
-    def prepare(found: EmulatedLaunch) -> None:
+    def prepare(emulated: EmulatedLaunch) -> None:
         if (
-            found.name == PREPARATION
-            and found.digest in wanted
-            and found.digest not in rows.digests
+            emulated.name == PREPARATION
+            and emulated.digest in wanted
+            and emulated.digest not in rows.digests
         ):
-            shares.append(prepared(found, rows.run))
+            shares.append(prepared(emulated, rows.run))
 
     with shipping(launch):
         shares += errors(case, seen.run)
@@ -207,14 +207,14 @@ def tried(launch: Launch, kernels: Collection[Kernel]) -> Finding:
 def tried_launch(launch: Launch, kernels: Collection[Kernel]) -> tuple[Row, Finding]:
     """A launch's row, with CPU seconds, and what became of it."""
     start = sum(os.times()[:4])  # of this process, and of the assemblers that it starts
-    found = tried(launch, kernels)
+    finding = tried(launch, kernels)
     cells = (
         launch.dtype, launch.head_dim, launch.prefix, launch.group, launch.turned or "",
-        launch.keys or "", found.case.key_heads, len(kernels), f"{found.share:.3f}",
-        sum(map(abs, found.missed.values())), len(found.unsafe),
+        launch.keys or "", finding.case.key_heads, len(kernels), f"{finding.share:.3f}",
+        sum(map(abs, finding.missed.values())), len(finding.unsafe),
         f"{sum(os.times()[:4]) - start:.0f}", _digest(kernels),
     )  # fmt: skip
-    return dict(zip(COLUMNS, map(str, cells), strict=True)), found
+    return dict(zip(COLUMNS, map(str, cells), strict=True)), finding
 
 
 def read(path: Path = RECORD) -> list[Row]:
@@ -292,12 +292,12 @@ def main(dtypes: tuple[str, ...] = DTYPES, limit: int | None = None, *, jobs: in
     holds = True
     with triton_processes(interpret=False, jobs=jobs) as pool:
         tried_launches = pool.map(tried_launch, wanted, kernels)
-        for launch, (row, found) in zip(wanted, tried_launches, strict=True):
-            holds &= found.holds
+        for launch, (row, finding) in zip(wanted, tried_launches, strict=True):
+            holds &= finding.holds
             rows[key(launch)] = row
             write(rows.values())
             write_page(rows.values())
-            print("ok" if found.holds else "NOT OK", found, flush=True)
+            print("ok" if finding.holds else "NOT OK", finding, flush=True)
     print(f"{len(rows)} of {len(shipped_launches())} launches have been executed as they are")
     return 0 if holds else 1
 

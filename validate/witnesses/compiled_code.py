@@ -242,11 +242,11 @@ def _code_digest(function: Any) -> str:
     from triton.language import constexpr
     from triton.runtime.jit import DependenciesFinder, JITCallable
 
-    found: dict[int, str] = {}
+    digests: dict[int, str] = {}
 
     def digest(self: Any) -> str:
-        if id(self) not in found:
-            found[id(self)] = self._fn_name  # where it calls itself
+        if id(self) not in digests:
+            digests[id(self)] = self._fn_name  # where it calls itself
             finder = DependenciesFinder(
                 self._fn_name,
                 self.__globals__,
@@ -260,8 +260,8 @@ def _code_digest(function: Any) -> str:
                 if isinstance(value, constexpr)
             )
             text = f"{finder.ret} {constants}"
-            found[id(self)] = hashlib.sha256(text.encode()).hexdigest()
-        return found[id(self)]
+            digests[id(self)] = hashlib.sha256(text.encode()).hexdigest()
+        return digests[id(self)]
 
     _ = function.cache_key  # finds the constants that are used by what is called
     with mock.patch.object(JITCallable, "cache_key", property(digest)):
@@ -380,13 +380,13 @@ def compile_launch(launch: Launch, wanted: Container[str] | None = None) -> list
 
 def kernels_of(launches: Iterable[Launch]) -> list[list[Kernel]]:
     """The kernels of each launch, of which nothing is compiled; where Triton does not interpret."""
-    found = []
+    by_launch = []
     for launch in launches:
         launched: list[Kernel] = []
         with compiling([], launch.passes, (), launched):
             make_launches(launch)
-        found.append(launched)
-    return found
+        by_launch.append(launched)
+    return by_launch
 
 
 def make_launches(launch: Launch) -> None:

@@ -512,8 +512,8 @@ def test_every_part_of_a_draft_follows_the_form_of_latent_attention():
         ]  # fmt: skip
         assert parts(mla) == (sum(c.total for c in target), sum(c.total for c in proposing))
     assert parts("latent") != parts("absorbed") != parts("expanded") != parts("latent")
-    # A draft of six layers that expands nothing saves, in every layer, 2·512·128·(128 + 128) FLOPs of
-    # each position behind which it reads: 100 in the first round, then 101 and 103.
+    # A draft of six layers that caches keys saves, in each, 2·512·128·(128 + 128) FLOPs of every
+    # position behind which it reads: 100 in the first round, then 101 and 103.
     six = fc.from_hf({"model_type": "deepseek_v3", "num_hidden_layers": 6})
     latent, expanded = (
         six.generate(100, 6, mla=mla, draft=(six, 2, [2, 2]))

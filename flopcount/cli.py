@@ -444,13 +444,13 @@ def roofline(
         plot: Also draw it into this file.
         json: Print JSON.
     """
-    found = find_device(device)
+    chosen = find_device(device)
     if bandwidth is not None:
         stated = Bandwidth(bandwidth, "given by the user")
-        found = dataclasses.replace(found, bandwidth=stated)
+        chosen = dataclasses.replace(chosen, bandwidth=stated)
     roofline = roofline_of(
         model.build(),
-        found,
+        chosen,
         cached=cached,
         positions=positions,
         batch_size=batch_size,

@@ -2,10 +2,11 @@
 
 A pass reads every weight once, reads what is cached and writes what it adds, reads and writes a
 scan's state, and leaves in memory what its other products compute, for the next to read. A value
-that several products of a layer read is read once; scores, what a scan reads, keys and values
-expanded from latents, and element-wise work stay on chip. That is a lower bound for kernels that
-fuse no more than that, and most move more. A kernel that also keeps what is between two products on
-chip, such as a whole MLP's, may move as little as the weights and the cache.
+that several products of a layer read is read once; scores, what a scan reads, keys and values that
+are not cached (such as those expanded from latents), and element-wise work stay on chip. That is a
+lower bound for kernels that fuse no more than that, and most move more. A kernel that also keeps
+what is between two products on chip, such as a whole MLP's, may move as little as the weights and
+the cache.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from flopcount.count import product_term
 from flopcount.devices import DEFAULT_DTYPE, Device, find_device
 from flopcount.inference import bits
 from flopcount.pictures import Drawn
-from flopcount.rows import Cached, Product, Step, Tensor, Value
+from flopcount.rows import AnyRow, Cached, Product, Step, Tensor, Value
 from flopcount.sizes import (
     Size,
     equal,
@@ -330,6 +331,16 @@ class Roofline(Shown, Drawn):
         )]  # fmt: skip
 
 
+def rows_of_a_pass(
+    model: Architecture, cached: Size, positions: Size, batch_size: Size, mla: str | None
+) -> list[AnyRow]:
+    """What a step of decoding or a prompt consists of; arguments as of :func:`roofline`."""
+    behind = is_symbolic(cached) or cached > 0
+    inference = "decode" if equal(positions, 1) and behind else "prefill"
+    at = model._pass_behind(inference, positions, batch_size, cached, mla, None)
+    return list(rows_of(model.network(at.at(logits=1))))
+
+
 def bounds(
     model: Architecture,
     *,
@@ -354,9 +365,7 @@ def bounds(
         bandwidth: Bytes/s.
     """
     behind = is_symbolic(cached) or cached > 0
-    inference = "decode" if equal(positions, 1) and behind else "prefill"
-    at = model._pass_behind(inference, positions, batch_size, cached, mla, None)
-    rows = list(rows_of(model.network(at.at(logits=1))))
+    rows = rows_of_a_pass(model, cached, positions, batch_size, mla)
     kept = {(row.layer, row.name.removesuffix("s")) for row in rows if isinstance(row, Cached)}
     tensors = {(row.layer, row.name): row for row in rows if isinstance(row, Tensor)}
     terms: dict[tuple[str, str], dict[str, Any]] = {}
@@ -375,7 +384,7 @@ def bounds(
         return "attention" if name in ("scores", "values", *KEPT) else "scan"
 
     def in_cache(layer: str, value: str) -> bool:
-        """Whether a value is moved as the cache, or on chip: keys and values of latents."""
+        """Whether a value is moved as the cache alone, or stays on chip: keys, values, latents."""
         return value.split()[-1] in ("key", "value") or (layer, value) in kept
 
     computed = itertools.count()
@@ -392,8 +401,8 @@ def bounds(
 
     for row in rows:
         if isinstance(row, Value):
-            one, *others = row.reads or (row.writes,)
-            values[row.writes] = next(computed) if others else values.get(one, one)
+            kept_as = [values.get(name, name) for name in row.reads]
+            values[row.writes] = kept_as[0] if len(kept_as) == 1 else next(computed)
         elif isinstance(row, Cached):
             # Of positions, what was there is read and what is new is written: together what there
             # is then. A state is read, unless it is the first, and written as a whole.
@@ -491,7 +500,6 @@ def roofline(
     widths = {name: bits(name, value) / 8 for name, value in
               dict(dtype=dtype, weights=weights, cache=cache).items()}  # fmt: skip
     kept = model.cache(cached + positions, batch_size=batch_size, mla=mla).elements
-    step = model._pass_behind("decode", 1, 1, 0, mla, None)
     try:
         return Roofline(
             model,
@@ -505,7 +513,7 @@ def roofline(
             kept * widths["cache"],
             {
                 row.layer: touched_experts(row.factors[0], row.used[0], positions * batch_size)
-                for row in rows_of(model.network(step))
+                for row in rows_of_a_pass(model, **given, mla=mla)
                 if isinstance(row, Tensor) and row.used is not None
             },
         )  # fmt: skip

@@ -219,6 +219,23 @@ def test_what_several_products_read_is_read_once():
     assert read(terms(fc.roofline(fc.CausalLM(**common), DEVICE, cached=4))) == 2 * 2 * 16
 
 
+def test_a_prefix_and_another_stack_are_read_once():
+    model = fc.PerceiverAR(vocab_size=9, num_latents=8, num_prefix=8, num_channels=16,
+                           num_layers=2, num_heads=2)  # fmt: skip
+    found = fc.roofline(model, DEVICE, positions=10)
+    of = {term.term: term.activations for term in found.terms if term.layer == "hybrid"}
+    # Of ten positions eight are the prefix, read for its keys and values; two are latents, whose
+    # queries meet both at once.
+    assert (of["key"], of["value"]) == (2 * 8 * 16, 0)
+    assert of["query"] == of["attention"] == of["out"] == 2 * 2 * (16 + 16)
+    # What three positions of an encoder give, in each of two layers; one position's query.
+    of = {term.term: term.activations
+          for term in fc.roofline(T5, DEVICE, positions=3).terms
+          if term.layer == "decoder"}  # fmt: skip
+    assert (of["cross key"], of["cross value"]) == (2 * 2 * 3 * 8, 0)
+    assert of["cross query"] == of["cross attention"] == of["cross out"] == 2 * 2 * (8 + 8)
+
+
 @pytest.mark.parametrize("mla", ["latent", "absorbed"])
 def test_latents_are_read_once(mla):
     model = fc.from_hf({"model_type": "deepseek_v3"})

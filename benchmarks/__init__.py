@@ -2,7 +2,7 @@
 
 import sys
 
-from flopcount.terminal import prepare
+from flopcount.commands import prepare
 
 if sys.argv[0] == "-m":  # Python looks for the module that it is to run: this is a program.
     prepare()

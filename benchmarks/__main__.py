@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from flopcount.terminal import wrong_command
+from flopcount.commands import wrong_command
 
 PROGRAMS = {
     "attention": "benchmarks.attention.timing",

@@ -39,8 +39,8 @@ def read_google_style(app, what, name, of, options, lines):
 def find_where_it_is_defined(app, env, node, content):
     """A name that a package exports from a module of its own, such as ``flopcount.Device``."""
     try:
-        found = pkgutil.resolve_name(node["reftarget"])
-        target = f"{found.__module__}.{found.__qualname__}"
+        definition = pkgutil.resolve_name(node["reftarget"])
+        target = f"{definition.__module__}.{definition.__qualname__}"
     except (ImportError, AttributeError, ValueError):
         return None
     if target == node["reftarget"]:

@@ -2,7 +2,7 @@
 
 import sys
 
-from flopcount.terminal import prepare
+from flopcount.commands import prepare
 
 if __name__ == "__main__":
     prepare()  # first: a package that is missing is said in a line

@@ -30,7 +30,7 @@ from flopcount.architectures import (
     PerceiverAR,
     Probability,
 )
-from flopcount.commands import default_of, defaults_of
+from flopcount.commands import any_encoding, default_of, defaults_of, whole_numbers, wrong_command
 from flopcount.comparison import compare as compare_model
 from flopcount.count import described
 from flopcount.devices import DEFAULT_DTYPE, given_device
@@ -51,7 +51,6 @@ from flopcount.isoflop.ways_to_count import compare_optima
 from flopcount.parallel import Parallel
 from flopcount.rooflines import roofline as roofline_of
 from flopcount.tables import paragraph, shown, table
-from flopcount.terminal import any_encoding, whole_numbers, wrong_command
 
 if TYPE_CHECKING:
     from flopcount.devices import Peak

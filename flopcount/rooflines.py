@@ -392,11 +392,11 @@ def roofline(
     """
     if not isinstance(model, Architecture):
         raise TypeError(f"model = {quoted(model)}: expected a model that flopcount counts")
-    found = find_device(device)
-    peak = found.peak(dtype).flops_per_second
-    if found.bandwidth is None:
+    device = find_device(device)
+    peak = device.peak(dtype).flops_per_second
+    if device.bandwidth is None:
         raise ValueError(
-            f"device = {found.name!r} without bandwidth: expected a flopcount.Device with one, "
+            f"device = {device.name!r} without bandwidth: expected a flopcount.Device with one, "
             "such as dataclasses.replace(device, bandwidth=flopcount.Bandwidth(…, 'measured'))"
         )
     given = dict(cached=cached, positions=positions, batch_size=batch_size)
@@ -408,11 +408,11 @@ def roofline(
     try:
         return Roofline(
             model,
-            found,
+            device,
             given | dict(dtype=dtype, weights=weights, cache=cache, mla=mla),
             bounds(
                 model, **given, widths=widths, mla=mla, peak=peak,
-                bandwidth=found.bandwidth.bytes_per_second,
+                bandwidth=device.bandwidth.bytes_per_second,
             ),
             model.params().total * widths["weights"],
             kept * widths["cache"],

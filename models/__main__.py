@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from flopcount.terminal import prepare, whole_numbers, wrong_command
+from flopcount.commands import defaults_of, prepare, whole_numbers, wrong_command
 
 if __name__ == "__main__":
     prepare()  # first: a package that is missing is said in a line
@@ -26,7 +26,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flopcount.commands import defaults_of
 from flopcount.extras import advice
 from flopcount.tables import table
 from models.configuration import read_config, read_fields

@@ -255,3 +255,31 @@ def test_an_argument_that_is_not_documented_is_found():
         """
 
     assert undocumented("area", area) == ["area.height"]
+
+
+def lines_assigning(name: str, source: str) -> list[int]:
+    """Lines where a variable, an argument or a field gets the name."""
+    nodes = list(ast.walk(ast.parse(source)))
+    stores = [n for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    return sorted(
+        [node.lineno for node in stores if node.id == name]
+        + [node.lineno for node in nodes if isinstance(node, ast.arg) and node.arg == name]
+    )
+
+
+@pytest.mark.parametrize("package", [*PACKAGES[:-1], "docs"])
+def test_what_is_found_is_named_for_what_it_is(package):
+    files = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / package).rglob("*.py")}
+    assert files
+    lines = {name: lines_assigning("found", path.read_text()) for name, path in files.items()}
+    assert {name: at for name, at in lines.items() if at} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["found = 1", "for i, found in []: pass", "def f(found): pass", "class A:\n    found: int",
+     "if found := 1: pass", "with f() as found: pass", "lambda found: 1", "[0 for found in []]"],
+)  # fmt: skip
+def test_a_variable_named_found_is_seen(source):
+    assert lines_assigning("found", source)
+    assert not lines_assigning("found", "judges = found('found', found=1)  # found")

@@ -11,7 +11,7 @@ import pytest
 
 import flopcount.cli
 from flopcount import extras
-from flopcount.terminal import whole_number, wrong_command
+from flopcount.commands import whole_number, wrong_command
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("flopcount", "models", "validate", "benchmarks")

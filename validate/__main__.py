@@ -13,10 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flopcount.architectures import ARCHITECTURES
 from flopcount.cli import model_options, to_json
-from flopcount.commands import default_of
+from flopcount.commands import default_of, whole_numbers
 from flopcount.extras import advice
 from flopcount.sizes import require_choice
-from flopcount.terminal import whole_numbers
 from validate import verification
 from validate.matrix import Verdict, as_table, verdicts
 

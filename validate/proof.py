@@ -108,7 +108,7 @@ def rows_by_term(count: Any) -> dict[tuple[Term, str], tuple[int, Any]]:
     return {key: (number, once[key[0]]) for key, number in times.items()}
 
 
-def compare_rows(model: Architecture, count: Any, found: Trace) -> dict[str, str]:
+def compare_rows(model: Architecture, count: Any, evidence: Trace) -> dict[str, str]:
     """Every traced product against its term, and every term against its products.
 
     The L - 1 self-attention layers of a term are equal: each module's product is to be the term's
@@ -117,7 +117,7 @@ def compare_rows(model: Architecture, count: Any, found: Trace) -> dict[str, str
     modules: dict[tuple[Term, str], collections.Counter[str]] = collections.defaultdict(
         collections.Counter
     )
-    for row in found.rows:
+    for row in evidence.rows:
         modules[term_of(row.module, model), row.phase][row.module] += 1
     expected = rows_by_term(count)
     differences = {}
@@ -128,7 +128,7 @@ def compare_rows(model: Architecture, count: Any, found: Trace) -> dict[str, str
         wrong = sympy.expand(flops) != 0 if not seen else set(seen.values()) != {number}
         if wrong:
             differences[f"{key}: products"] = f"counter {number}, trace {dict(seen)}"
-    for row in found.rows:
+    for row in evidence.rows:
         key = (term_of(row.module, model), row.phase)
         if key in expected:
             missed = sympy.expand(expected[key][1] - len(modules[key]) * row.flops)
@@ -162,20 +162,20 @@ def prove(step: Step, layers: tuple[int, ...] = LAYERS) -> Proof:
     for num_layers in layers:
         model = symbolic(step, num_layers)
         counted = count(model)
-        found = trace(
+        evidence = trace(
             step.architecture,
             num_layers,
             training=step.training,
             checkpointing=step.checkpointing,
         )
-        rows += len(found.rows)
-        assumptions[str(num_layers)] = {"guards": list(found.guards), "ranges": found.ranges}
+        rows += len(evidence.rows)
+        assumptions[str(num_layers)] = {"guards": list(evidence.guards), "ranges": evidence.ranges}
         listed = listed_assumptions().get(step.name, {}).get(str(num_layers))
         try:
-            check_assumptions(found, step.sizes(), listed or {"guards": [], "ranges": {}})
+            check_assumptions(evidence, step.sizes(), listed or {"guards": [], "ranges": {}})
         except NotAProofError as error:
             differences[f"assumptions, L = {num_layers}"] = str(error)
-        for name, missed in compare_rows(model, counted, found).items():
+        for name, missed in compare_rows(model, counted, evidence).items():
             differences[f"{name}, L = {num_layers}"] = missed
         totals = {
             "forward": counted.forward,
@@ -184,10 +184,10 @@ def prove(step: Step, layers: tuple[int, ...] = LAYERS) -> Proof:
             "forward, from the formula in L": in_layers.forward.subs(L, num_layers),
         }
         for name, formula in totals.items():
-            missed = sympy.expand(formula - found.total(name.split(",")[0]))
+            missed = sympy.expand(formula - evidence.total(name.split(",")[0]))
             if missed != 0:
                 differences[f"{name}, L = {num_layers}"] = str(missed)
-        missed = sympy.expand(model.params().total - found.parameters)
+        missed = sympy.expand(model.params().total - evidence.parameters)
         if missed != 0:
             differences[f"parameters, L = {num_layers}"] = str(missed)
     return Proof(step, rows, differences, assumptions)

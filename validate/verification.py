@@ -124,18 +124,18 @@ def _read(path: Path) -> tuple[str, tuple[str, ...]]:
 def _closure(modules: Iterable[str]) -> dict[str, str]:
     """A digest of the code of modules, and of all of the project that they import, by file."""
     waiting = list(modules)
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     while waiting:
         path = ROOT.joinpath(*waiting.pop().split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         name = path.relative_to(ROOT).as_posix()
-        if name not in found and path.is_file():
-            found[name], imports = _read(path)
+        if name not in digests and path.is_file():
+            digests[name], imports = _read(path)
             waiting += imports
-    if any(name.startswith("kernels/") for name in found):
+    if any(name.startswith("kernels/") for name in digests):
         table = TUNED.relative_to(ROOT).as_posix()
-        found[table] = hashlib.sha256(TUNED.read_bytes()).hexdigest()[:16]
-    return found
+        digests[table] = hashlib.sha256(TUNED.read_bytes()).hexdigest()[:16]
+    return digests
 
 
 def sources() -> dict[str, str]:
@@ -145,8 +145,8 @@ def sources() -> dict[str, str]:
     witnesses, networks and kernels, with the table of tilings that these read.
     """
     formulas = [entry.target.module for entry in judging.FORMULAS]
-    found = _closure(["validate.matrix", "validate.mutation.judging", *formulas])
-    return dict(sorted(found.items()))
+    digests = _closure(["validate.matrix", "validate.mutation.judging", *formulas])
+    return dict(sorted(digests.items()))
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -180,7 +180,7 @@ def files_of(check: Callable[[], matrix.Verdict]) -> set[str]:
 
 def files_of_judges(names: Iterable[str]) -> set[str]:
     """The files on whose code it depends what judges find, the counter's apart."""
-    found = {f"validate/mutation/{name}.py" for name in ("judging", "mutants")}
+    files = {f"validate/mutation/{name}.py" for name in ("judging", "mutants")}
     witnesses = {
         judging.ROWS: matrix.CHECKS,
         judging.DOTS: (judging.kernel_tally,),
@@ -188,8 +188,8 @@ def files_of_judges(names: Iterable[str]) -> set[str]:
     }
     for name in names:
         for part in witnesses[name]:
-            found |= {"validate/matrix.py", *_closure(_modules(part))}
-    return found
+            files |= {"validate/matrix.py", *_closure(_modules(part))}
+    return files
 
 
 def expected(quick: bool) -> list[list[str]]:

@@ -240,7 +240,7 @@ def family_table(comparisons: list[Comparison], names: list[str]) -> str:
                     "",
                     term,
                     *(
-                        signed(found) if (found := share(one, name, part, term)) else ""
+                        signed(value) if (value := share(one, name, part, term)) else ""
                         for one in comparisons
                     ),
                 ]

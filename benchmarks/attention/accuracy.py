@@ -43,18 +43,18 @@ def shares_of_allowed(
     shares: dict[str, float] = {}
     resolution = torch.finfo(dtype).eps
     largest = max((float(x.abs().max()) for x in exact[1:] if x.numel()), default=0.0)
-    for index, (found, usual, truth) in enumerate(zip(ours, plain, exact, strict=True)):
+    for index, (result, usual, truth) in enumerate(zip(ours, plain, exact, strict=True)):
         pass_name = "forward" if index == 0 else "backward"
-        if found.shape != truth.shape:
-            raise WrongResultError(f"shape {tuple(found.shape)} instead of {tuple(truth.shape)}")
-        if not torch.isfinite(found).all():
+        if result.shape != truth.shape:
+            raise WrongResultError(f"shape {tuple(result.shape)} instead of {tuple(truth.shape)}")
+        if not torch.isfinite(result).all():
             raise WrongResultError(f"{pass_name}: values that are not finite")
         share = 0.0
         if truth.numel():
             allowed = ALLOWED[pass_name] * (usual.double() - truth).abs().max()
             size = truth.abs().max() if index == 0 else largest
             allowed += ROUNDINGS[pass_name] * resolution * size
-            distance = (found.double() - truth).abs().max()
+            distance = (result.double() - truth).abs().max()
             share = (distance / allowed).item() if distance > 0 else 0.0
         shares[pass_name] = max(share, shares.get(pass_name, 0.0))
     return shares

@@ -174,8 +174,8 @@ def check_random(out: Path, *, cases: int = 1000, largest: int, jobs: int = 0) -
         return record(out, "random", len(drawn), wrong_cases(drawn))
     families = [drawn[first : first + FAMILY] for first in range(0, cases, FAMILY)]
     with fresh_processes(jobs) as pool:
-        found = list(pool.map(wrong_cases, families))
-    return record(out, "random", len(drawn), [text for group in found for text in group])
+        failures = list(pool.map(wrong_cases, families))
+    return record(out, "random", len(drawn), [text for group in failures for text in group])
 
 
 @commands.defaults_of(drawn_cases)

@@ -81,10 +81,10 @@ def errors(attend: Attend, shape: Shape, backward: bool) -> dict[str, float]:
     operands = [x.requires_grad_(backward) for x in operands]
     out = attend(*operands)
     ours = [out.detach(), *(torch.autograd.grad(out, operands, grad) if backward else ())]
-    for found, like in zip(ours, (grad, *operands), strict=False):
-        if found.shape != like.shape:
-            raise WrongResultError(f"shape {tuple(found.shape)} instead of {tuple(like.shape)}")
-        if not torch.isfinite(found).all():
+    for result, like in zip(ours, (grad, *operands), strict=False):
+        if result.shape != like.shape:
+            raise WrongResultError(f"shape {tuple(result.shape)} instead of {tuple(like.shape)}")
+        if not torch.isfinite(result).all():
             raise WrongResultError("values that are not finite")
     worst: dict[str, float] = {}
     for b, h in {(0, 0), (shape.batch - 1, shape.heads - 1)}:

@@ -22,12 +22,12 @@ def executed_ops(shape: Shape, element_size: int) -> dict[str, int]:
     """
     tiling = tiling_of(shape.head_dim, element_size, shape.queries + shape.prefix)
     products = {"forward": 2, "key_value": tiling.key_value_products, "query": 3}
-    found = {}
+    flops = {}
     for name, kernel in KERNELS.items():
         block = getattr(tiling, name)
         owner: Owner = "keys" if name == "key_value" else "queries"
         tiles = Causal().tiles(shape.queries, shape.queries, block, owner)
         tiles += Full().tiles(shape.queries, shape.prefix, block, owner)
         per_tile = 2 * block[0] * block[1] * tiling.padded(shape.head_dim)
-        found[kernel] = shape.batch * shape.heads * tiles * products[name] * per_tile
-    return found
+        flops[kernel] = shape.batch * shape.heads * tiles * products[name] * per_tile
+    return flops

@@ -203,8 +203,8 @@ def unknown_metrics(text: str) -> set[str]:
     >>> sorted(unknown_metrics("==ERROR== Failed to find metric sm__ops_new.sum"))
     ['sm__ops_new.sum']
     """
-    found = re.findall(r"Failed to find metrics?:? ([\w.,: ]+)", text)
-    return {name.rstrip(".") for names in found for name in re.split(r"[,: ]+", names) if name}
+    lists = re.findall(r"Failed to find metrics?:? ([\w.,: ]+)", text)
+    return {name.rstrip(".") for names in lists for name in re.split(r"[,: ]+", names) if name}
 
 
 def _end(text: str) -> str:

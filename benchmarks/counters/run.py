@@ -2,8 +2,9 @@
 
 Parts: ``probe`` says whether Nsight Compute is there and permitted; ``kernels`` profiles a GEMM
 whose count is known, then each kernel of each case once, and holds tensor-core operations against
-the formula; ``emulate`` puts what the emulator counts beside, and ``agreement`` says how many of
-these counts are equal; ``step`` profiles one whole training step of two of the article's models.
+the formula; ``emulate`` puts what the emulator counts beside, ``clocks`` what a model takes for the
+launches' times, and ``agreement`` says how many of these counts are equal, and how far the clocks
+are; ``step`` profiles one whole training step of two of the article's models.
 ``workload`` is what runs under the profiler.
 
 Each result is confirmed, or differs, or is not confirmed because something is missing. A missing
@@ -14,11 +15,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
-import math
+import json
 import random
 import shutil
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +30,7 @@ import tyro
 from benchmarks.attention.implementations import IMPLEMENTATIONS
 from benchmarks.attention.shapes import ARTICLE_HEAD_DIMS, Shape
 from benchmarks.attention.timing import compile_ahead, draw
-from benchmarks.counters import profiler
+from benchmarks.counters import clocks, profiler
 from benchmarks.counters.executed import executed_ops
 from benchmarks.counters.profiler import Kernel, ProfilerError, verdict
 from benchmarks.counters.steps import (
@@ -65,9 +64,6 @@ CASE_COLUMNS = (
 
 
 AGREEMENT_COLUMNS = ("counter", "compared", "equal", "hardware minus emulator, %")
-CLOCKS_COLUMNS = (
-    "kernel", "calibrated on: before", "after", "held out: before", "then after",
-)  # fmt: skip
 EMULATED_COLUMNS = CASE_COLUMNS[1 : CASE_COLUMNS.index("verdict") + 1]
 
 
@@ -109,15 +105,15 @@ def between_markers(kernels: Iterable[Kernel], cases: int) -> list[list[Kernel]]
     Raises:
         ProfilerError: If there are not as many markers as cases.
     """
-    found: list[list[Kernel]] = []
+    groups: list[list[Kernel]] = []
     for kernel in kernels:
         if kernel.name == case_marker.fn.__name__:
-            found.append([])
-        elif found:
-            found[-1].append(kernel)
-    if len(found) != cases:
-        raise ProfilerError(f"the profile must hold {cases} cases, got {len(found)}")
-    return found
+            groups.append([])
+        elif groups:
+            groups[-1].append(kernel)
+    if len(groups) != cases:
+        raise ProfilerError(f"the profile must hold {cases} cases, got {len(groups)}")
+    return groups
 
 
 def compared(
@@ -163,8 +159,8 @@ def emulated(
     for name, metrics in by_name.items():
         profiled = [kernel for kernel in kernels if kernel.name == name]
         for metric, executed in metrics.items():
-            found = _summed(profiled, metric)
-            counted = None if isinstance(found, str) else found
+            total = _summed(profiled, metric)
+            counted = None if isinstance(total, str) else total
             yield {
                 "case": case,
                 "kernel": name,
@@ -247,8 +243,8 @@ def run_kernels(out: Path, *, drawn: int, jobs: int = 0, operations_only: bool =
     m, n, k = GEMM
     (calibration,) = compared("GEMM", [_joined(gemm)], {"library GEMM": 2 * m * n * k}, "bfloat16")
     rows.append(calibration)
-    for shape, found in zip(shapes, cases, strict=True):
-        rows += compared(str(shape), found, executed_ops(shape, 2), "bfloat16")
+    for shape, group in zip(shapes, cases, strict=True):
+        rows += compared(str(shape), group, executed_ops(shape, 2), "bfloat16")
     if calibration["verdict"] != "confirmed":
         for row in rows[1:]:
             row["verdict"] = f"not confirmed: the GEMM is {calibration['verdict']}"
@@ -273,21 +269,71 @@ def emulate(out: Path, *, drawn: int, cases: tuple[int, ...] = (), jobs: int = 2
         jobs: Processes.
     """
     table = Table(out / "emulated.csv", EMULATED_COLUMNS, ("case", "kernel", "metric"))
-    done = {row["case"] for row in read_table(table.path)}
-    kernels = profiler.parse((out / "kernels.ncu.csv").read_text(encoding="utf-8"))
-    shapes = kernel_cases(drawn)
-    _, *profiled = between_markers(kernels, 1 + len(shapes))
-    wanted = [
-        (shapes[number], profiled[number])
-        for number in cases or range(len(shapes))
-        if str(shapes[number]) not in done
-    ]
-    with triton_processes(interpret=False, jobs=jobs) as pool:
-        launches = pool.map(emulated_launches, [shape for shape, _ in wanted])
-        for (shape, found), counted in zip(wanted, launches, strict=True):
-            for row in emulated(str(shape), found, counted):
-                table.add(**{name: "missing" if v is None else v for name, v in row.items()})
+    for shape, profiled, launches in _emulated_cases(emulated_launches, table, drawn, cases, jobs):
+        for row in emulated(str(shape), profiled, launches):
+            table.add(**{name: "missing" if v is None else v for name, v in row.items()})
     return table.path
+
+
+@commands.defaults_of(kernel_cases)
+def model_clocks(
+    out: Path,
+    *,
+    drawn: int,
+    cases: tuple[int, ...] = (),
+    calibrated_on: tuple[int, ...] = clocks.CALIBRATED_ON,
+    jobs: int = 2,
+) -> Path:
+    """Add modelled clocks beside the measured ones to ``modelled.csv``; needs no GPU.
+
+    Reads what :func:`run_kernels` has left, ``kernels.ncu.csv`` and ``counters.jsonl``. As for
+    ``emulate``, the kernels, their tilings and Triton have to be those that were profiled; rows of
+    others are refused. "Before" is without the effects that were calibrated.
+
+    Args:
+        out: Folder with ``kernels.ncu.csv``.
+        drawn: As for ``kernels``.
+        cases: By number, the calibration not counted; all by default.
+        calibrated_on: By number, those that parameters were chosen on; of other kernels than the
+            first's, none.
+        jobs: Processes.
+
+    Raises:
+        ProfilerError: If the code here is not what was profiled.
+    """
+    profile = json.loads((out / "counters.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    if triton.__version__ != profile["triton"]:
+        raise ProfilerError(
+            f"kernels of Triton {profile['triton']} were profiled, this is {triton.__version__}: "
+            f"install that one, and take the kernels of commit {profile['commit'][:7]}"
+        )
+    table = Table(out / "modelled.csv", clocks.COLUMNS, clocks.COLUMNS[:2])
+    shapes = enumerate(kernel_cases(drawn))
+    chosen_on = {str(shape) for number, shape in shapes if number in calibrated_on}
+    for shape, profiled, launches in _emulated_cases(clocks.launches_of, table, drawn, cases, jobs):
+        case = str(shape)
+        for row in [*clocks.rows_of(case, profiled, launches, case in chosen_on)]:
+            table.add(**row)
+    return table.path
+
+
+def _emulated_cases(
+    emulate_case: Callable[[Shape], list[dict[str, Any]]],
+    table: Table,
+    drawn: int,
+    cases: tuple[int, ...],
+    jobs: int,
+) -> Iterator[tuple[Shape, list[Kernel], list[dict[str, Any]]]]:
+    """Each case that a table lacks, its kernels as they were profiled, and what is made of it."""
+    done = {row["case"] for row in read_table(table.path)}
+    log = table.path.with_name("kernels.ncu.csv")
+    shapes = kernel_cases(drawn)
+    _, *profiled = between_markers(profiler.parse(log.read_text(encoding="utf-8")), 1 + len(shapes))
+    wanted = [n for n in cases or range(len(shapes)) if str(shapes[n]) not in done]
+    with triton_processes(interpret=False, jobs=jobs) as pool:
+        launched = pool.map(emulate_case, [shapes[number] for number in wanted])
+        for number, launches in zip(wanted, launched, strict=True):
+            yield shapes[number], profiled[number], launches
 
 
 def agreement(out: Path) -> None:
@@ -297,7 +343,7 @@ def agreement(out: Path) -> None:
         out: Folder with ``emulated.csv`` and, for the clocks, ``modelled.csv``.
     """
     print(agreement_table(read_table(out / "emulated.csv")))
-    print(clocks_table(read_table(out / "modelled.csv")))
+    print(clocks.clocks_table(read_table(out / "modelled.csv")))
 
 
 def agreement_table(rows: Iterable[dict[str, str]]) -> str:
@@ -306,34 +352,14 @@ def agreement_table(rows: Iterable[dict[str, str]]) -> str:
     for row in rows:
         if row["counted"] != "missing":
             by_metric[row["metric"]].append(row)
-    found = []
+    body = []
     for metric, counted in by_metric.items():
         percent = [100 * int(row["difference"]) / max(int(row["executed"]), 1) for row in counted]
         equal = sum(row["difference"] == "0" for row in counted)
         span = f"{min(percent):+.2f} to {max(percent):+.2f}" if equal < len(counted) else ""
         cells = (f"`{metric}`", f"{len(counted)}", f"{equal}", span)
-        found.append(dict(zip(AGREEMENT_COLUMNS, cells, strict=True)))
-    return markdown(found, AGREEMENT_COLUMNS)
-
-
-def clocks_table(rows: Iterable[dict[str, str]]) -> str:
-    """Modelled over measured clocks by kernel: median, least and most, as a markdown table."""
-    ratios: dict[str, list[list[float]]] = collections.defaultdict(lambda: [[], [], [], []])
-    for row in rows:
-        first = 0 if row["calibrated on"] == "yes" else 2
-        for column, state in enumerate(("before", "after"), start=first):
-            ratios[row["kernel"]][column].append(int(row[state]) / int(row["measured"]))
-    whole = [[*itertools.chain(*column)] for column in zip(*ratios.values(), strict=True)]
-    lines: list[list[str]] = [
-        [f"`{kernel}`", *(f"{statistics.median(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in of)]
-        for kernel, of in ratios.items()
-    ]
-    if whole:
-        distances = [statistics.fmean(abs(math.log(ratio)) for ratio in x) for x in whole]
-        lines.append(["mean of the logarithm's magnitude", *(f"{x:.3f}" for x in distances)])
-        lines.append(["launches", *(f"{len(x)}" for x in whole)])
-    found = (dict(zip(CLOCKS_COLUMNS, line, strict=True)) for line in lines)
-    return markdown(found, CLOCKS_COLUMNS)
+        body.append(dict(zip(AGREEMENT_COLUMNS, cells, strict=True)))
+    return markdown(body, AGREEMENT_COLUMNS)
 
 
 def _joined(kernels: Iterable[Kernel]) -> Kernel:
@@ -445,6 +471,7 @@ def main(arguments: list[str] | None = None) -> None:
         "probe": probe,
         "kernels": run_kernels,
         "emulate": emulate,
+        "clocks": model_clocks,
         "agreement": agreement,
         "step": run_step,
         "workload": workload,

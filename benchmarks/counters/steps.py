@@ -218,12 +218,12 @@ def level_by_term(
     model: fc.PerceiverAR, level: str, batch_size: int
 ) -> dict[tuple[str, str, str], int]:
     """FLOPs of a training step by layer, term and phase; scores and values also together."""
-    found: collections.Counter[tuple[str, str, str]] = collections.Counter()
+    flops: collections.Counter[tuple[str, str, str]] = collections.Counter()
     for row in model.flops(level=level, batch_size=batch_size).rows:
-        found[row.layer, row.term, row.phase] += row.flops
+        flops[row.layer, row.term, row.phase] += row.flops
         if row.term in ("scores", "values"):
-            found[row.layer, "scores + values", row.phase] += row.flops
-    return dict(found)
+            flops[row.layer, "scores + values", row.phase] += row.flops
+    return dict(flops)
 
 
 def seed_model(name: str) -> fc.PerceiverAR:

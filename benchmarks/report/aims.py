@@ -85,8 +85,8 @@ def attention_aims(rows: Iterable[Row], matmul_rate: float | None) -> Iterator[A
             what = f"head dim {head_dim}, {pass_name}: time over"
             if head_dim in UNALIGNED:
                 bound = AT_MOST, OF_UNALIGNED
-                found = ratios(shapes, pass_name, ANY_PEER)
-                yield Aim(f"{what} the best of {', '.join(ANY_PEER)}", bound, found)
+                values = ratios(shapes, pass_name, ANY_PEER)
+                yield Aim(f"{what} the best of {', '.join(ANY_PEER)}", bound, values)
             else:
                 for peer in ("SDPA-flash", "FlexAttention"):
                     yield Aim(f"{what} {peer}", (AT_MOST, 1.0), ratios(shapes, pass_name, (peer,)))
@@ -122,14 +122,18 @@ def training_aims(rows: Iterable[Row]) -> Iterator[Aim]:
     for row in rows:
         if row["status"] == "ok":
             models.setdefault(row["model"], {})[row["implementation"]] = row
-    for model, found in models.items():
-        ours = [row for name, row in found.items() if name.startswith("fused")]
+    for model, by_implementation in models.items():
+        ours = [row for name, row in by_implementation.items() if name.startswith("fused")]
         fastest = max((float(row["tokens_per_second"]) for row in ours), default=None)
         if model in MFU:
             mfu = max((float(row["mfu"]) for row in ours), default=None)
             yield Aim(f"{model}: MFU", (AT_LEAST, MFU[model]), (mfu,))
         for names, factor in FASTER_THAN.items():
-            others = [float(found[name]["tokens_per_second"]) for name in names if name in found]
+            others = [
+                float(by_implementation[name]["tokens_per_second"])
+                for name in names
+                if name in by_implementation
+            ]
             gain = fastest / max(others) if others and fastest is not None else None
             label = "PyTorch's attention, compiled" if names == OF_COMPILED else names[0]
             yield Aim(f"{model}: tokens/s over {label}", (AT_LEAST, factor), (gain,))

@@ -140,8 +140,8 @@ def _results(
 ) -> list[Tensor]:
     inputs = [x.detach().requires_grad_() for x in (latents, prefix)]
     out = run(*inputs, angles)
-    found = [out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
-    return [x.detach().double() for x in found]
+    results = [out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
+    return [x.detach().double() for x in results]
 
 
 def measure(shape: Shape, variant: str) -> dict[str, Any]:

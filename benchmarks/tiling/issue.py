@@ -85,13 +85,16 @@ def compile_peer(head_dims: Sequence[int], queries: int, heads: int) -> list[Com
 
     kernels = []
     for head_dim in head_dims:
-        found: list[tuple[Any, str, dict[str, Any]]] = []
+        compilations: list[tuple[Any, str, dict[str, Any]]] = []
         q = torch.empty(2, queries, heads, head_dim, dtype=torch.bfloat16)
         lse = torch.empty(2, queries, heads)
-        with compiling(found), mock.patch.object(parallel, "check_shared_mem", return_value=True):
+        with (
+            compiling(compilations),
+            mock.patch.object(parallel, "check_shared_mem", return_value=True),
+        ):
             parallel.parallel_attn_fwd(q, q, q, None, None, 0.1)
             parallel.parallel_attn_bwd(q, q, q, q, None, lse, q, scale=0.1)
-        kernels += [read(Launch("bfloat16", head_dim, 0), *kernel) for kernel in found]
+        kernels += [read(Launch("bfloat16", head_dim, 0), *kernel) for kernel in compilations]
     return [kernel for kernel in kernels if kernel.name in PEER_KERNELS]
 
 
@@ -111,13 +114,13 @@ def lines(kernel: CompiledKernel, queries: int, sequences_and_heads: int) -> lis
     first_two = kernel.segments[:2]
     diagonal, beside = first_two if ours or pass_name == "key_value" else first_two[::-1]
     counted = trips(pass_name, owned, visited, queries)
-    found = []
+    of_loops = []
     loops = ("diagonal", "beside"), (diagonal, beside), counted
     for loop, segment, tiles in zip(*loops, strict=True):
         once = "" if segment.in_loop else ", with what is around it"
         each = clocks(segment, kernel.num_warps)
         launch = max(each) * tiles * sequences_and_heads / MULTIPROCESSORS
-        found.append(
+        of_loops.append(
             [
                 str(kernel.launch.head_dim),
                 pass_name + (f" {c['GRADIENT']}" if c.get("GRADIENT", "kv") != "kv" else ""),
@@ -131,7 +134,7 @@ def lines(kernel: CompiledKernel, queries: int, sequences_and_heads: int) -> lis
                 str(kernel.programs_per_multiprocessor),
             ]
         )
-    return found
+    return of_loops
 
 
 def report(
@@ -139,9 +142,9 @@ def report(
 ) -> list[list[str]]:
     """The lines of all kernels, by head dim, pass and loop, ours first."""
     passes = list(KERNELS)
-    found = [line for kernel in kernels for line in lines(kernel, queries, sequences_and_heads)]
+    all_lines = [line for kernel in kernels for line in lines(kernel, queries, sequences_and_heads)]
     return sorted(
-        found, key=lambda x: (int(x[0]), passes.index(x[1].split()[0]), x[4][0], x[2] != "ours")
+        all_lines, key=lambda x: (int(x[0]), passes.index(x[1].split()[0]), x[4][0], x[2] != "ours")
     )
 
 

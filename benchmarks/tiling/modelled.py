@@ -28,7 +28,7 @@ from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.emulator.memory import GlobalMemory
 from validate.profile.profiling import busy
 from validate.profile.timing import SETTINGS, Modelled, held_at_once, is_tie, modelled
-from validate.profile.traces import Traces, TracingMachine
+from validate.profile.traces import Program, Traces, TracingMachine
 from validate.witnesses.processes import triton_processes
 
 NAMES = {name: key for key, name in KERNELS.items()} | PEER_KERNELS
@@ -77,6 +77,20 @@ class Row:
         return mine.against(theirs)
 
 
+def traced(launch: EmulatedLaunch, distinct: bool = True) -> tuple[Counts, list[Program]]:
+    """What a launch executes, control and addresses alone, and what each of its programs does.
+
+    Args:
+        launch: What to run.
+        distinct: As of :func:`validate.emulator.counts.count`.
+    """
+    traffic, traces = Traffic(len(launch.operations), distinct), Traces()
+    operations: Any = sliced(launch.code, launch.operations)
+    control = dataclasses.replace(launch, operations=operations)
+    executed = control.run(GlobalMemory(), (traffic, traces), TracingMachine)
+    return Counts(launch.code, executed, traffic, launch.declared), traces.programs()
+
+
 def timed(
     call: Callable[[], Any],
     batches: tuple[int, ...],
@@ -98,27 +112,22 @@ def timed(
     device = find_device("h100")
     assert device.multiprocessors is not None
     count = device.multiprocessors.count
-    found: dict[tuple[str, int], Modelled] = {}
+    times: dict[tuple[str, int], Modelled] = {}
 
     def run(launch: EmulatedLaunch) -> None:
         if only not in (None, launch.name):
             return
-        traffic, traces = Traffic(len(launch.operations)), Traces()
-        operations: Any = sliced(launch.code, launch.operations)
-        control = dataclasses.replace(launch, operations=operations)
-        executed = control.run(GlobalMemory(), (traffic, traces), TracingMachine)
-        counts = Counts(launch.code, executed, traffic, launch.declared)
-        programs = traces.programs()
+        counts, programs = traced(launch)
         at_once = held_at_once(launch)
         moved = busy(counts, device, len(programs))["bytes"]
         for batch in batches:
             time = modelled(counts, programs * batch, at_once, count, moved * batch, settings)
             for name in (NAMES.get(launch.name, launch.name), "all"):
-                found.setdefault((name, batch), Modelled()).add(time)
+                times.setdefault((name, batch), Modelled()).add(time)
 
     with emulating(run), standing_in({}, {}):
         call()
-    return found
+    return times
 
 
 def rows_of(
@@ -205,6 +214,21 @@ def read(path: Path) -> list[Row]:
         return [Row(**{k: kinds[k](x) for k, x in row.items()}) for row in csv.DictReader(file)]
 
 
+def page_tables(path: Path, before: Path | None, profile: Path | None) -> tuple[str, str]:
+    """Clocks by size, and which aims are reached, as :mod:`benchmarks.tiling.aims` shows them."""
+    from benchmarks.counters import profiler, run
+    from benchmarks.tiling import aims
+
+    rows, others = read(path), read(before) if before else []
+    measured = []
+    if profile:
+        shapes = run.kernel_cases()
+        kernels = profiler.parse(profile.read_text(encoding="utf-8"))
+        _, *groups = run.between_markers(kernels, 1 + len(shapes))
+        measured = aims.measured_rows(zip(shapes, groups, strict=True))
+    return aims.clocks_by_size(rows, others, measured), aims.aims_table(rows, others)
+
+
 def compare(
     head_dims: tuple[int, ...] = HEAD_DIMS,
     prefixes: tuple[int, ...] = PREFIXES,
@@ -215,6 +239,8 @@ def compare(
     queries: int = 512,
     out: Path | None = None,
     before: Path | None = None,
+    pages: Path | None = None,
+    profile: Path | None = None,
 ) -> int:
     """Print modelled clocks of both passes.
 
@@ -228,7 +254,12 @@ def compare(
         queries: Positions of a sequence.
         out: A CSV file to write, as rows come.
         before: Rows of other kernels, to compare with.
+        pages: Rows to print as the documentation's tables; then nothing is modelled.
+        profile: With ``pages``, the profiler's output, for measured clocks beside.
     """
+    if pages:
+        print(*page_tables(pages, before, profile), sep="\n")
+        return 0
     rows: list[Row] = []
     names = [field.name for field in dataclasses.fields(Row)]
     with triton_processes(interpret=False) as pool:

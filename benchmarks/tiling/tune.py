@@ -157,13 +157,13 @@ def candidates(pass_name: str, head_dim: int, num_keys: int, element_size: int =
     if pass_name not in PASSES:
         raise ValueError(f"pass_name must be one of {PASSES}, got {pass_name!r}")
     shipped = shipped_tiling(pass_name, head_dim, element_size, num_keys)
-    found = [shipped]
+    tilings = [shipped]
     for owned, visited, warps, stages in itertools.product(OWNED, VISITED, WARPS, STAGES):
         sides = (visited, owned) if pass_name == "key_value" else (owned, visited)
         for cap in CAPS[warps]:
             tiling = Tiling(*sides, warps, stages, cap)
-            if tiling not in found and fits(pass_name, head_dim, tiling, element_size):
-                found.append(tiling)
+            if tiling not in tilings and fits(pass_name, head_dim, tiling, element_size):
+                tilings.append(tiling)
     known = facts()
     case = pass_name, padded_head_dim(head_dim)
 
@@ -181,7 +181,7 @@ def candidates(pass_name: str, head_dim: int, num_keys: int, element_size: int =
         fact = known.get((*case, tiling))
         return float("inf") if fact is None else fact.least_clocks
 
-    return [shipped, *sorted(filter(is_promising, found[1:]), key=least_clocks)]
+    return [shipped, *sorted(filter(is_promising, tilings[1:]), key=least_clocks)]
 
 
 class Fact(NamedTuple):
@@ -316,12 +316,12 @@ def attending(chosen: dict[str, Tiling]) -> Attend:
 
 def shapes_to_tune(head_dims: Iterable[int]) -> list[Shape]:
     """The article's layers for each head dim; for 64 and 128 a long sequence as well."""
-    found = []
+    shapes = []
     for head_dim in head_dims:
-        found += [Shape(80, 512, prefix, 8, head_dim) for prefix in (1792, 0, 768)]
+        shapes += [Shape(80, 512, prefix, 8, head_dim) for prefix in (1792, 0, 768)]
         if head_dim in (64, 128):
-            found.append(Shape(4, 4096, 0, 2048 // head_dim, head_dim))
-    return found
+            shapes.append(Shape(4, 4096, 0, 2048 // head_dim, head_dim))
+    return shapes
 
 
 def time_tiling(shape: Shape, chosen: dict[str, Tiling]) -> float:
@@ -387,7 +387,7 @@ def _wanted(table: Table, shape: Shape, pass_name: str) -> list[Tiling]:
 
     For others the fastest there: without a prefix loops are short, and other tilings win.
     """
-    found = candidates(pass_name, shape.head_dim, shape.keys, working_dtype().itemsize)
+    tilings = candidates(pass_name, shape.head_dim, shape.keys, working_dtype().itemsize)
     earlier = [
         row
         for row in read_table(table.path)
@@ -398,9 +398,9 @@ def _wanted(table: Table, shape: Shape, pass_name: str) -> list[Tiling]:
         and (shape_of(row).prefix > 0) == (shape.prefix > 0)
     ]
     if not earlier:
-        return found
+        return tilings
     ordered = [read_tiling(row["tiling"]) for row in sorted(earlier, key=_ms)]
-    return list(dict.fromkeys((found[0], *ordered)))[: KEPT + 1]
+    return list(dict.fromkeys((tilings[0], *ordered)))[: KEPT + 1]
 
 
 def _time_all(table: Table, shape: Shape, wanted: dict[str, list[Tiling]], end: float) -> None:
@@ -507,12 +507,12 @@ def settle(rows: Iterable[dict[str, str]], checks: Iterable[Callable[[Chosen], R
     rows, checks, refused = tuple(rows), tuple(checks), set()
     while True:
         chosen = choose(rows, refused)
-        found = set().union(*(check(chosen) for check in checks))
-        for pass_name, head_dim, tiling in sorted(found - refused, key=str):
+        refusals = set().union(*(check(chosen) for check in checks))
+        for pass_name, head_dim, tiling in sorted(refusals - refused, key=str):
             print(f"refused: {pass_name}, head dim {head_dim}, {tiling}")
-        if found <= refused:
+        if refusals <= refused:
             return chosen
-        refused |= found
+        refused |= refusals
 
 
 def by_shape(chosen: Chosen) -> dict[Shape, dict[str, Tiling]]:
@@ -625,9 +625,9 @@ def search(
         return
     if dry_run:
         for head_dim, pass_name in itertools.product(head_dims, PASSES):
-            found = candidates(pass_name, head_dim, 2304)[:limit]
-            print(f"head dim {head_dim}, {pass_name}: {len(found)} candidates")
-            print(*(f"  {written(tiling)}" for tiling in found), sep="\n")
+            tilings = candidates(pass_name, head_dim, 2304)[:limit]
+            print(f"head dim {head_dim}, {pass_name}: {len(tilings)} candidates")
+            print(*(f"  {written(tiling)}" for tiling in tilings), sep="\n")
         return
     shapes = shapes_to_tune(head_dims)
     if tiny:

@@ -224,11 +224,11 @@ def find_columns(
     return headings_of
 
 
-def missing(headings: Sequence[str], found: Mapping[str, str], expected: str) -> ValueError:
+def missing(headings: Sequence[str], columns: Mapping[str, str], expected: str) -> ValueError:
     """The error that columns are missing: what was found, what may be meant, and how to say it."""
     hints, letters = [], []
     for heading in headings:
-        if heading in found.values():
+        if heading in columns.values():
             continue
         if is_perplexity(heading):
             hints.append(f"{heading!r} is a perplexity: loss = ln ppl, in a column of its own")
@@ -240,9 +240,11 @@ def missing(headings: Sequence[str], found: Mapping[str, str], expected: str) ->
         hints.append(
             f"{listed(letters)} not read: D is tokens, d a width, L in whole numbers layers"
         )
-    role = next(iter(role for role in ("params", "loss", "tokens") if role not in found), "tokens")
+    role = next(
+        iter(role for role in ("params", "loss", "tokens") if role not in columns), "tokens"
+    )
     hints.append(f"name them, as in {role}={headings[0]!r}; columns are {listed(headings)}")
-    return ValueError(f"found columns {dict(found)}: expected {expected}; {'; '.join(hints)}")
+    return ValueError(f"found columns {dict(columns)}: expected {expected}; {'; '.join(hints)}")
 
 
 def read_table(source: object) -> tuple[list[str], list[list[Any]]]:

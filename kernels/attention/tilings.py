@@ -200,13 +200,13 @@ def tuned_tilings(path: Path = TUNED) -> dict[tuple[str, int, int], dict[int, Ti
         By pass, bytes of an element and padded head dim: by keys, ascending, the tiling that was
         fastest with so many.
     """
-    found: dict[tuple[str, int, int], dict[int, Tiling]] = {}
+    by_case: dict[tuple[str, int, int], dict[int, Tiling]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             case = row["pass"], int(row["element_size"]), int(row["padded_head_dim"])
             tiling = Tiling(*(int(row[name]) if row[name] else None for name in Tiling._fields))
-            found.setdefault(case, {})[int(row["keys"])] = tiling
-    return {case: dict(sorted(by_keys.items())) for case, by_keys in found.items()}
+            by_case.setdefault(case, {})[int(row["keys"])] = tiling
+    return {case: dict(sorted(by_keys.items())) for case, by_keys in by_case.items()}
 
 
 @functools.cache

@@ -94,21 +94,21 @@ def predict(
     largest = max((float(row["budget"]) for row in trained), default=0.0)
     if not budget > largest:
         raise ValueError(f"budget must lie above all trained budgets, up to {largest:g}: {budget}")
-    found: dict[str, Any] = {}
+    by_approach: dict[str, Any] = {}
     for name, fit in approaches(trained, num_bootstrap).items():
         try:
             if isinstance(fit, str):
                 raise ValueError(fit)
-            found[name] = fit.predict(budget).to_dict() | {"fit": str(fit)}
+            by_approach[name] = fit.predict(budget).to_dict() | {"fit": str(fit)}
         except ValueError as error:
-            found[name] = {"reason": str(error)}
-    sizes = [made["params"] for made in found.values() if "params" in made]
+            by_approach[name] = {"reason": str(error)}
+    sizes = [made["params"] for made in by_approach.values() if "params" in made]
     if not sizes:
-        raise ValueError(f"no approach predicts from {len(trained)} runs: {found}")
+        raise ValueError(f"no approach predicts from {len(trained)} runs: {by_approach}")
     prediction = {
         "arm": arm,
         "budget": budget,
-        "approaches": found,
+        "approaches": by_approach,
         "shapes": _shapes_near(study, arm, sizes[0]),
         "runs": [row["run"] for row in trained],
     } | {name: environment()[name] for name in ("commit", "command")}

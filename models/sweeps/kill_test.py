@@ -275,7 +275,7 @@ class _Killer:
     def _wait_for(self, condition: Any) -> Any:
         """Wait until the condition gives something true, keeping the sweep going meanwhile."""
         size, moved = self.journal.size(), time.monotonic()
-        while not (found := condition()):
+        while not (value := condition()):
             if self.sweep.exitcode not in (None, 0):
                 self.restarts += 1
                 self._start()
@@ -284,7 +284,7 @@ class _Killer:
                 size, moved = now, time.monotonic()
             elif time.monotonic() - moved > _PATIENCE:
                 raise RuntimeError(f"the sweep in {self.folder} makes no progress")
-        return found
+        return value
 
     def _kill_worker(self) -> None:
         self._wait_for(self._workers)

@@ -121,11 +121,14 @@ CONFIG = dict(
 )  # fmt: skip
 """Legal values of the fields that most configs have."""
 CONFIGS = st.fixed_dictionaries(CONFIG)
-OTHERS = "layer_types hidden_act text_config n_inner rope_parameters num_kv_heads attn_config"
-NAMES = st.sampled_from([*CONFIG, *OTHERS.split(), "architectures", "is_encoder_decoder"])
+FIELDS = [
+    *CONFIG, "layer_types", "hidden_act", "text_config", "n_inner", "rope_parameters",
+    "num_kv_heads", "attn_config", "architectures", "is_encoder_decoder",
+]  # fmt: skip
+WRONG_FIELDS = st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=2)
 WRONG = st.builds(
     lambda config, family, wrong: config | {"model_type": family} | wrong,
-    CONFIGS, st.sampled_from(list(FAMILIES)), st.dictionaries(NAMES, ANYTHING, max_size=2),
+    CONFIGS, st.sampled_from(list(FAMILIES)), WRONG_FIELDS,
 )  # fmt: skip
 
 LEGAL = dict(
@@ -140,7 +143,7 @@ LEGAL = dict(
     depths=((2, 8),), device=("h200", "A100", OWN), documents=([1, 1], {1: 1}, [2]),
     draft=(st.tuples(MODELS, st.integers(1, 3), st.just([2, 1])),), drop_highest=(0, 1),
     dtype=("bf16", "fp8", "tf32"), executed=(),
-    expert=(1,), experts_per_token=(1, 2), families=("llama", "jamba"), family=("llama", "qwen3"),
+    expert=(1,), experts_per_token=(1, 2), family=("llama", "qwen3"),
     flops=(1e20, 10**18, 5), flops_per_second=(1e12, 5), forward=(PAIR,), frozen_layers=(0, 1),
     gpu_hours=(1, 0.5), gradients=("fp32",), head_dim=(2, 8, 64), head_dim_multiple=(1, 8, 16),
     head_dims=((32, 64),), instructions=(128,), input_gradients=(False, True), key_value=(PAIR,),
@@ -167,23 +170,23 @@ LEGAL = dict(
     shared_bytes=(128,), size_bytes=(80 * 10**9, 1), special_functions=(16,), stages=((3, 5),),
     tensor=(1, 2, 4), tensor_flops=(4096,), tiling=(TILING,),
     tilings=({"hybrid": TILING}, {"nonsense": TILING}), tokens=("tokens",), tokens_per_round=(1, 4),
-    tokens_per_second=(1e5,), total_steps=(9,), total_tokens=(10**9,), trainable=("*norm", ["*"]),
+    total_steps=(9,), total_tokens=(10**9,), trainable=("*norm", ["*"]),
     training=(True, False), tuning=(fc.FineTuning(trainable="*norm"),), vocab_multiple=(8,),
     vocab_size=(INTS,), warmup_steps=(0, 1), weights=("bf16", "int4"), where=({"loss": "2"},),
     width_multiple=(64,), widths=((64, 512),), zero=(0, 1, 2, 3),
 )  # fmt: skip
 """Legal values of arguments by name, beside their defaults; strategies give further ones."""
-SEARCHED = dict(vocab_size=(262,), batch_size=(8,), widths=((64, 512),), law=("chinchilla-1",))
 SEARCH = plan.Search(vocab_size=262, num_latents=256, batch_size=8, widths=(64, 512), depths=(2, 8))
 OF = {
-    fc.CausalLM: dict(experts_per_token=(1,)),
     fc.Meter: dict(batch_size=(1, 8), window=(2,), executed=()),
     fc.Parallel: dict(sequence=(False,), chunks=(1,)),
     fc.read_curves: dict(source=(tables(OF_CURVES, POINTS),)),
     fc.read_runs: dict(source=(tables(HEADINGS, RUNS),), budget=("flops",)),
     fc.plan: dict(search=(SEARCH,)),
     fc.torch.count: dict(batch_size=(1,), tokens=(7,)),
-    plan.Search: SEARCHED,
+    plan.Search: dict(
+        vocab_size=(262,), batch_size=(8,), widths=((64, 512),), law=("chinchilla-1",)
+    ),
 }
 """Legal values of a function's own, where its names mean something else."""
 ALWAYS = {"device", "seconds", "search", "num_heads"}

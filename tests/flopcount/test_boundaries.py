@@ -24,19 +24,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_calls import (
-    ANYTHING,
-    CONFIG,
-    CONFIGS,
-    DIVISIBLE,
-    HEADINGS,
-    MODELS,
-    NAMES,
-    OTHERS,
-    RUNS,
-    SOME,
-    Call,
-)  # fmt: skip
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
@@ -50,6 +37,18 @@ from flopcount.cli import main as command_line
 from flopcount.isoflop import plan
 from flopcount.isoflop.laws import CHINCHILLA_SURFACE, ScalingLaw
 from flopcount.sizes import is_array, is_symbolic
+from tests.flopcount.drawn_calls import (
+    CONFIG,
+    CONFIGS,
+    DIVISIBLE,
+    FIELDS,
+    HEADINGS,
+    MODELS,
+    RUNS,
+    SOME,
+    WRONG_FIELDS,
+    Call,
+)  # fmt: skip
 from validate.mutation.judging import ending as time_limit
 
 SECONDS_PER_CALL = 20
@@ -67,10 +66,7 @@ def pairs_of(word, n, window, chunk):
 def expected_total(model, level="causal", training=True, batch_size=1):
     """Matmul FLOPs of a model of plain ints, by arithmetic that shares nothing with the counter."""
     n, d, V, field = model.length, model.num_channels, model.vocab_size, model.arguments().get
-    h, hidden = (
-        model.num_heads,
-        field("intermediate_size") or model.widening_factor * model.num_channels,
-    )
+    h, hidden = model.num_heads, field("intermediate_size") or model.widening_factor * d
     c, g = field("head_dim") or d // h, field("num_key_value_heads") or h
     products_of_mlp = 2 + field("gated", isinstance(model, fc.Llama))
     projections = h * c * (2 + field("attention_gate", False)) + 2 * g * c
@@ -111,11 +107,10 @@ def judge(model, total, level="causal", training=True, batch_size=1):
     known = type(model) in (*ARCHITECTURES.values(), fc.CausalLM)
     if not known or any(map(is_symbolic, fields.values())):
         return
-    shape = np.broadcast_shapes(*(value.shape for value in fields.values() if is_array(value)))
-    for index in np.ndindex(shape):
-        here = {
-            n: np.broadcast_to(v, shape)[index] if is_array(v) else v for n, v in fields.items()
-        }
+    arrays = {name: value for name, value in fields.items() if is_array(value)}
+    together = dict(zip(arrays, np.broadcast_arrays(*arrays.values()), strict=True))
+    for index in np.ndindex(np.broadcast_shapes(*(value.shape for value in arrays.values()))):
+        here = fields | {name: value[index] for name, value in together.items()}
         plain = {n: int(v) if isinstance(v, np.integer) else v for n, v in here.items()}
         batch = int(plain.pop("batch_size"))
         expected = expected_total(type(model)(**plain), level, training, batch)
@@ -213,7 +208,7 @@ def read_configs(call):
     for level, pairs in (("causal", sum(seen)), ("dense", n * n)):
         expected = 6 * (n * (L * weights + V * d) + 2 * L * h * c * pairs)
         assert model.flops(level).total == expected
-    wrong = call.draw(st.dictionaries(NAMES, ANYTHING, max_size=2), "wrong")
+    wrong = call.draw(WRONG_FIELDS, "wrong")
     call.given |= config | wrong
     call.show(fc.from_hf(config | wrong, call.any("seq_len", n)).flops())
 
@@ -255,13 +250,11 @@ def measure_modules(call):
 
 def draw_for_tests(call):
     """Strategies, and the assertion on a network that is of another kind."""
-    strategies = call.of(testing.models), call.of(testing.lengths)
-    assert not any(
-        s.is_empty for s in (*strategies, testing.configs(call.any("families", "llama")))
-    )
-    module, model = torch.nn.Embedding(3, 3), fc.Decoder(
-        vocab_size=3, seq_len=2, num_channels=2, num_layers=1, num_heads=1
-    )  # fmt: skip
+    configs = testing.configs(call.any("families", "llama"))
+    drawn_from = call.of(testing.models), call.of(testing.lengths), configs
+    assert not any(strategy.is_empty for strategy in drawn_from)
+    model = fc.Decoder(vocab_size=3, seq_len=2, num_channels=2, num_layers=1, num_heads=1)
+    module = torch.nn.Embedding(3, 3)
     with pytest.raises(AssertionError, match="parameters: the module has 9,"):
         testing.assert_counts(module, model, level=call.any("level", "dense"))
 
@@ -374,7 +367,7 @@ def commands(call):
 
 
 WITHIN = {
-    "from_hf": [*CONFIG, *OTHERS.split(), "architectures", "is_encoder_decoder"],
+    "from_hf": FIELDS,
     "read_runs": [*HEADINGS, "row"],
     "read_curves": [*HEADINGS, "curve"],
     "isoflop_runs": ["budget"],

@@ -3,10 +3,9 @@
 What is expected comes from plain PyTorch, in float64 or as integers.
 """
 
-import emulated_kernels
-import others_kernels
 import pytest
 
+from tests.validate import emulated_kernels, others_kernels
 from validate.witnesses.processes import triton_processes
 
 

@@ -199,6 +199,16 @@ def test_a_launch_takes_as_long_as_its_busiest_multiprocessor():
     assert floor.middle == floor.bytes == 1e6
 
 
+def test_the_multiprocessors_with_the_most_instructions_are_run():
+    # Five additions of 4 clocks and an exit, on one; on the other fewer instructions, 37 clocks.
+    many, few = ((*5 * [(0, 0)], (3, 3)),), (((0, 3),),)
+    for simulated, clocks in ((1, 5 * 4 + 1), (2, 37)):
+        found = timing.modelled(
+            counts(EXPONENTIAL), [few, many], 1, 2, 0.0, simulated=simulated, **VALUES
+        )
+        assert found.middle == clocks
+
+
 def test_a_program_that_no_multiprocessor_holds_is_refused():
     code = assembly.Code("wide", (), {}, (), registers=255)
     launch = SimpleNamespace(name="wide", code=code, num_warps=8, shared=100_000)

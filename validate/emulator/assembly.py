@@ -106,23 +106,23 @@ def parsed(text: str) -> tuple[tuple[Instruction, ...], dict[str, int]]:
     labels: dict[str, int] = {}
     source = "no line"
     for line in text.splitlines():
-        if found := re.match(r'\s*//## File "(.*)", line (\d+)(.*)', line):
-            source = f"{'/'.join(found[1].split('/')[-2:])}:{found[2]}"
-        elif found := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(?:(@\S+)\s+)?(.*?)\s*;\s*$", line):
-            words = found[3].replace(".reuse", "").split(None, 1)
+        if match := re.match(r'\s*//## File "(.*)", line (\d+)(.*)', line):
+            source = f"{'/'.join(match[1].split('/')[-2:])}:{match[2]}"
+        elif match := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(?:(@\S+)\s+)?(.*?)\s*;\s*$", line):
+            words = match[3].replace(".reuse", "").split(None, 1)
             opcode, *modifiers = words[0].split(".")
             operands = tuple(x.strip() for x in words[1].split(",")) if words[1:] else ()
-            guard = (found[2] or "").removeprefix("@")
-            if int(found[1], 16) != INSTRUCTION_BYTES * len(instructions):
+            guard = (match[2] or "").removeprefix("@")
+            if int(match[1], 16) != INSTRUCTION_BYTES * len(instructions):
                 raise UnknownCodeError(f"code must follow its addresses, got {line!r}")
             instructions.append(
                 Instruction(
-                    len(instructions), f"{found[2] or ''} {' '.join(words)}".strip(), guard,
+                    len(instructions), f"{match[2] or ''} {' '.join(words)}".strip(), guard,
                     opcode, tuple(modifiers), operands, source,
                 )
             )  # fmt: skip
-        elif found := re.match(r"([.$\w]+):\s*$", line):
-            labels[found[1]] = len(instructions)
+        elif match := re.match(r"([.$\w]+):\s*$", line):
+            labels[match[1]] = len(instructions)
         elif line.strip() and not re.match(r"\s*(\.|//)", line):
             raise UnknownCodeError(f"nvdisasm printed a line of no known kind: {line!r}")
     return tuple(instructions), labels

@@ -149,22 +149,33 @@ def errors(case: Case, run: Callable[[EmulatedLaunch], Any] = EmulatedLaunch.run
         Output, and gradients of queries, keys, values, and prefix: right where at most 1; infinite
         where a value is not a number.
     """
-    import torch
-
     ours = launched(case, run)
     tensors, angles, grad = case.operands()
     exact = [x.detach().double().requires_grad_() for x in tensors]
     truths = results(plain_attention, exact, None if angles is None else angles.double(), grad)
     usuals = results(plain_attention, tensors, angles, grad)
-    floor = torch.finfo(getattr(torch, case.dtype)).eps
-    shares = []
-    for i, (found, usual, truth) in enumerate(zip(ours, usuals, truths, strict=True)):
-        if not truth.numel():  # an empty prefix's gradients
-            continue
-        error = (found - truth).abs().max()
-        bound = (3 if i else 2) * (usual - truth).abs().max() + floor * truth.abs().max()
-        shares.append(float(error / bound) if error.isfinite() else float("inf"))
-    return shares
+    return [
+        error_share(result, usual, truth, 3 if i else 2)
+        for i, (result, usual, truth) in enumerate(zip(ours, usuals, truths, strict=True))
+        if truth.numel()  # an empty prefix has no gradients
+    ]
+
+
+def error_share(result: Any, usual: Any, truth: Any, times: int) -> float:
+    """The largest error as a share of what it may be; infinite where a value is not a number.
+
+    Args:
+        result: What is judged.
+        usual: What plain PyTorch computes in the same dtype.
+        truth: The same in float64.
+        times: How many times plain PyTorch's error it may be, and one unit of precision.
+    """
+    import torch
+
+    error = (result - truth).abs().max()
+    floor = torch.finfo(usual.dtype).eps * truth.abs().max()
+    bound = times * (usual - truth).abs().max() + floor
+    return float(error / bound) if error.isfinite() else float("inf")
 
 
 def counted(
@@ -211,11 +222,7 @@ def seen_in(case: Case, launches: Iterable[Counts]) -> dict[str, dict[str, int]]
         executed[phase] += sum(counts.tensor_flops().values())
         if case.dtype == "float32":
             executed[phase] += counts.lane_flops(lines)
-        traffic = counts.memory()
-        distinct, requested = (
-            sum(traffic[f"global {kind} {what}"] for kind in ("load", "store"))
-            for what in ("distinct bytes", "bytes")
-        )
+        distinct, requested = counts.global_bytes("distinct bytes"), counts.global_bytes("bytes")
         declared[name] += counts.declared["bytes"] - distinct
         if name in PASS_OF:
             work[f"exponentials of {PASS_OF[name]}"] += counts.special().get("EX2", 0)
@@ -224,7 +231,7 @@ def seen_in(case: Case, launches: Iterable[Counts]) -> dict[str, dict[str, int]]
     return {"executed": executed, "declared": dict(declared), "work": dict(work)}
 
 
-def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
+def difference(case: Case, counts: dict[str, dict[str, int]]) -> dict[str, int]:
     """What the counter says minus what :func:`seen` saw.
 
     Executed FLOPs by pass; exponentials, distinct and requested bytes by kernel, without those
@@ -232,7 +239,7 @@ def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
     declare to profilers.
     """
     formula = _formula(case)
-    missed = {phase: formula[phase] - flops for phase, flops in found["executed"].items()}
+    missed = {phase: formula[phase] - flops for phase, flops in counts["executed"].items()}
     work = {
         f"{what.replace('_', ' ')} of {name}": number
         for name, kernel in _work(case).items()
@@ -241,8 +248,8 @@ def difference(case: Case, found: dict[str, dict[str, int]]) -> dict[str, int]:
     }
     for name in LEFT_OUT:
         work[f"exponentials of {name}"] -= left_out(case, name)
-    missed |= {name: number - found["work"][name] for name, number in work.items()}
-    return missed | {f"declared by {name}": n for name, n in found["declared"].items()}
+    missed |= {name: number - counts["work"][name] for name, number in work.items()}
+    return missed | {f"declared by {name}": n for name, n in counts["declared"].items()}
 
 
 LEFT_OUT = {"forward": 4, "query": 8}
@@ -290,8 +297,8 @@ def differences(cases: Iterable[Case], jobs: int = 1) -> Iterator[tuple[Case, di
     """
     cases = tuple(cases)
     with triton_processes(interpret=False, jobs=jobs) as pool:
-        for case, found in zip(cases, pool.map(seen, cases), strict=True):
-            yield case, difference(case, found)
+        for case, counts in zip(cases, pool.map(seen, cases), strict=True):
+            yield case, difference(case, counts)
 
 
 def _formula(case: Case) -> dict[str, int]:

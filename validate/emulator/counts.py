@@ -242,10 +242,10 @@ def _successors(
         return [(call + 1, "") for call in sorted(calls(code))]
     if operation.wait not in ("branch", "exit"):
         return [(following, "")]
-    found = [(following, opposite if guard else "")] if operation.guard is not None else []
+    targets = [(following, opposite if guard else "")] if operation.guard is not None else []
     if operation.wait == "branch":
-        found.append((code.labels[operation.at.operands[-1][2:-1]], guard))
-    return found
+        targets.append((code.labels[operation.at.operands[-1][2:-1]], guard))
+    return targets
 
 
 def _guard(operation: Operation) -> str:
@@ -367,8 +367,8 @@ class Traffic:
         key = (size, stores, addresses.tobytes(), b"" if mask is None else mask.tobytes())
         if key not in self._seen:
             self._seen[key] = wavefronts(addresses, mask, size, stores)
-        found, ideal = self._seen[key]
-        self.wavefronts[at.index] += times * found
+        count, ideal = self._seen[key]
+        self.wavefronts[at.index] += times * count
         self.ideal[at.index] += times * ideal
 
     def copy(
@@ -434,12 +434,12 @@ def wavefronts(
     for apart in (1, 2):
         other = np.arange(2 * together) ^ apart
         packed |= ((groups == groups[:, other]) | ~takes | ~takes[:, other]).all(1)
-    found, ideal = 0, 0
+    count, ideal = 0, 0
     for some, lanes in ((packed, 2 * together), (~packed, together)):
         if some.any():
             passes = _passes(groups[some], takes[some], size, lanes)
-            found, ideal = found + passes[0], ideal + passes[1]
-    return found, ideal
+            count, ideal = count + passes[0], ideal + passes[1]
+    return count, ideal
 
 
 def _passes(addresses: Array, taking: Array, size: int, together: int) -> tuple[int, int]:
@@ -577,6 +577,11 @@ class Counts:
             for stores, kind in ((False, "load"), (True, "store")):
                 values[f"global {kind} distinct bytes"] = traffic.distinct_bytes(stores)
         return dict(values)
+
+    def global_bytes(self, what: str) -> int:
+        """``"bytes"`` or ``"distinct bytes"`` of global loads and stores together."""
+        traffic = self.memory()
+        return sum(traffic[f"global {kind} {what}"] for kind in ("load", "store"))
 
 
 def count(launch: EmulatedLaunch, results: bool = False, distinct: bool = True) -> Counts:

@@ -356,11 +356,11 @@ class Decoder:
 
     def by_bits(self, result: str, text: str, mask: int = 0xFFFFFFFF) -> None:
         """Note that bits of a register are needed by the same bits of the result alone."""
-        found, operand = REGISTER.fullmatch(result), REGISTER.fullmatch(text.removeprefix("~"))
-        if found and operand and operand[2] != "Z":
-            of = LAST[found[1]] if found[2] == "Z" else int(found[2])
+        target, operand = REGISTER.fullmatch(result), REGISTER.fullmatch(text.removeprefix("~"))
+        if target and operand and operand[2] != "Z":
+            of = LAST[target[1]] if target[2] == "Z" else int(target[2])
             self.bitwise.append(
-                (FIRST_BIT[found[1]] + of, FIRST_BIT[operand[1]] + int(operand[2]), mask)
+                (FIRST_BIT[target[1]] + of, FIRST_BIT[operand[1]] + int(operand[2]), mask)
             )
 
     def label(self, i: int) -> None:

@@ -32,10 +32,10 @@ def number(d: Decoder, text: str) -> Reader:
         bits = d.long(form[3])
 
     def read(g: Group) -> Any:
-        found = np.asarray(bits(g)).view(np.float64)
+        double = np.asarray(bits(g)).view(np.float64)
         if form[2]:
-            found = np.abs(found)
-        return np.negative(found) if form[1] else found
+            double = np.abs(double)
+        return np.negative(double) if form[1] else double
 
     return read
 

@@ -74,12 +74,12 @@ def _register(d: Decoder, text: str, bf16: bool) -> Reader:
     read, half = d.integer(form[3]), form[4]
 
     def pair(g: Group) -> Array:
-        found = as_pair(np.asarray(read(g)), bf16)
+        values = as_pair(np.asarray(read(g)), bf16)
         if half:
-            found = np.repeat(found[..., int(half) :][..., :1], 2, axis=-1)
+            values = np.repeat(values[..., int(half) :][..., :1], 2, axis=-1)
         if form[2] or form[5]:
-            found = np.abs(found)
-        return np.negative(found) if form[1] else found
+            values = np.abs(values)
+        return np.negative(values) if form[1] else values
 
     return pair
 

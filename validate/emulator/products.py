@@ -200,11 +200,11 @@ def decode_warp(d: Decoder) -> Run:
         left = left.transpose(2, 1, 3, 0, 4).reshape(warps, 16, -1)
         right = right.transpose(1, 2, 0, 3).reshape(warps, 8, -1)
         with np.errstate(all="ignore"):
-            found = left @ right.swapaxes(1, 2)  # (warps, 16, 8)
+            product = left @ right.swapaxes(1, 2)  # (warps, 16, 8)
             if c is not None:
                 held = g.F[c : c + 4].reshape(2, 2, warps, 8, 4)
-                found += held.transpose(2, 0, 3, 4, 1).reshape(warps, 16, 8)
-        parts = found.reshape(warps, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3)
+                product += held.transpose(2, 0, 3, 4, 1).reshape(warps, 16, 8)
+        parts = product.reshape(warps, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3)
         g.F[result : result + 4] = parts.reshape(4, warps, 32)
 
     return run

@@ -23,7 +23,7 @@ def _tables(case: Case, backward: bool) -> tuple[str, str, str]:
     launches = counted(case, backward=backward)
     names = [f"{i} {counts.code.name}" for i, counts in enumerate(launches, 1)]
     values = [counts.metrics() for counts in launches]
-    by_metric = [[metric, *(found[metric] for found in values)] for metric in METRICS]
+    by_metric = [[metric, *(metrics[metric] for metrics in values)] for metric in METRICS]
     by_loop = [
         [name, *line]
         for name, counts in zip(names, launches, strict=True)

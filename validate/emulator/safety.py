@@ -72,8 +72,8 @@ class Safety:
         )
         self.flights: dict[int, list[list[Array]]] = {}
 
-    def _find(self, what: str, at: Instruction, found: Any) -> None:
-        if np.any(found):
+    def _find(self, what: str, at: Instruction, where: Any) -> None:
+        if np.any(where):
             self.findings.setdefault(f"{what}: {at}")
 
     @staticmethod

@@ -332,34 +332,34 @@ class Result:
     """What became of the mutants.
 
     Attributes:
-        found: By module, how many each kind of witness found.
+        kills: By module, how many each kind of witness found.
         survivors: By module, the mutants that none found.
         seconds: How long it took.
     """
 
-    found: dict[str, collections.Counter[str]]
+    kills: dict[str, collections.Counter[str]]
     survivors: dict[str, list[Mutant]]
     seconds: float
 
     def unlisted(self, equivalent: dict[str, str]) -> list[Mutant]:
         """Survivors that are not listed as equivalent."""
-        survivors = (mutant for found in self.survivors.values() for mutant in found)
+        survivors = (mutant for mutants in self.survivors.values() for mutant in mutants)
         return [mutant for mutant in survivors if mutant.name not in equivalent]
 
     def stale(self, equivalent: dict[str, str]) -> list[str]:
         """Listed as equivalent, but found or no mutant any more."""
-        names = {mutant.name for found in self.survivors.values() for mutant in found}
-        tried = tuple(f"{module}." for module in self.found)
+        names = {mutant.name for mutants in self.survivors.values() for mutant in mutants}
+        tried = tuple(f"{module}." for module in self.kills)
         return [name for name in equivalent if name.startswith(tried) and name not in names]
 
     def to_dict(self, equivalent: dict[str, str]) -> dict[str, Any]:
         """Per module: mutants, how many each kind of witness found, equivalent ones, survivors."""
         modules = {}
-        for module, found in self.found.items():
+        for module, kills in self.kills.items():
             survivors = [mutant.name for mutant in self.survivors[module]]
             modules[module] = {
-                "mutants": sum(found.values()) + len(survivors),
-                "found": {judge: found[judge] for judge in JUDGES if found[judge]},
+                "mutants": sum(kills.values()) + len(survivors),
+                "found": {judge: kills[judge] for judge in JUDGES if kills[judge]},
                 "equivalent": sum(name in equivalent for name in survivors),
                 "survivors": [name for name in survivors if name not in equivalent],
             }
@@ -378,7 +378,7 @@ def run(
     """Judge the mutants, as :func:`each` does, and put the results together."""
     result = Result({}, {}, 0.0)
     for of_module in each(formulas, judges, step):
-        result.found |= of_module.found
+        result.kills |= of_module.kills
         result.survivors |= of_module.survivors
         result.seconds += of_module.seconds
     return result
@@ -408,7 +408,7 @@ def each(
         if wrong:
             raise ValueError(f"{wrong}: expected agreement with the counter before it is changed")
         for entry in formulas:
-            found: collections.Counter[str] = collections.Counter()
+            kills: collections.Counter[str] = collections.Counter()
             survivors = []
             for mutant in itertools.islice(mutants_of(entry.target), 0, None, step):
                 with mutant.applied():
@@ -416,9 +416,9 @@ def each(
                 if judge is None:
                     survivors.append(mutant)
                 else:
-                    found[judge] += 1
+                    kills[judge] += 1
             module, now = entry.target.module, time.monotonic()
-            yield Result({module: found}, {module: survivors}, now - start)
+            yield Result({module: kills}, {module: survivors}, now - start)
             start = now
 
 

@@ -283,14 +283,14 @@ def _code_named(name: str, code: types.CodeType) -> types.CodeType:
 
 
 def _function_object(module: types.ModuleType, name: str) -> Any:
-    found: Any = module
+    value: Any = module
     for part in name.split("."):
-        found = inspect.getattr_static(found, part)
-    if isinstance(found, property):
-        return found.fget
-    if isinstance(found, classmethod):
-        return inspect.unwrap(found.__func__)
-    return found.func if isinstance(found, functools.cached_property) else found
+        value = inspect.getattr_static(value, part)
+    if isinstance(value, property):
+        return value.fget
+    if isinstance(value, classmethod):
+        return inspect.unwrap(value.__func__)
+    return value.func if isinstance(value, functools.cached_property) else value
 
 
 Definition = ast.FunctionDef | ast.ClassDef | ast.Assign

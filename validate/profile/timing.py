@@ -131,6 +131,7 @@ def modelled(
     multiprocessors: int,
     bytes_clocks: float,
     settings: Sequence[str] = SETTINGS,
+    simulated: int = SIMULATED,
     **given: float,
 ) -> Modelled:
     """The time of a launch.
@@ -142,11 +143,12 @@ def modelled(
         multiprocessors: How many there are.
         bytes_clocks: For which memory is busy at least.
         settings: Those to model; the middle one, which has to be among them, stands for others.
+        simulated: How many multiprocessors to run.
         given: Values of parameters, whatever the setting.
     """
     every = assigned(programs, multiprocessors, at_once)
     different = {tuple(map(id, some)): some for some in every if some}
-    most = sorted(different.values(), key=lambda some: -sum(map(instructions, some)))[:SIMULATED]
+    most = sorted(different.values(), key=lambda some: -sum(map(instructions, some)))[:simulated]
     by_setting: dict[str, Any] = {}
     stalls: collections.Counter[str] = collections.Counter()
     for setting in settings:

@@ -313,11 +313,11 @@ def _range_text(values: Any) -> str:
     return f"{values.lower} to {'any' if values.upper > 2**60 else values.upper}"
 
 
-def check_assumptions(found: Trace, sizes: frozenset[str], assumptions: dict[str, Any]) -> None:
+def check_assumptions(evidence: Trace, sizes: frozenset[str], assumptions: dict[str, Any]) -> None:
     """Check that a trace holds for every size within its ranges.
 
     Args:
-        found: The trace.
+        evidence: The trace.
         sizes: Sizes that must occur in it.
         assumptions: The guards and ranges that may have been assumed, ``{"guards": [...],
             "ranges": {...}}``.
@@ -326,15 +326,15 @@ def check_assumptions(found: Trace, sizes: frozenset[str], assumptions: dict[str
         NotAProofError: If a size was fixed or replaced, a guard is an equality, or guards or
             ranges are not those listed.
     """
-    if found.free != sizes:
-        raise NotAProofError(f"free sizes {sorted(found.free)}: expected {sorted(sizes)}")
-    if found.replacements:
-        raise NotAProofError(f"sizes replaced: {found.replacements}")
-    equalities = [guard for guard in found.guards if guard.startswith("Eq(")]
+    if evidence.free != sizes:
+        raise NotAProofError(f"free sizes {sorted(evidence.free)}: expected {sorted(sizes)}")
+    if evidence.replacements:
+        raise NotAProofError(f"sizes replaced: {evidence.replacements}")
+    equalities = [guard for guard in evidence.guards if guard.startswith("Eq(")]
     if equalities:
         raise NotAProofError(f"equalities assumed: {', '.join(equalities)}")
-    unlisted = set(found.guards) ^ set(assumptions["guards"])
+    unlisted = set(evidence.guards) ^ set(assumptions["guards"])
     if unlisted:
         raise NotAProofError(f"guards differ from those listed: {', '.join(sorted(unlisted))}")
-    if found.ranges != assumptions["ranges"]:
-        raise NotAProofError(f"ranges {found.ranges}: expected {assumptions['ranges']}")
+    if evidence.ranges != assumptions["ranges"]:
+        raise NotAProofError(f"ranges {evidence.ranges}: expected {assumptions['ranges']}")

@@ -11,7 +11,7 @@ import torch
 import flopcount as fc
 from benchmarks.attention.peers import shapes_of_model
 from benchmarks.attention.shapes import Shape
-from benchmarks.counters import executed, profiler, steps
+from benchmarks.counters import clocks, executed, profiler, steps
 from benchmarks.counters import run as counters
 from benchmarks.counters.profiler import EXPONENTIALS, PATHS, Kernel, ProfilerError, parse, verdict
 from benchmarks.measurement import FINDING, ROOT
@@ -19,6 +19,7 @@ from kernels.attention.tilings import KERNELS
 from models.results import between_marks, read_table
 from models.training.throughput import measure, tiling_of
 from validate.witnesses.kernel_tally import tallying
+from validate.witnesses.processes import triton_processes
 
 pytestmark = pytest.mark.interpreter
 BF16 = PATHS["bfloat16"]
@@ -425,13 +426,48 @@ def test_the_pages_table_is_of_the_committed_rows():
 def test_the_pages_clocks_are_of_the_committed_rows():
     text = (ROOT / "docs" / "profiler.md").read_text(encoding="utf-8")
     rows = read_table(RESULTS / "modelled.csv")
-    table = counters.clocks_table(rows)
+    table = clocks.clocks_table(rows)
     assert between_marks(text, "clocks", table) == text
     measured = [k for k in profiler.parse((RESULTS / "kernels.ncu.csv").read_text()) if k.counts]
-    clocks = [k.counts["sm__cycles_elapsed.max"] for k in measured if k.name in KERNEL_NAMES]
-    assert [int(row["measured"]) for row in rows] == clocks
+    cycles = [k.counts["sm__cycles_elapsed.max"] for k in measured if k.name in KERNEL_NAMES]
+    assert [int(row["measured"]) for row in rows] == cycles
     rows[0] |= {"after": "1"}
-    assert counters.clocks_table(rows) != table
+    assert clocks.clocks_table(rows) != table
+
+
+def test_rows_of_modelled_clocks_are_made_again():
+    """Those of code that is here what was profiled: padding, of the first launch of each case.
+
+    Other kernels have other tilings by now, and another Triton compiles them to other code.
+    """
+    committed = [row for row in read_table(RESULTS / "modelled.csv") if row["launch"] == "0"]
+    padding = {row["case"]: row for row in committed if row["kernel"] == "prepare_rows"}
+    shapes = counters.kernel_cases(24)
+    profile = profiler.parse((RESULTS / "kernels.ncu.csv").read_text(encoding="utf-8"))
+    _, *profiled = counters.between_markers(profile, 1 + len(shapes))
+    with triton_processes(interpret=False) as pool:
+        for number in (42, 40):
+            shape, kernels = shapes[number], profiled[number]
+            launches = pool.submit(clocks.launches_of, shape, False).result()
+            calibrated = number in clocks.CALIBRATED_ON
+            (row,) = clocks.rows_of(str(shape), kernels[:1], launches[:1], calibrated)
+            assert {key: str(cell) for key, cell in row.items()} == padding[str(shape)]
+            with pytest.raises(
+                ProfilerError, match="other code was profiled of launch 1, attention"
+            ):
+                list(clocks.rows_of(str(shape), kernels[:2], launches[:2], calibrated))
+            with pytest.raises(ProfilerError, match="other kernels were profiled"):
+                list(clocks.rows_of(str(shape), kernels, launches[:1], calibrated))
+
+
+def test_clocks_are_modelled_with_the_triton_that_was_profiled(monkeypatch, tmp_path):
+    shutil.copy(RESULTS / "counters.jsonl", tmp_path)
+    monkeypatch.setattr(counters.triton, "__version__", "3.5.0")
+    with pytest.raises(
+        ProfilerError, match=r"Triton 3\.6\.0 were profiled, this is 3\.5\.0.*1f2f72d"
+    ):
+        counters.model_clocks(tmp_path, drawn=24)
+    assert not (tmp_path / "modelled.csv").exists()
 
 
 def test_what_a_gpu_counts_is_what_the_emulator_executes():

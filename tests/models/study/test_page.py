@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_study import row_of, trials_of
 
 from flopcount.isoflop.profiles import fit_isoflop_profiles
 from flopcount.isoflop.runs import read_runs
@@ -25,6 +24,7 @@ from models.study.findings import (
     scatter_of_seeds,
 )
 from models.study.prediction import outcome, predict
+from tests.models.study.test_study import row_of, trials_of
 
 ROOT = Path(__file__).parents[3]
 NOISE = 0.002

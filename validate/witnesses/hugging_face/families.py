@@ -182,8 +182,7 @@ def group_of(model: Any, index: int) -> Group:
     """The group of equal layers that a layer belongs to."""
     for group in model.groups():
         if any(index >= first and (index - first) % group.period == 0 for first in group.indices):
-            found: Group = group
-            return found
+            return group
     raise IndexError(f"layer {index} of {model.num_layers}")
 
 

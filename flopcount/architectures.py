@@ -544,7 +544,7 @@ class Architecture(Inference):
                     layer,
                     term,
                     batch * forward,
-                    (2 if at.training else 0) * batch * forward,
+                    (2 - (term in convention.frozen) if at.training else 0) * batch * forward,
                     False,
                     convention.source,
                 )

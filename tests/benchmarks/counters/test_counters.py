@@ -423,13 +423,18 @@ def test_the_pages_table_is_of_the_committed_rows():
     assert counters.agreement_table([first, *others]) != table
 
 
-def test_the_pages_clocks_are_of_the_committed_rows():
+@pytest.mark.parametrize(
+    ("folder", "mark", "shapes"), [("first", "clocks", 45), ("tuned", "tuned clocks", 21)]
+)
+def test_the_pages_clocks_are_of_the_committed_rows(folder, mark, shapes):
     text = (ROOT / "docs" / "profiler.md").read_text(encoding="utf-8")
-    rows = read_table(RESULTS / "modelled.csv")
+    rows = read_table(RESULTS.with_name(folder) / "modelled.csv")
     table = clocks.clocks_table(rows)
-    assert between_marks(text, "clocks", table) == text
-    measured = [k for k in profiler.parse((RESULTS / "kernels.ncu.csv").read_text()) if k.counts]
-    cycles = [k.counts["sm__cycles_elapsed.max"] for k in measured if k.name in KERNEL_NAMES]
+    assert between_marks(text, mark, table) == text
+    profile = parse((RESULTS.with_name(folder) / "kernels.ncu.csv").read_text(encoding="utf-8"))
+    _, *cases = counters.between_markers(profile, 46)
+    kernels = [k for case in cases[:shapes] for k in case if k.name in KERNEL_NAMES]
+    cycles = [k.counts["sm__cycles_elapsed.max"] for k in kernels]
     assert [int(row["measured"]) for row in rows] == cycles
     rows[0] |= {"after": "1"}
     assert clocks.clocks_table(rows) != table

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import triton
 
 import flopcount as fc
 from benchmarks.attention.peers import shapes_of_model
@@ -463,6 +464,27 @@ def test_rows_of_modelled_clocks_are_made_again():
                 list(clocks.rows_of(str(shape), kernels[:2], launches[:2], calibrated))
             with pytest.raises(ProfilerError, match="other kernels were profiled"):
                 list(clocks.rows_of(str(shape), kernels, launches[:1], calibrated))
+
+
+def test_clocks_are_written_beside_the_measured_ones(monkeypatch, tmp_path):
+    names = ("attention_forward", "row_products", *(KERNELS[x] for x in ("key_value", "query")))
+    profiled = [kernel(name, 8) for name in ("case_marker", "gemm", "case_marker", "void fill")]
+    profiled += [
+        Kernel(name, {"sm__cycles_elapsed.max": 7_000 + i}) for i, name in enumerate(names)
+    ]
+    (tmp_path / "kernels.ncu.csv").write_text("")
+    (tmp_path / "counters.jsonl").write_text(f'{{"triton": "{triton.__version__}"}}\n')
+    monkeypatch.setattr(profiler, "parse", lambda text: profiled)
+    monkeypatch.setattr(counters, "kernel_cases", lambda drawn: [Shape(1, 5, 0, 1, 16)])
+    path = counters.model_clocks(tmp_path, drawn=0, jobs=1)
+    rows = read_table(path)
+    assert counters.model_clocks(tmp_path, drawn=0, jobs=1) == path
+    assert read_table(path) == rows  # nothing is modelled twice
+    assert [row["kernel"] for row in rows] == list(names)
+    assert [row["measured"] for row in rows] == ["7000", "7001", "7002", "7003"]
+    assert {row["calibrated on"] for row in rows} == {"yes"}  # the first case is among those
+    # A launch takes 2,700 clocks, and there is no code without a line of 20.
+    assert all(int(row["after"]) >= int(row["before"]) + 2_720 for row in rows)
 
 
 def test_clocks_are_modelled_with_the_triton_that_was_profiled(monkeypatch, tmp_path):

@@ -334,7 +334,8 @@ class Architecture(Inference):
 
         Returns:
             A :class:`~flopcount.count.Count`; ``.total`` is in FLOPs, a multiply-add being 2.
-            ``.padding`` is the share of positions that no document fills.
+            ``.padding`` is the share of positions that no document fills, and ``.tokens`` are
+            those that one does.
 
         Raises:
             TypeError: If an argument has the wrong type.
@@ -379,7 +380,8 @@ class Architecture(Inference):
         require_same_kind(self._arguments(at) | sizes)
         self._require_documents()
         counted = self._count(level, at.at(documents=packed), checkpointing)
-        return dataclasses.replace(counted, filled=filled(packed), **asked)
+        tokens = filled(packed)
+        return dataclasses.replace(counted, tokens=tokens, positions=counted.tokens, **asked)
 
     def _require_documents(self) -> None:
         """Raise a ValueError if positions of a document attend to others than its own."""
@@ -542,7 +544,7 @@ class Architecture(Inference):
                     layer,
                     term,
                     batch * forward,
-                    (2 if at.training else 0) * batch * forward,
+                    (2 - (term in convention.frozen) if at.training else 0) * batch * forward,
                     False,
                     convention.source,
                 )

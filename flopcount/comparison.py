@@ -10,9 +10,17 @@ from typing import Any
 from flopcount import __version__
 from flopcount.architectures import ARCHITECTURES, Architecture
 from flopcount.blocks import rows_of
-from flopcount.conventions import ADMITTED, CONVENTIONS, HALF, IN_WINDOWS, OWN_HEADS, SQUARE
+from flopcount.conventions import (
+    ADMITTED,
+    CONVENTIONS,
+    FROZEN,
+    HALF,
+    IN_WINDOWS,
+    OWN_HEADS,
+    SQUARE,
+)
 from flopcount.count import Count, described, is_position
-from flopcount.inputs import is_block_norm, is_table
+from flopcount.inputs import is_block_norm, is_table, is_tokens
 from flopcount.masks import Causal
 from flopcount.operations import Pass
 from flopcount.pictures import Drawn
@@ -51,6 +59,7 @@ STANDS_FOR: dict[str, tuple[tuple[str, ...], str]] = {
     HALF: (PRODUCTS, "half of the diagonal of both attention products"),
     ADMITTED: (PRODUCTS, "both attention products"),
     OWN_HEADS: ((), "heads as if of d / h channels"),
+    FROZEN: ((), "both attention products once more, of frozen parameters, which are none"),
     "scores": (("scores",), MASKED),
     "values": (("values",), MASKED),
     "softmax": ((), "softmax, element-wise work"),
@@ -68,6 +77,11 @@ STANDS_FOR: dict[str, tuple[tuple[str, ...], str]] = {
 Any other stands for the proven term of its name.
 """
 
+
+def _is_looked_up(row: Tensor, tied: bool) -> bool:
+    return is_table(row) and not (tied and is_tokens(row))
+
+
 COUNTED: dict[str, Callable[[Tensor, bool], Size]] = {
     "2 N": lambda row, tied: row.count,
     "2 N, active parameters": lambda row, tied: row.active,
@@ -77,10 +91,10 @@ COUNTED: dict[str, Callable[[Tensor, bool], Size]] = {
     ),
     "2 N without embedding tables": lambda row, tied: 0 if is_table(row) else row.count,
     "2 N without look-ups, active parameters": lambda row, tied: (
-        0 if is_position(row) or (is_table(row) and not tied) else row.active
+        0 if _is_looked_up(row, tied) else row.active
     ),
     "2 N of attention, MLP and output layer, active parameters": lambda row, tied: (
-        0 if is_position(row) or is_block_norm(row) or (is_table(row) and not tied) else row.active
+        0 if _is_looked_up(row, tied) or is_block_norm(row) else row.active
     ),
 }
 """Terms of 2 FLOPs per parameter: the scalars of a tensor that each counts, also by whether the

@@ -1,8 +1,9 @@
 """Published ways to count, each reproducing its own publication's or code's numbers.
 
 Letters as :class:`Inputs` has them; S = n for the conventions of decoder-only models, m is the
-number of prefix positions before dropout and p the prefix dropout. Training is 3 · forward in every
-one of them. A convention that was never defined for a part does not cover it: never 0.
+number of prefix positions before dropout and p the prefix dropout. Training is 3 · forward, but for
+terms that a convention takes to be of frozen parameters: 2 · forward. A convention that was never
+defined for a part does not cover it: never 0.
 
 The conventions of training codes are named after the code. Each says which function of which
 repository it is, at which commit it was read, and which features of a model the code knows: a
@@ -94,9 +95,9 @@ class Inputs:
         num_params: N, the parameters of the self part.
         num_active_params: Of them, those that a token uses: not the experts it is not routed to.
         num_position_params: Those of a learned position embedding.
-        num_table_params: Those of all embedding tables, of positions, too.
+        num_table_params: Those of all embedding tables, of positions and token types, too.
         num_tied_params: Those of the token embedding that the output layer multiplies by; 0 untied.
-        num_block_norm_params: Those of the norms around the blocks of layers.
+        num_block_norm_params: Those of the norms around the blocks of layers and of the embedding.
         num_predictions: Modules that predict one token more each; their layers are in ``layers``.
         num_prefix: m.
         kept_prefix: (1 - p)·m, not rounded; k where ``num_kept`` is given.
@@ -180,6 +181,8 @@ class Convention:
         cross_part: The same for the cross part; None where the convention says nothing of a prefix.
         knows: The features (:attr:`Inputs.features`) that it has a formula for; None: it speaks of
             parameters alone, whatever the layers of one stack consist of.
+        frozen: Terms whose backward pass is as long as the forward pass, not twice: that of what
+            multiplies frozen parameters.
 
     """
 
@@ -188,6 +191,7 @@ class Convention:
     self_part: Callable[[Inputs], Terms]
     cross_part: Callable[[Inputs], Terms] | None = None
     knows: frozenset[str] | None = frozenset({PLAIN, WIDTH})
+    frozen: frozenset[str] = frozenset()
 
     def lacks(self, inputs: Inputs) -> tuple[str, ...]:
         """Features of a model that the convention has no formula for, in a fixed order."""
@@ -384,6 +388,7 @@ IN_WINDOWS = "both attention products within windows"
 HALF = "both attention products, half the square"
 ADMITTED = "both attention products, admitted pairs"
 OWN_HEADS = "heads of d / h channels"
+FROZEN = "both attention products of frozen parameters"
 
 
 def _sum(inputs: Inputs, of_layer: Callable[[LayerInputs], Any]) -> Any:
@@ -501,12 +506,17 @@ def torchtitan_self(inputs: Inputs) -> Terms:
 
 
 def litgpt_self(inputs: Inputs) -> Terms:
-    """Per token 2N + 4LdS, N all parameters, those of all experts and embeddings, too."""
+    """Per token 2N + 4LdS, and 4LdS again; N all parameters, of all experts and embeddings, too.
+
+    The code adds up f(N) = 2N + 4LdS of the parameters that train and f(0) of those that are
+    frozen, none: f(N) + f(0) forward and 3f(N) + 2f(0) = 6N + 20LdS in training.
+    """
     s = inputs
     return (
         ("model", "2 N", s.num_latents * 2 * s.num_params),
         ("layers", SQUARE, _products(s, lambda _: s.num_latents)),
         *_own_heads(s, lambda layer: 4 * s.num_latents * (s.num_channels - _width(layer))),
+        ("layers", FROZEN, s.num_latents**2 * 4 * s.num_channels * s.num_layers),
     )
 
 
@@ -526,7 +536,7 @@ def levanter_self(inputs: Inputs) -> Terms:
     """Per token Σ over layers 2d(2hc + 2gc) + 4hcS' + 3hS' + 2pdf + 2dE + 2dV, c = d / h.
 
     S' = min(S, W), the whole square within a window; 3hS' for the softmax, 9LhS in training. With
-    experts f is that of all that a token passes through, and the router counts.
+    experts f is that of all that a token passes through, and the router counts where E > 1.
     """
     s = inputs
     n, d = s.num_latents, s.num_channels
@@ -536,6 +546,10 @@ def levanter_self(inputs: Inputs) -> Terms:
         less = exact_ratio(g * d, layer.num_heads) - g * c
         own = d - _width(layer)
         return 2 * d * (2 * own + 2 * less) + 4 * _in_window(s, layer) * own
+
+    def routed(layer: LayerInputs) -> Any:
+        number: Any = layer.num_experts
+        return number if is_symbolic(number) else number * (number > 1)
 
     heads = _sum(s, lambda layer: layer.num_heads * _in_window(s, layer))
     terms = [
@@ -550,7 +564,7 @@ def levanter_self(inputs: Inputs) -> Terms:
         *_mlps(s),
     ]
     if EXPERTS in s.features:
-        terms.append(("layers", "router", 2 * n * d * _sum(s, lambda of: of.num_experts)))
+        terms.append(("layers", "router", 2 * n * d * _sum(s, routed)))
     return (*terms, ("output", "logits", 2 * n * d * s.vocab_size))
 
 
@@ -693,6 +707,7 @@ CONVENTIONS: dict[str, Convention] = {
             "Lightning-AI/litgpt, litgpt/utils.py at 01db2ec, estimate_flops",
             litgpt_self,
             knows=_SOFTMAX_ATTENTION,
+            frozen=frozenset({FROZEN}),
         ),
         Convention(
             "levanter",

@@ -354,7 +354,7 @@ class Count(Flops, Drawn):
         training: Whether the backward pass counts.
         checkpointing: ``None``, ``"reentrant"`` or ``"non-reentrant"``.
         batch_size: B, sequences.
-        tokens: Latent tokens of the step: B · n.
+        tokens: Latent tokens of the step: B · n; of packed sequences, the documents' alone.
         work: What counts the element-wise FLOPs when they are asked for; None for a convention,
             and at level ``executed``, which counts products.
         not_covered: Parts that the convention was never defined for.
@@ -362,7 +362,7 @@ class Count(Flops, Drawn):
             among them.
         part: Of a count that is a part of another: which.
         request: What of inference it counts, in words; empty for a step over whole sequences.
-        filled: Of packed sequences, positions of the documents; None where all are of one.
+        positions: Of packed sequences, B · n, padding too; None where all are tokens.
         tuning: As given to ``flops``.
         recompute_terms: What of layers is executed again, as given to ``flops``.
 
@@ -381,7 +381,7 @@ class Count(Flops, Drawn):
     lacks: tuple[str, ...] = ()
     part: Part | None = None
     request: str = ""
-    filled: Size | None = None
+    positions: Size | None = None
     tuning: Any = None
     recompute_terms: Any = None
 
@@ -443,9 +443,11 @@ class Count(Flops, Drawn):
             terms=added(term for count in counts for term in count.terms),
             tokens=add(safe_for(tuple(count.tokens for count in counts), add)),
             work=work,
-            filled=None
-            if all(count.filled is None for count in counts)
-            else add(count.tokens if count.filled is None else count.filled for count in counts),
+            positions=None
+            if all(count.positions is None for count in counts)
+            else add(
+                count.tokens if count.positions is None else count.positions for count in counts
+            ),
             not_covered=self.not_covered.union(*(other.not_covered for other in others)),
             request=" + ".join(count.request for count in counts if count.request),
         )
@@ -484,9 +486,9 @@ class Count(Flops, Drawn):
     @property
     def padding(self) -> Any:
         """The share of positions that no document fills, exactly."""
-        if self.filled is None:
+        if self.positions is None:
             return 0
-        return exact_ratio(as_objects(self.tokens) - self.filled, self.tokens)
+        return exact_ratio(as_objects(self.positions) - self.tokens, self.positions)
 
     @property
     def per_sequence(self) -> Any:
@@ -652,7 +654,11 @@ class Count(Flops, Drawn):
             "training": self.training,
             "checkpointing": self.checkpointing,
             **({"request": self.request} if self.request else {}),
-            **({} if self.filled is None else {"filled": self.filled, "padding": self.padding}),
+            **(
+                {}
+                if self.positions is None
+                else {"positions": self.positions, "padding": self.padding}
+            ),
             **({} if self.tuning is None else {"tuning": self.tuning.to_dict()}),
             **({} if self.recompute_terms is None else {"recompute": self.recompute_terms}),
             "batch_size": self.batch_size,
@@ -697,8 +703,11 @@ class Count(Flops, Drawn):
             f"per sequence {shown(exact_ratio(whole, self.batch_size))}, "
             f"per {token} {shown(exact_ratio(whole, self.tokens))}"
         ]
-        if self.filled is not None:
-            notes.append(f"documents of {shown(self.filled)} positions, the rest is padding")
+        if self.positions is not None:
+            notes.append(
+                f"documents of {shown(self.tokens)} tokens in {shown(self.positions)} positions; "
+                f"padding is {shown(self.padding)} of them"
+            )
         if self.tuning is not None:
             notes.append(str(self.tuning))
         if self.recompute_terms is not None:

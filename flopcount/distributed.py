@@ -204,7 +204,10 @@ class PerDevice(Shown):
 
     @property
     def overhead(self) -> Fraction:
-        """What padding, and doing the same on several devices, add to the whole, as a share."""
+        """What padding, and doing the same on several devices, add to the whole, as a share.
+
+        Less than 0 where a capacity below 1 leaves positions out.
+        """
         return Fraction(self.total, self.whole.total) - 1
 
     @property
@@ -281,7 +284,8 @@ class PerDevice(Shown):
         ]
         notes = [
             f"all {shown(self.parallel.devices)} devices: {shown(self.total)} FLOPs, "
-            f"{float(self.overhead):.2%} more than the model's; the largest stage has "
+            f"{float(abs(self.overhead)):.2%} {'less' if self.overhead < 0 else 'more'} than the "
+            "model's; the largest stage has "
             f"{float(self.imbalance):.4g} times the mean's",
             f"a device waits {float(self.bubble):.2%} of a step of {shown(self.microbatches)} "
             "microbatches, were all stages equal",

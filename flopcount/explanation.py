@@ -73,7 +73,7 @@ class Explanation(Shown):
         legend: What the letters mean.
         matmuls: Forward matmul FLOPs, term by term.
         backward: FLOPs of the backward pass of the terms where it is not twice the forward:
-            attention at level ``executed``.
+            attention at level ``executed``, and by convention ``litgpt``.
         elementwise: Elements and per-element costs of each operation; empty for a convention and
             at level ``executed``.
 

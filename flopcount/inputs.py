@@ -119,13 +119,23 @@ def inputs_of(network: Network, params: ParameterCount, **prefix: Any) -> Inputs
     )
 
 
+def is_tokens(row: Tensor) -> bool:
+    """Whether a tensor is the token embedding."""
+    return (row.layer, row.name) == TOKENS
+
+
 def is_table(row: Tensor) -> bool:
-    """Whether a tensor is a table that is looked up."""
-    return (row.layer, row.name) == TOKENS or is_position(row)
+    """Whether a tensor is a table that is looked up: of tokens, their types, or positions.
+
+    >>> [is_table(Tensor("self", layer, name, (4, 2))) for layer, name in
+    ...  (("embedding", "token type"), ("encoder", "position bias"), ("embedding", "project in"))]
+    [True, True, False]
+    """
+    return is_tokens(row) or is_position(row) or row.name in ("token type", "position bias")
 
 
 def is_block_norm(row: Tensor) -> bool:
-    """Whether a tensor is of a norm around a block of a layer, not inside attention.
+    """Whether a tensor is of a norm around a block, or behind the embedding: not in attention.
 
     >>> [is_block_norm(Tensor("self", layer, name, (4,))) for layer, name in
     ...  (("decoder", "mlp norm"), ("decoder", "query norm"), ("output", "final norm"))]
@@ -133,7 +143,7 @@ def is_block_norm(row: Tensor) -> bool:
     """
     inside = ("query norm", "key norm", "key-value norm")
     around = row.name.endswith("norm") and row.name not in inside
-    return around and row.layer not in ("output", "embedding")
+    return around and row.layer != "output"
 
 
 def layer_inputs(number: Size, blocks: Iterable[Any]) -> LayerInputs:

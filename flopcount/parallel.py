@@ -57,8 +57,9 @@ class Parallel:
         stages: Layers of each part, in order, p · v of them; equally many unless given.
         vocab_multiple: The vocabulary is padded to a multiple of this and t; refused unless given,
             where t does not divide it. Megatron-LM's is 128.
-        capacity: Each expert computes on as many positions as it would on average, times this;
-            without it the experts are taken to be chosen equally often.
+        capacity: Each expert computes on as many positions as it would on average, times this,
+            whether as many choose it or not; without it the experts are taken to be chosen equally
+            often. Below 1 positions are left out, and so are their FLOPs.
 
     Raises:
         TypeError: If a size is no integer.

@@ -257,15 +257,6 @@ def test_an_argument_that_is_not_documented_is_found():
     assert undocumented("area", area) == ["area.height"]
 
 
-STILL_TO_NAME = {
-    "kernels/attention/preparation.py",  # the record of compiled kernels has a digest of it
-    "validate/emulator/shipped.py",
-    "validate/profile/profiling.py",
-    "validate/witnesses/spread_experts.py",
-}
-"""Files that still have such a variable; the first changes with the next record."""
-
-
 def lines_assigning(name: str, source: str) -> list[int]:
     """Lines where a variable, an argument or a field gets the name."""
     nodes = list(ast.walk(ast.parse(source)))
@@ -281,7 +272,7 @@ def test_what_is_found_is_named_for_what_it_is(package):
     files = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / package).rglob("*.py")}
     assert files
     lines = {name: lines_assigning("found", path.read_text()) for name, path in files.items()}
-    assert {name: at for name, at in lines.items() if at and name not in STILL_TO_NAME} == {}
+    assert {name: at for name, at in lines.items() if at} == {}
 
 
 @pytest.mark.parametrize(

@@ -1,40 +1,32 @@
 """``docs/kernels.md``: what every shipped kernel compiles to, and whether that is still current.
 
-``python -m validate.compiled_record`` compiles what the record ``docs/kernels.csv`` lacks or holds
-of other sources, and writes the page from the record. A row carries a digest of the code and the
-tilings that it was compiled from, so whether the page is current can be told in seconds, without
-compiling: :func:`stale` lists the launches that would have to be compiled again.
+``python -m validate.compiled_record`` compiles the kernels that the record ``docs/kernels.csv``
+lacks or holds of other code, and writes the page from the record. A row carries a digest of what
+Triton compiles its kernel from (:func:`validate.witnesses.compiled_code.kernel_digest`), so whether
+the page is current can be told in seconds, without compiling: :func:`stale` lists the kernels that
+would have to be compiled again. Other code, comments and launches may change as they like.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import importlib.metadata
+import functools
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flopcount.sizes import require_choice
 from flopcount.tables import table
-from kernels.attention.tilings import (
-    KERNELS,
-    MAX_HEAD_DIM,
-    WIDEST_CUT,
-    gradient_launches,
-    padded_head_dim,
-    part_ranges,
-    row_options,
-    tuned_tilings,
-)
+from kernels.attention.tilings import KERNELS, MAX_HEAD_DIM, padded_head_dim, tuned_tilings
 from validate.witnesses.compiled_code import (
     DTYPES,
     CompiledKernel,
+    Kernel,
     Launch,
     compile_launch,
-    kernel_code,
+    kernels_of,
 )
 from validate.witnesses.processes import triton_processes
 
@@ -59,8 +51,11 @@ COLUMNS = (
 )  # fmt: skip
 
 
-Kernel = tuple[str, str, str]
-"""Its name, CAUSAL and GRADIENT."""
+class Shipped(NamedTuple):
+    """A kernel, and the first launch that launches it."""
+
+    launch: Launch
+    kernel: Kernel
 
 
 def shipped_launches(dtypes: Iterable[str] = DTYPES) -> list[Launch]:
@@ -78,46 +73,22 @@ def shipped_launches(dtypes: Iterable[str] = DTYPES) -> list[Launch]:
     ]
 
 
-def expected_kernels(launches: Iterable[Launch]) -> dict[Launch, set[Kernel]]:
-    """The kernels of each launch that no launch before it compiles."""
-    kernels: dict[Launch, set[Kernel]] = {}
-    identities = set()
-    for launch in dict.fromkeys(launches):
-        kernels[launch] = set()
-        tilings = launch.shipped
-        parts = ("True", "False") if launch.prefix else ("True",)
-        gradients = gradient_launches(launch.head_dim)
-        compiled = [(name, "", "") for name in ("attention_forward", "attention_query_gradient")]
-        compiled += [("attention_key_value_gradient", c, g) for c in parts for g in gradients]
-        compiled += [("row_products", "", ""), ("prepare_rows", "", "")]
-        for kernel in compiled:
-            identity: tuple[object, ...] = (launch.dtype, launch.head_dim, kernel)
-            if pass_name := NAMES.get(kernel[0]):
-                # The gradient of keys and values sees one of two parts, whatever the other is; the
-                # gradients of queries and keys are cut where these were not given padded.
-                has_prefix = launch.prefix > 0 and pass_name != "key_value"
-                cut = padded_head_dim(launch.head_dim) <= WIDEST_CUT
-                turned = launch.turned and cut and pass_name != "forward" and kernel[2] != "v"
-                identity += (launch.group, turned, has_prefix, tilings[pass_name])
-            elif kernel[0] == "prepare_rows":
-                identity += (launch.turned,)
-            if identity not in identities:
-                identities.add(identity)
-                kernels[launch].add(kernel)
-    return kernels
+@functools.cache
+def launched_kernels() -> dict[Launch, tuple[Kernel, ...]]:
+    """The kernels of every shipped launch, in a process that does not interpret."""
+    launches = shipped_launches()
+    with triton_processes(interpret=False) as pool:
+        listed = pool.submit(kernels_of, launches).result()
+    return {launch: tuple(kernels) for launch, kernels in zip(launches, listed, strict=True)}
 
 
-def digest(launch: Launch) -> str:
-    """Of all that decides what a launch compiles to: sources, tilings, Triton's version."""
-    decisive = (
-        kernel_code(),
-        list(launch.shipped.values()),
-        part_ranges(launch.head_dim),
-        gradient_launches(launch.head_dim),
-        importlib.metadata.version("triton"),
-        *row_options(launch.head_dim).items(),
-    )
-    return hashlib.sha256(repr(decisive).encode()).hexdigest()[:12]
+def shipped_kernels() -> list[Shipped]:
+    """Every kernel of the shipped launches once, in their order."""
+    first: dict[str, Shipped] = {}
+    for launch, kernels in launched_kernels().items():
+        for kernel in kernels:
+            first.setdefault(kernel.digest, Shipped(launch, kernel))
+    return list(first.values())
 
 
 def read() -> list[Row]:
@@ -141,16 +112,10 @@ def launch_of(row: Row) -> Launch:
     )
 
 
-def stale(rows: Iterable[Row], launches: Iterable[Launch]) -> list[Launch]:
-    """Launches that the record lacks, in part or in whole, or that it has of other code."""
-    recorded: dict[Launch, set[Kernel]] = {}
-    for row in rows:
-        if row["digest"] == digest(launch_of(row)):
-            kernel = row["kernel"], row["causal"], row["gradient"]
-            recorded.setdefault(launch_of(row), set()).add(kernel)
-    launches = tuple(launches)
-    expected = expected_kernels((*shipped_launches(), *launches))
-    return [x for x in launches if not expected[x] <= recorded.get(x, set())]
+def stale(rows: Iterable[Row], kernels: Iterable[Shipped]) -> list[Shipped]:
+    """Kernels that the record lacks, or that it has of other code."""
+    recorded = {(launch_of(row), row["digest"]) for row in rows}
+    return [x for x in kernels if (x.launch, x.kernel.digest) not in recorded]
 
 
 def as_row(kernel: CompiledKernel) -> Row:
@@ -176,28 +141,26 @@ def as_row(kernel: CompiledKernel) -> Row:
         kernel.programs_per_multiprocessor,
         " ".join(kernel.instructions),
         "; ".join(kernel.faults()),
-        digest(kernel.launch),
+        kernel.digest,
     )
     return {name: str(cell) for name, cell in zip(COLUMNS, cells, strict=True)}
 
 
-def _compiled(launches: Sequence[Launch]) -> list[Row]:
-    """Rows of launches of one width and dtype; a kernel that several of them take stands once."""
-    expected = expected_kernels(shipped_launches())
-    rows = [as_row(kernel) for launch in launches for kernel in compile_launch(launch)]
-    return [
-        row
-        for row in rows
-        if (row["kernel"], row["causal"], row["gradient"]) in expected[launch_of(row)]
-    ]
+def _compiled(kernels: Sequence[Shipped]) -> list[Row]:
+    """Rows of kernels of one width and dtype."""
+    wanted: dict[Launch, set[str]] = {}
+    for launch, kernel in kernels:
+        wanted.setdefault(launch, set()).add(kernel.digest)
+    return [as_row(kernel) for of in wanted.items() for kernel in compile_launch(*of)]
 
 
 def write(rows: Iterable[Row]) -> None:
     """The record, in a fixed order, and the page."""
     order = shipped_launches()
 
-    def place(row: Row) -> tuple[int, str, str, str]:
-        return order.index(launch_of(row)), row["kernel"], row["causal"], row["gradient"]
+    def place(row: Row) -> tuple[int, str, str, str, str]:
+        name = row["kernel"], row["causal"], row["gradient"], row["digest"]
+        return order.index(launch_of(row)), *name
 
     rows = sorted(rows, key=place)
     with RECORD.open("w", newline="", encoding="utf-8") as file:
@@ -267,7 +230,8 @@ def page(rows: Sequence[Row]) -> str:
         drawn = (headings, ["---" for _ in headings], *lines)
         return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in drawn)
 
-    missing = stale(rows, shipped_launches())
+    kernels = shipped_kernels()
+    missing = stale(rows, kernels)
     faulty = [row for row in rows if row["faults"]]
     counted = {dtype: sum(row["dtype"] == dtype for row in rows) for dtype in DTYPES}
     verdict = (
@@ -275,9 +239,9 @@ def page(rows: Sequence[Row]) -> str:
         f"({', '.join(f'{dtype} {count}' for dtype, count in counted.items())}), "
         + (f"**{len(faulty)} of them with a fault**" if faulty else "none with a fault")
         + (
-            f"; **{len(missing)} of {len(shipped_launches())} launches have not been compiled**."
+            f"; **{len(missing)} of {len(kernels)} have not been compiled**."
             if missing
-            else f", for all {len(shipped_launches())} launches."
+            else f": all that the {len(shipped_launches())} shipped launches need."
         )
     )
     return f"""# Kernels as compiled for Hopper (sm_90)
@@ -327,14 +291,14 @@ def main(dtypes: tuple[str, ...] = DTYPES, again: bool = False, jobs: int | None
     """
     for dtype in dtypes:
         require_choice("dtypes", dtype, DTYPES)
-    launches = shipped_launches(dtypes)
+    kernels = [x for x in shipped_kernels() if x.launch.dtype in dtypes]
     rows = read()
-    missing = launches if again else stale(rows, launches)
-    kept = set(shipped_launches()) - set(missing)
-    rows = [row for row in rows if launch_of(row) in kept]
-    tasks: dict[tuple[int, str], list[Launch]] = {}  # the widest first, which take longest
-    for launch in missing:
-        tasks.setdefault((-launch.head_dim, launch.dtype), []).append(launch)
+    missing = kernels if again else stale(rows, kernels)
+    kept = {(x.launch, x.kernel.digest) for x in set(shipped_kernels()) - set(missing)}
+    rows = [row for row in rows if (launch_of(row), row["digest"]) in kept]
+    tasks: dict[tuple[int, str], list[Shipped]] = {}  # the widest first, which take longest
+    for kernel in missing:
+        tasks.setdefault((-kernel.launch.head_dim, kernel.launch.dtype), []).append(kernel)
     with triton_processes(interpret=False, jobs=jobs or os.cpu_count() or 1) as pool:
         for compiled in pool.map(_compiled, [tasks[key] for key in sorted(tasks)]):
             rows += compiled
@@ -344,7 +308,7 @@ def main(dtypes: tuple[str, ...] = DTYPES, again: bool = False, jobs: int | None
     write(rows)
     for names in (DTYPES[:2], DTYPES[2:]):
         print(table(HEADINGS, summary(rows, names)))
-    return 1 if stale(rows, launches) or any(row["faults"] for row in rows) else 0
+    return 1 if stale(rows, kernels) or any(row["faults"] for row in rows) else 0
 
 
 if __name__ == "__main__":

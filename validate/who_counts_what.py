@@ -53,7 +53,9 @@ Training codes:
   `torchtitan`, `levanter` and `olmo-core` count only the experts that a token uses; `megatron-lm`
   leaves out the router ({megatron_router} of DeepSeek-V3).
 - **Four count the masked half of causal attention**: `torchtitan` {torchtitan}, `nanogpt`
-  {nanogpt}, `litgpt` {litgpt} and `levanter` {levanter} of GPT-2 small. `levanter` adds softmax.
+  {nanogpt}, `levanter` {levanter} and `litgpt` {litgpt} of GPT-2 small. `levanter` adds softmax.
+  `litgpt` adds up a count of the parameters that train and one of those that are frozen, each with
+  all of attention: without frozen ones that is {litgpt_again} too many.
 - **Two count causal attention as masked**: `olmo-core` exactly (GPT-2 small {olmo_core}, from
   biases and one norm), `megatron-lm` except for half of the diagonal ({megatron_lm}).
 - **Sliding windows are often ignored**: on Mistral 7B at 32,768 positions, `megatron-lm` is off by
@@ -178,6 +180,12 @@ def findings(comparisons: dict[str, list[Comparison]], today: list[Comparison]) 
         "torchtitan": net(gpt2, "torchtitan"),
         "nanogpt": net(gpt2, "nanogpt"),
         "litgpt": net(gpt2, "litgpt"),
+        "litgpt_again": share(
+            gpt2,
+            "litgpt",
+            "self",
+            "both attention products once more, of frozen parameters, which are none",
+        ),
         "levanter": net(gpt2, "levanter"),
         "hf_trainer": net(gpt2, "hf-trainer"),
         "hf_llama": net(llama, "hf-trainer"),

@@ -126,7 +126,7 @@ class Optima(Shown):
                 f"{numbers.d_opt:.3g}",
                 signed(numbers.d_moved),
                 f"{numbers.spent:.1%}",
-                f"{numbers.excess_loss:.4f}",
+                f"{numbers.excess_loss:.2g}",
             ]
 
         return [

@@ -148,9 +148,9 @@ def padded(*operands: Tensor | None, head_dim: int) -> list[Tensor | None]:
     Returns:
         Each operand itself where it has the padded head dim; else contiguous, with so many.
     """
-    found = within(padding(*operands, head_dim=head_dim), *operands, head_dim=head_dim)
-    fill(operands, found)
-    return found
+    padded_operands = within(padding(*operands, head_dim=head_dim), *operands, head_dim=head_dim)
+    fill(operands, padded_operands)
+    return padded_operands
 
 
 def padding(*operands: Tensor | None, head_dim: int) -> Tensor:
@@ -164,15 +164,15 @@ def padding(*operands: Tensor | None, head_dim: int) -> Tensor:
 def within(space: Tensor, *operands: Tensor | None, head_dim: int) -> list[Tensor | None]:
     """The operands as :func:`padded` returns them, their copies as views of :func:`padding`."""
     channels, first = padded_head_dim(head_dim), 0
-    found: list[Tensor | None] = []
+    places: list[Tensor | None] = []
     for x in operands:
         if x is None or x.shape[-1] >= channels:
-            found.append(x)
+            places.append(x)
             continue
         size = x.shape[:-1].numel() * channels
-        found.append(space[first : first + size].view(*x.shape[:-1], channels))
+        places.append(space[first : first + size].view(*x.shape[:-1], channels))
         first += size
-    return found
+    return places
 
 
 def fill(operands: Sequence[Tensor | None], copies: Sequence[Tensor | None]) -> None:

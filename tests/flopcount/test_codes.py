@@ -5,6 +5,8 @@ no formula of the counter is in it. The commits at which the codes were read sta
 conventions.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import sympy
@@ -67,10 +69,17 @@ def test_nanogpt_is_palm_on_gpt2():
 
 
 def test_litgpt():
-    # 3·(2·124,439,808 + 12·2·2·768·1024) = 3·(248,879,616 + 37,748,736)
-    assert per_token("litgpt") == 859_885_056
-    # 3·(2·8,030,261,248 + 32·2·2·4096·8192) = 3·(16,060,522,496 + 4,294,967,296)
-    assert per_token("litgpt", LLAMA) == 61_066_469_376
+    # Training is 3·f(N) + 2·f(0), f(N) = 2N + 4LdS, where no parameters are frozen.
+    # 3·(2·124,439,808 + 12·2·2·768·1024) + 2·(12·2·2·768·1024)
+    #   = 3·(248,879,616 + 37,748,736) + 2·37,748,736
+    assert per_token("litgpt") == 859_885_056 + 75_497_472 == 935_382_528
+    # 3·(2·8,030,261,248 + 32·2·2·4096·8192) + 2·(32·2·2·4096·8192)
+    #   = 3·(16,060,522,496 + 4,294,967,296) + 2·4,294,967,296
+    assert per_token("litgpt", LLAMA) == 69_656_403_968
+    # Inference is f(N) + f(0).
+    for model, flops in ((GPT2, 286_628_352 + 37_748_736), (LLAMA, 20_355_489_792 + 4_294_967_296)):
+        count = model.flops(convention="litgpt", training=False)
+        assert (count.per_token, count.backward) == (flops, 0)
 
 
 def test_levanter():
@@ -91,6 +100,14 @@ def test_olmo_core():
     # 38,597,376 with its norm of 2·768: 28,348,416 + 56,669,184 + 38,598,912 = 123,616,512; ·6; and
     # 12 layers of 12·768·(1024·1025/2)//1024 = 4,723,200.
     assert per_token("olmo-core") == 741_699_072 + 56_678_400
+    # A norm behind the embedding is in neither: BLOOM-560m, 24 layers of 12·1024² + 9·1024 in
+    # products and their biases, and V = 250,880 tied, with a norm of 2·1024; 12·1024·(8 + 1)/2.
+    bloom = fc.from_hf({"model_type": "bloom", "hidden_size": 1024, "n_layer": 24, "n_head": 16}, 8)
+    assert (
+        per_token("olmo-core", bloom)
+        == 6 * (24 * (12 * 1024**2 + 9 * 1024) + 250_880 * 1024 + 2 * 1024)
+        + 24 * 12 * 1024 * 9 // 2
+    )
     # Of Llama: 32·(41,943,040 + 176,160,768) + 525,336,576 + 4,096 = 7,504,662,528; ·6; and 32
     # layers of 12·4096·(8192·8193/2)//8192 = 201,351,168.
     assert per_token("olmo-core", LLAMA) == 45_027_975_168 + 6_443_237_376
@@ -100,6 +117,11 @@ def test_hf_trainer_leaves_a_tied_output_layer_out():
     # 6·(124,439,808 - 38,597,376 - 786,432); 6·(8,030,261,248 - 525,336,576)
     assert per_token("hf-trainer") == 510_336_000
     assert per_token("hf-trainer", LLAMA) == 45_029_548_032
+    # Four layers of BERT: the tables of tokens, positions and token types are left out. A layer has
+    # 12·768² + 13·768 = 7,087,872; the norm of the embedding 1,536; the head 768² + 768 + 1,536
+    # and V = 30,522 biases. 6·(28,351,488 + 1,536 + 592,128 + 30,522)
+    bert = fc.from_hf({"model_type": "bert", "num_hidden_layers": 4}, 128)
+    assert per_token("hf-trainer", bert) == 6 * 28_975_674 == 173_854_044
 
 
 def test_gpt_neox_counts_its_head_as_four_and_a_half_dv():
@@ -159,8 +181,8 @@ def test_windows_as_each_code_takes_them():
     assert per_token("megatron-lm", WINDOW) == 6576 + 1008
     # 6·(1,240 - 88) and 3 layers of 6·4·(2 + 2)·min(7, 3)
     assert per_token("torchtitan", WINDOW) == 6912 + 864
-    # 3·(2·1,240 + 3·4·8·7)
-    assert per_token("litgpt", WINDOW) == 7440 + 2016
+    # 3·(2·1,240 + 3·4·8·7) + 2·(3·4·8·7)
+    assert per_token("litgpt", WINDOW) == 7440 + 2016 + 1344
     # Three times 3·(4·3·8 + 3·3·4) for attention and softmax
     assert per_token("levanter", WINDOW) == 6576 + 3 * 3 * (96 + 36)
     # 1 + 2 + 3·5 = 18 pairs: 12·4·2·18/7 = 246.86, of which the code keeps 246 a layer. Its N has
@@ -195,8 +217,9 @@ def test_heads_wider_than_the_model():
     )  # fmt: skip
     # Megatron has a head dim: 6·(8·(24 + 2·12) + 24·7 + 24·8 + 3·48 + 88)
     assert per_token("megatron-lm", wide) == 6 * (384 + 168 + 192 + 144 + 88)
-    # litgpt's attention has d channels: 3·(2N + 4·8·7), N = 192 + 96 + 96 + 192 + 144 + 24 + 2·88.
-    assert per_token("litgpt", wide) == 3 * (2 * 920 + 224)
+    # litgpt's attention has d channels: 3·(2N + 4·8·7) + 2·(4·8·7), N = 192 + 96 + 96 + 192 + 144
+    # + 24 + 2·88.
+    assert per_token("litgpt", wide) == 3 * (2 * 920 + 224) + 2 * 224
     # levanter's heads have d / h: 3·(6·48 + 16·(8 + 2·4) + 128 + 4·7·8 + 3·7·4 + 176)
     assert per_token("levanter", wide) == 3 * (288 + 256 + 128 + 224 + 84 + 176)
     # nanotron's, too: 3·(16·(8 + 8) + 4·8·7 + 128 + 288 + 176)
@@ -254,12 +277,16 @@ def test_experts_as_each_code_takes_them():
     assert sum(megatron.values()) == n * (1152 + 480 + 768 + 2 * 2 * 8 * 7 + 176)
     # 2(N active - the embedding) + 2 layers of 2h(c + c)·7
     assert sum(forward("torchtitan", EXPERTS).values()) == n * (2 * (1512 - 88) + 2 * 8 * 4 * 7)
-    # All experts: 2·2,664 + 2 layers of 4·8·7
-    assert sum(forward("litgpt", EXPERTS).values()) == n * (5328 + 448)
+    # All experts: 2·2,664 + 2 layers of 4·8·7, twice
+    assert sum(forward("litgpt", EXPERTS).values()) == n * (5328 + 448 + 448)
     assert forward("hf-trainer", EXPERTS) == {"2 N without embedding tables": n * 2 * (2664 - 88)}
     # Megatron's, the whole square in place of half, 3hn a layer, and the router's 2dE.
     levanter = sum(forward("levanter", EXPERTS).values())
     assert levanter == n * (1152 + 480 + 768 + 2 * 4 * 8 * 7 + 2 * 3 * 4 * 7 + 2 * 2 * 8 * 6 + 176)
+    # Of a single expert, all pass through it: the code has no router.
+    single = dataclasses.replace(SPARSE, num_experts=1, top_k=1)
+    single = dataclasses.replace(EXPERTS, layers=(single,))
+    assert forward("levanter", single)["router"] == 0
     # 2(N active - embedding - norms around blocks) + 2 layers of 4hc·(n + 1)/2
     assert set(forward("olmo-core", EXPERTS)) == {
         "2 N of attention, MLP and output layer, active parameters",

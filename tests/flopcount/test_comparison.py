@@ -336,6 +336,12 @@ def test_what_todays_codes_miss_and_add():
     assert of("litgpt", llama(window=5))["self", "the masked pairs of both attention products"] == (
         pytest.approx(3 * 3 * 4 * 24 * (169 - 55) / 13)
     )
+    # 4·d·n a layer once more, forward and once backward; forward alone, once.
+    again = "both attention products once more, of frozen parameters, which are none"
+    assert of("litgpt", llama())["self", again] == 2 * 3 * 4 * 24 * 13
+    forward = {row.name: row for row in fc.compare(llama(), training=False).rows}
+    (entry,) = (e for e in forward["litgpt"].differences if e.term == again)
+    assert entry.flops == 3 * 4 * 24 * 13
     # A tied output layer that is not counted; norms 2·24 a layer and 24.
     assert of("hf-trainer", llama(tie_embeddings=True)) == {
         ("self", "norms as if multiplied"): 6 * (3 * 48 + 24),

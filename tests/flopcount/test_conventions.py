@@ -326,7 +326,10 @@ def test_conventions_cover_a_decoder_whole(name):
     count = gpt2.flops(convention=name)
     assert not count.not_covered
     assert count.cross_part.total == 0
-    assert count.total == count.self_part.total == 3 * count.forward
+    # litgpt gives frozen parameters, none, an attention of their own, which trains no weights:
+    # 12·(4·768·1024) per token, forward and once backward.
+    frozen = 1024 * 37_748_736 if name == "litgpt" else 0
+    assert count.total == count.self_part.total == 3 * count.forward - frozen
 
 
 def test_forward_alone():

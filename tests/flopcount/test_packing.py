@@ -14,7 +14,7 @@ import flopcount as fc
 from flopcount.encoder_lm import EncoderDecoderLM, EncoderLM
 from flopcount.masks import Causal, Chunked, Full, Packed
 from flopcount.mixture_lm import MixtureLM
-from flopcount.packing import histogram
+from flopcount.packing import fewest_sequences, histogram
 
 COMMON = dict(vocab_size=11, num_channels=8, num_layers=3, num_heads=4, intermediate_size=9)
 GEMMA = fc.CausalLM(**COMMON, seq_len=10, attention=("sliding", "full"), window=3)
@@ -95,7 +95,9 @@ def test_by_hand():
     assert whole.total - found.total == 3 * 2 * 2 * 3 * 8 * (55 - 6 - 15)
     assert found.padding == Fraction(1, 5)
     assert whole.padding == 0
-    assert "documents of 8 positions, the rest is padding" in str(found)
+    assert (found.tokens, found.positions, whole.positions) == (8, 10, None)
+    assert found.per_token == Fraction(found.total, 8)  # what is padded is no token
+    assert "documents of 8 tokens in 10 positions; padding is 0.2 of them" in str(found)
     assert found.to_dict()["padding"] == Fraction(1, 5)
     assert "padding" not in whole.to_dict()
     # Hidden pairs are multiplied all the same, in each of three sequences.
@@ -103,8 +105,44 @@ def test_by_hand():
         dense = LLAMA.flops("dense", documents=documents, batch_size=3)
         assert dense.total == LLAMA.flops("dense", batch_size=3).total
     both = found + whole
-    assert (both.padding, both.filled) == (Fraction(1, 10), 18)
-    assert ((found + found).filled, (whole + whole).filled) == (16, None)
+    assert (both.padding, both.tokens, both.positions) == (Fraction(1, 10), 18, 20)
+    assert ((found + found).positions, (whole + whole).positions) == (20, None)
+
+
+def least_by_trying(lengths, seq_len):
+    """The sequences that lengths take, by trying every way."""
+    best = len(lengths)
+
+    def place(index, rooms):
+        nonlocal best
+        if len(rooms) >= best:
+            return
+        if index == len(lengths):
+            best = len(rooms)
+            return
+        for i, left in enumerate(rooms):
+            if left >= lengths[index]:
+                place(index + 1, (*rooms[:i], left - lengths[index], *rooms[i + 1 :]))
+        place(index + 1, (*rooms, seq_len - lengths[index]))
+
+    place(0, ())
+    return best
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6))
+def test_no_packing_is_refused_that_there_is(lengths):
+    needed = least_by_trying(sorted(lengths, reverse=True), 12)
+    assert -(-sum(lengths) // 12) <= fewest_sequences(histogram(lengths, 12, needed), 12) <= needed
+
+
+def test_documents_are_not_cut():
+    # 7, 7, 6 fit no two sequences of ten, nor 6, 6, 5, 3; 6, 6, 4, 4 do.
+    for lengths, fewest in (([7, 7, 6], 3), ([6, 6, 5, 3], 3)):
+        with pytest.raises(ValueError, match=f"documents = .* expected at least {fewest} seq"):
+            histogram(lengths, 10, fewest - 1)
+        assert fewest_sequences(histogram(lengths, 10, fewest), 10) == fewest
+    assert fewest_sequences(histogram([6, 6, 4, 4], 10, 2), 10) == 2
+    assert fewest_sequences(((10, 3),), 10) == 3
 
 
 def test_a_histogram_is_its_list():

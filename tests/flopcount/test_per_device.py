@@ -429,6 +429,17 @@ def test_a_capacity_pads_experts():
     assert up.forward == 2 * 2 * 8 * 5 * 16 * 6  # ⌈1.5 · 24/8⌉ = 5
 
 
+def test_a_capacity_below_1_leaves_positions_out():
+    found = fc.per_device(EXPERTS, fc.Parallel(capacity=0.5))
+    up = next(term for term in only(found).count.terms if term.term == "expert up")
+    assert up.forward == 2 * 2 * 8 * 2 * 16 * 12  # ⌈0.5 · 24/8⌉ = 2 of each of eight
+    assert -1 < found.overhead < 0
+    text = " ".join(str(found).split())
+    assert f"{float(-found.overhead):.2%} less than the model's" in text
+    more = fc.per_device(EXPERTS, fc.Parallel(capacity=1.5))
+    assert f"{float(more.overhead):.2%} more than the model's" in " ".join(str(more).split())
+
+
 def test_latents_enter_instead_of_positions():
     # Ten channels of the queries' latent, six and two of keys and values, of twelve positions in
     # two layers; down to them, every device projects alike.

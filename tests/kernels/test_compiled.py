@@ -45,7 +45,7 @@ def compiled():
             kernel.asm["ttir"],
             kernel.asm["ptx"],
         )
-        for kernel, log, options in found
+        for kernel, log, options, _ in found
     ]
 
 

@@ -6,24 +6,25 @@ from pathlib import Path
 import pytest
 
 import kernels.attention
+from kernels.attention.tilings import KERNELS as NAMES_OF
 from kernels.attention.tilings import Tiling
 from validate import compiled_record
 from validate.compiled_record import (
     COLUMNS,
     NAMES,
-    digest,
-    expected_kernels,
     launch_of,
     padding,
     padding_of_widths,
     page,
+    shipped_kernels,
     shipped_launches,
     spread,
     stale,
     summary,
 )
 from validate.witnesses import compiled_code
-from validate.witnesses.compiled_code import DTYPES, Launch
+from validate.witnesses.compiled_code import DTYPES, Launch, kernels_of
+from validate.witnesses.processes import triton_processes
 
 ROWS = compiled_record.read()
 of_the_record = pytest.mark.record("python -m validate.compiled_record")
@@ -42,14 +43,9 @@ def test_every_padded_head_dim_is_shipped():
 
 
 @of_the_record
-def test_what_is_recorded_was_compiled_from_the_code_as_it_is():
-    assert ROWS
-    assert stale(ROWS, {launch_of(row) for row in ROWS if row["kernel"] in NAMES}) == []
-
-
-@of_the_record
-def test_every_shipped_launch_has_been_compiled():
-    assert stale(ROWS, shipped_launches()) == []
+def test_every_shipped_kernel_was_compiled_from_the_code_as_it_is():
+    assert stale(ROWS, shipped_kernels()) == []
+    assert len(ROWS) == len(shipped_kernels())
 
 
 @of_the_record
@@ -73,37 +69,84 @@ def test_the_record_has_the_tilings_that_are_shipped():
 
 
 @of_the_record
-def test_a_launch_whose_kernel_is_missing_is_stale():
+def test_a_kernel_that_is_missing_or_of_another_digest_is_stale():
     gone = next(row for row in ROWS if row["kernel"] == "attention_forward")
-    launch = launch_of(gone)
-    assert stale(ROWS, [launch]) == []
-    assert stale([row for row in ROWS if row is not gone], [launch]) == [launch]
+    for rows in ([], [gone | {"digest": "0" * 12}], [gone | {"prefix": "512"}]):
+        (missing,) = stale([row for row in ROWS if row is not gone] + rows, shipped_kernels())
+        assert missing.launch == launch_of(gone)
+        assert missing.kernel == ("attention_forward", "", "", gone["digest"])
 
 
-@of_the_record
-def test_a_changed_tiling_makes_its_launches_stale(monkeypatch):
-    shipped = compiled_code.shipped_tiling
+def changed_digests(launch):
+    """Kernels' digests of a launch, and of changed ones: in a process that compiles."""
+    import importlib.metadata
 
-    def changed(name, head_dim, size, keys):
-        found = shipped(name, head_dim, size, keys)
-        return found._replace(num_stages=7) if (name, size) == ("query", 4) else found
+    import triton
 
-    launches = shipped_launches()
-    assert stale(ROWS, launches) == []
-    monkeypatch.setattr(compiled_code, "shipped_tiling", changed)
-    changed_launches = [x for x in launches if x.dtype == "float32"]
-    compiling = [x for x in changed_launches if expected_kernels(launches)[x]]
-    assert stale(ROWS, launches) == compiling
+    from kernels.attention import backward, forward, tiles
+
+    def digests(launch=launch):
+        compiled_code._code_digest.cache_clear()
+        (found,) = kernels_of([launch])
+        return {(x.name, x.causal): x.digest for x in found}
+
+    def edited(function, old, new):
+        text = function.src
+        assert old in text
+        function._unsafe_update_src(text.replace(old, new))
+        found = digests()
+        function._unsafe_update_src(text)
+        return found
+
+    query = backward.attention_query_gradient
+    found = {
+        "as it is": digests(),
+        "code": edited(query, "    tile = zero_rows", "    # Zeros.\n    tile  =  zero_rows"),
+        "docstring": edited(tiles.rows_from, "The rows from", "Rows from"),
+        "query": edited(query, "tile, scale, BLOCK_QUERIES", "tile, 1.0, BLOCK_QUERIES"),
+        "called": edited(forward.keys_of, "rows_of(k,", "rows_of(v,"),
+    }
+    forward.attention_forward.starting_line_number += 7
+    found["place"] = digests()
+    tiling = launch.shipped["forward"]
+    for name in ("block_keys", "num_warps", "num_stages"):
+        changed = tiling._replace(**{name: 2 * getattr(tiling, name)})
+        found[name] = digests(dataclasses.replace(launch, tilings=(("forward", changed),)))
+    with pytest.MonkeyPatch.context() as patch:
+        constant = triton.language.constexpr(-3.0)
+        patch.setitem(forward.attention_forward.__globals__, "LOWEST", constant)
+        found["constant"] = digests()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", lambda name: "3.5.0")
+        found["Triton"] = digests()
+    return found
 
 
-def test_changed_code_makes_all_launches_stale_and_changed_comments_none(monkeypatch, tmp_path):
+def test_the_digest_is_of_what_is_compiled_and_of_nothing_else():
+    with triton_processes(interpret=False) as pool:
+        found = pool.submit(changed_digests, Launch("bfloat16", 73)).result()
+    before = found["as it is"]
+    changed = {
+        what: {name for (name, _), digest in before.items() if digests[name, _] != digest}
+        for what, digests in found.items()
+    }
+    forward, query, key_value = (NAMES_OF[name] for name in ("forward", "query", "key_value"))
+    assert changed == {
+        "as it is": set(), "code": set(), "docstring": set(), "place": set(),
+        "query": {query}, "called": {forward, query, key_value}, "constant": {forward},
+        "block_keys": {forward}, "num_warps": {forward}, "num_stages": {forward},
+        "Triton": {forward, query, key_value, "row_products", "prepare_rows"},
+    }  # fmt: skip
+
+
+def test_changed_comments_do_not_change_the_kernels_code(monkeypatch, tmp_path):
     folder = Path(kernels.attention.__file__).parent
     for name in compiled_code.SOURCES:
         (tmp_path / name).write_text((folder / name).read_text())
     package = dataclasses.make_dataclass("package", [("__file__", str)])
     moved = package(str(tmp_path / "__init__.py"))
     monkeypatch.setattr(compiled_code.kernels, "attention", moved)
-    before, source = digest(Launch("float16", 64)), (tmp_path / "forward.py").read_text()
+    before, source = compiled_code.kernel_code(), (tmp_path / "forward.py").read_text()
     try:
         for old, new, same in (
             ('"""The forward kernel.', '"""The kernel.', True),
@@ -114,7 +157,7 @@ def test_changed_code_makes_all_launches_stale_and_changed_comments_none(monkeyp
             assert old in source
             (tmp_path / "forward.py").write_text(source.replace(old, new))
             compiled_code.kernel_code.cache_clear()
-            assert (digest(Launch("float16", 64)) == before) is same
+            assert (compiled_code.kernel_code() == before) is same
     finally:
         compiled_code.kernel_code.cache_clear()
 
@@ -123,9 +166,10 @@ def test_the_page_says_loudly_what_is_missing_and_what_spills():
     bad = [row | {"faults": "spills 8 bytes, stack of 8"} for row in ROWS[:1]] + ROWS[1:]
     assert "**1 of them with a fault**" in page(bad)
     assert "**spills 8 bytes, stack of 8**" in page(bad)
-    launches = shipped_launches()
-    needed = sum(map(bool, expected_kernels(launches).values()))
-    assert f"**{needed} of {len(launches)} launches have not been compiled**" in page([])
+    assert (
+        f"**{len(shipped_kernels())} of {len(shipped_kernels())} have not been compiled**"
+        in page([])
+    )
     assert "**not compiled**" in page([])
 
 
@@ -157,11 +201,6 @@ def test_dtypes_are_checked():
         compiled_record.main(("float8",))
 
 
-def test_tilings_are_told_apart():
-    assert digest(Launch("float16", 64)) == digest(Launch("bfloat16", 49))
-    assert digest(Launch("float16", 64)) != digest(Launch("float32", 64))
-
-
 def test_a_tiling_tuned_for_more_keys_is_compiled_too(monkeypatch):
     few, many = Tiling(64, 64, 4, 2), Tiling(64, 32, 4, 2)
 
@@ -181,14 +220,6 @@ def test_a_tiling_tuned_for_more_keys_is_compiled_too(monkeypatch):
         (2304, 0, 1), (2304, 768, 1), (2304, 768, 4),
     }  # fmt: skip
     assert {x.keys for x in launches if x.dtype == "float32" or x.head_dim > 80} == {None}
-    expected = expected_kernels(launches)
-    # Of the launch with most keys, the forward kernel alone is another.
-    most = Launch("bfloat16", 73, 768, keys=2304)
-    assert expected[most] == {("attention_forward", "", "")}
-    assert expected[dataclasses.replace(most, prefix=0)] == {("attention_forward", "", "")}
-    assert expected[dataclasses.replace(most, keys=512)] == set()
-    assert len(expected[dataclasses.replace(most, keys=1280)]) == 6
-    assert set(stale([], launches)) == {x for x in launches if expected[x]}
 
 
 @of_the_record

@@ -149,22 +149,33 @@ def errors(case: Case, run: Callable[[EmulatedLaunch], Any] = EmulatedLaunch.run
         Output, and gradients of queries, keys, values, and prefix: right where at most 1; infinite
         where a value is not a number.
     """
-    import torch
-
     ours = launched(case, run)
     tensors, angles, grad = case.operands()
     exact = [x.detach().double().requires_grad_() for x in tensors]
     truths = results(plain_attention, exact, None if angles is None else angles.double(), grad)
     usuals = results(plain_attention, tensors, angles, grad)
-    floor = torch.finfo(getattr(torch, case.dtype)).eps
-    shares = []
-    for i, (result, usual, truth) in enumerate(zip(ours, usuals, truths, strict=True)):
-        if not truth.numel():  # an empty prefix's gradients
-            continue
-        error = (result - truth).abs().max()
-        bound = (3 if i else 2) * (usual - truth).abs().max() + floor * truth.abs().max()
-        shares.append(float(error / bound) if error.isfinite() else float("inf"))
-    return shares
+    return [
+        error_share(result, usual, truth, 3 if i else 2)
+        for i, (result, usual, truth) in enumerate(zip(ours, usuals, truths, strict=True))
+        if truth.numel()  # an empty prefix has no gradients
+    ]
+
+
+def error_share(result: Any, usual: Any, truth: Any, times: int) -> float:
+    """The largest error as a share of what it may be; infinite where a value is not a number.
+
+    Args:
+        result: What is judged.
+        usual: What plain PyTorch computes in the same dtype.
+        truth: The same in float64.
+        times: How many times plain PyTorch's error it may be, and one unit of precision.
+    """
+    import torch
+
+    error = (result - truth).abs().max()
+    floor = torch.finfo(usual.dtype).eps * truth.abs().max()
+    bound = times * (usual - truth).abs().max() + floor
+    return float(error / bound) if error.isfinite() else float("inf")
 
 
 def counted(
@@ -211,11 +222,7 @@ def seen_in(case: Case, launches: Iterable[Counts]) -> dict[str, dict[str, int]]
         executed[phase] += sum(counts.tensor_flops().values())
         if case.dtype == "float32":
             executed[phase] += counts.lane_flops(lines)
-        traffic = counts.memory()
-        distinct, requested = (
-            sum(traffic[f"global {kind} {what}"] for kind in ("load", "store"))
-            for what in ("distinct bytes", "bytes")
-        )
+        distinct, requested = counts.global_bytes("distinct bytes"), counts.global_bytes("bytes")
         declared[name] += counts.declared["bytes"] - distinct
         if name in PASS_OF:
             work[f"exponentials of {PASS_OF[name]}"] += counts.special().get("EX2", 0)

@@ -578,6 +578,11 @@ class Counts:
                 values[f"global {kind} distinct bytes"] = traffic.distinct_bytes(stores)
         return dict(values)
 
+    def global_bytes(self, what: str) -> int:
+        """``"bytes"`` or ``"distinct bytes"`` of global loads and stores together."""
+        traffic = self.memory()
+        return sum(traffic[f"global {kind} {what}"] for kind in ("load", "store"))
+
 
 def count(launch: EmulatedLaunch, results: bool = False, distinct: bool = True) -> Counts:
     """Count what a launch executes, all of its programs.

@@ -39,7 +39,7 @@ class EmulatedLaunch:
         arguments: Numbers and tensors in the order of the kernel's parameters.
         types: Triton's type of each.
         declared: FLOPs and bytes that the kernel declares for profiles.
-        compiled: What tells its code from that of others.
+        digest: What tells its code from that of others.
     """
 
     code: Code
@@ -51,7 +51,7 @@ class EmulatedLaunch:
     arguments: list[Any]
     types: list[str]
     declared: dict[str, Any]
-    compiled: str = ""
+    digest: str = ""
 
     @property
     def name(self) -> str:
@@ -137,7 +137,9 @@ def _flat(types: Any, values: Any) -> Iterator[tuple[str, Any]]:
             yield kind, value
 
 
-def launch_of(function: Any, kernel: Any, bound: dict[str, Any], grid: Any) -> EmulatedLaunch:
+def launch_of(
+    function: Any, kernel: Any, bound: dict[str, Any], grid: Any, digest: str
+) -> EmulatedLaunch:
     """A launch as Triton would have made it."""
     if callable(grid):
         grid = grid(bound)
@@ -155,7 +157,7 @@ def launch_of(function: Any, kernel: Any, bound: dict[str, Any], grid: Any) -> E
         [value for _, value in passed],
         [kind for kind, _ in passed],
         declare(grid, kernel.metadata, bound) if declare else {},
-        kernel.hash,
+        digest,
     )
 
 
@@ -174,7 +176,7 @@ def emulating(run: Any = EmulatedLaunch.run) -> Iterator[None]:
     from triton.runtime.jit import JITFunction
 
     from kernels.attention import attention
-    from validate.witnesses.compiled_code import _HopperWithoutDevice
+    from validate.witnesses.compiled_code import _HopperWithoutDevice, kernel_digest
 
     if triton.knobs.runtime.interpret:
         raise RuntimeError("emulating needs a process without TRITON_INTERPRET")
@@ -186,7 +188,7 @@ def emulating(run: Any = EmulatedLaunch.run) -> Iterator[None]:
         bound, _, _ = binder(
             *arguments, **options, debug=False, instrumentation_mode=""
         )  # fmt: skip
-        run(launch_of(self, kernel, bound, grid))
+        run(launch_of(self, kernel, bound, grid, kernel_digest(self, arguments, options)))
         return kernel
 
     driver.set_active(_HopperWithoutDevice())

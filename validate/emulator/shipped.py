@@ -1,47 +1,61 @@
 """Every launch that is shipped, executed without a GPU: ``python -m validate.emulator.shipped``.
 
 For each, outputs and gradients are held against plain PyTorch in float64, what is executed against
-the counter, and what is touched too early or not at all is found. A row of ``docs/emulator.csv`` is
-written as each ends, with a digest of the code and the tilings that it is of; what has one is not
-executed again. ``--limit`` takes so many.
+the counter, and what is touched too early or not at all is found. What is executed are the kernels
+of ``docs/kernels.csv``, each with its digest; fewer heads and positions change none of them. Copies
+to padded heads and the rotary embedding, whose kernels know more of the lengths, are executed and
+held against plain PyTorch by themselves, of the record's lengths, each once.
+
+A row of ``docs/emulator.csv`` is written as each launch ends, with a digest of its kernels; what
+has one is not executed again. ``--limit`` takes so many.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import functools
+import hashlib
+import os
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from flopcount.commands import defaults_of
-from validate.compiled_record import DOCS, digest, shipped_launches
-from validate.emulator.cases import Case, called, difference, errors, seen_in
+from kernels.attention import tilings
+from kernels.attention.tilings import padded_head_dim
+from validate.compiled_record import DOCS, launched_kernels, shipped_kernels, shipped_launches
+from validate.emulator.cases import Case, difference, error_share, errors, seen_in
 from validate.emulator.counts import Counts, Traffic
-from validate.emulator.launching import EmulatedLaunch
+from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.emulator.memory import GlobalMemory, MachineError
 from validate.emulator.safety import Safety
-from validate.witnesses.compiled_code import DTYPES, KEY_HEADS, Launch
+from validate.witnesses.compiled_code import DTYPES, Kernel, Launch, make_launches
 from validate.witnesses.processes import triton_processes
 
-RECORD = DOCS / "emulator.csv"
+RECORD, PAGE = DOCS / "emulator.csv", DOCS / "emulator.md"
 COLUMNS = (
-    "dtype", "head dim", "prefix", "group", "turned", "tuned for", "key heads", "share", "missed",
-    "unsafe", "seconds", "digest",
+    "dtype", "head dim", "prefix", "group", "turned", "tuned for", "key heads", "kernels", "share",
+    "missed", "unsafe", "seconds", "digest",
 )  # fmt: skip
-QUERIES, PREFIX = 144, 80
+BATCH, QUERIES, PREFIX = 2, 144, 80
 """Several tiles of every kernel, and one that is not whole; multiples of 16, as those of the
 record, by which kernels are specialised."""
-FEWER_HEADS = {1: 2, 4: 4}
-"""Key-value heads, by how many query heads each of them has, of which kernels are compiled as of
-:data:`KEY_HEADS`: only strides and numbers of heads differ, and by which multiples these are."""
+KEY_HEADS = {1: 2, 4: 4}
+"""Key-value heads, by how many query heads each of them has: as many as keep kernels what they are
+with more, only strides and numbers of heads differ, and by which multiples these are."""
+PREPARATION = "prepare_rows"
+BEGIN, END = "<!-- begin executed -->\n\n", "\n\n<!-- end executed -->"
 
 Row = dict[str, str]
 
 
-def case_of(launch: Launch, key_heads: int = KEY_HEADS) -> Case:
+def case_of(launch: Launch) -> Case:
     """A call that makes a launch."""
+    key_heads = KEY_HEADS[launch.group]
     return Case(
         launch.dtype,
         launch.head_dim,
@@ -50,20 +64,35 @@ def case_of(launch: Launch, key_heads: int = KEY_HEADS) -> Case:
         key_heads * launch.group,
         key_heads,
         pairs=launch.head_dim // 4 if launch.turned else 0,
+        batch=BATCH,
     )
 
 
-def compiled(case: Case) -> list[str]:
-    """What tells apart the compiled kernels of a call, in the order of their launches."""
-    kernels: list[str] = []
-    called(case, lambda launch: kernels.append(launch.compiled), values=False)
-    return kernels
+@contextlib.contextmanager
+def shipping(launch: Launch) -> Iterator[None]:
+    """Let the public functions, and the counter, take a launch's tilings at any number of keys."""
+    size, padded = 4 if launch.dtype == "float32" else 2, padded_head_dim(launch.head_dim)
+    shipped = {(name, size, padded): {0: tiling} for name, tiling in launch.shipped.items()}
+    with mock.patch.object(tilings, "_tuned", return_value=shipped):
+        yield
 
 
-def alike(launch: Launch) -> Case:
-    """A call with fewer heads if it launches the same compiled kernels, else the launch's."""
-    every, some = case_of(launch), case_of(launch, FEWER_HEADS.get(launch.group, KEY_HEADS))
-    return some if compiled(some) == compiled(every) else every
+def executed_kernels(launch: Launch) -> list[Kernel]:
+    """The kernels that a launch is executed for: all, but of preparations those not before it."""
+    own = {kernel for first, kernel in shipped_kernels() if first == launch}
+    kernels = dict.fromkeys(launched_kernels()[launch])
+    return [x for x in kernels if x.name != PREPARATION or x in own]
+
+
+@functools.cache
+def digests() -> dict[Launch, str]:
+    """Of the kernels that each launch is executed for."""
+    return {launch: _digest(executed_kernels(launch)) for launch in shipped_launches()}
+
+
+def _digest(kernels: Iterable[Kernel]) -> str:
+    names = sorted(kernel.digest for kernel in kernels)
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,35 +117,104 @@ class Finding:
         return self.share <= 1 and not any(self.missed.values()) and not self.unsafe
 
 
-def tried(case: Case) -> Finding:
-    """Execute a case, results included, and count what it executes."""
-    unsafe: list[str] = []
-    counts: list[Counts] = []
+class Watched:
+    """Runs launches, and keeps what is seen.
 
-    def run(launch: EmulatedLaunch) -> None:
+    Attributes:
+        counts: What each executed.
+        unsafe: What was touched too early or not at all.
+        digests: Of the kernels.
+    """
+
+    def __init__(self) -> None:
+        self.counts: list[Counts] = []
+        self.unsafe: list[str] = []
+        self.digests: set[str] = set()
+
+    def run(self, launch: EmulatedLaunch) -> None:
+        """Execute a launch, results included, and count what it executes."""
         safety, traffic = Safety(), Traffic(len(launch.operations))
+        self.digests.add(launch.digest)
         try:
             executed = launch.run(GlobalMemory(), (safety, traffic))
-            counts.append(Counts(launch.code, executed, traffic, launch.declared))
+            self.counts.append(Counts(launch.code, executed, traffic, launch.declared))
         except MachineError as error:
-            unsafe.append(f"{launch.name} {error}")
-        unsafe.extend(f"{launch.name} {found}" for found in safety.findings)
-
-    share = max(errors(case, run))
-    return Finding(case, share, difference(case, seen_in(case, counts)), tuple(unsafe))
+            self.unsafe.append(f"{launch.name} {error}")
+        self.unsafe.extend(f"{launch.name} {finding}" for finding in safety.findings)
 
 
-def tried_launch(launch: Launch) -> tuple[Row, Finding]:
-    """A launch's row, and what became of it."""
-    start = time.perf_counter()
-    found = tried(alike(launch))
+def prepared(launch: EmulatedLaunch, run: Callable[[EmulatedLaunch], Any]) -> float:
+    """Execute a preparation on drawn operands: the largest error as a share of what it may be."""
+    import torch
+
+    from kernels.attention.reference import reference_preparation
+
+    *operands, table = (x for x in launch.arguments if isinstance(x, torch.Tensor))
+    count, back = len(operands) // 2, -1 if launch.constants["BACK"] else 1
+    drawn = torch.Generator().manual_seed(0)
+    angles = 3 * torch.randn(1, table.shape[1], table.shape[2] // 2, generator=drawn)
+    table[0] = torch.stack((angles.cos(), angles.sin()), -1).flatten(-2)
+    for source, target in zip(operands[:count], operands[count:], strict=True):
+        source.normal_(generator=drawn)
+        target.fill_(float("nan"))
+    run(launch)
+    shares = []
+    for source, target in zip(operands[:count], operands[count:], strict=True):
+        turned = back * angles[:, -source.shape[1] :] if angles.numel() else None
+        channels = target.shape[-1]
+        usual, truth = (
+            reference_preparation(x, turned, max(x.shape[-1], channels))[..., :channels]
+            for x in (source, source.double())
+        )
+        shares.append(error_share(target, usual, truth, 2))
+    return max(shares)
+
+
+def tried(launch: Launch, kernels: Collection[Kernel]) -> Finding:
+    """Execute a launch's kernels.
+
+    Raises:
+        ValueError: If these are others than were asked for.
+    """
+    case, seen, rows = case_of(launch), Watched(), Watched()
+    wanted = {kernel.digest: kernel for kernel in kernels}
+    shares = []
+
+    def prepare(emulated: EmulatedLaunch) -> None:
+        if (
+            emulated.name == PREPARATION
+            and emulated.digest in wanted
+            and emulated.digest not in rows.digests
+        ):
+            shares.append(prepared(emulated, rows.run))
+
+    with shipping(launch):
+        shares += errors(case, seen.run)
+        missed = difference(case, seen_in(case, seen.counts))
+    if any(kernel.name == PREPARATION for kernel in kernels):
+        with emulating(prepare):
+            make_launches(launch)
+    missed["declared by preparations of the record's lengths"] = sum(
+        abs(counts.declared["bytes"] - counts.global_bytes("distinct bytes"))
+        for counts in rows.counts
+    )
+    executed = seen.digests | rows.digests
+    if lacking := [kernel for digest, kernel in wanted.items() if digest not in executed]:
+        raise ValueError(f"{case} must launch the kernels of {launch}, lacks {lacking}")
+    return Finding(case, max(shares), missed, (*seen.unsafe, *rows.unsafe))
+
+
+def tried_launch(launch: Launch, kernels: Collection[Kernel]) -> tuple[Row, Finding]:
+    """A launch's row, with CPU seconds, and what became of it."""
+    start = sum(os.times()[:4])  # of this process, and of the assemblers that it starts
+    finding = tried(launch, kernels)
     cells = (
         launch.dtype, launch.head_dim, launch.prefix, launch.group, launch.turned or "",
-        launch.keys or "", found.case.key_heads, f"{found.share:.3f}",
-        sum(map(abs, found.missed.values())), len(found.unsafe),
-        f"{time.perf_counter() - start:.0f}", digest(launch),
+        launch.keys or "", finding.case.key_heads, len(kernels), f"{finding.share:.3f}",
+        sum(map(abs, finding.missed.values())), len(finding.unsafe),
+        f"{sum(os.times()[:4]) - start:.0f}", _digest(kernels),
     )  # fmt: skip
-    return dict(zip(COLUMNS, map(str, cells), strict=True)), found
+    return dict(zip(COLUMNS, map(str, cells), strict=True)), finding
 
 
 def read(path: Path = RECORD) -> list[Row]:
@@ -136,9 +234,9 @@ def key(launch: Launch) -> tuple[str, ...]:
 
 def current(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
     """Rows that are of the code at hand, by launch."""
-    digests = {key(launch): digest(launch) for launch in shipped_launches()}
+    expected = {key(launch): digest for launch, digest in digests().items()}
     rows_of = {tuple(row[name] for name in COLUMNS[:6]): row for row in rows}
-    return {at: row for at, row in rows_of.items() if digests.get(at) == row["digest"]}
+    return {at: row for at, row in rows_of.items() if expected.get(at) == row["digest"]}
 
 
 def write(rows: Iterable[Row], path: Path = RECORD) -> None:
@@ -149,6 +247,28 @@ def write(rows: Iterable[Row], path: Path = RECORD) -> None:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(by_key[at] for at in order if at in by_key)
+
+
+def verdict(rows: Iterable[Row]) -> str:
+    """How many launches have been executed, and which do not hold."""
+    rows = list(rows)
+    sentences = [f"{len(rows)} of {len(shipped_launches())} shipped launches have been run."]
+    for name, what in (("missed", "other counts than expected"), ("unsafe", "unsafe accesses")):
+        bad = [row for row in rows if row[name] != "0"]
+        sentences.append(f"{len(bad) or 'None'} had {what}.")
+    over = [row for row in rows if float(row["share"]) > 1]
+    sentences.append(f"Errors of {len(rows) - len(over)} are within the bound.")
+    for row in over:
+        where = ", ".join(f"{name} {row[name]}" for name in COLUMNS[1:6] if row[name])
+        sentences.append(f"**{row['dtype']}, {where}: {row['share']} of the bound.**")
+    return "\n".join(sentences)
+
+
+def write_page(rows: Iterable[Row]) -> None:
+    """The verdict, in ``docs/emulator.md``."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}{verdict(rows)}{END}{after}", encoding="utf-8")
 
 
 def in_turn(launches: Iterable[Launch]) -> Iterator[Launch]:
@@ -168,13 +288,16 @@ def main(dtypes: tuple[str, ...] = DTYPES, limit: int | None = None, *, jobs: in
     rows = current(read())
     write(rows.values())  # without those of other code
     wanted = [x for x in in_turn(shipped_launches(dtypes)) if key(x) not in rows][:limit]
+    kernels = [executed_kernels(launch) for launch in wanted]
     holds = True
     with triton_processes(interpret=False, jobs=jobs) as pool:
-        for launch, (row, found) in zip(wanted, pool.map(tried_launch, wanted), strict=True):
-            holds &= found.holds
+        tried_launches = pool.map(tried_launch, wanted, kernels)
+        for launch, (row, finding) in zip(wanted, tried_launches, strict=True):
+            holds &= finding.holds
             rows[key(launch)] = row
             write(rows.values())
-            print("ok" if found.holds else "NOT OK", found, flush=True)
+            write_page(rows.values())
+            print("ok" if finding.holds else "NOT OK", finding, flush=True)
     print(f"{len(rows)} of {len(shipped_launches())} launches have been executed as they are")
     return 0 if holds else 1
 

@@ -174,8 +174,8 @@ def checksum(name: str, tensor: Any) -> Result:
     """What tells a tensor from others.
 
     >>> import torch
-    >>> found = checksum("x", torch.tensor([1.5, -2.0]))
-    >>> found.total, found.magnitude, found.dtype
+    >>> check = checksum("x", torch.tensor([1.5, -2.0]))
+    >>> check.total, check.magnitude, check.dtype
     (-0.5, 3.5, 'float32')
     """
     import torch
@@ -282,8 +282,8 @@ class Profiler:
         kernel.launches += 1
         kernel.programs += len(programs)
         clocks = busy(counts, self.device, len(programs))
-        for into, found in ((kernel.counts, quantities(counts)), (kernel.clocks, clocks)):
-            for name, value in found.items():
+        for into, values in ((kernel.counts, quantities(counts)), (kernel.clocks, clocks)):
+            for name, value in values.items():
                 into[name] = into.get(name, 0) + value
         assert self.device.multiprocessors is not None
         count = self.device.multiprocessors.count

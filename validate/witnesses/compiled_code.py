@@ -11,15 +11,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import importlib.metadata
+import inspect
 import io
 import os
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import kernels.attention
@@ -82,6 +85,15 @@ class Launch:
         }
 
 
+class Kernel(NamedTuple):
+    """What a launch asks Triton for: its name, CAUSAL and GRADIENT, and :func:`kernel_digest`."""
+
+    name: str
+    causal: str
+    gradient: str
+    digest: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """A loop's body, or the code between two loops.
@@ -116,6 +128,7 @@ class CompiledKernel:
         instructions: How often each shape of wgmma stands in the code, or ``"mma.sync"``.
         copies: How often an asynchronous copy of so many bytes stands in the code.
         segments: Those with matrix instructions, in the order of the code.
+        digest: Of all that decides what it compiles to.
     """
 
     name: str
@@ -130,6 +143,7 @@ class CompiledKernel:
     instructions: dict[str, int]
     copies: dict[int, int]
     segments: tuple[Segment, ...]
+    digest: str = ""
 
     @property
     def product_operations(self) -> int:
@@ -219,6 +233,71 @@ def kernel_code() -> str:
     return "\n".join(code_of(text, without="declare") for text in texts)
 
 
+@functools.cache
+def _code_digest(function: Any) -> str:
+    """Triton's own digest of a jitted function and of all that it calls, but without comments.
+
+    Triton's counts comments and the line that a function starts at, so it is taken of other text.
+    """
+    from triton.language import constexpr
+    from triton.runtime.jit import DependenciesFinder, JITCallable
+
+    digests: dict[int, str] = {}
+
+    def digest(self: Any) -> str:
+        if id(self) not in digests:
+            digests[id(self)] = self._fn_name  # where it calls itself
+            finder = DependenciesFinder(
+                self._fn_name,
+                self.__globals__,
+                inspect.getclosurevars(self.fn).nonlocals,
+                code_of(self.src),
+            )
+            finder.visit(self.parse())
+            constants = sorted(
+                (name, str(value))
+                for (name, _), (value, _) in finder.used_global_vals.items()
+                if isinstance(value, constexpr)
+            )
+            text = f"{finder.ret} {constants}"
+            digests[id(self)] = hashlib.sha256(text.encode()).hexdigest()
+        return digests[id(self)]
+
+    _ = function.cache_key  # finds the constants that are used by what is called
+    with mock.patch.object(JITCallable, "cache_key", property(digest)):
+        return digest(function)
+
+
+def kernel_digest(function: Any, arguments: Iterable[Any], options: dict[str, Any]) -> str:
+    """Of all that Triton compiles a kernel from: same digest, same machine code.
+
+    The kernel's code and what it calls, types of arguments, compile-time arguments, what is known
+    of the others (multiples of 16), options such as the number of warps, and Triton's version.
+    Neither comments nor the code that makes the launch matter.
+
+    Args:
+        function: The jitted function.
+        arguments: Of the launch, by position.
+        options: Of the launch, by name: compile-time arguments and Triton's options.
+    """
+    from triton.runtime.driver import driver
+
+    options = {**options, "debug": False, "instrumentation_mode": ""}
+    _, _, _, backend, binder = function.device_caches[driver.active.get_current_device()]
+    bound, specialization, others = binder(*arguments, **options)
+    chosen, *known = function._pack_args(backend, options, bound, specialization, others)
+    # Of libraries, paths are the installation's and contents are those of Triton's version.
+    libraries = {"extern_libs": [name for name, _ in chosen.extern_libs]}
+    decisive = (
+        function.fn.__name__,
+        _code_digest(function),
+        *known,
+        sorted((vars(chosen) | libraries).items()),
+        importlib.metadata.version("triton"),
+    )
+    return hashlib.sha256(repr(decisive).encode()).hexdigest()[:12]
+
+
 class _HopperWithoutDevice:
     """As much of a Triton driver as compiling asks for."""
 
@@ -236,13 +315,18 @@ class _HopperWithoutDevice:
 
 @contextlib.contextmanager
 def compiling(
-    kernels: list[tuple[Any, str, dict[str, Any]]], passes: Iterable[str] = ()
+    kernels: list[tuple[Any, str, dict[str, Any], str]],
+    passes: Iterable[str] = (),
+    wanted: Container[str] | None = None,
+    launched: list[Kernel] | None = None,
 ) -> Iterator[None]:
-    """Let launches compile for Hopper and not run: ``kernels``, ptxas's log and arguments.
+    """Let launches compile for Hopper and not run: ``kernels``, ptxas's log, arguments, digest.
 
     Args:
         kernels: Is appended to.
         passes: Those whose kernels are compiled; all kernels where there are none.
+        wanted: Digests of those to compile; all unless given.
+        launched: Is appended what was launched, compiled or not.
 
     Raises:
         RuntimeError: If Triton was imported to interpret.
@@ -254,16 +338,22 @@ def compiling(
     if triton.knobs.runtime.interpret:
         raise RuntimeError("compiling needs a process without TRITON_INTERPRET")
     launch = JITFunction.run
-    wanted = {KERNELS[name] for name in passes}
+    names = {KERNELS[name] for name in passes}
 
     def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        if wanted and self.fn.__name__ not in wanted:
+        if names and self.fn.__name__ not in names:
+            return None
+        digest = kernel_digest(self, arguments, options)
+        if launched is not None:
+            constants = (str(options.get(name, "")) for name in ("CAUSAL", "GRADIENT"))
+            launched.append(Kernel(self.fn.__name__, *constants, digest))
+        if wanted is not None and digest not in wanted:
             return None
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
             kernel = launch(self, *arguments, grid=grid, warmup=True, **options)
         if log.getvalue():  # empty for a kernel that this process has compiled before
-            kernels.append((kernel, log.getvalue(), options))
+            kernels.append((kernel, log.getvalue(), options, digest))
         return kernel
 
     driver.set_active(_HopperWithoutDevice())
@@ -275,8 +365,32 @@ def compiling(
         yield
 
 
-def compile_launch(launch: Launch) -> list[CompiledKernel]:
-    """Compile every kernel of a forward and a backward pass that was not compiled before."""
+def compile_launch(launch: Launch, wanted: Container[str] | None = None) -> list[CompiledKernel]:
+    """Compile every kernel of a forward and a backward pass that was not compiled before.
+
+    Args:
+        launch: The passes.
+        wanted: Digests of the kernels to compile; all unless given.
+    """
+    kernels: list[tuple[Any, str, dict[str, Any], str]] = []
+    with compiling(kernels, launch.passes, wanted):
+        make_launches(launch)
+    return [read(launch, *kernel) for kernel in kernels]
+
+
+def kernels_of(launches: Iterable[Launch]) -> list[list[Kernel]]:
+    """The kernels of each launch, of which nothing is compiled; where Triton does not interpret."""
+    by_launch = []
+    for launch in launches:
+        launched: list[Kernel] = []
+        with compiling([], launch.passes, (), launched):
+            make_launches(launch)
+        by_launch.append(launched)
+    return by_launch
+
+
+def make_launches(launch: Launch) -> None:
+    """Call for every kernel of a forward and a backward pass, on tensors of any content."""
     import torch
 
     from kernels.attention import preparation
@@ -296,24 +410,23 @@ def compile_launch(launch: Launch) -> list[CompiledKernel]:
     v = stored(launch.prefix + QUERIES, KEY_HEADS, natural)
     out = stored(QUERIES, heads, launch.head_dim)
     lse = torch.empty(2, heads, QUERIES)
-    kernels: list[tuple[Any, str, dict[str, Any]]] = []
     tilings = launch.shipped
-    with compiling(kernels, launch.passes):
-        operands = preparation.padded(q, k, v, None, None, head_dim=launch.head_dim)
-        launch_forward(*operands, 0.1, launch.head_dim, tilings)
-        widths = (channels, channels, natural)
-        launch_backward(out, *operands, out, lse, 0.1, widths, tilings)
-        if launch.turned and not launch.passes:
-            plain_q, plain_k = (stored(*x.shape[1:3], launch.head_dim) for x in (q, k))
-            for pairs in (launch.head_dim // 4, launch.head_dim // 2):  # half of a head, and all
-                table = torch.empty(1, launch.prefix + QUERIES, pairs, 2)
-                prepare = preparation.launch_preparation
-                prepare(plain_q, plain_k, None, table, width, False)
-                prepare(q, k, None, table, launch.head_dim, True)
-    return [read(launch, *kernel) for kernel in kernels]
+    operands = preparation.padded(q, k, v, None, None, head_dim=launch.head_dim)
+    launch_forward(*operands, 0.1, launch.head_dim, tilings)
+    widths = (channels, channels, natural)
+    launch_backward(out, *operands, out, lse, 0.1, widths, tilings)
+    if launch.turned and not launch.passes:
+        plain_q, plain_k = (stored(*x.shape[1:3], launch.head_dim) for x in (q, k))
+        for pairs in (launch.head_dim // 4, launch.head_dim // 2):  # half of a head, and all
+            table = torch.empty(1, launch.prefix + QUERIES, pairs, 2)
+            prepare = preparation.launch_preparation
+            prepare(plain_q, plain_k, None, table, width, False)
+            prepare(q, k, None, table, launch.head_dim, True)
 
 
-def read(launch: Launch, kernel: Any, log: str, options: dict[str, Any]) -> CompiledKernel:
+def read(
+    launch: Launch, kernel: Any, log: str, options: dict[str, Any], digest: str
+) -> CompiledKernel:
     """What a launch that :func:`compiling` found compiles to."""
     figures = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)
     registers = re.search(r"Used (\d+) registers", log)
@@ -337,6 +450,7 @@ def read(launch: Launch, kernel: Any, log: str, options: dict[str, Any]) -> Comp
         instructions=instructions,
         copies=dict(Counter(int(size, 16) for size in copied)),
         segments=segments,
+        digest=digest,
     )
 
 
@@ -420,8 +534,6 @@ def product_lines() -> set[int]:
 
 def inspect_source(function: Any) -> tuple[int, int]:
     """How many lines a jitted function has, and its first."""
-    import inspect
-
     lines, first = inspect.getsourcelines(function.fn)
     return len(lines), first
 

@@ -206,14 +206,14 @@ def spread(network: Any, experts: Any, tensor: Any, capacity: float | None) -> l
         tensor: Likewise.
         capacity: Likewise.
     """
-    found = []
+    spread_modules = []
     for module in list(network.modules()):
         if hasattr(module, "experts") and not isinstance(module, SpreadExperts):
             module.experts = SpreadExperts(module.experts, experts, tensor, capacity)
-            found.append(module.experts)
+            spread_modules.append(module.experts)
             if tensor is not None:
                 _along_the_sequence(module.gate, tensor)
-    return found
+    return spread_modules
 
 
 def divide_mixtures(network: Any, mesh: Any, *, sequence: bool, capacity: float | None) -> None:

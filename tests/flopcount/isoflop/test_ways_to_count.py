@@ -47,6 +47,15 @@ def test_n_of_a_mixture_is_what_a_token_uses():
     assert "N: parameters that a token uses" not in str(compare_optima(GPT, 1e15))
 
 
+def test_losses_are_printed_with_digits_that_tell_them_apart():
+    optima = compare_optima(GPT, 1e15)
+    cells = {row[0]: row[-1] for row in optima._tables()[0].rows}
+    assert cells["causal"] == "0"
+    for row in optima.rows:
+        if row.numbers is not None and row.name != "causal":
+            assert float(cells[row.name]) == pytest.approx(row.numbers.excess_loss, rel=0.05)
+
+
 def test_a_count_that_is_twice_as_much_halves_the_budget(monkeypatch):
     def twice(inputs):
         return tuple((layer, term, 2 * n) for layer, term, n in CONVENTIONS["6n"].self_part(inputs))

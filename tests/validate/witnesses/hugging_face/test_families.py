@@ -1,12 +1,14 @@
 """Families read from Hugging Face configs equal transformers' networks, and errors are found."""
 
 import dataclasses
+import types
 
 import pytest
 
 import flopcount as fc
 from flopcount import masks, rows
 from flopcount.hf import FAMILIES
+from flopcount.inputs import is_table
 from validate import matrix
 from validate.witnesses.hugging_face import families, published
 
@@ -27,6 +29,26 @@ def disagreements(config, seq_len=5, **options):
 def test_drawn_configs(family):
     for case in families.drawn(family, 6):
         assert set(case.compare().values()) == {0}, case
+
+
+@pytest.mark.parametrize("family", families.WITNESSED)
+def test_parameters_of_the_trainer(family):
+    import torch
+    from transformers import Trainer
+
+    from validate.witnesses.hugging_face import networks
+
+    for case in families.drawn(family, 3):
+        network = networks.build(case.config)
+        model = fc.from_hf(case.config, 5)
+        params = model.params()
+        others = params.total - params.where(is_table).total
+        assert others == network.num_parameters(exclude_embeddings=True), case
+        if family != "t5":  # whose two stacks work on other tokens each: not covered
+            trainer = types.SimpleNamespace(model=network)
+            tokens = {network.main_input_name: torch.empty(2, 5)}
+            count = model.flops(convention="hf-trainer", batch_size=2)
+            assert count.total == Trainer.floating_point_ops(trainer, tokens), case
 
 
 FIXED = {"minimax_text_01": {"postnorm"}}

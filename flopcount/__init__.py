@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from flopcount.meter import Meter
     from flopcount.mixture_lm import MixtureLM
     from flopcount.parallel import Parallel
-    from flopcount.rooflines import expected_experts, roofline
+    from flopcount.rooflines import expected_experts, roofline, touched_experts
 
 __version__ = "0.1.0"
 
@@ -73,6 +73,7 @@ __all__ = [
     "read_curves",
     "read_runs",
     "roofline",
+    "touched_experts",
 ]
 
 _HOMES = {
@@ -110,6 +111,7 @@ _HOMES = {
     "read_curves": "isoflop.curves",
     "read_runs": "isoflop.runs",
     "roofline": "rooflines",
+    "touched_experts": "rooflines",
 }
 
 _MODULES = ("testing", "torch")

@@ -33,12 +33,13 @@ from flopcount.architectures import (
 from flopcount.commands import any_encoding, default_of, defaults_of, whole_numbers, wrong_command
 from flopcount.comparison import compare as compare_model
 from flopcount.count import described
-from flopcount.devices import DEFAULT_DTYPE, given_device
+from flopcount.devices import DEFAULT_DTYPE, Bandwidth, find_device, given_device
 from flopcount.distributed import per_device
 from flopcount.executed import Tiling
 from flopcount.explanation import explain as explain_terms
 from flopcount.extras import advice
 from flopcount.finetuning import FineTuning
+from flopcount.inference import reading
 from flopcount.isoflop.curves import fit_training_curves, read_curves
 from flopcount.isoflop.laws import read_law
 from flopcount.isoflop.optima import fit_optima
@@ -393,7 +394,7 @@ def generate(
     built = model.build()
     own: dict[str, Any] = dict(batch_size=batch_size, mla=mla, num_latents=prompt_latents)
     whole = built.generate(prompt_len, new_tokens, level, chunk=chunk, **own)
-    own["mla"] = "latent" if mla == "absorbed" else mla
+    own["mla"] = reading(mla)
     read = built.prefill(prompt_len, level, chunk=chunk, **own)
     # Every position read is cached; Perceiver AR counts its latents alone.
     latents = whole.tokens // batch_size if isinstance(built, PerceiverAR) else None
@@ -423,6 +424,7 @@ def roofline(
     weights: str,
     cache: str,
     mla: Literal["expanded", "latent", "absorbed"] | None,
+    bandwidth: float | None = None,
     plot: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -430,7 +432,7 @@ def roofline(
 
     Args:
         model: The architecture.
-        device: A name that ``flopcount devices`` lists, whose bandwidth is known.
+        device: A name that ``flopcount devices`` lists, whose bandwidth is known or given.
         cached: Positions before those that are read.
         positions: Positions read of each sequence: 1 is a step of decoding, more a prompt.
         batch_size: Sequences.
@@ -438,12 +440,17 @@ def roofline(
         weights: Of weights, as they are stored.
         cache: Of the cache.
         mla: How latent attention uses its latents behind a cache; latent unless given.
+        bandwidth: Bytes/s between the device and its memory, in place of the vendor's.
         plot: Also draw it into this file.
         json: Print JSON.
     """
+    chosen = find_device(device)
+    if bandwidth is not None:
+        stated = Bandwidth(bandwidth, "given by the user")
+        chosen = dataclasses.replace(chosen, bandwidth=stated)
     roofline = roofline_of(
         model.build(),
-        device,
+        chosen,
         cached=cached,
         positions=positions,
         batch_size=batch_size,

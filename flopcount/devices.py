@@ -188,6 +188,11 @@ class Device:
         Raises:
             ValueError: If the device has none; the known ones are listed.
         """
+        if not self.peaks:
+            raise ValueError(
+                f"device = {quoted(self.name)} without peaks: expected one whose peaks have "
+                f"{quoted(dtype)}"
+            )
         if not isinstance(dtype, str) or dtype not in self.peaks:
             raise ValueError(
                 f"dtype = {quoted(dtype)}: expected one of {', '.join(self.peaks)} on {self.name}"

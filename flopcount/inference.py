@@ -262,8 +262,8 @@ class Inference(abc.ABC):
             level: As for :meth:`prefill`.
             batch_size: B, sequences.
             chunk: As for :meth:`prefill`.
-            mla: As for :meth:`prefill`, of decoding. With ``"absorbed"`` the prompt is read with
-                latents expanded, which costs less per pair.
+            mla: As for :meth:`prefill`, of decoding, and of a draft that has latents. The prompt is
+                read in the form of :func:`reading`: never ``"absorbed"``.
             num_latents: As for :meth:`prefill`.
             draft: Model, tokens per round, and how many of each round are accepted, all ints.
 
@@ -304,7 +304,7 @@ class Inference(abc.ABC):
             level,
             batch_size=batch_size,
             chunk=chunk,
-            mla="latent" if isinstance(mla, str) and mla == "absorbed" else mla,
+            mla=reading(mla),
             num_latents=num_latents,
         )
         prompt = require_size("prompt_len", prompt_len)
@@ -468,12 +468,14 @@ class Inference(abc.ABC):
         counts: list[Count] = []
         made = 0
         both: dict[str, Any] = dict(level=level, batch_size=batch_size)
+        of_draft = mla if draft._has_latents() else None
 
         def propose(number: int, last: Size) -> None:
-            first = draft.prefill(prompt if made == 0 else 2, cached=last, **both)
+            form = reading(of_draft) if made == 0 else of_draft
+            first = draft.prefill(prompt if made == 0 else 2, cached=last, mla=form, **both)
             counts.append(_as_draft_of(self, first))
             if number > 1:
-                rest = draft.decode(number - 1, cached=prompt + made, **both)
+                rest = draft.decode(number - 1, cached=prompt + made, mla=of_draft, **both)
                 counts.append(_as_draft_of(self, rest))
 
         for index, given in enumerate(accepted):
@@ -488,7 +490,8 @@ class Inference(abc.ABC):
             if proposed:
                 propose(proposed, known and known - 1)
             read = (prompt if made == 0 else 1) + proposed
-            counts.append(self.prefill(read, logits=proposed + 1, cached=known, mla=mla, **both))
+            form = reading(mla) if made == 0 else mla
+            counts.append(self.prefill(read, logits=proposed + 1, cached=known, mla=form, **both))
             made += right + 1
         if made != total:
             raise ValueError(
@@ -497,6 +500,21 @@ class Inference(abc.ABC):
             )
         request = f"{total} tokens after {shown(prompt)}, {per_round} drafted a round"
         return dataclasses.replace(counts[0].plus(*counts[1:]), request=request)
+
+
+def reading(mla: str | None) -> str | None:
+    """The form of latent attention that a request reads its prompt in.
+
+    ``"absorbed"`` is of the passes behind it: there latents are expanded, which costs less per
+    pair.
+
+    Args:
+        mla: The form that it decodes in.
+
+    >>> reading("absorbed"), reading("expanded"), reading(None)
+    ('latent', 'expanded', None)
+    """
+    return "latent" if isinstance(mla, str) and mla == "absorbed" else mla
 
 
 def _require_same_vocabulary(model: Any, draft: Any) -> None:
@@ -548,6 +566,8 @@ def expected_tokens_per_round(acceptance_rate: float, tokens_per_round: int) -> 
     1.875
     """
     rate = require_fraction("acceptance_rate", acceptance_rate, with_one=True)
+    if not isinstance(rate, float):
+        raise TypeError(f"acceptance_rate = {quoted(rate)}: expected one number in [0, 1]")
     tokens = require_int("tokens_per_round", tokens_per_round)
     made: Any = 0
     power: Any = 1  # α to the number of terms so far: twice as many, and one more at a digit of 1

@@ -117,7 +117,7 @@ class LatentAttention:
             yield from cache(at, "rotary keys", kept, b)
         if at.mla == "absorbed":
             yield Tensor("self", at.layer, UP, (at.layers, rank, h * (a + v)))
-            yield from self._of_each_head(at, "query absorbed", rank, a)
+            yield from on("query", self._of_each_head(at, "query absorbed", rank, a))
             return
         expanded = at.length
         if at.mla == "latent":

@@ -1,8 +1,12 @@
 """Rooflines: the bytes that one pass moves at least, and what bounds its time.
 
-A pass reads every weight once, reads what is cached and writes what it adds, and reads and writes
-the operands of its products once. That is a lower bound: no kernel does with less, and most do with
-more, such as element-wise work that is not fused. So the seconds are a lower bound, too.
+A pass reads every weight once, reads what is cached and writes what it adds, reads and writes a
+scan's state, and leaves in memory what its other products compute, for the next to read. A value
+that several products of a layer read is read once; scores, what a scan reads, keys and values that
+are not cached (such as those expanded from latents), and element-wise work stay on chip. That is a
+lower bound for kernels that fuse no more than that, and most move more. A kernel that also keeps
+what is between two products on chip, such as a whole MLP's, may move as little as the weights and
+the cache.
 """
 
 from __future__ import annotations
@@ -11,9 +15,10 @@ import bisect
 import dataclasses
 import decimal
 import functools
+import itertools
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from flopcount.architectures import Architecture
 from flopcount.blocks import rows_of
@@ -21,7 +26,7 @@ from flopcount.count import product_term
 from flopcount.devices import DEFAULT_DTYPE, Device, find_device
 from flopcount.inference import bits
 from flopcount.pictures import Drawn
-from flopcount.rows import Cached, Product, Tensor
+from flopcount.rows import AnyRow, Cached, Product, Step, Tensor, Value
 from flopcount.sizes import (
     Size,
     equal,
@@ -43,8 +48,8 @@ KEPT = ("keys", "latents", "rotary keys")
 def expected_experts(num_experts: int, experts_per_token: int, num_tokens: int) -> Fraction:
     """Experts that a layer reads for some tokens, each routed uniformly and independently.
 
-    E·(1 - (1 - k/E)^t): a token leaves an expert out with probability 1 - k/E. Whatever the
-    routing, they are at least k and at most min(E, k·t).
+    E·(1 - (1 - k/E)^t): a token leaves an expert out with probability 1 - k/E.
+    :func:`touched_experts` also says how few and how many they are under any routing.
 
     The fraction is exact while its denominator, at most E^t, has 14,000 bits at most. Of more
     tokens, whose digits would fill pages and then the memory, it is right to 30 decimal digits.
@@ -78,6 +83,42 @@ def expected_experts(num_experts: int, experts_per_token: int, num_tokens: int) 
         return experts * Fraction(1 - share**tokens)
 
 
+class TouchedExperts(NamedTuple):
+    """How many experts a layer reads.
+
+    Attributes:
+        fewest: If all tokens choose the same.
+        expected: If each chooses uniformly and independently.
+        most: If no two choose the same while there are others.
+    """
+
+    fewest: int
+    expected: Fraction
+    most: int
+
+
+def touched_experts(num_experts: int, experts_per_token: int, num_tokens: int) -> TouchedExperts:
+    """Experts that a layer reads for some tokens: k, :func:`expected_experts`, and min(E, k·t).
+
+    Args:
+        num_experts: E.
+        experts_per_token: k, at most E.
+        num_tokens: t.
+
+    Raises:
+        TypeError: As :func:`expected_experts`.
+        ValueError: As :func:`expected_experts`.
+
+    Source: derived here.
+
+    >>> touched_experts(4, 2, 2)
+    TouchedExperts(fewest=2, expected=Fraction(3, 1), most=4)
+    """
+    expected = expected_experts(num_experts, experts_per_token, num_tokens)
+    chosen = int(experts_per_token)
+    return TouchedExperts(chosen, expected, min(int(num_experts), chosen * int(num_tokens)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Bound:
     """What one term needs at least.
@@ -88,7 +129,7 @@ class Bound:
         flops: FLOPs at level ``causal``.
         weights: Bytes of weights.
         cache: Bytes of the cache, read and written.
-        activations: Bytes of inputs and outputs.
+        activations: Bytes of inputs that no product of the layer read before, and of outputs.
         peak: FLOP/s.
         bandwidth: Bytes/s.
     """
@@ -136,7 +177,7 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Roofline(Shown, Drawn):
-    """What bounds the time of one pass on a device; all bytes and seconds are lower bounds.
+    """What bounds the time of one pass on a device; bytes as in :mod:`flopcount.rooflines`.
 
     Attributes:
         model: The model.
@@ -145,6 +186,7 @@ class Roofline(Shown, Drawn):
         terms: What each needs.
         weight_bytes: Of all weights, as they are stored.
         cache_bytes: Of the cache behind the pass.
+        experts: How many experts a layer reads, by the layer's name.
     """
 
     model: Any
@@ -153,6 +195,7 @@ class Roofline(Shown, Drawn):
     terms: tuple[Bound, ...]
     weight_bytes: float
     cache_bytes: float
+    experts: dict[str, TouchedExperts]
 
     @functools.cached_property
     def total(self) -> Bound:
@@ -166,7 +209,12 @@ class Roofline(Shown, Drawn):
 
     @property
     def seconds(self) -> float:
-        """Of the terms one after the other."""
+        """Of all terms together, perfectly overlapped: a lower bound."""
+        return self.total.seconds
+
+    @property
+    def seconds_in_turn(self) -> float:
+        """Of the terms one after the other, each at its own bound: no less than :attr:`seconds`."""
         return sum(term.seconds for term in self.terms)
 
     @property
@@ -204,11 +252,16 @@ class Roofline(Shown, Drawn):
             "device": self.device.name,
             **self.options,
             "seconds": self.seconds,
+            "seconds_in_turn": self.seconds_in_turn,
             "tokens_per_second": self.tokens_per_second,
             "turns_at": self.turns_at,
             "weight_bytes": self.weight_bytes,
             "cache_bytes": self.cache_bytes,
             "fits": self.fits,
+            "experts": {
+                layer: {name: float(number) for name, number in touched._asdict().items()}
+                for layer, touched in self.experts.items()
+            },
             "terms": self.records(),
         }
 
@@ -254,10 +307,15 @@ class Roofline(Shown, Drawn):
             turns = f"at a batch of {shown(self.turns_at)}"
         stored = f"{shown(round(self.weight_bytes))} bytes of weights"
         notes = [
-            f"one pass: at most {self.tokens_per_second:,.4g} tokens per second; computing binds "
-            f"all terms together {turns}",
+            f"all terms overlapped: at most {self.tokens_per_second:,.4g} tokens per second; "
+            f"computing binds {turns}",
+            f"one term after another: {1e6 * self.seconds_in_turn:.4g} µs",
             f"{stored}, {shown(round(self.cache_bytes))} of cache"
             + {None: "", True: ": they fit the memory", False: ": MORE than the memory"}[self.fits],
+        ] + [
+            f"experts read in layer {layer}: {float(touched.expected):,.4g} expected, at least "
+            f"{shown(touched.fewest)}, at most {shown(touched.most)}"
+            for layer, touched in self.experts.items()
         ]
         total = self.total
         return [Table(
@@ -271,6 +329,16 @@ class Roofline(Shown, Drawn):
             note="\n".join(notes),
             keys=2,
         )]  # fmt: skip
+
+
+def rows_of_a_pass(
+    model: Architecture, cached: Size, positions: Size, batch_size: Size, mla: str | None
+) -> list[AnyRow]:
+    """What a step of decoding or a prompt consists of; arguments as of :func:`roofline`."""
+    behind = is_symbolic(cached) or cached > 0
+    inference = "decode" if equal(positions, 1) and behind else "prefill"
+    at = model._pass_behind(inference, positions, batch_size, cached, mla, None)
+    return list(rows_of(model.network(at.at(logits=1))))
 
 
 def bounds(
@@ -297,9 +365,8 @@ def bounds(
         bandwidth: Bytes/s.
     """
     behind = is_symbolic(cached) or cached > 0
-    inference = "decode" if equal(positions, 1) and behind else "prefill"
-    at = model._pass_behind(inference, positions, batch_size, cached, mla, None)
-    rows = list(rows_of(model.network(at.at(logits=1))))
+    rows = rows_of_a_pass(model, cached, positions, batch_size, mla)
+    kept = {(row.layer, row.name.removesuffix("s")) for row in rows if isinstance(row, Cached)}
     tensors = {(row.layer, row.name): row for row in rows if isinstance(row, Tensor)}
     terms: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -316,27 +383,54 @@ def bounds(
             return "cross attention"
         return "attention" if name in ("scores", "values", *KEPT) else "scan"
 
+    def in_cache(layer: str, value: str) -> bool:
+        """Whether a value is moved as the cache alone, or stays on chip: keys, values, latents."""
+        return value.split()[-1] in ("key", "value") or (layer, value) in kept
+
+    computed = itertools.count()
+    values: dict[str, Any] = {}  # What a name stands for, until it is computed again.
+    seen: set[tuple[str, Any]] = set()
+
+    def once(layer: str, value: str, elements: Size) -> Size:
+        """What is moved of an input: nothing where a product of the layer has read it."""
+        place = layer, values.get(value, value)
+        if place in seen or in_cache(layer, value):
+            return 0
+        seen.add(place)
+        return elements
+
     for row in rows:
-        if isinstance(row, Cached):
-            # What was there is read, what is new is written: together what there is then.
-            add(row.layer, mixing(row.name), cache=row.elements * widths["cache"])
+        if isinstance(row, Value):
+            kept_as = [values.get(name, name) for name in row.reads]
+            values[row.writes] = kept_as[0] if len(kept_as) == 1 else next(computed)
+        elif isinstance(row, Cached):
+            # Of positions, what was there is read and what is new is written: together what there
+            # is then. A state is read, unless it is the first, and written as a whole.
+            times = 1 + (behind and row.name == "state")
+            add(row.layer, mixing(row.name), cache=times * row.elements * widths["cache"])
         elif isinstance(row, Product) and not equal(row.M, 0):
             flops = product_term(row, "causal", None, False, None).forward
             if row.weight is None:
                 # Queries in and what the heads give out; keys and values are the cache's. What a
-                # scan reads can stay where its projections left it.
+                # scan reads can stay where its projections left it, and a prefix's pairs are of the
+                # same queries and added to the same outputs.
                 term = mixing(row.term)
-                side = 0 if term == "scan" else row.times * row.M * row.K
+                moved = term != "scan" and row.part == "self"
+                side = row.times * row.M * row.K if moved else 0
                 add(row.layer, term, flops=flops, activations=side * widths["dtype"])
-                continue
-            tensor = tensors[row.weight]
-            read = row.times // batch_size * row.N * row.K
-            if tensor.used is not None:
-                experts, chosen = tensor.factors[0], tensor.used[0]
-                read *= experts * (1 - (1 - chosen / experts) ** (batch_size * positions))
-            moved = row.times * row.M * (row.K + row.N)
-            add(row.layer, row.term, flops=flops, weights=read * widths["weights"],
-                activations=moved * widths["dtype"])  # fmt: skip
+            else:
+                tensor = tensors[row.weight]
+                read = row.times // batch_size * row.N * row.K
+                if tensor.used is not None:
+                    experts, chosen = tensor.factors[0], tensor.used[0]
+                    read *= experts * (1 - (1 - chosen / experts) ** (batch_size * positions))
+                side = once(row.layer, row.reads[0], row.times * row.M * row.K)
+                if row.writes is None or not in_cache(row.layer, row.writes):
+                    side += row.times * row.M * row.N
+                add(row.layer, row.term, flops=flops, weights=read * widths["weights"],
+                    activations=side * widths["dtype"])  # fmt: skip
+        if isinstance(row, Step) and row.writes is not None:
+            values[row.writes] = next(computed)
     return tuple(
         Bound(layer, term, **sums, peak=peak, bandwidth=bandwidth)
         for (layer, term), sums in terms.items()
@@ -371,7 +465,7 @@ def roofline(
 
     Returns:
         A :class:`Roofline`. Of experts, as many are read as uniform routing leads one to expect:
-        :func:`expected_experts`.
+        :func:`touched_experts`, which has the bounds for any routing, too.
 
     Raises:
         TypeError: If an argument has the wrong type, or is an array or a symbol.
@@ -385,9 +479,9 @@ def roofline(
     ...                  num_heads=32, num_key_value_heads=8, intermediate_size=14336)
     >>> step = fc.roofline(llama, "h100", cached=1000, batch_size=16)
     >>> step.total.bound_by, step.turns_at, round(step.tokens_per_second)
-    ('bandwidth', None, 3115)
+    ('bandwidth', None, 3118)
     >>> fc.roofline(llama, "h100", cached=100).turns_at
-    474
+    460
 
     """
     if not isinstance(model, Architecture):
@@ -397,7 +491,8 @@ def roofline(
     if device.bandwidth is None:
         raise ValueError(
             f"device = {device.name!r} without bandwidth: expected a flopcount.Device with one, "
-            "such as dataclasses.replace(device, bandwidth=flopcount.Bandwidth(…, 'measured'))"
+            "such as dataclasses.replace(device, bandwidth=flopcount.Bandwidth(…, 'measured')), or "
+            "--bandwidth in bytes/s"
         )
     given = dict(cached=cached, positions=positions, batch_size=batch_size)
     for name, value in given.items():
@@ -416,6 +511,11 @@ def roofline(
             ),
             model.params().total * widths["weights"],
             kept * widths["cache"],
+            {
+                row.layer: touched_experts(row.factors[0], row.used[0], positions * batch_size)
+                for row in rows_of_a_pass(model, **given, mla=mla)
+                if isinstance(row, Tensor) and row.used is not None
+            },
         )  # fmt: skip
     except OverflowError as error:
         sizes = ", ".join(f"{name} = {quoted(value)}" for name, value in given.items())

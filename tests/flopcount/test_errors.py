@@ -224,6 +224,7 @@ CALLS = [
     (fc.FineTuning, {}), (fc.Parallel, {}), (fc.Meter, dict(model=MODEL, batch_size=1)),
     (fc.from_hf, dict(config={"model_type": "llama"})),
     (fc.expected_experts, dict(num_experts=8, experts_per_token=2, num_tokens=3)),
+    (fc.touched_experts, dict(num_experts=8, experts_per_token=2, num_tokens=3)),
     (fc.expected_tokens_per_round, dict(acceptance_rate=0.5, tokens_per_round=3)),
 ]  # fmt: skip
 UNTRUE = [

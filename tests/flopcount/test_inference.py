@@ -493,6 +493,43 @@ def test_a_draft_by_its_passes():
     assert "8 tokens after 7, 3 drafted a round" in str(counted)
 
 
+def test_every_part_of_a_draft_follows_the_form_of_latent_attention():
+    def parts(mla, draft=DEEPSEEK):
+        counted = DEEPSEEK.generate(7, 4, mla=mla, draft=(draft, 2, [1, 1]))
+        mine = counted.where(lambda term: not term.layer.startswith("draft "))
+        return mine.total, counted.total - mine.total
+
+    for mla in ("expanded", "latent", "absorbed", None):
+        # Three of the prompt and two proposed; then, two made, one proposed: 1 + 1 behind 8.
+        prompt, form = "expanded" if mla == "expanded" else "latent", mla or "latent"
+        target = [
+            DEEPSEEK.prefill(9, logits=3, mla=prompt),
+            DEEPSEEK.prefill(2, cached=8, logits=2, mla=form),
+        ]
+        proposing = [
+            DEEPSEEK.prefill(7, mla=prompt), DEEPSEEK.decode(1, cached=7, mla=form),
+            DEEPSEEK.prefill(2, cached=7, mla=form),
+        ]  # fmt: skip
+        assert parts(mla) == (sum(c.total for c in target), sum(c.total for c in proposing))
+    assert parts("latent") != parts("absorbed") != parts("expanded") != parts("latent")
+    # A draft of six layers that caches keys saves, in each, 2·512·128·(128 + 128) FLOPs of every
+    # position behind which it reads: 100 in the first round, then 101 and 103.
+    six = fc.from_hf({"model_type": "deepseek_v3", "num_hidden_layers": 6})
+    latent, expanded = (
+        six.generate(100, 6, mla=mla, draft=(six, 2, [2, 2]))
+        .where(lambda term: term.layer.startswith("draft "))
+        .total
+        for mla in ("latent", "expanded")
+    )
+    assert latent - expanded == 6 * 2 * 512 * 128 * (128 + 128) * (100 + 101 + 103)
+    # Without latents a draft has one form.
+    plain = fc.CausalLM(**COMMON | dict(vocab_size=DEEPSEEK.vocab_size))
+    assert parts("absorbed", plain)[1] == parts("latent", plain)[1]
+    # Of one token there is no draft, and the prompt is read as without one.
+    alone = DEEPSEEK.generate(7, 1, mla="absorbed", draft=(plain, 1, [0]))
+    assert by_term(alone) == by_term(DEEPSEEK.generate(7, 1, mla="absorbed"))
+
+
 def test_a_round_with_nothing_left_to_propose():
     draft = fc.CausalLM(**COMMON)
     # Both of two are right, which makes three tokens; the last is the target's alone.
@@ -565,7 +602,10 @@ def test_the_expected_number_of_tokens():
     for rate, tokens in itertools.product((0.0, 0.25, 0.9, 1 - 1e-12, 1.0, 1), (1, 2, 4, 7)):
         expected = float(sum(Fraction(rate) ** power for power in range(tokens + 1)))
         assert expected_tokens_per_round(rate, tokens) == pytest.approx(expected, rel=1e-15)
-    assert list(expected_tokens_per_round(np.array([0, 0.5, 1]), 3)) == [1, 1.875, 4]
+    assert expected_tokens_per_round(np.array(0.5), 3) == 1.875
+    for rate in (np.array([0.5]), np.array([0, 0.5, 1]), sympy.Symbol("a", positive=True)):
+        with pytest.raises(TypeError, match=r"^acceptance_rate = .*: expected one number in"):
+            expected_tokens_per_round(rate, 3)
     assert expected_tokens_per_round(0.5, 5) == 2 - 1 / 32
     for rate in (1.0000001, -0.1, float("nan"), np.array([0.5, 1.5])):
         with pytest.raises(ValueError, match=r"acceptance_rate .* expected a number in \[0, 1\]$"):

@@ -340,10 +340,11 @@ def agreement(out: Path) -> None:
     """Print which of the emulator's counts equal the hardware's, and how far modelled clocks are.
 
     Args:
-        out: Folder with ``emulated.csv`` and, for the clocks, ``modelled.csv``.
+        out: Folder with ``emulated.csv`` and, for the clocks, ``modelled.csv``, or one of them.
     """
-    print(agreement_table(read_table(out / "emulated.csv")))
-    print(clocks.clocks_table(read_table(out / "modelled.csv")))
+    for name, written in (("emulated", agreement_table), ("modelled", clocks.clocks_table)):
+        if rows := read_table(out / f"{name}.csv"):
+            print(written(rows))
 
 
 def agreement_table(rows: Iterable[dict[str, str]]) -> str:

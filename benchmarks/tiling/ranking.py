@@ -216,7 +216,7 @@ def agreement(rows: Iterable[dict[str, str]], times: Iterable[dict[str, str]]) -
             each = float(row["static"]), float(row["clocks"]), time
             by_case.setdefault(case, []).append(each)
     lines, numbers = [], []
-    for case, tilings in by_case.items():
+    for case, tilings in sorted(by_case.items(), key=lambda item: [*map(int, item[0][1:])]):
         measured = [time for *_, time in tilings]
         shares: list[float] = []
         for order in (0, 1):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import triton
 
 import flopcount as fc
 from benchmarks.attention.peers import shapes_of_model
@@ -423,13 +424,18 @@ def test_the_pages_table_is_of_the_committed_rows():
     assert counters.agreement_table([first, *others]) != table
 
 
-def test_the_pages_clocks_are_of_the_committed_rows():
+@pytest.mark.parametrize(
+    ("folder", "mark", "shapes"), [("first", "clocks", 45), ("tuned", "tuned clocks", 21)]
+)
+def test_the_pages_clocks_are_of_the_committed_rows(folder, mark, shapes):
     text = (ROOT / "docs" / "profiler.md").read_text(encoding="utf-8")
-    rows = read_table(RESULTS / "modelled.csv")
+    rows = read_table(RESULTS.with_name(folder) / "modelled.csv")
     table = clocks.clocks_table(rows)
-    assert between_marks(text, "clocks", table) == text
-    measured = [k for k in profiler.parse((RESULTS / "kernels.ncu.csv").read_text()) if k.counts]
-    cycles = [k.counts["sm__cycles_elapsed.max"] for k in measured if k.name in KERNEL_NAMES]
+    assert between_marks(text, mark, table) == text
+    profile = parse((RESULTS.with_name(folder) / "kernels.ncu.csv").read_text(encoding="utf-8"))
+    _, *cases = counters.between_markers(profile, 46)
+    kernels = [k for case in cases[:shapes] for k in case if k.name in KERNEL_NAMES]
+    cycles = [k.counts["sm__cycles_elapsed.max"] for k in kernels]
     assert [int(row["measured"]) for row in rows] == cycles
     rows[0] |= {"after": "1"}
     assert clocks.clocks_table(rows) != table
@@ -458,6 +464,27 @@ def test_rows_of_modelled_clocks_are_made_again():
                 list(clocks.rows_of(str(shape), kernels[:2], launches[:2], calibrated))
             with pytest.raises(ProfilerError, match="other kernels were profiled"):
                 list(clocks.rows_of(str(shape), kernels, launches[:1], calibrated))
+
+
+def test_clocks_are_written_beside_the_measured_ones(monkeypatch, tmp_path):
+    names = ("attention_forward", "row_products", *(KERNELS[x] for x in ("key_value", "query")))
+    profiled = [kernel(name, 8) for name in ("case_marker", "gemm", "case_marker", "void fill")]
+    profiled += [
+        Kernel(name, {"sm__cycles_elapsed.max": 7_000 + i}) for i, name in enumerate(names)
+    ]
+    (tmp_path / "kernels.ncu.csv").write_text("")
+    (tmp_path / "counters.jsonl").write_text(f'{{"triton": "{triton.__version__}"}}\n')
+    monkeypatch.setattr(profiler, "parse", lambda text: profiled)
+    monkeypatch.setattr(counters, "kernel_cases", lambda drawn: [Shape(1, 5, 0, 1, 16)])
+    path = counters.model_clocks(tmp_path, drawn=0, jobs=1)
+    rows = read_table(path)
+    assert counters.model_clocks(tmp_path, drawn=0, jobs=1) == path
+    assert read_table(path) == rows  # nothing is modelled twice
+    assert [row["kernel"] for row in rows] == list(names)
+    assert [row["measured"] for row in rows] == ["7000", "7001", "7002", "7003"]
+    assert {row["calibrated on"] for row in rows} == {"yes"}  # the first case is among those
+    # A launch takes 2,700 clocks, and there is no code without a line of 20.
+    assert all(int(row["after"]) >= int(row["before"]) + 2_720 for row in rows)
 
 
 def test_clocks_are_modelled_with_the_triton_that_was_profiled(monkeypatch, tmp_path):

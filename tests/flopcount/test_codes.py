@@ -491,3 +491,14 @@ def test_heads_of_their_own_width_count_on_symbols_too(convention):
     count = fc.Llama(**symbols).flops(convention=convention).total
     of_sizes = {symbols[name]: value for name, value in sizes.items()}
     assert count.subs(of_sizes) == fc.Llama(**sizes).flops(convention=convention).total
+
+
+def test_a_router_of_two_experts_and_of_symbols():
+    pair = dataclasses.replace(SPARSE, num_experts=2, top_k=1)
+    assert forward("levanter", dataclasses.replace(EXPERTS, layers=(pair,)))["router"] == (
+        7 * 2 * 2 * 8 * 2
+    )
+    number = sympy.Symbol("E", integer=True, positive=True)
+    some = dataclasses.replace(SPARSE, num_experts=number, top_k=1)
+    router = forward("levanter", dataclasses.replace(EXPERTS, layers=(some,)))["router"]
+    assert router == 7 * 2 * 2 * 8 * number

@@ -209,3 +209,12 @@ def test_lengths_and_sizes_of_two_kinds_are_refused():
     arrays = dataclasses.replace(LLAMA, vocab_size=np.array([5, 6]))
     with pytest.raises(TypeError, match=r"documents\[0\] .*vocab_size|vocab_size .*documents\[0\]"):
         arrays.flops(documents=[symbol])
+
+
+def test_the_bound_on_sequences_by_hand():
+    # 5 and 5 share a sequence, though 6 leaves no place for either.
+    assert fewest_sequences(((6, 1), (5, 2)), 10) == 2
+    # 8 and 2, 6 and 4: the 2 stands where no 4 does.
+    assert fewest_sequences(((8, 1), (6, 1), (4, 1), (2, 1)), 10) == 2
+    # Beside each 6 a 4; the third has a sequence of its own.
+    assert fewest_sequences(((6, 2), (4, 3)), 10) == 3

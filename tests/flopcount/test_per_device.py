@@ -683,3 +683,37 @@ def test_the_command(capsys):
     assert data["stages"][0]["bytes"] == math.floor(found.stages[0].bytes)
     assert main([*words, "--data", "3"]) == 2
     assert "batch_size = 4 is not divisible" in capsys.readouterr().err
+
+
+def test_a_shared_mlp_leaves_before_its_gate():
+    parallel = fc.Parallel(tensor=2, sequence=True, data=4, expert=2)
+    half = 2 * 12 * 16
+
+    def leaving(model, phase):
+        stage = only(fc.per_device(model, parallel, checkpointing="non-reentrant"))
+        return moved(stage, term="experts", kind="reduce-scatter", phase=phase)
+
+    # Once a layer; the sum with the experts' needs no result, a gate does, and so do the experts'
+    # weights after it.
+    gated = dataclasses.replace(EXPERTS, shared_gate=True)
+    before = dataclasses.replace(EXPERTS, shared_first=True)
+    for model, again in ((EXPERTS, (0, 0)), (gated, (2, half)), (before, (2, half))):
+        assert leaving(model, "forward") == (2, half)
+        assert leaving(model, "recompute") == again
+
+
+def test_weighted_inputs_make_no_result_needed():
+    alone = dataclasses.replace(EXPERTS, shared_size=None, weighted="input")
+    parallel = fc.Parallel(tensor=2, sequence=True, data=4, expert=2)
+    stage = only(fc.per_device(alone, parallel, checkpointing="non-reentrant"))
+    one = 2, 2 * 6 * 2 * 16
+    assert moved(stage, kind="all-to-all", term="to experts", phase="recompute") == one
+    assert moved(stage, kind="all-to-all", term="from experts", phase="forward") == one
+    assert moved(stage, kind="all-to-all", term="from experts", phase="recompute") == (0, 0)
+
+
+def test_a_replica_alone_sums_gradients_once():
+    for data, zero, times in ((1, 3, 1), (2, 3, 3), (2, 1, 1), (1, 0, 1)):
+        parallel = fc.Parallel(tensor=2, sequence=True, data=data, zero=zero)
+        stage = only(fc.per_device(LLAMA, parallel, batch_size=3 * data))
+        assert moved(stage, phase="update", group="tensor") == (3 * times, 9 * 16 * times)

@@ -500,3 +500,25 @@ def test_what_has_the_wrong_type(wrong):
         fc.roofline(LLAMA, "h100", batch_size=wrong)
     with pytest.raises(TypeError, match="model = "):
         fc.roofline(wrong, "h100")
+
+
+def test_experts_of_a_roofline_by_hand():
+    mixture = MixtureLM(
+        vocab_size=24, seq_len=12, num_channels=16, num_layers=2, num_heads=4,
+        intermediate_size=20, mlp=("sparse",), num_experts=8, experts_per_token=2, expert_size=12,
+    )  # fmt: skip
+    (touched,) = fc.roofline(mixture, DEVICE, batch_size=3).experts.values()
+    assert (touched.fewest, touched.most) == (2, 6)
+    assert touched.expected == 8 * (1 - Fraction(3, 4) ** 3)
+    for sizes, most in (((8, 2, 3), 6), ((8, 2, 9), 8)):
+        touched = fc.touched_experts(*map(np.int64, sizes))
+        assert (touched.fewest, touched.most) == (2, most)
+        assert type(touched.fewest) is type(touched.most) is int
+
+
+def test_one_position_makes_a_state_to_read():
+    mamba = fc.from_hf(dict(model_type="mamba2", hidden_size=8, num_heads=4, head_dim=4,
+                            state_size=3, n_groups=1, num_hidden_layers=2,
+                            vocab_size=9))  # fmt: skip
+    of = terms(fc.roofline(mamba, DEVICE, cached=1))
+    assert of["scan"].cache == 2 * 2 * (2 * 16 * 3 + 4 * 22)

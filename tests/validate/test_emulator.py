@@ -839,3 +839,10 @@ def test_what_orders_two_warps(text, what):
     start = "S2R R0, SR_TID.X\nISETP.GE.AND P0, PT, R0, 0x20, PT\nMOV R1, 0x400"
     run(f"{start}\n{text}\nEXIT", warps=2, observers=(watch,))
     assert {finding.split(":")[0] for finding in watch.findings} == ({what} if what else set())
+
+
+def test_an_empty_view_has_the_address_of_an_empty_tensor():
+    whole = torch.zeros(64)
+    memory = GlobalMemory()
+    assert memory.address(whole[64:]) == memory.address(torch.zeros(0)) < memory.address(whole)
+    assert memory.address(whole[4:]) == memory.address(whole) + 16

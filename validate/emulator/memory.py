@@ -47,7 +47,7 @@ class GlobalMemory:
 
         storage = tensor.untyped_storage()
         start, size = storage.data_ptr(), storage.nbytes()
-        if size == 0:
+        if size == 0 or not tensor.numel():  # of which PyTorch may say that it lies at 0
             return FIRST_ADDRESS - ALIGNMENT
         if start % 16:
             raise ValueError(f"storages must start at multiples of 16 bytes, got {start:#x}")

@@ -504,7 +504,7 @@ def test_what_has_the_wrong_type(wrong):
 
 def test_experts_of_a_roofline_by_hand():
     mixture = MixtureLM(
-        vocab_size=24, seq_len=12, num_channels=16, num_layers=2, num_heads=4,
+        vocab_size=24, seq_len=12, num_channels=16, num_layers=3, num_heads=4,
         intermediate_size=20, mlp=("sparse",), num_experts=8, experts_per_token=2, expert_size=12,
     )  # fmt: skip
     (touched,) = fc.roofline(mixture, DEVICE, batch_size=3).experts.values()

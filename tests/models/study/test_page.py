@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -368,6 +369,16 @@ def test_the_committed_page_has_every_mark(tmp_path):
     copy = tmp_path / "isoflop-study.md"
     copy.write_text(text)
     page.fill(copy, found_in(tmp_path, trials_of(CPU)[:1]))
+
+
+def test_the_readme_has_the_differences_of_the_committed_page():
+    text = (ROOT / "docs/isoflop-study.md").read_text()
+    differences = re.findall(r"\| 3n − none \| \S+ \| \+(\S+) ± \S+ \| none is better \|", text)
+    first, second, third = (f"{float(difference):.3f}" for difference in differences)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"costs {first}, {second} and {third} nats per byte" in readme
+    with (ROOT / "models/study/results/cpu/runs.csv").open(encoding="utf-8", newline="") as file:
+        assert f"{len(list(csv.DictReader(file)))} runs so far" in readme
 
 
 def test_shares_of_the_cross_part_are_the_counter_s(tmp_path):

@@ -870,8 +870,9 @@ def with_config(words: list[str]) -> list[str]:
 def _is_config(word: str) -> bool:
     from flopcount.hf import file_of
 
-    # A slash is a path's, or a hub's name, which `from_hf` answers.
-    return word.endswith(".json") or "/" in word or file_of(f"{word}/config.json") is not None
+    # A dot or a slash is a path's, or a hub's name, which `from_hf` answers.
+    named = "." in word or "/" in word or file_of(word) is not None
+    return named and not word.startswith("-") and word not in {FROM_CONFIG, *ARCHITECTURES}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 import flopcount as fc
 from flopcount import cli
-from flopcount.cli import COMMANDS, main
+from flopcount.cli import COMMANDS, main, with_config
 from flopcount.isoflop.plan import Search
 
 PERCEIVER = [
@@ -135,6 +135,25 @@ def test_a_config_is_counted(capsys, config, spelling):
     explained = capsys.readouterr().out
     assert explained.strip() == str(fc.explain(fc.from_hf(LLAMA), "dense")).strip()
     assert "d channels = 24" in explained
+
+
+@pytest.mark.parametrize("name", ["config.jso", "confg.json", "gpt-2.5", "a/b", "."])
+def test_a_file_that_is_not_there_is_named(capsys, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", name]) == 2
+    assert f"config = '{name}': there is no such file" in capsys.readouterr().err
+
+
+def test_what_is_there_is_read_by_any_name_but_an_architectures(capsys, monkeypatch, config):
+    monkeypatch.chdir(config)
+    (config / "llama").mkdir()
+    for name in ("sizes", "llama/config.json"):
+        (config / name).write_text(json.dumps(LLAMA), encoding="utf-8")
+    assert main(["params", "sizes"]) == 0
+    read = capsys.readouterr().out
+    assert main(["params", "./llama"]) == 0
+    assert capsys.readouterr().out == read
+    assert with_config(["params", "llama"]) == ["params", "llama"]
 
 
 def test_a_config_without_positions_is_refused_in_a_line(capsys, config):

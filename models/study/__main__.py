@@ -5,7 +5,7 @@
     python -m models.study plan --study cpu --runs DIR/runs.csv
     python -m models.study calibrate --study cpu --out DIR --minutes 3
     python -m models.study run --study cpu --out DIR --corpus 'train*' --validation 'val*'
-    python -m models.study predict --study cpu --arm 3n --budget 1e14 --runs DIR/runs.csv \
+    python -m models.study predict --study cpu --results DIR --arm 3n --budget 1e14 \
 --out DIR/prediction-3n.json
     python -m models.study page --study cpu --results DIR --page docs/isoflop-study.md
 
@@ -26,8 +26,7 @@ from typing import Any, Literal
 from flopcount import commands
 from models.data.corpus import CorpusConfig
 from models.results import read_table
-from models.study.design import STUDIES, every_size, plan
-from models.study.prediction import BOOTSTRAP, predict
+from models.study.design import BOOTSTRAP, STUDIES, every_size, plan
 from models.study.running import Clock, Schedule, calibrate, plan_text, run
 
 StudyName = Literal[*STUDIES]
@@ -130,7 +129,7 @@ def train(
 def predict_optimum(
     *,
     study: StudyName,
-    runs: tuple[Path, ...],
+    results: tuple[Path, ...],
     arm: str,
     budget: float,
     out: Path,
@@ -140,14 +139,17 @@ def predict_optimum(
 
     Args:
         study: The design.
-        runs: Tables of runs.
+        results: Folders.
         arm: Of the design.
         budget: FLOPs, not yet trained.
         out: A new file, prediction*.json.
         bootstrap: Fits per interval.
     """
-    rows = [row for path in runs for row in read_table(path)]
-    made = predict(STUDIES[study], rows, arm, budget, out, bootstrap)
+    # SciPy, which training does not need.
+    from models.study.findings import find, read_results
+    from models.study.prediction import predict
+
+    made = predict(find(read_results(STUDIES[study], results), bootstrap), arm, budget, out)
     for name, said in made["approaches"].items():
         print(f"approach {name}: {said.get('reason') or _in_words(said)}")
     print(f"train {made['shapes']}; written to {out}: commit it before training")

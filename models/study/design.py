@@ -28,6 +28,8 @@ RUN_COLUMNS = (
 )  # fmt: skip
 PREDICTION = "prediction"
 """The stage of the runs that test a prediction."""
+BOOTSTRAP = 1000
+"""Fits to runs drawn with replacement, for the intervals of approach 2."""
 TRIALS = "trials"
 """The stage whose runs the rule of learning rates is fitted to."""
 

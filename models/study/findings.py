@@ -23,15 +23,61 @@ from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count
 from flopcount.isoflop.profiles import Profile, ProfilesFit
 from flopcount.isoflop.results import CONFIDENCE, Interval, interval
+from flopcount.isoflop.runs import Runs
 from flopcount.isoflop.surface import SurfaceFit
 from models.results import read_table
-from models.study.design import PREDICTION, Planned, Row, Study, at_rule, plan, sized
-from models.study.prediction import BOOTSTRAP, approaches, nats_per_byte, runs_of
+from models.study.design import (
+    BOOTSTRAP,
+    PREDICTION,
+    Planned,
+    Row,
+    Study,
+    at_rule,
+    plan,
+    sized,
+)
 from models.training.run import ModelConfig
 from models.training.throughput import measure
 
 SURFACE = "3, variable-projection"
 """The fit whose optimum is recounted."""
+
+
+def nats_per_byte(row: Row) -> float:
+    """Validation loss: nats of the targets over their bytes."""
+    return float(row["validation_loss"]) / float(row["bytes_per_token"])
+
+
+def runs_of(rows: Sequence[Row]) -> Runs:
+    """Rows of a run table as the fits read them, with the loss in nats per byte."""
+    columns: dict[str, list[Any]] = {
+        name: [row[name] for row in rows] for name in ("budget", "parameters", "tokens", "flops")
+    }
+    losses = [nats_per_byte(row) for row in rows]
+    return flopcount.read_runs(columns | {"nats_per_byte": losses}, loss="nats_per_byte")
+
+
+def approaches(
+    rows: Sequence[Row], num_bootstrap: int
+) -> dict[str, ProfilesFit | SurfaceFit | str]:
+    """Approach 2 and both objectives of approach 3, by name; in words why one fits nothing.
+
+    A surface takes a search for each bootstrap fit, a parabola a small linear system: the former
+    get a tenth of them. Without rows there are none.
+    """
+    if not rows:
+        return {}
+    runs, fewer = runs_of(rows), num_bootstrap // 10
+    fits: dict[str, ProfilesFit | SurfaceFit | str] = {
+        "2": flopcount.fit_isoflop_profiles(runs, num_bootstrap=num_bootstrap)
+    }
+    for objective in ("huber-log", "variable-projection"):
+        name = f"3, {objective}"
+        try:
+            fits[name] = flopcount.fit_surface(runs, objective=objective, num_bootstrap=fewer)
+        except ValueError as error:
+            fits[name] = str(error)
+    return fits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from flopcount.isoflop.results import interval_text
 from models.files import write_atomically
 from models.results import between_marks, markdown
 from models.study.design import TRIALS, Row, best_rates, fit_rule, sized
-from models.study.findings import Findings, output_flops, seeds
-from models.study.prediction import nats_per_byte, outcome
+from models.study.findings import Findings, nats_per_byte, output_flops, seeds
+from models.study.prediction import outcome
 from models.sweeps.plots import plot_arms, plot_profiles, plot_times, short
 
 NONE_YET = "*No results yet.*\n"
@@ -267,7 +267,7 @@ def predictions(findings: Findings) -> Iterable[str | list[Row]]:
         except ValueError as error:
             yield f"{path.name}: not tested, {error}.\n"
             continue
-        kind = "vertex of three" if came.is_vertex else "best run, no vertex inside"
+        kind = "vertex of three" if came.best.n_opt else "best run, no vertex inside"
         yield (
             f"{came.made['arm']} at {short(came.made['budget'])} FLOPs, predicted "
             f"{came.made['date']} at commit {came.made['commit']}; came out: {kind}.\n"

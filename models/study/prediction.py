@@ -6,102 +6,47 @@ import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import flopcount
-from flopcount.isoflop.profiles import ProfilesFit
-from flopcount.isoflop.results import Interval, interval_text
-from flopcount.isoflop.runs import Runs
-from flopcount.isoflop.surface import SurfaceFit
+from flopcount.isoflop.results import CONFIDENCE, Interval, interval_text
 from models.results import environment, timestamp
-from models.study.design import (
-    PREDICTION,
-    Row,
-    Shape,
-    Study,
-    at_rule,
-    sized,
-)
+from models.study.design import PREDICTION, Row, Shape, Study, at_rule, sized
+from models.study.findings import Best, Findings, Scatter, best_of, runs_of
 
-BOOTSTRAP = 1000
-"""Fits to runs drawn with replacement, for the intervals of approach 2."""
-_HEADS = ("approach", "of", "predicted", "interval", "came out", "inside")
+_HEADS = ("approach", "of", "predicted", "interval", "came out", "interval there", "inside")
 
 
-def nats_per_byte(row: Row) -> float:
-    """Validation loss: nats of the targets over their bytes."""
-    return float(row["validation_loss"]) / float(row["bytes_per_token"])
+def predict(findings: Findings, arm: str, budget: float, out: Path) -> dict[str, Any]:
+    """Write down N_opt, D_opt and the loss of an arm at a budget not yet trained.
 
-
-def runs_of(rows: Sequence[Row]) -> Runs:
-    """Rows of a run table as the fits read them, with the loss in nats per byte."""
-    columns: dict[str, list[Any]] = {
-        name: [row[name] for row in rows] for name in ("budget", "parameters", "tokens", "flops")
-    }
-    losses = [nats_per_byte(row) for row in rows]
-    return flopcount.read_runs(columns | {"nats_per_byte": losses}, loss="nats_per_byte")
-
-
-def approaches(
-    rows: Sequence[Row], num_bootstrap: int
-) -> dict[str, ProfilesFit | SurfaceFit | str]:
-    """Approach 2 and both objectives of approach 3, by name; in words why one fits nothing.
-
-    A surface takes a search for each bootstrap fit, a parabola a small linear system: the former
-    get a tenth of them. Without rows there are none.
-    """
-    if not rows:
-        return {}
-    runs, fewer = runs_of(rows), num_bootstrap // 10
-    fits: dict[str, ProfilesFit | SurfaceFit | str] = {
-        "2": flopcount.fit_isoflop_profiles(runs, num_bootstrap=num_bootstrap)
-    }
-    for objective in ("huber-log", "variable-projection"):
-        name = f"3, {objective}"
-        try:
-            fits[name] = flopcount.fit_surface(runs, objective=objective, num_bootstrap=fewer)
-        except ValueError as error:
-            fits[name] = str(error)
-    return fits
-
-
-def predict(
-    study: Study,
-    rows: Sequence[Row],
-    arm: str,
-    budget: float,
-    out: Path,
-    num_bootstrap: int = BOOTSTRAP,
-) -> dict[str, Any]:
-    """Fit an arm's runs and write down N_opt, D_opt and the loss at a budget not yet trained.
-
-    Approach 2 and both objectives of approach 3, each with bootstrap intervals, or why it says
-    nothing. ``shapes`` are what to train to test it: of the study's candidates, the nearest to
-    N_opt, then to half and to twice of that, of the first approach that has an optimum.
+    By approach 2 and both objectives of approach 3, each with bootstrap intervals, or why it says
+    nothing; and σ of a run, by which what comes out has intervals, too. ``shapes`` are what to
+    train to test it: of the study's candidates, the nearest to N_opt, then to half and to twice of
+    that, of the first approach that has an optimum.
 
     Raises:
         ValueError: If ``out`` exists, runs reach the budget already, or none predicts.
     """
+    study, results = findings.results.study, findings.results
     if out.exists():
         raise ValueError(f"out must be a new file: a prediction is never changed, got {out}")
     if arm not in study.arms:
         raise ValueError(f"arm must be one of {list(study.arms)}, got {arm!r}")
-    trained = at_rule(rows, arm)
-    largest = max((float(row["budget"]) for row in trained), default=0.0)
-    if not budget > largest:
+    reached = [float(row["budget"]) for row in at_rule(results.runs, arm)]
+    if not budget > (largest := max(reached, default=0.0)):
         raise ValueError(f"budget must lie above all trained budgets, up to {largest:g}: {budget}")
     by_approach: dict[str, Any] = {}
-    for name, fit in approaches(trained, num_bootstrap).items():
+    for name, fit in findings.fits[arm].items():
         try:
             if isinstance(fit, str):
                 raise ValueError(fit)
             by_approach[name] = fit.predict(budget).to_dict() | {"fit": str(fit)}
         except ValueError as error:
             by_approach[name] = {"reason": str(error)}
+    trained = [row["run"] for row in results.of(arm)]
     sizes = [made["params"] for made in by_approach.values() if "params" in made]
     if not sizes:
         raise ValueError(f"no approach predicts from {len(trained)} runs: {by_approach}")
@@ -109,8 +54,9 @@ def predict(
         "arm": arm,
         "budget": budget,
         "approaches": by_approach,
+        "noise": findings.noise and dataclasses.asdict(findings.noise),
         "shapes": _shapes_near(study, arm, sizes[0]),
-        "runs": [row["run"] for row in trained],
+        "runs": trained,
     } | {name: environment()[name] for name in ("commit", "command")}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
@@ -136,16 +82,14 @@ class Outcome:
     Attributes:
         made: The prediction.
         trained: The runs at its budget.
-        best: N, D and loss: the vertex of the parabola in log N through three runs or more, where
-            it lies inside them; else those of the run with the least loss.
-        is_vertex: Which of both.
+        best: The vertex of the parabola in log N through three runs or more, where it lies inside
+            them; else the run with the least loss.
         rows: By approach, what was predicted, its interval, and what came out.
     """
 
     made: Mapping[str, Any]
     trained: tuple[Row, ...]
-    best: dict[str, float]
-    is_vertex: bool
+    best: Best
     rows: list[Row]
 
 
@@ -170,28 +114,51 @@ def outcome(prediction: Path, runs: Iterable[Row]) -> Outcome:
     early = [row["run"] for row in trained if _began(row) < at]
     if early:
         raise ValueError(f"{prediction.name} was made after {early} had begun: no prediction")
-    runs_there = runs_of(trained)
-    [profile] = flopcount.fit_isoflop_profiles(runs_there).profiles
-    least = int(np.argmin(runs_there.loss))
-    best = {
-        "params": profile.n_opt or float(runs_there.params[least]),
-        "tokens": profile.d_opt or float(runs_there.tokens[least]),
-        "loss": profile.loss_opt or float(runs_there.loss[least]),
-    }
+    noise = made["noise"] and Scatter(**made["noise"])
+    [best] = best_of(trained, flopcount.fit_isoflop_profiles(runs_of(trained)), noise).values()
     rows = []
     for name, said in made["approaches"].items():
         if "reason" in said:
             rows.append(dict.fromkeys(_HEADS, "") | {"approach": name, "of": said["reason"]})
             continue
-        for what, came in best.items():
+        for what, (came, there) in _measured(best).items():
             ends = said[f"{what}_interval"]
             range_ = None if ends is None else Interval(**ends)
-            inside = (
-                "" if range_ is None else ("yes" if range_.low <= came <= range_.high else "no")
+            cells = (
+                name,
+                what,
+                f"{said[what]:.5g}",
+                interval_text(range_),
+                f"{came:.5g}",
+                interval_text(there),
+                _inside(came, there, range_),
             )
-            cells = name, what, f"{said[what]:.5g}", interval_text(range_), f"{came:.5g}", inside
             rows.append(dict(zip(_HEADS, cells, strict=True)))
-    return Outcome(made, tuple(trained), best, profile.n_opt is not None, rows)
+    return Outcome(made, tuple(trained), best, rows)
+
+
+def _measured(best: Best) -> dict[str, tuple[float, Interval | None]]:
+    """N, D and loss with intervals; at one budget log D falls as log N rises, one for one."""
+    half = best.half_width
+    loss = None if half is None else Interval(best.loss - half, best.loss + half, CONFIDENCE)
+    params = float(best.n_opt or best.run["parameters"])
+    tokens = float(best.profile.d_opt or best.run["tokens"])
+    factor = None if best.n_interval is None else best.n_interval.high / params
+    return {
+        "params": (params, best.n_interval),
+        "tokens": (tokens, factor and Interval(tokens / factor, tokens * factor, CONFIDENCE)),
+        "loss": (best.loss, loss),
+    }
+
+
+def _inside(came: float, there: Interval | None, predicted: Interval | None) -> str:
+    """Whether a value lies in its predicted interval, or at least its own interval meets it."""
+    if predicted is None:
+        return ""
+    if predicted.low <= came <= predicted.high:
+        return "yes"
+    meets = there is not None and there.low <= predicted.high and predicted.low <= there.high
+    return "no, intervals meet" if meets else "no"
 
 
 def _began(row: Row) -> datetime.datetime:

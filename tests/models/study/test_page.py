@@ -246,39 +246,61 @@ def test_a_budget_trained_by_another_count_shows_its_move(tmp_path):
 
 
 def test_prediction_and_outcome(tmp_path):
-    rows = rows_of(of_surface, (*PAIR, *SEEDS, "pair-large"), noise=0)
-    path = tmp_path / "prediction-3n.json"
-    made = predict(CPU, rows, "3n", 1e14, path, num_bootstrap=20)
-    found = made["approaches"]["3, huber-log"]
+    rows = rows_of(of_surface, (*PAIR, *SEEDS, "pair-large"))
+    path, found = tmp_path / "prediction-3n.json", found_in(tmp_path, rows, num_bootstrap=20)
+    made = predict(found, "3n", 1e14, path)
+    said = made["approaches"]["3, huber-log"]
     # The surface is found again: its loss at the predicted sizes is the predicted one.
-    assert found["loss"] == pytest.approx(surface(found["params"], found["tokens"]), rel=1e-3)
+    assert said["loss"] == pytest.approx(surface(said["params"], said["tokens"]), rel=0.02)
+    assert Scatter(**made["noise"]) == found.noise
     with pytest.raises(ValueError, match="never changed"):
-        predict(CPU, rows, "3n", 1e14, path)
+        predict(found, "3n", 1e14, path)
     with pytest.raises(ValueError, match="above all trained budgets, up to 3e"):
-        predict(CPU, rows, "3n", 3e13, tmp_path / "another.json")
+        predict(found, "3n", 3e13, tmp_path / "another.json")
     tests = [e for e in plan(CPU, rows, predictions=[path]) if e.stage == "prediction-3n"]
     assert len(tests) == 3
     assert set(made["shapes"]) <= set(CPU.candidates)
     assert "not tested, runs must hold one at 1e+14" in page.predictions(found_in(tmp_path, rows))
-    late = [row_of(each, of_surface(each), date="2999-01-01T00:00:00+00:00") for each in tests]
-    told = page.predictions(found_in(tmp_path, rows + late))
+
+    def ended(loss=of_surface, **more):
+        return [row_of(each, loss(each), **({"date": "2999-01-01T00:00:00+00:00"} | more))
+                for each in tests]  # fmt: skip
+
+    late = ended()
+    after = found_in(tmp_path, rows + late)
+    told = page.predictions(after)
     assert "3n at 1e14 FLOPs, predicted " in told
     assert "| 3, huber-log | loss |" in told
     came = outcome(path, late)
-    assert came.is_vertex
-    assert came.best["loss"] == pytest.approx(found["loss"], rel=0.01)
-    # The runs that test it are in no fit.
-    assert len(found_in(tmp_path, rows + late).results.of("3n")) == len(
-        found_in(tmp_path, rows).results.of("3n")
-    )
+    assert came.best.n_opt
+    assert came.best.loss == pytest.approx(said["loss"], rel=0.02)
+    assert came.best.half_width == pytest.approx(found.noise.half_width(1), rel=0.2)
+    # The runs that test it are in no fit, and no later prediction is of a budget that they reach.
+    assert len(after.results.of("3n")) == len(found.results.of("3n"))
+    with pytest.raises(ValueError, match="up to 1e"):
+        predict(after, "3n", 1e14, tmp_path / "another.json")
+    # What is off by little has an interval that meets the predicted one; by much, none.
+    [low, high] = (said["loss_interval"][end] for end in ("low", "high"))
+    reaches = high + 0.9 * came.best.half_width
+    for at, inside in (((low + high) / 2, "yes"), (reaches, "no, intervals meet"), (9.0, "no")):
+        moved = outcome(path, ended(lambda each, at=at: at + parabola_about(tests, each)))
+        [row] = [r for r in moved.rows if (r["approach"], r["of"]) == ("3, huber-log", "loss")]
+        assert row["inside"] == inside
     # What had been trained, or begun, before is no prediction.
-    early = [row_of(each, of_surface(each)) for each in tests]
     with pytest.raises(ValueError, match="no prediction"):
-        outcome(path, early)
-    date = json.loads(path.read_text())["date"]
-    begun = [row_of(each, of_surface(each), date=date, seconds=3600) for each in tests]
+        outcome(path, ended(date="2001-01-01T00:00:00+00:00"))
     with pytest.raises(ValueError, match="had begun: no prediction"):
-        outcome(path, begun)
+        outcome(path, ended(date=made_at(path), seconds=3600))
+
+
+def parabola_about(tests, each):
+    """Least at the middle of the sizes of some runs, and 0 there."""
+    sizes = sorted(test.run.parameters for test in tests)
+    return np.log(each.run.parameters / sizes[1]) ** 2
+
+
+def made_at(path):
+    return json.loads(path.read_text())["date"]
 
 
 @pytest.mark.parametrize(

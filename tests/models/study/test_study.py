@@ -243,7 +243,7 @@ def test_the_whole_tiny_study_and_its_prediction(tmp_path, text, capsys):
     assert {row["run"] for row in rows} == {each.name for each in planned}
     assert {row["stage"] for row in rows} == set(TINY.stages)
     prediction = out / "prediction-none.json"
-    predict = ["predict", "--study", "tiny", "--runs", str(out / "runs.csv"), "--arm", "none"]
+    predict = ["predict", "--study", "tiny", "--results", str(out), "--arm", "none"]
     predict += ["--budget", "2e8", "--out", str(prediction), "--bootstrap", "10"]
     if main(predict) == 2:  # so few steps need not give a minimum
         prediction.write_text(json.dumps({"arm": "none", "budget": 2e8, "shapes": [[8, 1]]}))

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import statistics
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -250,12 +251,18 @@ def write(rows: Iterable[Row], path: Path = RECORD) -> None:
 
 
 def verdict(rows: Iterable[Row]) -> str:
-    """How many launches have been executed, and which do not hold."""
+    """How many launches have been executed, how large errors are, and which do not hold."""
     rows = list(rows)
     sentences = [f"{len(rows)} of {len(shipped_launches())} shipped launches have been run."]
     for name, what in (("missed", "other counts than expected"), ("unsafe", "unsafe accesses")):
         bad = [row for row in rows if row[name] != "0"]
         sentences.append(f"{len(bad) or 'None'} had {what}.")
+    for dtype in DTYPES:
+        shares = [float(row["share"]) for row in rows if row["dtype"] == dtype]
+        if shares:
+            range_ = f"{min(shares):.2f} to {max(shares):.2f}"
+            median = f"median {statistics.median(shares):.2f}"
+            sentences.append(f"Largest errors in {dtype} are {range_} of the bound, {median}.")
     over = [row for row in rows if float(row["share"]) > 1]
     sentences.append(f"Errors of {len(rows) - len(over)} are within the bound.")
     for row in over:
@@ -264,11 +271,12 @@ def verdict(rows: Iterable[Row]) -> str:
     return "\n".join(sentences)
 
 
-def write_page(rows: Iterable[Row]) -> None:
-    """The verdict, in ``docs/emulator.md``."""
+def save(rows: Iterable[Row]) -> None:
+    """The record, and the verdict of it as written in ``docs/emulator.md``."""
+    write(rows)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}{verdict(rows)}{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}{verdict(read())}{END}{after}", encoding="utf-8")
 
 
 def in_turn(launches: Iterable[Launch]) -> Iterator[Launch]:
@@ -286,7 +294,7 @@ def main(dtypes: tuple[str, ...] = DTYPES, limit: int | None = None, *, jobs: in
         jobs: Processes.
     """
     rows = current(read())
-    write(rows.values())  # without those of other code
+    save(rows.values())  # without those of other code
     wanted = [x for x in in_turn(shipped_launches(dtypes)) if key(x) not in rows][:limit]
     kernels = [executed_kernels(launch) for launch in wanted]
     holds = True
@@ -295,8 +303,7 @@ def main(dtypes: tuple[str, ...] = DTYPES, limit: int | None = None, *, jobs: in
         for launch, (row, finding) in zip(wanted, tried_launches, strict=True):
             holds &= finding.holds
             rows[key(launch)] = row
-            write(rows.values())
-            write_page(rows.values())
+            save(rows.values())
             print("ok" if finding.holds else "NOT OK", finding, flush=True)
     print(f"{len(rows)} of {len(shipped_launches())} launches have been executed as they are")
     return 0 if holds else 1

@@ -1,14 +1,21 @@
 """Clocks of a tile and of a launch, by hand and against what the kernels' loops do."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks.tiling import issue
-from kernels.attention.tilings import shipped_tiling
-from validate.witnesses.compiled_code import CompiledKernel, Launch, Segment
+from kernels.attention.tilings import PASSES, TILINGS, padded_head_dim, shipped_tiling
+from validate.witnesses.compiled_code import CompiledKernel, Launch, Segment, compile_all
 from validate.witnesses.kernel_tally import AttentionShape, tally
 
 pytestmark = pytest.mark.interpreter
+ROOT = Path(__file__).parent.parent.parent.parent
+NOTES = (ROOT / "kernels/attention/NOTES.md").read_text(encoding="utf-8")
+SCORES = {"forward": 32, "key_value": 16, "query": 32}
+"""Scores of a thread that the notes state instructions for."""
 
 
 def kernel(name, constants, segments, **changes):
@@ -132,3 +139,80 @@ def test_a_wrong_size_is_refused_in_a_line(wrong, said, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def rows(text):
+    """Cells of the tables in a text by their first cell."""
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in cells}
+
+
+_BEFORE, _AFTER = NOTES.split("## As shipped, after measuring")
+COUNTED = rows(_BEFORE)
+SHIPPED, MASKED = map(rows, _AFTER.split("Instructions that a masked loop"))
+
+
+def test_the_notes_have_the_tiles_that_ship_and_shares_of_what_was_before():
+    assert {row.split(",")[0] for row in SHIPPED} >= {str(c) for c in issue.HEAD_DIMS}
+    for case, cells in list(SHIPPED.items())[2:]:
+        head_dim, keys = (int(size.replace(",", "")) for size in case.split(", "))
+        before = COUNTED[f"{head_dim}, before"]
+        aim = 0.85 if head_dim in (64, 96, 128) else 0.80
+        for pass_name, cell, old in zip(PASSES, cells, before, strict=True):
+            tiling = shipped_tiling(pass_name, head_dim, 2, keys)
+            tile, counts, bold, shares = re.fullmatch(
+                r"(.*): (.*) \((\*\*)?([^*]*)(?:\*\*)?\)", cell
+            ).groups()
+            assert tile == f"{tiling.block_queries} × {tiling.block_keys}", case
+            shares = [float(share) for share in shares.split(", ")]
+            for new, was, share in zip(counts.split(" / "), old.split(" / "), shares, strict=True):
+                assert share == pytest.approx(int(new) / int(was), abs=0.0075)
+            assert bool(bold) == (max(shares) > aim)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Lines of 73 channels by variant, pass and loop: as shipped with and without a prefix, and
+    with the tilings that static counts chose.
+    """
+    chosen = tuple(
+        (name, next(x for width, x in TILINGS[name, 2].items() if padded_head_dim(73) <= width))
+        for name in PASSES
+    )
+    variants = {
+        "shipped": Launch("bfloat16", 73, 768, passes=PASSES),
+        "counted": Launch("bfloat16", 73, 768, passes=PASSES, tilings=chosen),
+        "no prefix": Launch("bfloat16", 73, 0, passes=PASSES),
+    }
+    names = {launch: name for name, launch in variants.items()}
+    return {
+        (names[kernel.launch], line.layout.pass_name, line.loop): line
+        for kernel in compile_all(variants.values(), jobs=1)
+        for line in issue.lines(kernel, 512, kernel.launch.prefix)
+    }
+
+
+def test_the_notes_have_what_the_kernels_compile_to(compiled):
+    for variant, cells in (("shipped", SHIPPED["73, 1,280"]), ("counted", COUNTED["73"])):
+        for pass_name, cell in zip(PASSES, cells, strict=True):
+            found = [
+                int(compiled[variant, pass_name, loop].per_score * SCORES[pass_name] + 0.5)
+                for loop in ("beside", "prefix")
+            ]
+            assert "{} / {} (".format(*found) in cell
+    for pass_name, cell in zip(PASSES, MASKED["73, 1,280"], strict=True):
+        plain, masked = (compiled["shipped", pass_name, x] for x in ("beside", "diagonal"))
+        more = round(masked.per_score - plain.per_score, 1)
+        told = f"**{more}**" if masked.segment.in_loop else "once"
+        programs = plain.kernel.programs_per_multiprocessor
+        assert re.fullmatch(rf"{re.escape(told)}, .*; {programs}, was 1", cell)
+        assert not plain.kernel.faults()
+
+
+def test_the_readme_has_clocks_of_the_tilings_that_ship(compiled):
+    kernels = {name: x.kernel for (of, name, _), x in compiled.items() if of == "no prefix"}
+    _, (_, *launches) = issue.report(kernels.values(), 512, 80 * 8)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = ("forward", "key and value gradients", "query gradient", "both gradients")
+    for name, (_, _, ours) in zip(names, launches, strict=True):
+        assert f"| 73 | {name} | {ours} |" in readme

@@ -241,11 +241,19 @@ def flash_attention_triton() -> Compiling | None:
 
 
 def lines(kernel: CompiledKernel, queries: int, prefix: int = 0) -> list[Line]:
-    """A line for each loop that visits whole tiles, or a range's last."""
+    """A line for each loop that visits whole tiles, or a range's last.
+
+    Raises:
+        ValueError: If the code has fewer loops than the kernel.
+    """
     layout = LAYOUTS[kernel.name]
     tile = kernel.constants[layout.owned], kernel.constants[layout.visited]
     counted = trips(layout.pass_name, *tile, queries, prefix)
-    loops = layout.loops if kernel.constants.get("CAUSAL", True) else ("prefix",)
+    loops = layout.loops if kernel.constants.get("HAS_PREFIX", True) else layout.loops[:2]
+    if not kernel.constants.get("CAUSAL", True):
+        loops = ("prefix",)
+    if len(kernel.segments) < len(loops):
+        raise ValueError(f"{kernel.name}: {len(kernel.segments)} loops, expected {loops}")
     return [
         Line(kernel, layout, tile, loop, segment, counted[loop])
         for loop, segment in zip(loops, kernel.segments, strict=False)
@@ -256,16 +264,16 @@ def report(
     kernels: Iterable[CompiledKernel], queries: int, sequences_and_heads: int, prefix: int = 0
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Cells of all loops, by head dim, pass and loop, ours first, and of whole launches."""
-    found = sorted(
+    sorted_lines = sorted(
         (line for kernel in kernels for line in lines(kernel, queries, prefix)),
         key=lambda x: (
             x.kernel.launch.head_dim, PASSES.index(x.layout.pass_name), LOOPS.index(x.loop),
             x.layout.whose != "ours",
         ),
     )  # fmt: skip
-    everyone = list(dict.fromkeys(["ours", *(line.layout.whose for line in found)]))
+    everyone = list(dict.fromkeys(["ours", *(line.layout.whose for line in sorted_lines)]))
     sums: dict[tuple[int, str], dict[str, float]] = {}
-    for line in found:
+    for line in sorted_lines:
         of = line.layout.pass_name
         for name in (of, *["gradients"] * (of in ("key_value", "query"))):
             cell = sums.setdefault((line.kernel.launch.head_dim, name), {})
@@ -275,7 +283,7 @@ def report(
         [str(c), of, *(f"{row[x] / 1000:,.0f}" if x in row else "" for x in everyone)]
         for (c, of), row in sorted(sums.items(), key=lambda x: (x[0][0], PASSES.index(x[0][1])))
     ]
-    return [_cells(line, sequences_and_heads) for line in found], [
+    return [_cells(line, sequences_and_heads) for line in sorted_lines], [
         ["head dim", "launch", *everyone], *launches
     ]  # fmt: skip
 
@@ -319,22 +327,16 @@ def compare(
         for name, size in (("queries", queries), ("batch", batch), ("heads", heads)):
             require_int(name, size)
         require_int("prefix", prefix, minimum=0)
+        if prefix == 1:
+            raise ValueError(
+                "prefix = 1 compiles to code without its loops: expected 0, or 2 or more"
+            )
         if not head_dims or not all(1 <= c <= MAX_HEAD_DIM for c in head_dims):
             given = " ".join(map(str, head_dims)) or "none"
             raise ValueError(f"head-dims = {given}: expected one or more from 1 to {MAX_HEAD_DIM}")
     except ValueError as error:
         commands.refuse(str(error))
     head_dims = tuple(dict.fromkeys(head_dims))
-    wanted = [
-        Launch("bfloat16", c, prefix, keys=queries + prefix, passes=tuple(KERNELS))
-        for c in head_dims
-    ]
-    kernels = compile_all(wanted)
-    if not prefix:
-        with triton_processes(interpret=False) as pool:
-            for peer in (fla, flash_attention_triton):
-                kernels += pool.submit(compile_peer, peer, head_dims, queries, heads).result()
-    loops, (headings, *launches) = report(kernels, queries, batch * heads, prefix)
     print(
         paragraph(
             f"Executed instructions, not a time. bf16, causal, {queries} positions, a prefix of "
@@ -342,13 +344,24 @@ def compare(
             "for each of its scores. launch: thousands of clocks in which the unit that binds is "
             f"busy, {batch} sequences of {heads} heads on {MULTIPROCESSORS} multiprocessors. "
             "spilled: bytes of a thread. programs: that share a multiprocessor. "
-            "*: runs once, and is counted with what is around it."
-        )
+            "*: runs once, and is counted with what is around it. "
+            "fa-triton: flash-attention-triton, in fp16. Compiling takes some 10 seconds a head dim."
+        ),
+        flush=True,
     )
+    kernels = compile_all(
+        Launch("bfloat16", c, prefix, keys=queries + prefix, passes=tuple(KERNELS))
+        for c in head_dims
+    )
+    if not prefix:
+        with triton_processes(interpret=False) as pool:
+            for peer in (fla, flash_attention_triton):
+                kernels += pool.submit(compile_peer, peer, head_dims, queries, heads).result()
+    loops, (headings, *launches) = report(kernels, queries, batch * heads, prefix)
     print(f"\n{table(HEADINGS, loops, keys=5)}\n\n{table(headings, launches, keys=2)}")
     missing = {layout.whose for layout in LAYOUTS.values()} - set(headings)
     if missing and not prefix:
-        print(f"\nWithout {' and '.join(sorted(missing))}: {INSTALL}")
+        print(f"\n{' and '.join(sorted(missing))} would stand beside ours after\n{INSTALL}")
     return 0
 
 

@@ -57,7 +57,7 @@ def test_clocks_of_a_tile_and_of_a_launch():
     # warps 488 and 328 instructions at 4 a clock, 34 special functions of 32 threads at 16.
     # 128 · 64 scores are 32 for each of 256 threads: 488 / 32 = 15.25, 328 / 32 = 10.25.
     segments = (Segment(True, 2621440, 488, 34), Segment(True, 2621440, 328, 34))
-    constants = {"BLOCK_QUERIES": 128, "BLOCK_KEYS": 64}
+    constants = {"BLOCK_QUERIES": 128, "BLOCK_KEYS": 64, "HAS_PREFIX": False}
     diagonal, beside = issue.lines(kernel("attention_forward", constants, segments), 512)
     assert diagonal.clocks == (640, 976, 544)
     assert beside.clocks == (640, 656, 544)
@@ -74,6 +74,8 @@ def test_with_a_prefix_there_are_its_loops():
     assert [(x.loop, x.segment.instructions, x.trips) for x in found] == [
         ("diagonal", 4, 8), ("beside", 3, 12), ("prefix", 2, 4), ("prefix end", 1, 4),
     ]  # fmt: skip
+    with pytest.raises(ValueError, match="3 loops, expected"):
+        issue.lines(kernel("attention_forward", constants, segments[:3]), 512, 100)
     gradient = kernel("attention_key_value_gradient", constants | {"CAUSAL": False}, segments[:1])
     # Two blocks of 64 keys of the prefix, each with 4 of 128 queries.
     assert [(x.loop, x.trips) for x in issue.lines(gradient, 512, 100)] == [("prefix", 8)]
@@ -129,6 +131,7 @@ def test_what_is_compiled_has_the_tilings_of_the_positions_asked_for(monkeypatch
         ({"head_dims": ()}, "head-dims = none: expected one or more from 1 to 256"),
         ({"queries": 0}, "queries = 0"),
         ({"prefix": -1}, "prefix = -1"),
+        ({"prefix": 1}, "prefix = 1 compiles to code without its loops: expected 0, or 2 or more"),
         ({"batch": 0}, "batch = 0"),
         ({"heads": -8}, "heads = -8"),
     ],

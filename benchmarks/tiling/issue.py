@@ -10,6 +10,7 @@ where everything overlaps; nothing waits for memory here. Code outside of loops 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,7 @@ from flopcount.tables import paragraph, table
 from kernels.attention.tilings import KERNELS, MAX_HEAD_DIM
 from validate.witnesses.compiled_code import (
     CompiledKernel,
+    Kernel,
     Launch,
     Segment,
     compile_all,
@@ -188,11 +190,16 @@ def compile_peer(
     sys.path.insert(0, str(PEER_FOLDER.resolve()))
     launch = installed()
     kernels = []
+    compiled: dict[str, CompiledKernel] = {}
     for head_dim in head_dims if launch else ():
-        compilations: list[tuple[Any, str, dict[str, Any], str]] = []
-        with compiling(compilations):
+        new: list[tuple[Any, str, dict[str, Any], str]] = []
+        launched: list[Kernel] = []
+        with compiling(new, launched=launched):
             launch(queries, heads, head_dim)
-        kernels += [read(Launch("bfloat16", head_dim, 0), *each) for each in compilations]
+        of = Launch("bfloat16", head_dim, 0)
+        compiled |= {kernel.digest: kernel for kernel in (read(of, *each) for each in new)}
+        # One that serves several head dims is compiled once.
+        kernels += [dataclasses.replace(compiled[x.digest], launch=of) for x in launched]
     return [kernel for kernel in kernels if kernel.name in LAYOUTS]
 
 

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from benchmarks.tiling import issue
 from kernels.attention.tilings import PASSES, TILINGS, padded_head_dim, shipped_tiling
 from validate.witnesses.compiled_code import CompiledKernel, Launch, Segment, compile_all
 from validate.witnesses.kernel_tally import AttentionShape, tally
+from validate.witnesses.processes import triton_processes
 
 pytestmark = pytest.mark.interpreter
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -115,6 +118,23 @@ def test_without_a_peer_there_is_a_way_to_get_it(installed, monkeypatch, tmp_pat
     assert all(peer in issue.INSTALL for peer in issue.PEERS)
 
 
+@triton.jit
+def _forward_kernel(x, head_dim):
+    """A peer's kernel by name, whose code is one for all multiples of 16."""
+    tl.store(x, head_dim)
+
+
+def peer():
+    return lambda queries, heads, head_dim: _forward_kernel[(1,)](torch.empty(1), head_dim)
+
+
+def test_a_kernel_that_serves_several_head_dims_is_there_for_each():
+    with triton_processes(interpret=False) as pool:
+        kernels = pool.submit(issue.compile_peer, peer, (64, 96, 73), 128, 1).result()
+    assert [kernel.launch.head_dim for kernel in kernels] == [64, 96, 73]
+    assert kernels[0].digest == kernels[1].digest != kernels[2].digest
+
+
 def test_what_is_compiled_has_the_tilings_of_the_positions_asked_for(monkeypatch, capsys):
     wanted = []
     monkeypatch.setattr(issue, "compile_all", lambda launches: wanted.extend(launches) or [])
@@ -155,6 +175,7 @@ COUNTED = rows(_BEFORE)
 SHIPPED, MASKED = map(rows, _AFTER.split("Instructions that a masked loop"))
 
 
+@pytest.mark.record("copying what python -m benchmarks issue --prefix 768 prints")
 def test_the_notes_have_the_tiles_that_ship_and_shares_of_what_was_before():
     assert {row.split(",")[0] for row in SHIPPED} >= {str(c) for c in issue.HEAD_DIMS}
     for case, cells in list(SHIPPED.items())[2:]:
@@ -195,6 +216,7 @@ def compiled():
     }
 
 
+@pytest.mark.record("copying what python -m benchmarks issue --prefix 768 prints")
 def test_the_notes_have_what_the_kernels_compile_to(compiled):
     for variant, cells in (("shipped", SHIPPED["73, 1,280"]), ("counted", COUNTED["73"])):
         for pass_name, cell in zip(PASSES, cells, strict=True):
@@ -212,6 +234,7 @@ def test_the_notes_have_what_the_kernels_compile_to(compiled):
         assert not plain.kernel.faults()
 
 
+@pytest.mark.record("copying what python -m benchmarks issue --head-dims 64 73 prints")
 def test_the_readme_has_clocks_of_the_tilings_that_ship(compiled):
     kernels = {name: x.kernel for (of, name, _), x in compiled.items() if of == "no prefix"}
     _, (_, *launches) = issue.report(kernels.values(), 512, 80 * 8)

@@ -1,6 +1,7 @@
 """The assembled kernels, executed without a GPU: right, and each introduced error is seen."""
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import re
@@ -13,14 +14,17 @@ import torch
 
 from kernels.attention.reference import reference_preparation
 from models.results import between_marks
+from tests.validate.emulated_kernels import edited
 from validate.compiled_record import launched_kernels, shipped_kernels, shipped_launches
 from validate.emulator import (
     assembly,
     cases,
     counts,
+    decoding,
     drawn,
     launching,
     operations,
+    report,
     safety,
     shipped,
 )
@@ -87,26 +91,6 @@ FAULTS = {
     "an order of bytes": (r"^(F2FP\S*) (R\d+), (R\d+), (R\d+)", r"\1 \2, \4, \3"),
     "a descriptor's address": (r"^(UIADD3\.64 \S+, \S+), 0x2,", r"\1, 0x4,"),
 }
-
-
-def edited(launch, pattern, replacement, which=0):
-    """A launch in which one instruction of those that match is changed, or (None) each of them."""
-    lines, matches, changes = [], 0, 0
-    for at in launch.code.instructions:
-        text = changed = at.text.removeprefix(f"@{at.guard} ")
-        if re.search(pattern, text):
-            if which in (None, matches):
-                changed = "NOP" if replacement == "NOP" else re.sub(pattern, replacement, text)
-                changes += changed != text
-            matches += 1
-        guard = f"@{at.guard} " if at.guard else ""
-        file, line = at.source.rsplit(":", 1)
-        lines.append(f'//## File "{file}", line {line}')
-        lines.append(f"/*{16 * at.index:04x}*/ {guard}{changed} ;")
-    assert changes, f"no instruction matches {pattern!r}"
-    instructions, _ = assembly.parsed("\n".join(lines))
-    code = dataclasses.replace(launch.code, instructions=instructions)
-    return dataclasses.replace(launch, code=code, operations=operations.decoded(code))
 
 
 def faulty(case, fault):
@@ -437,6 +421,11 @@ def test_a_barrier_that_a_warp_never_reaches():
         ("IDP.4A.S8.S8 R0, R1, R2, R3", "opcode 'IDP'"),
         ("IMAD.LO R0, R1, R2, R3", "modifier 'LO'"),
         ("FADD.SAT R0, R1, R2", "modifier 'SAT'"),
+        ("HSETP2.BF16_V2.FOO.AND P0, PT, R0, R1, PT", "form of a comparison"),
+        ("HSETP2 P0, PT, R0, R1, PT", "form of a comparison"),
+        ("MEMBAR", "fence"),
+        ("MEMBAR.SC.GPU.FOO", "modifier 'FOO'"),
+        ("HGMMA R24, gdesc[UR4], RZ, !UPT", "this form (IndexError"),
         ("LDC R0, c[0x3][0x10]", "constant bank 0x3"),
         ("LDC R0, c[0x0][0x30]", "constant 0x30"),
         ("ATOMG.E.ADD.S8 PT, RZ, desc[UR4][R2.64], R4", "modifier 'S8'"),
@@ -454,6 +443,33 @@ def test_what_is_not_known_is_named_with_its_line(line, what):
     code = assembly.Code("kernel", instructions, labels, ())
     with pytest.raises(assembly.UnknownCodeError, match=f"{re.escape(what)}.*some/where.py:7"):
         operations.decoded(code)
+
+
+OPERANDS = (
+    "", "B0", "`(.L_x_0)", "R4", "R4, R8", "R4, R8, R12", "R4, R8, R12, R16", "R4, R8, R12, PT",
+    "P0, PT, R4, R8, PT", "R4, [R8]", "[R8], R4", "R4, desc[UR4][R2.64]", "desc[UR4][R2.64], R4",
+    "PT, RZ, desc[UR4][R2.64], R4", "R4, P0, R8, R12, RZ", "PT, R4, R8, 0x1f, 0x1f",
+    "UR4, UR8", "UR4, UR8, UR12",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("opcode", sorted({*decoding.DECODERS, *decoding.UNIFORM}))
+def test_an_instruction_is_known_or_named_with_its_line(opcode):
+    def decode(line):
+        text = f'.L_x_0:\n//## File "/some/where.py", line 7\n/*0000*/ {line} ;'
+        instructions, labels = assembly.parsed(text)
+        operations.decoded(assembly.Code("kernel", instructions, labels, ()))
+
+    for operands in OPERANDS:
+        with contextlib.suppress(assembly.UnknownCodeError):
+            decode(f"{opcode} {operands}".strip())
+        with pytest.raises(assembly.UnknownCodeError, match=rf"{opcode}\.FOO.*some/where\.py:7"):
+            decode(f"{opcode}.FOO {operands}".strip())
+
+
+def test_what_is_not_there_at_run_time_is_named_with_its_line():
+    with pytest.raises(assembly.UnknownCodeError, match=r"'B0'.*BSYNC B0.* at 0x0"):
+        run("BSYNC B0\nEXIT")
 
 
 def test_lines_that_are_none():
@@ -572,6 +588,28 @@ def _missed_product(case):
 
     launched(case, run)
     return found[0] - found[1]
+
+
+def test_products_of_single_warps_are_counted():
+    # 2 · 16 · 8 · k FLOPs by each of 2 warps; 3 products of k = 16 and one of 8.
+    machine, _ = run("HMMA.16816.F32.BF16 R0, R4, R8, RZ\n" * 3
+                     + "HMMA.1688.F32.TF32 R0, R4, R8, RZ\nEXIT", warps=2)  # fmt: skip
+    found = counts.Counts(machine.code, machine.executed, Traffic(5), {})
+    assert found.tensor_flops() == {
+        "m16n8k16 bf16": 2 * 3 * 2 * 16 * 8 * 16,
+        "m16n8k8 tf32": 2 * 2 * 16 * 8 * 8,
+    }
+    with pytest.raises(ValueError, match="none of METRICS counts products m16n8k16 bf16"):
+        found.metrics()
+
+
+@pytest.mark.parametrize("warps", [1, 2, 3])
+def test_one_matrix_is_loaded_by_each_warp_for_itself(warps):
+    # 8 rows of 16 bytes, all of them in the first 128 bytes: a wavefront of each warp.
+    text = "MOV R1, 0x400\nMOV R2, 0x7\nSTS.128 [R1], RZ\nLDSM.16.M88 R4, [R1]\nEXIT"
+    traffic = Traffic(5)
+    run(text, warps=warps, observers=(traffic,))
+    assert traffic.wavefronts[3] == traffic.ideal[3] == warps
 
 
 def named(case):
@@ -856,6 +894,26 @@ def test_the_command_shows_counts(pool, capsys):
     assert "attention_query_gradient" in shown
     assert "smsp__inst_executed.sum" in shown
     assert "loop 1" in shown
+
+
+def kernels_checked(function, arguments):
+    """What a command prints that finds each kernel, once, in a process that compiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "checked", lambda launch: launch.run() is not None and [""])
+        return function(*arguments)
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_the_command_checks_no_more_than_it_is_asked(pool, monkeypatch, capsys, backward):
+    class Pool:
+        def submit(self, function, *arguments):
+            return pool.submit(kernels_checked, function, arguments)
+
+    monkeypatch.setattr(report, "triton_processes", lambda **_: contextlib.nullcontext(Pool()))
+    report.show(Case("bfloat16", 16, 5), check=True, backward=backward)
+    shown = capsys.readouterr().out.split()
+    assert "attention_forward" in shown
+    assert ("attention_query_gradient" in shown) is backward
 
 
 def test_a_count_that_depends_on_data():

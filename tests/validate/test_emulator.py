@@ -255,11 +255,12 @@ def kernel(text):
     return assembly.Code("kernel", instructions, labels, ())
 
 
-def run(text, warps=1, shared=256, memory=None, observers=(), constants=64):
+def run(text, warps=1, shared=256, memory=None, observers=(), constants=64, programs=1):
     code = kernel(text)
     machine = Machine(
-        code, operations.decoded(code), np.zeros(constants, np.uint32), np.zeros((1, 3), int),
-        warps, shared, memory or GlobalMemory(), observers=observers,
+        code, operations.decoded(code), np.zeros(constants, np.uint32),
+        np.arange(programs)[:, None] * [1, 0, 0], warps, shared, memory or GlobalMemory(),
+        observers=observers,
     )  # fmt: skip
     for observer in observers:
         observer.begin(machine)
@@ -1135,6 +1136,83 @@ def test_what_orders_two_warps(text, what):
     start = "S2R R0, SR_TID.X\nISETP.GE.AND P0, PT, R0, 0x20, PT\nMOV R1, 0x400"
     run(f"{start}\n{text}\nEXIT", warps=2, observers=(watch,))
     assert {finding.split(":")[0] for finding in watch.findings} == ({what} if what else set())
+
+
+SEVERAL_WARPS, SEVERAL_PROGRAMS = {"warps": 2}, {"programs": 2}
+STORE, LOAD = "STG.E desc[UR4][R2.64], R0", "LDG.E R6, desc[UR4][R2.64]"
+
+
+@pytest.mark.parametrize("several", [SEVERAL_WARPS, SEVERAL_PROGRAMS], ids=["warps", "programs"])
+@pytest.mark.parametrize(
+    ("text", "races"),
+    [
+        (STORE, True),
+        (LOAD, False),
+        (f"@P0 {STORE}\n@!P0 {LOAD}", True),
+        (f"@!P0 {LOAD}\n@P0 {STORE}", True),
+        (f"{LOAD}\n@P0 {STORE}", True),
+        (f"@P0 {STORE}\n@P0 {LOAD}", False),
+        # Bytes side by side, and one that lies in what another stores.
+        ("@P0 STG.E.U8 desc[UR4][R2.64+0x1], R0\n@!P0 LDG.E.U8 R6, desc[UR4][R2.64]", False),
+        ("@P0 STG.E.U8 desc[UR4][R2.64+0x1], R0\n@!P0 LDG.E R6, desc[UR4][R2.64]", True),
+        ("@P0 STG.E desc[UR4][R2.64], R0\n@!P0 LDG.E.U8 R6, desc[UR4][R2.64+0x3]", True),
+        ("RED.E.ADD.STRONG.GPU desc[UR4][R2.64], R0", False),
+        # Who comes first may be told by what an atomic returns, to programs.
+        (f"ATOMG.E.ADD.STRONG.GPU PT, R8, desc[UR4][R2.64], R0\n@P0 {STORE}\n@!P0 {LOAD}", None),
+    ],
+)
+def test_what_orders_two_accesses_to_global_memory(several, text, races):
+    watch, memory, held = Safety(), GlobalMemory(), torch.zeros(64, dtype=torch.int32)
+    address = memory.address(held)
+    start = f"""
+        S2R R0, SR_TID.X
+        S2R R1, SR_CTAID.X
+        LOP3.LUT R2, R0, 0x1f, RZ, 0xc0, !PT
+        SHF.L.U32 R2, R2, 0x2, RZ
+        VIADD R2, R2, {address & 0xFFFFFFFF:#x}
+        MOV R3, {address >> 32:#x}
+        LEA R4, R1, R0, 0x5
+        ISETP.GE.AND P0, PT, R4, 0x20, PT
+    """
+    run(f"{start}\n{text}\nEXIT", memory=memory, observers=(watch,), **several)
+    if races is None:
+        races = several is SEVERAL_WARPS
+    assert {x.split(":")[0] for x in watch.findings} == ({safety.GLOBAL_RACE} if races else set())
+
+
+def test_a_barrier_orders_accesses_to_global_memory():
+    memory, held = GlobalMemory(), torch.zeros(64, dtype=torch.int32)
+    address = memory.address(held)
+    start = f"""
+        S2R R0, SR_TID.X
+        ISETP.GE.AND P0, PT, R0, 0x20, PT
+        MOV R2, {address & 0xFFFFFFFF:#x}
+        MOV R3, {address >> 32:#x}
+        @P0 {STORE}
+        BAR.SYNC.DEFER_BLOCKING 0x0
+        {LOAD}
+    """
+    for further, races in (("", []), (f"@!P0 {STORE}", [safety.GLOBAL_RACE])):
+        watch = Safety()
+        run(f"{start}\n{further}\nEXIT", warps=2, memory=memory, observers=(watch,))
+        assert [x.split(":")[0] for x in watch.findings] == races
+
+
+def one_after_the_other(case, *change):
+    """What is found where programs are executed one after the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching, "SIDE_BY_SIDE", 1)
+        return unsafe_findings(case, *change)
+
+
+@pytest.mark.parametrize("findings_of", [unsafe_findings, one_after_the_other])
+def test_programs_that_store_to_the_same_place_are_found_with_the_line(pool, findings_of):
+    # Every program does the work of the first.
+    change = ("attention_forward", r"^S2R (R\d+), SR_CTAID\.X", r"MOV \1, RZ", None)
+    found = pool.submit(findings_of, CASES[0], *change).result()
+    assert any(
+        re.match(rf"{safety.GLOBAL_RACE}: '.*STG.*' at 0x\w+, \w+/\w+\.py:", x) for x in found
+    )
 
 
 def test_an_empty_view_has_the_address_of_an_empty_tensor():

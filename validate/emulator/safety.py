@@ -335,7 +335,8 @@ class Safety:
     ) -> None:
         """Lanes load from global memory, copy from it, or store to it; atomics may meet anything.
 
-        A copy loads when it is issued.
+        A copy loads when it is issued. One warp may store to what several loaded: of a tile with
+        fewer elements than threads, Triton loads copies and stores one.
         """
         if GLOBAL[at.opcode] == "atomic" or (mask is not None and not mask.any()):
             return
@@ -353,7 +354,8 @@ class Safety:
                 for part in range(max(1, size // width)):
                     user = users[:, (places * size + part * width) // width]
                     other = (user[0] != NOBODY) & (user[0] != programs) & (not self.ordered)
-                    other |= (user[0] == programs) & (user[1] != warps) & (user[2] == epochs)
+                    beside = (user[0] == programs) & (user[1] != warps) & (user[2] == epochs)
+                    other |= beside & (stored | (user[1] != SEVERAL))
                     self._find(GLOBAL_RACE, at, other)
             if (i, size, stores) not in self.users:
                 units = -(-memory.bytes[i].size // size)

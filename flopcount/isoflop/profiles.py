@@ -37,6 +37,8 @@ BUDGET_GAP = 1.2
 """Runs whose FLOPs differ by less than this factor, in steps, share a budget."""
 OFF_BUDGET = 1.1
 """A run further than this factor from its budget's median is reported."""
+MOST_LOST = 0.05
+"""The share of draws without a usable vertex above which a fit says so."""
 OFF_CENTRE = 0.25
 """A vertex in the outer quarters of the sampled range of log N is reported as off-centre."""
 
@@ -88,6 +90,13 @@ class Profile:
         columns = {"n_opt": np.exp(log_n), "d_opt": np.exp(log_d), "loss_opt": loss}
         return {name: interval(column, self.confidence) for name, column in columns.items()}
 
+    @property
+    def lost(self) -> float:
+        """The share of the bootstrap's draws without a usable vertex: no interval has them."""
+        import numpy as np
+
+        return float(np.isnan(self.vertices[:, 0]).mean()) if len(self.vertices) else 0.0
+
     def band(self, params: FloatArray) -> tuple[FloatArray, FloatArray] | None:
         """The interval of the parabola at each of some sizes; None with fewer than two samples.
 
@@ -115,6 +124,7 @@ class Profile:
             "loss": self.loss.tolist(),
             "residuals": None if self.coefficients is None else self.residuals.tolist(),
             "intervals": plain(self.intervals),
+            "lost": self.lost,
         }
 
 
@@ -264,6 +274,12 @@ class ProfilesFit(LawsFit):
             columns.insert(3, f"{self.profiles[0].confidence:.0%} interval")
         title = "Approach 2: a parabola in log N per budget"
         notes = [self.runs.described, *flag_notes(self.flagged)]
+        notes += [
+            f"{p.flops:.3g} FLOPs: {p.lost:.0%} of the bootstrap's draws have no usable vertex and "
+            "are not in its intervals"
+            for p in self.profiles
+            if p.n_opt is not None and p.lost > MOST_LOST
+        ]
         if self.num_runs_used < len(self.runs.rows):
             notes.append(f"{self.num_runs_used} of {len(self.runs.rows)} runs are in profiles used")
         if self.bias_statement:

@@ -261,6 +261,11 @@ def at_rule(rows: Iterable[Row], arm: str, convention: str = "causal") -> list[R
     ]
 
 
+def nats_per_byte(row: Row) -> float:
+    """Validation loss: nats of the targets over their bytes."""
+    return float(row["validation_loss"]) / float(row["bytes_per_token"])
+
+
 def best_rates(rows: Iterable[Row]) -> dict[tuple[str, int, int], tuple[float, bool]]:
     """Best learning rate of each arm and size among the trials, and whether it lies inside them.
 

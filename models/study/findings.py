@@ -1,8 +1,8 @@
 """What a study's committed results say: noise, optima, differences, what another count moves.
 
 Everything is computed from run tables and predictions; nothing is trained. Intervals of optima and
-differences rest on one standard deviation σ of a run's loss, the larger of two: s over seeds, and r
-of the runs about the parabolas. Losses are nats per byte.
+differences rest on an arm's noise σ, the larger of two: s over the seeds of all arms, and r of its
+sizes about its parabolas. Losses are nats per byte.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 import flopcount
 from flopcount.conventions import CONVENTIONS
 from flopcount.count import Count
-from flopcount.isoflop.profiles import Profile, ProfilesFit
-from flopcount.isoflop.results import CONFIDENCE, Interval, interval
+from flopcount.isoflop.profiles import ProfilesFit
+from flopcount.isoflop.results import CONFIDENCE, Interval, Optimum, interval, optimum
 from flopcount.isoflop.runs import Runs
 from flopcount.isoflop.surface import SurfaceFit
 from models.results import read_table
@@ -33,19 +32,31 @@ from models.study.design import (
     Row,
     Study,
     at_rule,
+    nats_per_byte,
     plan,
     sized,
+)
+from models.study.minima import (
+    Best,
+    Change,
+    Difference,
+    FloatArray,
+    Place,
+    Scatter,
+    averaged,
+    best_of,
+    difference,
+    scatter_about_parabolas,
+    scatter_of_seeds,
+    seeds,
 )
 from models.training.run import ModelConfig
 from models.training.throughput import measure
 
 SURFACE = "3, variable-projection"
 """The fit whose optimum is recounted."""
-
-
-def nats_per_byte(row: Row) -> float:
-    """Validation loss: nats of the targets over their bytes."""
-    return float(row["validation_loss"]) / float(row["bytes_per_token"])
+WITHOUT_POSITIONS, CROSS = "N without positions", "cross part"
+WHOLE, INNER = "all", "without positions, embedding and output layer"
 
 
 def runs_of(rows: Sequence[Row]) -> Runs:
@@ -62,19 +73,20 @@ def approaches(
 ) -> dict[str, ProfilesFit | SurfaceFit | str]:
     """Approach 2 and both objectives of approach 3, by name; in words why one fits nothing.
 
-    A surface takes a search for each bootstrap fit, a parabola a small linear system: the former
-    get a tenth of them. Without rows there are none.
+    Without rows there are none.
     """
     if not rows:
         return {}
-    runs, fewer = runs_of(rows), num_bootstrap // 10
+    runs = runs_of(rows)
     fits: dict[str, ProfilesFit | SurfaceFit | str] = {
         "2": flopcount.fit_isoflop_profiles(runs, num_bootstrap=num_bootstrap)
     }
     for objective in ("huber-log", "variable-projection"):
         name = f"3, {objective}"
         try:
-            fits[name] = flopcount.fit_surface(runs, objective=objective, num_bootstrap=fewer)
+            fits[name] = flopcount.fit_surface(
+                runs, objective=objective, num_bootstrap=num_bootstrap
+            )
         except ValueError as error:
             fits[name] = str(error)
     return fits
@@ -106,6 +118,19 @@ class Results:
             if not row["stage"].startswith(PREDICTION)
             and math.isfinite(float(row["validation_loss"]))
         ]
+
+    def fitted(self, arm: str) -> list[Row]:
+        """What is fitted to an arm: a row per size, its seeds' mean, of budgets with every size."""
+        ended = {
+            (float(row["budget"]), (int(row["num_channels"]), int(row["num_layers"])))
+            for row in at_rule(self.runs, arm)
+        }
+        complete = {
+            budget
+            for budget, shapes in self.study.arms[arm].shapes.items()
+            if all((budget, shape) in ended for shape in shapes)
+        }
+        return averaged(row for row in self.of(arm) if float(row["budget"]) in complete)
 
 
 def read_results(study: Study, folders: Sequence[Path]) -> Results:
@@ -155,215 +180,6 @@ def read_results(study: Study, folders: Sequence[Path]) -> Results:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scatter:
-    """A standard deviation that was measured.
-
-    Attributes:
-        deviation: Nats per byte.
-        freedom: Its degrees of freedom ν.
-        of: What scatters.
-    """
-
-    deviation: float
-    freedom: int
-    of: str
-
-    def half_width(self, variance: float, comparisons: int = 1) -> float:
-        """t·σ·h^½, t Student's for a confidence of 1 - 0.05 / ``comparisons`` (Bonferroni).
-
-        All of so many intervals hold together at 95 %.
-
-        Args:
-            variance: h, of what is estimated, in units of σ².
-            comparisons: Intervals that are to hold together.
-        """
-        quantile = stats.t.ppf(1 - (1 - CONFIDENCE) / comparisons / 2, self.freedom)
-        return float(quantile * self.deviation * math.sqrt(variance))
-
-    def interval(self) -> Interval:
-        """95 % of normal noise: ν·s²/σ² has a χ² distribution with ν degrees of freedom.
-
-        >>> print(Scatter(1.0, 10, "seeds").interval())
-        0.6987 … 1.755
-        """
-        tail = (1 - CONFIDENCE) / 2
-        low, high = stats.chi2.ppf([1 - tail, tail], self.freedom)
-        return Interval(
-            self.deviation * math.sqrt(self.freedom / low),
-            self.deviation * math.sqrt(self.freedom / high),
-            CONFIDENCE,
-        )
-
-
-def seeds(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[float]]:
-    """Losses of what was trained with several seeds, by arm, budget and shape."""
-    losses: dict[tuple[str, str, str], list[float]] = {}
-    for row in rows:
-        key = row["arm"], row["budget"], f"{row['num_channels']}×{row['num_layers']}"
-        losses.setdefault(key, []).append(nats_per_byte(row))
-    return {key: each for key, each in losses.items() if len(each) > 1}
-
-
-def scatter_of_seeds(groups: Iterable[Sequence[float]]) -> Scatter | None:
-    """Pool s = (Σᵢ Σⱼ (Lᵢⱼ - L̄ᵢ)² / ν)^½, ν = Σᵢ (nᵢ - 1), over groups i; None without seeds."""
-    groups = list(groups)
-    freedom = sum(len(group) - 1 for group in groups)
-    if not freedom:
-        return None
-    squares = sum(float(np.var(group)) * len(group) for group in groups)
-    return Scatter(math.sqrt(squares / freedom), freedom, "over seeds")
-
-
-def scatter_about_parabolas(fits: Iterable[ProfilesFit]) -> Scatter | None:
-    """Pool r = (Σ residual² / ν)^½, ν = Σ (n - 3), over the profiles; None without a spare run."""
-    profiles = [p for fit in fits for p in fit.profiles if p.coefficients and len(p.loss) > 3]
-    freedom = sum(len(profile.loss) - 3 for profile in profiles)
-    if not freedom:
-        return None
-    squares = sum(float((profile.residuals**2).sum()) for profile in profiles)
-    return Scatter(math.sqrt(squares / freedom), freedom, "about the parabolas")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Best:
-    """What an arm reaches at one budget.
-
-    Attributes:
-        run: Of seed 0, the run of the least loss.
-        profile: Its budget's parabola, if there are three sizes.
-        noise: σ of one run; None while it has no size.
-    """
-
-    run: Row
-    profile: Profile
-    noise: Scatter | None
-
-    @property
-    def arm(self) -> str:
-        """Its name."""
-        return self.run["arm"]
-
-    @property
-    def budget(self) -> float:
-        """FLOPs."""
-        return self.profile.flops
-
-    @property
-    def n_opt(self) -> float | None:
-        """N at the parabola's vertex, inside the sizes tried."""
-        return self.profile.n_opt
-
-    @property
-    def loss(self) -> float:
-        """At the parabola's vertex; of the best run where there is none."""
-        at_vertex = self.profile.loss_opt
-        return nats_per_byte(self.run) if at_vertex is None else at_vertex
-
-    @property
-    def variance(self) -> float:
-        """Of ``loss``, in units of σ²: zᵀ(XᵀX)⁻¹z at the vertex, z = (1, x, x²); 1 of one run.
-
-        At the vertex the slope is 0, so that where it lies adds nothing in first order.
-        """
-        if self.n_opt is None:
-            return 1.0
-        x = math.log(self.n_opt) - self.profile.centre
-        return self._variance_along(1.0, x, x * x)
-
-    @property
-    def half_width(self) -> float | None:
-        """Of the interval of ``loss``; None without noise."""
-        return None if self.noise is None else self.noise.half_width(self.variance)
-
-    @property
-    def place_variance(self) -> float:
-        """Of log N_opt, in units of σ²: gᵀ(XᵀX)⁻¹g, g = (0, -1, -2x) / 2c₂ at the vertex x.
-
-        From x = -c₁ / 2c₂, in first order.
-
-        Raises:
-            ValueError: If there is no vertex.
-        """
-        if self.n_opt is None or self.profile.coefficients is None:
-            raise ValueError(f"{self.arm} must have a vertex at {self.budget:g} FLOPs")
-        x = math.log(self.n_opt) - self.profile.centre
-        curvature = 2 * self.profile.coefficients[2]
-        return self._variance_along(0.0, -1 / curvature, -2 * x / curvature)
-
-    def _variance_along(self, *gradient: float) -> float:
-        """Of a function of c₀, c₁, c₂ with this gradient, in units of σ²."""
-        x = np.log(self.profile.params) - self.profile.centre
-        design = np.vander(x, 3, increasing=True)
-        return float(np.square(np.linalg.pinv(design).T @ gradient).sum())
-
-    @property
-    def n_interval(self) -> Interval | None:
-        """Of N_opt; None without a vertex or noise."""
-        return None if self.n_opt is None else _about(self.n_opt, self.noise, self.place_variance)
-
-
-def _about(value: float, noise: Scatter | None, variance: float) -> Interval | None:
-    """Of a value whose logarithm has a variance in units of σ²: value · e^±half width."""
-    if noise is None:
-        return None
-    factor = math.exp(noise.half_width(variance))
-    return Interval(value / factor, value * factor, CONFIDENCE)
-
-
-def best_of(rows: Sequence[Row], fit: ProfilesFit, noise: Scatter | None) -> dict[float, Best]:
-    """What an arm reaches, by budget."""
-    best = {}
-    for profile in fit.profiles:
-        ran = [row for row in rows if float(row["budget"]) == profile.flops and row["seed"] == "0"]
-        if ran:
-            best[profile.flops] = Best(min(ran, key=nats_per_byte), profile, noise)
-    return best
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Two arms at the same budget, Δ = L_first - L_second: negative where the first is better.
-
-    Attributes:
-        first: The one.
-        second: The other.
-        comparisons: That the study makes, whose intervals are to hold together.
-    """
-
-    first: Best
-    second: Best
-    comparisons: int
-
-    @property
-    def delta(self) -> float:
-        """Δ of :attr:`Best.loss`, nats per byte."""
-        return self.first.loss - self.second.loss
-
-    @property
-    def half_width(self) -> float | None:
-        """t·σ·(h₁ + h₂)^½; None where noise has no size yet."""
-        variance = self.first.variance + self.second.variance
-        noise = self.first.noise
-        return None if noise is None else noise.half_width(variance, self.comparisons)
-
-    @property
-    def verdict(self) -> str:
-        """What Δ allows to say.
-
-        An arm without a minimum inside the sizes tried may be better than its best run, so that it
-        may win and not lose.
-        """
-        better, worse = sorted((self.second, self.first), key=lambda each: each.loss)
-        if self.half_width is None:
-            return "not known: noise has no size yet"
-        if not abs(self.delta) > self.half_width:
-            return "within noise"
-        if worse.n_opt is None:
-            return f"not decided: {worse.arm} has no minimum inside the sizes tried"
-        return f"{better.arm} is better"
-
-
-@dataclasses.dataclass(frozen=True)
 class Recount:
     """The optimum of an arm's fitted surface, its budget held by one way of counting.
 
@@ -373,6 +189,7 @@ class Recount:
         params: N_opt.
         ratio: To N_opt by level ``causal``.
         interval: Of ``ratio``; None without a bootstrap.
+        lost: The share of the bootstrap's fits without a minimum between the widths.
     """
 
     arm: str
@@ -380,6 +197,7 @@ class Recount:
     params: float
     ratio: float
     interval: Interval | None
+    lost: float
 
 
 def output_flops(count: Count) -> int:
@@ -401,50 +219,182 @@ def step_flops(model: ModelConfig, batch_size: int) -> dict[str, int]:
     } | {name: count.total for name, count in counts.items() if not count.not_covered}
 
 
-def recounts(study: Study, arm: str, fit: SurfaceFit, budget: float) -> list[Recount]:
+class Widths:
+    """The two-layer models of an arm, of widths from 8 to 512, and where a surface is least.
+
+    Attributes:
+        log_n: Of all parameters.
+        log_inner: Of those without positions, embedding and output layer.
+        per_token: FLOPs by each way of counting.
+    """
+
+    def __init__(self, study: Study, arm: str) -> None:
+        widths = (*range(8, 64, 4), *range(64, 513, 8))
+        models = [sized(study, arm, (width, 2)) for width in widths]
+        batch = study.base.recipe.batch_size
+        counts = [step_flops(model, batch) for model in models]
+        tokens = batch * study.base.model.num_latents
+        self.log_n, _, self.log_inner = np.log([_params(model) for model in models]).T
+        self.per_token = {
+            name: np.array([count[name] for count in counts]) / tokens for name in counts[0]
+        }
+
+    def places(self, fit: SurfaceFit, count: str, spent: Any) -> FloatArray:
+        """Log N of the least loss, of the point estimate and of every bootstrap fit.
+
+        D is what the counted FLOPs of a token leave. The minimum is refined between widths, but
+        not by ``executed``, which jumps where heads are padded to another tile. NaN where it is no
+        minimum between them.
+
+        Args:
+            fit: The surface.
+            count: How FLOPs are counted.
+            spent: FLOPs, or those of each of the fits.
+        """
+        spent = np.broadcast_to(spent, 1 + len(fit.samples))
+        log_d = np.log(spent[:, None] / self.per_token[count])
+        losses = _losses(fit, self.log_n, log_d)
+        return np.array([_minimum(self.log_n, each, count != "executed") for each in losses])
+
+    def along(self, values: FloatArray, log_n: FloatArray) -> FloatArray:
+        """Positive numbers of each model at other sizes, of powers of N between widths."""
+        return np.asarray(np.exp(np.interp(log_n, self.log_n, np.log(values))))
+
+    def optimum(self, fit: SurfaceFit, budget: float) -> Optimum:
+        """N, D and loss of the model that is best at a budget of level ``causal``.
+
+        Its FLOPs a token are counted, where ``fit.predict`` takes a constant times N.
+
+        Raises:
+            ValueError: If no minimum lies between the widths.
+        """
+        log_n = self.places(fit, "causal", budget)
+        if not math.isfinite(log_n[0]):
+            raise ValueError(
+                f"the surface has no minimum between N = {np.exp(self.log_n[[0, -1]])}"
+            )
+        tokens = budget / self.along(self.per_token["causal"], log_n)
+        losses = _losses(fit, log_n[:, None], np.log(tokens)[:, None])[:, 0]
+        (n, *params), (d, *drawn_tokens), (loss, *drawn) = np.exp(log_n), tokens, losses
+        samples = np.array(params), np.array(drawn_tokens), np.array(drawn)
+        point = float(n), float(d), float(loss)
+        method = f"approach 3, {fit.objective}"
+        sampled = fit.runs.params, fit.runs.tokens
+        return optimum(budget, point, samples, CONFIDENCE, method, sampled)
+
+
+def _losses(fit: SurfaceFit, log_n: FloatArray, log_d: FloatArray) -> FloatArray:
+    """By the point estimate and every bootstrap fit, along the first dimension."""
+    surface = fit.surface
+    point = [surface.e, surface.a, surface.b, surface.alpha, surface.beta]
+    e, a, b, alpha, beta = np.vstack([[point], fit.samples]).T[:, :, None]
+    return np.asarray(e + a * np.exp(-alpha * log_n) + b * np.exp(-beta * log_d))
+
+
+_ENDS = ("embedding", "output")
+
+
+def _params(model: ModelConfig) -> tuple[int, int, int]:
+    """All parameters; those without positions; and without embedding and output layer, too."""
+    params = model.counted().params()
+    positions = params.position_embedding.total
+    inner = sum(term.count for term in params.terms if term.layer not in _ENDS)
+    return params.total, params.total - positions, inner
+
+
+def recounts(widths: Widths, arm: str, fit: SurfaceFit, budget: float) -> list[Recount]:
     """Where a fitted surface has its minimum at one budget, by each way of counting.
 
     A budget by a count is what the optimum by level ``causal`` costs by it: a constant factor
-    between two counts moves nothing. Models are two layers deep, their widths from 8 to 512, and D
-    is what their counted FLOPs leave.
+    between two counts moves nothing.
 
     Args:
-        study: The design.
+        widths: The arm's models.
         arm: Whose runs were fitted.
         fit: Its surface.
         budget: FLOPs of level ``causal``.
     """
-    models = [sized(study, arm, (width, 2)) for width in range(8, 513, 8)]
-    tokens = study.base.recipe.batch_size * study.base.model.num_latents
-    log_n = np.log([model.counted().params().total for model in models])
-    counts = [step_flops(model, study.base.recipe.batch_size) for model in models]
-    per_token = {name: np.array([each[name] for each in counts]) / tokens for name in counts[0]}
-    surface = fit.surface
-    point = [surface.e, surface.a, surface.b, surface.alpha, surface.beta]
-
-    def places(count: str, spent: Any) -> Any:
-        """Log N of the least loss, of the point estimate and of every bootstrap fit."""
-        log_d = np.log(spent[:, None] / per_token[count])
-        e, a, b, alpha, beta = np.vstack([[point], fit.samples]).T[:, :, None]
-        losses = e + a * np.exp(-alpha * log_n) + b * np.exp(-beta * log_d)
-        return np.array([_minimum(log_n, each) for each in losses])
-
-    causal = places("causal", np.full(1 + len(fit.samples), float(budget)))
+    causal = widths.places(fit, "causal", budget)
     rows = []
-    for count, cost in per_token.items():
-        at = np.interp(causal, log_n, np.log(cost / per_token["causal"]))
-        place = places(count, budget * np.exp(at))
+    for count, cost in widths.per_token.items():
+        spent = budget * widths.along(cost / widths.per_token["causal"], causal)
+        place = widths.places(fit, count, spent)
         moved = np.exp(place - causal)
-        range_ = interval(moved[1:], CONFIDENCE)
-        rows.append(Recount(arm, count, math.exp(place[0]), float(moved[0]), range_))
+        at, ratio, lost = math.exp(place[0]), float(moved[0]), _lost(moved[1:])
+        rows.append(Recount(arm, count, at, ratio, interval(moved[1:], CONFIDENCE), lost))
     return rows
 
 
-def _minimum(x: Any, y: Any) -> float:
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """N_opt of an arm over that of an arm of bytes, both by their surfaces at the same FLOPs.
+
+    Attributes:
+        arm: The one.
+        of_bytes: The other.
+        counted: What N and C count.
+        budget: C.
+        params: N_opt of both.
+        ratio: Of these.
+        interval: Of ``ratio``, the bootstraps of both unpaired; None without them.
+        lost: The share of the bootstrap's fits without a minimum between the widths.
+    """
+
+    arm: str
+    of_bytes: str
+    counted: str
+    budget: float
+    params: tuple[float, float]
+    ratio: float
+    interval: Interval | None
+    lost: float
+
+
+def vocabularies(
+    arms: Sequence[str], widths: Sequence[Widths], fits: Sequence[SurfaceFit], budget: float
+) -> list[Vocabulary]:
+    """N_opt of two arms at one budget, with and without positions, embedding and output layer.
+
+    Without, the budget is what the optimum of the arm of bytes spends outside its output layer.
+
+    Args:
+        arms: One, and one of bytes.
+        widths: Their models.
+        fits: Their surfaces.
+        budget: FLOPs of level ``causal``.
+    """
+    of_bytes, inner = widths[1], "causal, no output layer"
+    share = of_bytes.per_token[inner] / of_bytes.per_token["causal"]
+    optimum = of_bytes.places(fits[1], "causal", budget)[:1]
+    left = float(budget * of_bytes.along(share, optimum)[0])
+    rows = []
+    for counted, count, spent in ((WHOLE, "causal", budget), (INNER, inner, left)):
+        one, other = (
+            each.along(
+                np.exp(each.log_n if counted == WHOLE else each.log_inner),
+                each.places(fit, count, spent),
+            )
+            for each, fit in zip(widths, fits, strict=True)
+        )
+        fewest = min(len(one), len(other))
+        ratios = one[:fewest] / other[:fewest]
+        range_, lost = interval(ratios[1:], CONFIDENCE), _lost(ratios[1:])
+        at = float(one[0]), float(other[0])
+        rows.append(Vocabulary(*arms, counted, spent, at, float(ratios[0]), range_, lost))
+    return rows
+
+
+def _lost(samples: FloatArray) -> float:
+    return 0.0 if len(samples) == 0 else float(np.mean(~np.isfinite(samples)))
+
+
+def _minimum(x: FloatArray, y: FloatArray, refine: bool) -> float:
     """Where a function on a grid is least, refined by a parabola; NaN at an end of the grid."""
     at = int(np.argmin(y))
     if not 0 < at < len(x) - 1:
         return math.nan
+    if not refine:
+        return float(x[at])
     curvature, slope, _ = np.polyfit(x[at - 1 : at + 2] - x[at], y[at - 1 : at + 2], 2)
     return float(x[at] - slope / (2 * curvature))
 
@@ -464,19 +414,9 @@ class Trained:
     convention: str
 
     @property
-    def ratio(self) -> float | None:
-        """N_opt by the convention over that by ``causal``; None without both minima."""
-        if self.causal.n_opt is None or self.other.n_opt is None:
-            return None
-        return self.other.n_opt / self.causal.n_opt
-
-    @property
-    def interval(self) -> Interval | None:
-        """Of ``ratio``, from σ; None without noise."""
-        if self.ratio is None:
-            return None
-        variance = self.causal.place_variance + self.other.place_variance
-        return _about(self.ratio, self.causal.noise, variance)
+    def place(self) -> Place:
+        """N_opt by the convention over that by ``causal``."""
+        return Place(self.other, self.causal, "N")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -486,62 +426,147 @@ class Findings:
     Attributes:
         results: What it is computed from.
         fits: By arm and approach; in words why there is none.
-        scatters: Over seeds, and of the runs about the parabolas, where they are known.
-        noise: The larger of both; None without seeds.
-        best: By arm and budget.
-        differences: Of each pair of arms with one tokenizer at each budget that both have.
+        scatters: Over seeds, and of each arm's sizes about its parabolas, where they are known.
+        noise: By arm, the larger of both; None without seeds.
+        best: By arm and budget, where every size has ended.
+        widths: Of each arm with a fitted surface.
+        optima: By arm and budget, of these surfaces.
+        differences: Of each pair of arms at each budget that both have.
+        changes: Of these between the smallest and the largest budget.
+        places: Where the optima of each pair lie.
         recounts: Of each arm with a fitted surface, at its largest budget.
+        vocabularies: Of each pair that differs in its tokenizer alone, at the largest budget.
         trained: Budgets that were trained by another count, too.
     """
 
     results: Results
     fits: dict[str, dict[str, ProfilesFit | SurfaceFit | str]]
     scatters: tuple[Scatter, ...]
-    noise: Scatter | None
+    noise: dict[str, Scatter | None]
     best: dict[str, dict[float, Best]]
+    widths: dict[str, Widths]
+    optima: dict[tuple[str, float], Optimum]
     differences: tuple[Difference, ...]
+    changes: tuple[Change, ...]
+    places: tuple[Place, ...]
     recounts: tuple[Recount, ...]
+    vocabularies: tuple[Vocabulary, ...]
     trained: tuple[Trained, ...]
+
+
+def _along(study: Study, rows: Sequence[Row]) -> dict[str, FloatArray]:
+    """What :attr:`Best.along` holds of each run."""
+    models = [
+        sized(study, row["arm"], (int(row["num_channels"]), int(row["num_layers"]))) for row in rows
+    ]
+    _, without, inner = np.log([_params(model) for model in models]).T
+    counts = [model.counted().flops() for model in models]
+    cross = np.array([count.cross_part.total / count.total for count in counts])
+    return {WITHOUT_POSITIONS: without, INNER: inner, CROSS: cross}
 
 
 def find(results: Results, num_bootstrap: int = BOOTSTRAP) -> Findings:
     """Compute all findings."""
     study = results.study
-    rows = {arm: results.of(arm) for arm in study.arms}
+    rows = {arm: results.fitted(arm) for arm in study.arms}
     fits = {arm: approaches(each, num_bootstrap) for arm, each in rows.items()}
     profiles = {
-        arm: fit
+        arm: fit.profiles
         for arm, by_name in fits.items()
         if isinstance(fit := by_name.get("2"), ProfilesFit)
     }
-    over_seeds = scatter_of_seeds(group for each in rows.values() for group in seeds(each).values())
-    both = over_seeds, scatter_about_parabolas(profiles.values())
-    scatters = tuple(scatter for scatter in both if scatter is not None)
-    noise = over_seeds and max(scatters, key=lambda scatter: scatter.deviation)
-    best = {arm: best_of(rows[arm], fit, noise) for arm, fit in profiles.items()}
+    over_seeds = scatter_of_seeds(
+        [nats_per_byte(row) for row in group]
+        for arm in study.arms
+        for group in seeds(results.of(arm)).values()
+    )
+    about = {arm: scatter_about_parabolas(arm, each) for arm, each in profiles.items()}
+    noise = {
+        arm: over_seeds and max(over_seeds, about[arm] or over_seeds, key=lambda s: s.deviation)
+        for arm in profiles
+    }
+    best = {
+        arm: best_of(rows[arm], each, noise[arm], _along(study, rows[arm]))
+        for arm, each in profiles.items()
+    }
     pairs = [
-        (other, one, budget)
+        (other, one)
         for one, other in itertools.combinations(study.arms, 2)
-        if study.arms[one].tokenizer == study.arms[other].tokenizer
-        for budget in study.arms[one].shapes
-        if budget in study.arms[other].shapes
+        if _alike(study, one, other)
+    ]
+    shared = [
+        (first, second, budget)
+        for first, second in pairs
+        for budget in study.arms[second].shapes
+        if budget in study.arms[first].shapes
+    ]
+    surfaces = {
+        arm: surface
+        for arm, by_name in fits.items()
+        if isinstance(surface := by_name.get(SURFACE), SurfaceFit) and best.get(arm)
+    }
+    widths = {arm: Widths(study, arm) for arm in surfaces}
+    optima = {
+        (arm, budget): widths[arm].optimum(surface, budget)
+        for arm, surface in surfaces.items()
+        for budget in best[arm]
+        if math.isfinite(widths[arm].places(surface, "causal", budget)[0])
+    }
+    losses = {
+        (arm, float(row["budget"]), row["num_channels"], row["num_layers"]): nats_per_byte(row)
+        for arm, each in rows.items()
+        for row in each
+    }
+    differences = tuple(
+        Difference(
+            best[one][budget],
+            best[other][budget],
+            tuple(
+                loss - losses[other, *network]
+                for (arm, *network), loss in losses.items()
+                if arm == one and network[0] == budget and (other, *network) in losses
+            ),
+            _apart(optima.get((one, budget)), optima.get((other, budget))),
+            len(shared),
+        )
+        for one, other, budget in shared
+        if budget in best.get(one, {}) and budget in best.get(other, {})
+    )
+    of_pairs = [
+        list(each)
+        for _, each in itertools.groupby(differences, lambda d: (d.first.arm, d.second.arm))
     ]
     return Findings(
         results,
         fits,
-        scatters,
+        tuple(scatter for scatter in (over_seeds, *about.values()) if scatter is not None),
         noise,
         best,
+        widths,
+        optima,
+        differences,
+        tuple(Change(each[0], each[-1]) for each in of_pairs if len(each) > 1),
         tuple(
-            Difference(best[one][budget], best[other][budget], len(pairs))
-            for one, other, budget in pairs
-            if budget in best.get(one, {}) and budget in best.get(other, {})
+            Place(each.first, each.second, size)
+            for each in differences
+            for size in ("N", _size_of(study, each))
         ),
         tuple(
             each
-            for arm, by_name in fits.items()
-            if isinstance(surface := by_name.get(SURFACE), SurfaceFit) and best.get(arm)
-            for each in recounts(study, arm, surface, max(best[arm]))
+            for arm, surface in surfaces.items()
+            for each in recounts(widths[arm], arm, surface, max(best[arm]))
+        ),
+        tuple(
+            each
+            for one, other in pairs
+            if study.arms[one].tokenizer != study.arms[other].tokenizer
+            if one in surfaces and other in surfaces
+            for each in vocabularies(
+                (one, other),
+                (widths[one], widths[other]),
+                (surfaces[one], surfaces[other]),
+                max(best[one].keys() & best[other].keys()),
+            )
         ),
         tuple(
             Trained(best[arm][stage.budgets[0]], other, stage.convention)
@@ -549,9 +574,30 @@ def find(results: Results, num_bootstrap: int = BOOTSTRAP) -> Findings:
             if stage.convention is not None
             for arm in stage.arms
             if stage.budgets[0] in best.get(arm, {})
-            if (trained := results.of(arm, stage.convention))
+            if (trained := averaged(results.of(arm, stage.convention)))
             for other in best_of(
-                trained, flopcount.fit_isoflop_profiles(runs_of(trained)), noise
+                trained, flopcount.fit_isoflop_profiles(runs_of(trained)).profiles, noise[arm]
             ).values()
         ),
     )
+
+
+def _apart(first: Optimum | None, second: Optimum | None) -> tuple[float, Interval | None] | None:
+    """Δ of the losses of two optima, and its interval; None without them."""
+    if first is None or second is None or first.loss is None or second.loss is None:
+        return None
+    if first.loss_interval is None or second.loss_interval is None:
+        return first.loss - second.loss, None
+    return difference((first.loss, first.loss_interval), (second.loss, second.loss_interval))
+
+
+def _alike(study: Study, one: str, other: str) -> bool:
+    """Whether two arms differ in their prefix or in their tokenizer, and not in both."""
+    a, b = study.arms[one], study.arms[other]
+    return (a.tokenizer == b.tokenizer) != (a.num_prefix == b.num_prefix)
+
+
+def _size_of(study: Study, difference: Difference) -> str:
+    """What a pair's N_opt is compared by, beside N: without what differs between its arms."""
+    arms = study.arms[difference.first.arm], study.arms[difference.second.arm]
+    return WITHOUT_POSITIONS if arms[0].tokenizer == arms[1].tokenizer else INNER

@@ -9,12 +9,18 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from flopcount.isoflop.profiles import ProfilesFit
-from flopcount.isoflop.results import interval_text
+from flopcount.isoflop.results import Interval, interval_text
 from models.files import write_atomically
 from models.results import between_marks, markdown
-from models.study.design import TRIALS, Row, best_rates, fit_rule, sized
-from models.study.findings import Findings, nats_per_byte, output_flops, seeds
+from models.study.design import TRIALS, Row, best_rates, fit_rule, nats_per_byte, sized
+from models.study.findings import (
+    CROSS,
+    WHOLE,
+    WITHOUT_POSITIONS,
+    Findings,
+    output_flops,
+)
+from models.study.minima import half_width, seeds
 from models.study.prediction import outcome
 from models.sweeps.plots import plot_arms, plot_profiles, plot_times, short
 
@@ -73,13 +79,23 @@ def _with_width(value: str, half_width: float | None) -> str:
     return value if half_width is None else f"{value} ± {half_width:.4f}"
 
 
+def _ends(range_: Interval | None, least: float, most: float, digits: str) -> str:
+    """An interval, open at an end that is beyond what can be told."""
+    if range_ is None:
+        return ""
+    if range_.low < least:
+        return "any" if range_.high > most else f"at most {range_.high:{digits}}"
+    high = f"at least {range_.low:{digits}}"
+    return high if range_.high > most else f"{range_.low:{digits}} … {range_.high:{digits}}"
+
+
 def _size(row: Row) -> str:
     return f"{row['num_channels']}×{row['num_layers']}"
 
 
 @_tables
 def stages(findings: Findings) -> Iterable[list[Row]]:
-    """Runs planned and ended, FLOPs and hours spent, by stage; those not known yet come last."""
+    """Runs planned and ended, FLOPs and hours, by stage and in all; those not known come last."""
     planned: dict[str, set[str]] = {}
     for each in findings.results.planned:
         planned.setdefault(each.stage, set()).add(each.name)
@@ -93,10 +109,13 @@ def stages(findings: Findings) -> Iterable[list[Row]]:
                 "stage": stage,
                 "runs ended": f"{len(ended)} of {len(known)}" if known else "not known yet",
                 "causal FLOPs": short(sum(float(row["flops"]) for row in ended)) if known else "",
-                "hours of one core": f"{hours:.1f}" if known else "",
+                "hours, as elapsed": f"{hours:.1f}" if known else "",
             }
         )
-    yield rows
+    ended = findings.results.runs
+    hours = sum(float(row["seconds"]) for row in _timed(ended)) / 3600
+    total = short(sum(float(row["flops"]) for row in ended))
+    yield [*rows, dict(zip(rows[0], ("all", str(len(ended)), total, f"{hours:.1f}"), strict=True))]
 
 
 @_tables
@@ -155,7 +174,10 @@ def rates(findings: Findings) -> Iterable[str | list[Row]]:
             "width × depth": _size(row),
             "of the rule's rate": times,
             LOSS: f"{nats_per_byte(row):.4f}",
-            "less that at the rule's": f"{nats_per_byte(row) - nats_per_byte(by_run[name]):+.4f}",
+            "less that at the rule's": _with_width(
+                f"{nats_per_byte(row) - nats_per_byte(by_run[name]):+.4f}",
+                half_width([(findings.noise.get(row["arm"]), 2.0)]),
+            ),
         }
         for name, times, row in multiples
         if name in by_run
@@ -164,7 +186,12 @@ def rates(findings: Findings) -> Iterable[str | list[Row]]:
 
 @_tables
 def noise(findings: Findings) -> Iterable[list[Row]]:
-    """The losses of several seeds, and both scatters."""
+    """The losses of several seeds, and all scatters."""
+    groups = {
+        key: [nats_per_byte(row) for row in rows]
+        for arm in findings.results.study.arms
+        for key, rows in seeds(findings.results.of(arm)).items()
+    }
     yield [
         {
             "arm": arm,
@@ -173,8 +200,8 @@ def noise(findings: Findings) -> Iterable[list[Row]]:
             "losses": ", ".join(f"{loss:.4f}" for loss in losses),
             "standard deviation": f"{statistics.stdev(losses):.4f}",
         }
-        for each in findings.results.study.arms
-        for (arm, budget, shape), losses in seeds(findings.results.of(each)).items()
+        for (arm, budget, shape), losses in groups.items()
+        if len(losses) > 1
     ]
     yield [
         {
@@ -182,7 +209,7 @@ def noise(findings: Findings) -> Iterable[list[Row]]:
             "nats per byte": f"{scatter.deviation:.4f}",
             "95 %": str(scatter.interval()),
             "degrees of freedom": str(scatter.freedom),
-            "": "σ of the intervals" if scatter == findings.noise else "",
+            "σ of": ", ".join(arm for arm, used in findings.noise.items() if used == scatter),
         }
         for scatter in findings.scatters
     ]
@@ -190,34 +217,105 @@ def noise(findings: Findings) -> Iterable[list[Row]]:
 
 @_tables
 def optima(findings: Findings) -> Iterable[list[Row]]:
-    """Minimum of each arm at each budget: N, D and loss with 95 % intervals from σ."""
+    """Minimum of each arm at each budget, by approach 2 and by approach 3."""
+    reached = [each for by_budget in findings.best.values() for each in by_budget.values()]
     yield [
         {
             "arm": each.arm,
             "budget": short(each.budget),
             "N_opt": _cell(each.n_opt),
-            "95 % of N_opt": interval_text(each.n_interval),
+            "95 %": _ends(
+                each.n_interval, min(each.profile.params), max(each.profile.params), ",.0f"
+            ),
+            WITHOUT_POSITIONS: _cell(
+                each.n_opt and math.exp(each.at(WITHOUT_POSITIONS, each.n_opt))
+            ),
             "D_opt": _cell(each.profile.d_opt, ".4g"),
+            "cross part": _cell(each.n_opt and each.at(CROSS, each.n_opt), ".1%"),
             LOSS: _with_width(f"{each.loss:.4f}", each.half_width),
-            "best run": f"{_size(each.run)}, {nats_per_byte(each.run):.4f}",
+            "best size": f"{_size(each.run)}, {nats_per_byte(each.run):.4f}",
             "minimum": each.profile.verdict,
         }
-        for by_budget in findings.best.values()
-        for each in by_budget.values()
+        for each in reached
+    ]
+    yield [
+        {
+            "arm, by approach 3": arm,
+            "budget": short(budget),
+            "N_opt": _cell(each.params),
+            "95 % of N_opt": interval_text(each.params_interval),
+            "D_opt": _cell(each.tokens, ".4g"),
+            "95 % of D_opt": interval_text(each.tokens_interval),
+            "loss": _cell(each.loss, ".4f"),
+            "95 % of the loss": interval_text(each.loss_interval),
+        }
+        for (arm, budget), each in findings.optima.items()
+    ]
+
+
+@_tables
+def places(findings: Findings) -> Iterable[list[Row]]:
+    """Where the optima of two arms lie, at the same budget."""
+    yield [
+        {
+            "N_opt of": f"{each.first.arm} / {each.second.arm}",
+            "budget": short(each.first.budget),
+            "N counts": WHOLE if each.size == "N" else each.size,
+            "ratio": _cell(each.ratio, ".2f"),
+            "95 %": _ends(each.interval, 0.01, 100, ".2f"),
+            "verdict": each.verdict,
+        }
+        for each in findings.places
+    ]
+
+
+@_tables
+def vocabularies(findings: Findings) -> Iterable[list[Row]]:
+    """N_opt of arms that differ in their tokenizer, by their surfaces, N and C counted alike."""
+    yield [
+        {
+            "N_opt of": f"{each.arm} / {each.of_bytes}",
+            "N and C count": each.counted,
+            "C": short(each.budget),
+            each.arm: _cell(each.params[0]),
+            each.of_bytes: _cell(each.params[1]),
+            "ratio": _cell(each.ratio, ".2f"),
+            "95 %": interval_text(each.interval),
+            "fits without a minimum": f"{each.lost:.0%}",
+        }
+        for each in findings.vocabularies
     ]
 
 
 @_tables
 def differences(findings: Findings) -> Iterable[list[Row]]:
-    """What separates two arms at the same budget; intervals hold together at 95 %."""
+    """What separates two arms at a budget by the minima, the same networks, and the surfaces."""
+    rows = []
+    for each in findings.differences:
+        by_size, by_surface = each.mean_by_size or (None, None), each.by_surface or (None, None)
+        better = sum(delta > 0 for delta in each.by_size)
+        rows.append(
+            {
+                "first − second": f"{each.first.arm} − {each.second.arm}",
+                "budget": short(each.first.budget),
+                "nats per byte": _with_width(f"{each.delta:+.4f}", each.half_width),
+                "all together": _cell(each.joint_half_width, ".4f"),
+                "verdict": each.verdict,
+                "mean over the same networks": _with_width(_cell(by_size[0], "+.4f"), by_size[1]),
+                "second is better": f"{better} of {len(each.by_size)}",
+                "by approach 3": _cell(by_surface[0], "+.4f"),
+                "95 % of that": interval_text(by_surface[1]),
+            }
+        )
+    yield rows
     yield [
         {
-            "first − second": f"{each.first.arm} − {each.second.arm}",
-            "budget": short(each.first.budget),
-            "nats per byte": _with_width(f"{each.delta:+.4f}", each.half_width),
-            "verdict": each.verdict,
+            "first − second": f"{each.later.first.arm} − {each.later.second.arm}",
+            "from": short(each.earlier.first.budget),
+            "to": short(each.later.first.budget),
+            "changes by": _with_width(f"{each.delta:+.4f}", each.half_width),
         }
-        for each in findings.differences
+        for each in findings.changes
     ]
 
 
@@ -240,6 +338,7 @@ def counts(findings: Findings) -> Iterable[list[Row]]:
             "N_opt": _cell(each.params),
             "over causal": _cell(each.ratio, ".3f"),
             "95 %": interval_text(each.interval),
+            "fits without a minimum": f"{each.lost:.0%}",
         }
         for each in findings.recounts
     ]
@@ -249,8 +348,8 @@ def counts(findings: Findings) -> Iterable[list[Row]]:
             "causal budget": short(each.causal.budget),
             "budget held by": each.convention,
             "N_opt": _cell(each.other.n_opt),
-            "over causal": _cell(each.ratio, ".3f"),
-            "95 %": interval_text(each.interval),
+            "over causal": _cell(each.place.ratio, ".3f"),
+            "95 %": interval_text(each.place.interval),
             LOSS: f"{each.other.loss:.4f}",
             "less causal": f"{each.other.loss - each.causal.loss:+.4f}",
         }
@@ -270,7 +369,8 @@ def predictions(findings: Findings) -> Iterable[str | list[Row]]:
         kind = "vertex of three" if came.best.n_opt else "best run, no vertex inside"
         yield (
             f"{came.made['arm']} at {short(came.made['budget'])} FLOPs, predicted "
-            f"{came.made['date']} at commit {came.made['commit']}; came out: {kind}.\n"
+            f"{came.made['date']} at commit {came.made['commit']}, judged by approach "
+            f"{came.made['approach']}; came out: {kind}.\n"
         )
         yield came.rows
         yield [
@@ -333,10 +433,17 @@ def plots(findings: Findings) -> dict[str, bytes | None]:
         if best
     }
     drawn = {"arms": plot_arms(arms, loss=LOSS) if arms else None}
-    for arm, by_name in findings.fits.items():
-        fit = by_name.get("2")
-        profiles = fit.profiles if isinstance(fit, ProfilesFit) else ()
-        drawn[f"profiles-{arm}"] = plot_profiles(profiles, loss=LOSS) if profiles else None
+    for arm in findings.results.study.arms:
+        best = findings.best.get(arm, {}).values()
+        drawn[f"profiles-{arm}"] = (
+            plot_profiles(
+                [each.profile for each in best],
+                loss=LOSS,
+                intervals=[each.n_interval for each in best],
+            )
+            if best
+            else None
+        )
     times = [
         (float(row["predicted_seconds"]), float(row["seconds"]))
         for row in _timed(findings.results.runs)

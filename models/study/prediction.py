@@ -12,20 +12,25 @@ from typing import Any
 
 import flopcount
 from flopcount.isoflop.results import CONFIDENCE, Interval, interval_text
+from flopcount.isoflop.surface import SurfaceFit
 from models.results import environment, timestamp
 from models.study.design import PREDICTION, Row, Shape, Study, at_rule, sized
-from models.study.findings import Best, Findings, Scatter, best_of, runs_of
+from models.study.findings import SURFACE, Findings, runs_of
+from models.study.minima import Best, Scatter, averaged, best_of, difference
 
-_HEADS = ("approach", "of", "predicted", "interval", "came out", "interval there", "inside")
+_HEADS = (
+    "approach", "of", "predicted", "interval", "came out", "interval there", "inside", "agree",
+)  # fmt: skip
 
 
 def predict(findings: Findings, arm: str, budget: float, out: Path) -> dict[str, Any]:
     """Write down N_opt, D_opt and the loss of an arm at a budget not yet trained.
 
     By approach 2 and both objectives of approach 3, each with bootstrap intervals, or why it says
-    nothing; and σ of a run, by which what comes out has intervals, too. ``shapes`` are what to
-    train to test it: of the study's candidates, the nearest to N_opt, then to half and to twice of
-    that, of the first approach that has an optimum.
+    nothing. ``approach`` names the one that is judged, a surface where there is one: the power law
+    of approach 2's losses has no floor. ``noise`` is σ of a run, by which what comes out has
+    intervals, too. ``shapes`` are what to train to test it: of the study's candidates, the nearest
+    to that N_opt, to half and to twice of it.
 
     Raises:
         ValueError: If ``out`` exists, runs reach the budget already, or none predicts.
@@ -43,19 +48,25 @@ def predict(findings: Findings, arm: str, budget: float, out: Path) -> dict[str,
         try:
             if isinstance(fit, str):
                 raise ValueError(fit)
-            by_approach[name] = fit.predict(budget).to_dict() | {"fit": str(fit)}
+            if isinstance(fit, SurfaceFit):
+                at = findings.widths[arm].optimum(fit, budget)
+            else:
+                at = fit.predict(budget)
+            by_approach[name] = at.to_dict() | {"fit": str(fit)}
         except ValueError as error:
             by_approach[name] = {"reason": str(error)}
-    trained = [row["run"] for row in results.of(arm)]
-    sizes = [made["params"] for made in by_approach.values() if "params" in made]
-    if not sizes:
+    trained = [row["run"] for row in results.fitted(arm)]
+    judged = [name for name in (SURFACE, *by_approach) if "params" in by_approach.get(name, {})]
+    if not judged:
         raise ValueError(f"no approach predicts from {len(trained)} runs: {by_approach}")
+    noise = findings.noise[arm]
     prediction = {
         "arm": arm,
         "budget": budget,
+        "approach": judged[0],
         "approaches": by_approach,
-        "noise": findings.noise and dataclasses.asdict(findings.noise),
-        "shapes": _shapes_near(study, arm, sizes[0]),
+        "noise": noise and dataclasses.asdict(noise),
+        "shapes": _shapes_near(study, arm, by_approach[judged[0]]["params"]),
         "runs": trained,
     } | {name: environment()[name] for name in ("commit", "command")}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +126,9 @@ def outcome(prediction: Path, runs: Iterable[Row]) -> Outcome:
     if early:
         raise ValueError(f"{prediction.name} was made after {early} had begun: no prediction")
     noise = made["noise"] and Scatter(**made["noise"])
-    [best] = best_of(trained, flopcount.fit_isoflop_profiles(runs_of(trained)), noise).values()
+    sizes = averaged(trained)
+    [profile] = flopcount.fit_isoflop_profiles(runs_of(sizes)).profiles
+    [best] = best_of(sizes, [profile], noise).values()
     rows = []
     for name, said in made["approaches"].items():
         if "reason" in said:
@@ -131,7 +144,8 @@ def outcome(prediction: Path, runs: Iterable[Row]) -> Outcome:
                 interval_text(range_),
                 f"{came:.5g}",
                 interval_text(there),
-                _inside(came, there, range_),
+                "" if range_ is None else _yes(range_.low <= came <= range_.high),
+                _agree((said[what], range_), (came, there), what != "loss"),
             )
             rows.append(dict(zip(_HEADS, cells, strict=True)))
     return Outcome(made, tuple(trained), best, rows)
@@ -151,14 +165,24 @@ def _measured(best: Best) -> dict[str, tuple[float, Interval | None]]:
     }
 
 
-def _inside(came: float, there: Interval | None, predicted: Interval | None) -> str:
-    """Whether a value lies in its predicted interval, or at least its own interval meets it."""
-    if predicted is None:
-        return ""
-    if predicted.low <= came <= predicted.high:
-        return "yes"
-    meets = there is not None and there.low <= predicted.high and predicted.low <= there.high
-    return "no, intervals meet" if meets else "no"
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def _agree(
+    predicted: tuple[float, Interval | None], came: tuple[float, Interval | None], log: bool
+) -> str:
+    """Whether two estimates, or their logarithms, are told apart by their intervals."""
+    sides = []
+    for value, range_ in (predicted, came):
+        if range_ is None:
+            return ""
+        ends = [value, range_.low, range_.high]
+        if log:
+            ends = [-math.inf if end == 0 else math.log(end) for end in ends]
+        sides.append((ends[0], Interval(ends[1], ends[2], range_.confidence)))
+    _, between = difference(*sides)
+    return _yes(between.low <= 0 <= between.high)
 
 
 def _began(row: Row) -> datetime.datetime:

@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from flopcount.isoflop.profiles import Profile
-    from flopcount.isoflop.results import Optimum
+    from flopcount.isoflop.results import Interval, Optimum
 
 _LOSS = "validation loss, nats per token"
 _FLOPS = "training FLOPs"
 
 
 def plot_profiles(
-    profiles: Sequence[Profile], labels: Sequence[str] | None = None, loss: str = _LOSS
+    profiles: Sequence[Profile],
+    labels: Sequence[str] | None = None,
+    loss: str = _LOSS,
+    intervals: Sequence[Interval | None] | None = None,
 ) -> bytes:
     """Draw loss against N, one colour per budget: runs, parabola, its band, minimum with bars.
 
@@ -36,32 +39,34 @@ def plot_profiles(
         profiles: One per budget.
         labels: Of each in the legend; its FLOPs by default.
         loss: What the loss is.
+        intervals: Of N_opt, 95 %; the bootstrap's by default, and its band.
 
     """
     if labels is None:
         labels = [f"{short(profile.flops)} FLOPs" for profile in profiles]
+    ranges = [p.intervals["n_opt"] for p in profiles] if intervals is None else intervals
     figure, axes = _axes("parameters N", loss)
     axes.set_xscale("log")
     colours = itertools.cycle(colormaps["tab10"].colors)
     drawn = [profile.loss for profile in profiles]
     bands = bars = False
-    for profile, label, colour in zip(profiles, labels, colours, strict=False):
+    for profile, interval, label, colour in zip(profiles, ranges, labels, colours, strict=False):
         sizes = profile.params
         axes.plot(sizes, profile.loss, "o", color=colour, label=label)
         if profile.coefficients is not None:
             grid = np.geomspace(sizes.min(), sizes.max(), 200)
             parabola = np.polynomial.Polynomial(profile.coefficients)
             axes.plot(grid, parabola(np.log(grid) - profile.centre), color=colour, linewidth=1)
-            band = profile.band(grid)
+            band = profile.band(grid) if intervals is None else None
             if band is not None:
                 axes.fill_between(grid, *band, color=colour, alpha=0.15, linewidth=0)
                 drawn.extend(band)
                 bands = True
         if profile.n_opt is not None:
-            interval = profile.intervals["n_opt"]
             ends = [[0], [0]]
             if interval is not None:
-                ends = [[profile.n_opt - interval.low], [interval.high - profile.n_opt]]
+                low, high = np.clip([interval.low, interval.high], sizes.min() / 2, sizes.max() * 2)
+                ends = [[profile.n_opt - low], [high - profile.n_opt]]
                 bars = True
             axes.errorbar(
                 profile.n_opt,
@@ -70,7 +75,7 @@ def plot_profiles(
                 fmt="*",
                 color=colour,
                 markeredgecolor="black",
-                markersize=13,
+                markersize=9,
                 capsize=3,
             )
     losses = np.concatenate(drawn)
@@ -85,7 +90,7 @@ def plot_profiles(
         names.append("minimum of the parabola")
     if bars:
         handles.append(bar)
-        names.append("its bootstrap range")
+        names.append("its bootstrap range" if intervals is None else "its 95 % interval")
     if bands:
         handles.append(Patch(color="0.45", alpha=0.3, linewidth=0))
         names.append("bootstrap band of the parabola")
@@ -238,7 +243,7 @@ def plot_times(pairs: Sequence[tuple[float, float]], near: float) -> bytes:
 
     """
     figure, axes = _axes("predicted seconds of training", "measured / predicted seconds")
-    axes.set_xscale("log")
+    axes.set(xscale="log", yscale="log")
     axes.axhspan(
         1 - near, 1 + near, color="C0", alpha=0.15, linewidth=0, label=f"within {near:.0%}"
     )
@@ -246,7 +251,9 @@ def plot_times(pairs: Sequence[tuple[float, float]], near: float) -> bytes:
     predicted = [said for said, _ in pairs]
     axes.plot(predicted, [measured / said for said, measured in pairs], "o", markersize=4)
     _few_ticks(axes)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False)
     return _png(figure)
 

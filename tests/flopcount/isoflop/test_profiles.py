@@ -60,6 +60,23 @@ def test_a_surface_at_its_bound_gives_no_bias():
     json.dumps(fit.to_dict(), allow_nan=False)
 
 
+def test_draws_without_a_vertex_are_said():
+    table = on_surface(SURFACE, (1, 1), budgets=(1e18, 1e20), span=4, num_models=6)
+    noise = np.random.default_rng(0).standard_normal(len(table["loss"]))
+    table["loss"] = (np.array(table["loss"]) + 0.02 * noise).tolist()
+    fit = fit_isoflop_profiles(read_runs(table), num_bootstrap=200)
+    for profile in fit.profiles:
+        if profile.n_opt is not None:
+            usable = np.isfinite(profile.vertices).all(axis=1)
+            assert profile.lost == pytest.approx(1 - usable.mean())
+            assert profile.to_dict()["lost"] == profile.lost
+            said = f"{profile.flops:.3g} FLOPs: {profile.lost:.0%} of the bootstrap's draws have no"
+            assert (said in " ".join(str(fit).split())) == (profile.lost > 0.05)
+    assert any(profile.lost > 0.05 for profile in fit.profiles if profile.n_opt is not None)
+    clean = fit_isoflop_profiles(read_runs(on_surface(SURFACE, (1, 1, 1))), num_bootstrap=50)
+    assert "of the bootstrap's draws" not in str(clean)
+
+
 def test_profiles_are_fitted_where_no_surface_is(monkeypatch):
     def fail(runs):
         raise ValueError("no surface here")

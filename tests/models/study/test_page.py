@@ -14,14 +14,15 @@ from flopcount.isoflop.runs import read_runs
 from flopcount.isoflop.surface import fit_surface
 from models.study import page
 from models.study.__main__ import main
-from models.study.design import CPU, Stage, plan, trained_tokens
-from models.study.findings import (
+from models.study.design import CPU, Stage, plan, sized, trained_tokens
+from models.study.findings import Widths, find, read_results, recounts, vocabularies
+from models.study.minima import (
     Best,
     Difference,
+    Place,
     Scatter,
-    find,
-    read_results,
-    recounts,
+    averaged,
+    half_width,
     scatter_of_seeds,
 )
 from models.study.prediction import outcome, predict
@@ -87,7 +88,60 @@ def test_an_advantage_larger_than_noise_is_found_with_its_size(tmp_path):
         assert (each.first.arm, each.second.arm) == ("3n", "none")
         assert each.delta == pytest.approx(-0.05, abs=each.half_width)
         assert each.half_width < 0.02
+        assert each.mean_by_size[0] == pytest.approx(-0.05, abs=each.mean_by_size[1])
+        assert len(each.by_size) == len(CPU.arms["3n"].shapes[each.first.budget])
     assert page.differences(found).count("| 3n is better |") == 3
+    [change] = found.changes
+    assert (change.earlier.first.budget, change.later.first.budget) == (1e12, 1e13)
+    assert abs(change.delta) < change.half_width
+
+
+def test_surfaces_tell_the_same_difference(tmp_path):
+    rows = rows_of(lambda planned: of_surface(planned) + 0.05 * (planned.arm == "none"))
+    found = found_in(tmp_path, rows, num_bootstrap=20)
+    delta, interval = found.differences[-1].by_surface
+    ends = [min(loss for loss, *_ in models_at(arm, 1e13)) for arm in ("3n", "none")]
+    assert delta == pytest.approx(ends[0] - ends[1] - 0.05, abs=0.004)
+    assert interval.low < delta < interval.high
+    assert found.optima["3n", 1e13].loss - found.optima["none", 1e13].loss == delta
+
+
+def models_at(arm, budget):
+    """Loss on the surface, N and D of the models that cost a budget, of several widths."""
+    for width in range(8, 65, 4):
+        model = sized(CPU, arm, (width, 2)).counted()
+        params, tokens = model.params().total, budget / model.flops(batch_size=8).total * 8 * 128
+        yield surface(params, tokens), params, tokens
+
+
+def test_the_optimum_of_a_surface_is_the_best_model():
+    at, best = Widths(CPU, "none").optimum(surface_fit("none"), 1e13), min(models_at("none", 1e13))
+    assert at.loss == pytest.approx(best[0], abs=1e-3)
+    assert at.params == pytest.approx(best[1], rel=0.2)
+    assert at.params * at.tokens == pytest.approx(best[1] * best[2], rel=0.02)
+
+
+def test_a_budget_without_all_its_sizes_is_in_no_finding(tmp_path):
+    rows = rows_of(none_worse_by(0.05), (*PAIR, "seeds-small"))
+    last = max(
+        (row for row in rows if row["arm"] == "none" and row["budget"] == "10000000000000.0"),
+        key=lambda row: int(row["parameters"]),
+    )
+    found = found_in(tmp_path, [row for row in rows if row is not last])
+    assert set(found.best["none"]) == {1e12, 3e12}
+    assert set(found.best["3n"]) == {1e12, 3e12, 1e13}
+    assert [each.first.budget for each in found.differences] == [1e12, 3e12]
+
+
+def test_a_small_advantage_is_said_to_be_alone(tmp_path):
+    found = found_in(tmp_path, rows_of(none_worse_by(0.05)))
+    [first, *_] = found.differences
+    between = (first.half_width + first.joint_half_width) / 2
+    off = first.delta + between
+    profile = dataclasses.replace(first.first.profile, loss_opt=first.first.loss - off)
+    moved = dataclasses.replace(first, first=dataclasses.replace(first.first, profile=profile))
+    assert moved.delta == pytest.approx(-between)
+    assert moved.verdict == "3n is better, taken alone"
 
 
 def test_less_than_noise_is_said_to_be_within_noise(tmp_path):
@@ -100,7 +154,7 @@ def test_less_than_noise_is_said_to_be_within_noise(tmp_path):
 
 def test_without_seeds_nothing_is_larger_than_noise(tmp_path):
     found = found_in(tmp_path, rows_of(none_worse_by(0.5), PAIR))
-    assert found.noise is None
+    assert found.noise == {"none": None, "3n": None}
     assert "not known: noise has no size yet" in page.differences(found)
 
 
@@ -135,28 +189,115 @@ def best_of_losses(losses, sizes=(-1.0, 0.0, 1.0), arm="one", noise=None):
 
 
 def test_variances_by_hand():
-    best = best_of_losses([2.0, 1.0, 2.0])
+    noise = Scatter(0.1, 10, "drawn")
+    best = best_of_losses([2.0, 1.0, 2.0], noise=noise)
     # The parabola goes through its three points, the vertex at the middle one: its noise.
     assert best.variance == pytest.approx(1)
-    # x = -c₁ / 2c₂ with c₁ = (L₃ - L₁) / 2, whose variance is σ²/2, and c₂ = 1: σ²/8.
-    assert best.place_variance == pytest.approx(1 / 8)
+    # Slope 2x, whose variance is σ²·(1/2 + 4x²·3/2): (2x)² ≤ w²·(1/2 + 6x²), w = t·σ.
+    w = half_width([(noise, 1.0)])
+    assert w == pytest.approx(2.2281 * 0.1, rel=1e-4)
+    x = (w**2 / 2 / (4 - 6 * w**2)) ** 0.5
+    assert np.log([best.n_interval.low, best.n_interval.high]) == pytest.approx([10 - x, 10 + x])
+    # With more noise the curvature is not told from 0, and no size is.
+    flat = best_of_losses([2.0, 1.0, 2.0], noise=Scatter(0.5, 10, "drawn")).n_interval
+    assert (flat.low, flat.high) == (0, np.inf)
     # Losses 1, 3 and 2, 4, 6: squares 2 and 8 on 1 and 2 degrees of freedom.
-    scatter = scatter_of_seeds([[1.0, 3.0], [2.0, 4.0, 6.0]])
+    scatter = scatter_of_seeds([[1.0, 3.0], [2.0, 4.0, 6.0], [9.0]])
     assert (scatter.deviation, scatter.freedom) == (pytest.approx((10 / 3) ** 0.5), 3)
 
 
+def test_freedom_of_two_noises_by_hand():
+    # v = 1 and 4 on 4 and 8 degrees of freedom: 25 / (1/4 + 16/8) = 11.1; t there is 2.198.
+    parts = [(Scatter(1.0, 4, "one"), 1.0), (Scatter(2.0, 8, "other"), 1.0)]
+    assert half_width(parts) == pytest.approx(2.198 * 5**0.5, rel=1e-3)
+    assert half_width([*parts, (None, 1.0)]) is None
+    # Of 10 comparisons each holds at 99.5 %.
+    assert half_width([(Scatter(1.0, 10, "one"), 1.0)], 10) == pytest.approx(3.5814, rel=1e-4)
+
+
+def test_intervals_of_a_vertex_hold_as_often_as_stated():
+    generator = np.random.default_rng(0)
+    sizes, sigma, freedom, draws = np.linspace(-1.5, 1.5, 7), 0.02, 11, 400
+    held = shifted = 0
+    for _ in range(draws):
+        measured = sigma * (generator.chisquare(freedom, 2) / freedom) ** 0.5
+        one, other = (
+            best_of_losses(
+                2 + 0.05 * (sizes - at) ** 2 + sigma * generator.standard_normal(7),
+                sizes,
+                noise=Scatter(deviation, freedom, f"of {at}"),
+            )
+            for at, deviation in zip((0.2, -0.1), measured, strict=True)
+        )
+        if one.n_opt is None or other.n_opt is None:
+            draws -= 1
+            continue
+        held += one.n_interval.low < np.exp(10.2) < one.n_interval.high
+        place = Place(one, other, "N")
+        shifted += place.interval.low < np.exp(0.3) < place.interval.high
+    # 95 % of about 400, with a standard deviation of 1.1 %.
+    assert 0.91 <= held / draws <= 0.99
+    assert 0.91 <= shifted / draws <= 0.995
+
+
+def test_seeds_of_a_size_count_once():
+    one = {"arm": "a", "budget": "1", "num_channels": "8", "num_layers": "2"}
+    rows = [
+        one | {"validation_loss": loss, "bytes_per_token": bytes_, "seed": seed}
+        for seed, (loss, bytes_) in enumerate([("2", "1"), ("6", "2"), ("4", "1")])
+    ]
+    rows.append(rows[0] | {"num_channels": "16"})
+    first, second = averaged(rows)
+    assert (first["seed"], first["validation_loss"], first["bytes_per_token"]) == (0, "3.0", "1.0")
+    assert (second["num_channels"], second["validation_loss"]) == ("16", "2.0")
+
+
 def test_noise_is_the_larger_of_two_scatters(tmp_path):
-    # A cubic in log N, which no parabola follows and every seed repeats.
-    found = found_in(tmp_path, rows_of(lambda planned: parabola(planned, cubic=0.05)))
-    over_seeds, about_parabolas = found.scatters
-    assert found.noise == about_parabolas
-    assert found.noise.deviation > 2 * over_seeds.deviation
-    straight = found_in(tmp_path, rows_of(parabola))
-    over_seeds, about_parabolas = straight.scatters
-    assert straight.noise.deviation == max(over_seeds.deviation, about_parabolas.deviation)
+    # A cubic in log N of one arm, which no parabola follows and every seed repeats.
+    found = found_in(
+        tmp_path, rows_of(lambda planned: parabola(planned, cubic=0.05 * (planned.arm == "none")))
+    )
+    over_seeds, about_none, about_3n = found.scatters
+    assert (about_none.of, about_3n.of) == (
+        "about the parabolas of none",
+        "about the parabolas of 3n",
+    )
+    assert found.noise["none"] == about_none
+    assert about_none.deviation > 2 * over_seeds.deviation
+    # A mean of seeds scatters less than a seed, which is taken where there are no more.
+    assert found.noise["3n"].deviation == max(over_seeds.deviation, about_3n.deviation)
     assert over_seeds.interval().low < NOISE < over_seeds.interval().high
-    # Three sizes of two arms at two budgets with three seeds each: 12 · 2 degrees of freedom.
-    assert over_seeds.freedom == 24
+    # Three sizes of two arms at two budgets with three seeds each: 12 · 2 degrees of freedom;
+    # seven, seven and six sizes of an arm, less three coefficients each.
+    assert (over_seeds.freedom, about_3n.freedom) == (24, 11)
+
+
+def test_sizes_are_compared_without_positions(tmp_path):
+    found = found_in(tmp_path, rows_of(parabola))
+    by_size = {(each.first.budget, each.size): each for each in found.places}
+    for budget in (1e12, 1e13):
+        whole, without = by_size[budget, "N"], by_size[budget, "N without positions"]
+        assert whole.ratio == pytest.approx(whole.first.n_opt / whole.second.n_opt)
+        # Of equal networks the arm with a prefix has 384 · d more.
+        assert without.ratio < whole.ratio
+        best = whole.first
+        sizes, place = np.sort(best.profile.params), best.at("cross part", best.n_opt)
+        assert sizes[0] < np.exp(best.at("N without positions", sizes[-1])) < sizes[-1]
+        assert 0.1 < place < 0.4
+    assert "| 3n / none | 1e12 | all |" in page.places(found)
+
+
+def test_vocabularies_are_compared_by_what_they_share():
+    arms, fits = ("3n_pieces", "3n"), (surface_fit("3n"), surface_fit("3n"))
+    whole, inner = vocabularies(arms, [Widths(CPU, arm) for arm in arms], fits, 1e13)
+    # One surface: at the same FLOPs of the layers the same number of them is best.
+    assert (whole.budget, whole.counted) == (1e13, "all")
+    assert inner.budget < 1e13
+    assert inner.lost == 0
+    # More parameters lie outside of the layers, which the same surface in N gives to them.
+    assert whole.ratio == pytest.approx(1, abs=0.1)
+    assert inner.ratio < 0.9
+    assert inner.interval.low == pytest.approx(inner.ratio)
 
 
 def test_equal_arms_are_told_apart_as_rarely_as_stated():
@@ -168,7 +309,7 @@ def test_equal_arms_are_told_apart_as_rarely_as_stated():
         measured = sigma * (generator.chisquare(freedom) / freedom) ** 0.5
         noise = Scatter(measured, freedom, "drawn")
         one, other = (best_of_losses(each, sizes, noise=noise) for each in losses)
-        told += Difference(one, other, 1).verdict.endswith("is better")
+        told += Difference(one, other, (), None, 1).verdict.endswith("is better")
     # 5 % of 400 are 20, with a standard deviation of 4.4.
     assert 7 <= told <= 33
 
@@ -198,7 +339,7 @@ def surface_fit(arm):
 
 def test_recounting_moves_the_optimum_as_a_search_finds():
     fit = surface_fit("none")
-    found = {each.count: each for each in recounts(CPU, "none", fit, 1e13)}
+    found = {each.count: each for each in recounts(Widths(CPU, "none"), "none", fit, 1e13)}
     assert found["causal"].ratio == 1.0
     assert {"dense", "article", "kaplan", "6n", "causal, no output layer"} <= found.keys()
     # Minimise L(N, D) with D = C' / (6·N) per token by brute force, 6n counting 6·N: L depends on
@@ -207,7 +348,7 @@ def test_recounting_moves_the_optimum_as_a_search_finds():
     assert found["6n"].ratio < 1
     assert found["article"].ratio == pytest.approx(1, abs=0.1)
     # Of the arms with a prefix only what covers it.
-    covered = {each.count for each in recounts(CPU, "3n", surface_fit("3n"), 1e13)}
+    covered = {each.count for each in recounts(Widths(CPU, "3n"), "3n", surface_fit("3n"), 1e13)}
     assert covered == {
         "causal",
         "dense",
@@ -238,11 +379,11 @@ def test_a_budget_trained_by_another_count_shows_its_move(tmp_path):
 
     moved = moved_by(0.4)
     [each] = moved.trained
-    assert each.ratio == pytest.approx(np.exp(0.4), rel=0.05)
-    assert each.interval.low > 1
+    assert each.place.ratio == pytest.approx(np.exp(0.4), rel=0.05)
+    assert each.place.interval.low > 1
     assert "| none | 1e13 | 6n |" in page.counts(moved)
     [still] = moved_by(0.0).trained
-    assert still.interval.low < 1 < still.interval.high
+    assert still.place.interval.low < 1 < still.place.interval.high
 
 
 def test_prediction_and_outcome(tmp_path):
@@ -252,7 +393,8 @@ def test_prediction_and_outcome(tmp_path):
     said = made["approaches"]["3, huber-log"]
     # The surface is found again: its loss at the predicted sizes is the predicted one.
     assert said["loss"] == pytest.approx(surface(said["params"], said["tokens"]), rel=0.02)
-    assert Scatter(**made["noise"]) == found.noise
+    assert made["approach"] == "3, variable-projection"
+    assert Scatter(**made["noise"]) == found.noise["3n"]
     with pytest.raises(ValueError, match="never changed"):
         predict(found, "3n", 1e14, path)
     with pytest.raises(ValueError, match="above all trained budgets, up to 3e"):
@@ -274,18 +416,18 @@ def test_prediction_and_outcome(tmp_path):
     came = outcome(path, late)
     assert came.best.n_opt
     assert came.best.loss == pytest.approx(said["loss"], rel=0.02)
-    assert came.best.half_width == pytest.approx(found.noise.half_width(1), rel=0.2)
+    assert came.best.half_width == pytest.approx(half_width([(found.noise["3n"], 1.0)]), rel=0.2)
     # The runs that test it are in no fit, and no later prediction is of a budget that they reach.
     assert len(after.results.of("3n")) == len(found.results.of("3n"))
     with pytest.raises(ValueError, match="up to 1e"):
         predict(after, "3n", 1e14, tmp_path / "another.json")
-    # What is off by little has an interval that meets the predicted one; by much, none.
-    [low, high] = (said["loss_interval"][end] for end in ("low", "high"))
-    reaches = high + 0.9 * came.best.half_width
-    for at, inside in (((low + high) / 2, "yes"), (reaches, "no, intervals meet"), (9.0, "no")):
+    # What is off by little is not told from what was predicted, by both intervals; by much, it is.
+    high = said["loss_interval"]["high"]
+    reaches = high + 0.5 * came.best.half_width
+    for at, *expected in ((said["loss"], "yes", "yes"), (reaches, "no", "yes"), (9.0, "no", "no")):
         moved = outcome(path, ended(lambda each, at=at: at + parabola_about(tests, each)))
         [row] = [r for r in moved.rows if (r["approach"], r["of"]) == ("3, huber-log", "loss")]
-        assert row["inside"] == inside
+        assert [row["inside"], row["agree"]] == expected
     # What had been trained, or begun, before is no prediction.
     with pytest.raises(ValueError, match="no prediction"):
         outcome(path, ended(date="2001-01-01T00:00:00+00:00"))
@@ -395,10 +537,27 @@ def test_the_committed_page_has_every_mark(tmp_path):
 
 def test_the_readme_has_the_differences_of_the_committed_page():
     text = (ROOT / "docs/isoflop-study.md").read_text()
-    differences = re.findall(r"\| 3n − none \| \S+ \| \+(\S+) ± \S+ \| none is better \|", text)
-    first, second, third = differences
+    (header, *rows) = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in re.findall(
+            r"^\| (?:first − second \| budget|3n − none \| \S+ \| \+).*$", text, re.M
+        )
+    ]
+    told = [dict(zip(header, row, strict=True)) for row in rows]
+    budgets, costs, worse, networks = [], [], 0, 0
+    for row in told:
+        assert row["verdict"].startswith("none is better")
+        cost, half = row["nats per byte"].split(" ± ")
+        assert float(half) == pytest.approx(0.045, abs=0.001)
+        budgets.append(row["budget"])
+        costs.append(cost.lstrip("+"))
+        k, n = row["second is better"].split(" of ")
+        worse, networks = worse + int(k), networks + int(n)
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"costs {first}, {second} and {third} nats per byte" in readme
+    listed = " and ".join([", ".join(costs[:-1]), costs[-1]])
+    at = " and ".join([", ".join(budgets[:-1]), budgets[-1]])
+    assert f"in {worse} of {networks} cases" in readme
+    assert f"it costs {listed} nats per byte at {at} FLOPs, each ± 0.045" in readme
     with (ROOT / "models/study/results/cpu/runs.csv").open(encoding="utf-8", newline="") as file:
         assert f"{len(list(csv.DictReader(file)))} runs so far" in readme
 

@@ -23,8 +23,8 @@ PROGRAMS = sorted(
 )
 HELPFUL = {
     "benchmarks", "benchmarks.tiling.issue", "flopcount.cli", "validate.compiled_record",
-    "validate.emulator", "validate.emulator.shipped", "validate.gallery", "validate.profile",
-    "validate.who_counts_what",
+    "validate.emulator", "validate.emulator.drawn", "validate.emulator.shipped",
+    "validate.gallery", "validate.profile", "validate.who_counts_what",
 }  # fmt: skip
 """Programs that can print their help without any package."""
 PERCEIVER = (

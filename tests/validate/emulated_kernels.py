@@ -304,13 +304,19 @@ CASES = (
 )  # fmt: skip
 
 
-def edited(launch, pattern, replacement):
-    """A launch in which each instruction that matches, if one does, is changed."""
-    lines = []
+def edited(launch, pattern, replacement, which=0):
+    """A launch in which one instruction of those that match is changed, or (None) each of them."""
+    lines, matches = [], 0
     for at in launch.code.instructions:
+        text = changed = at.text.removeprefix(f"@{at.guard} ")
+        if re.search(pattern, text):
+            if which in (None, matches):
+                changed = "NOP" if replacement == "NOP" else re.sub(pattern, replacement, text)
+            matches += 1
         guard = f"@{at.guard} " if at.guard else ""
-        text = re.sub(pattern, replacement, at.text.removeprefix(guard))
-        lines.append(f"/*{16 * at.index:04x}*/ {guard}{text} ;")
+        file, line = at.source.rsplit(":", 1)
+        lines.append(f'//## File "{file}", line {line}')
+        lines.append(f"/*{16 * at.index:04x}*/ {guard}{changed} ;")
     instructions, _ = assembly.parsed("\n".join(lines))
     code = dataclasses.replace(launch.code, instructions=instructions)
     return dataclasses.replace(launch, code=code, operations=operations.decoded(code))
@@ -329,7 +335,7 @@ def errors(name, fault=None):
     case = next(case for case in CASES if case.__name__ == name)
 
     def run(launch):
-        findings.extend(safety.check(edited(launch, *fault) if fault else launch))
+        findings.extend(safety.check(edited(launch, *fault, which=None) if fault else launch))
 
     with launching.emulating(run):
         for result, truth, *bound in case():

@@ -3,9 +3,14 @@
 What is expected comes from plain PyTorch, in float64 or as integers.
 """
 
+import collections
+import contextlib
+import dataclasses
+
 import pytest
 
 from tests.validate import emulated_kernels, others_kernels
+from validate.emulator import assembly, cases, launching, operations
 from validate.witnesses.processes import triton_processes
 
 
@@ -49,6 +54,35 @@ FAULTS = {
 def test_a_fault_in_the_code_is_seen(pool, name):
     shares, findings = pool.submit(emulated_kernels.errors, name, FAULTS[name]).result()
     assert not max(shares) <= 1 or findings
+
+
+def accepted_forms():
+    """How many were tried of instructions with a made-up modifier somewhere, and which decode."""
+    forms, accepted, tried = {}, [], 0
+
+    def run(launch):
+        for at in launch.code.instructions:
+            forms[at.opcode, at.modifiers, len(at.operands)] = at, launch.code
+
+    with launching.emulating(run):
+        for case in emulated_kernels.CASES:
+            collections.deque(case(), maxlen=0)
+    cases.called(cases.Case("bfloat16", 73, 40, 30, 2, 1, pairs=9), run, values=False)
+    for at, code in forms.values():
+        for i in range(len(at.modifiers) + 1):
+            for rest in (at.modifiers[i:], at.modifiers[i + 1 :]):
+                changed = dataclasses.replace(at, modifiers=(*at.modifiers[:i], "FOO", *rest))
+                tried += 1
+                with contextlib.suppress(assembly.UnknownCodeError):
+                    operations.decoded(dataclasses.replace(code, instructions=(changed,)))
+                    accepted.append(str(changed))
+    return tried, accepted
+
+
+def test_no_made_up_modifier_is_accepted(pool):
+    tried, accepted = pool.submit(accepted_forms).result()
+    assert tried > 800
+    assert accepted == []
 
 
 @pytest.mark.parametrize("name", others_kernels.NAMES)

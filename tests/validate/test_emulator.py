@@ -1,6 +1,7 @@
 """The assembled kernels, executed without a GPU: right, and each introduced error is seen."""
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import re
@@ -11,8 +12,22 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.attention.reference import reference_preparation
+from models.results import between_marks
+from tests.validate.emulated_kernels import edited
 from validate.compiled_record import launched_kernels, shipped_kernels, shipped_launches
-from validate.emulator import assembly, cases, counts, launching, operations, safety, shipped
+from validate.emulator import (
+    assembly,
+    cases,
+    counts,
+    decoding,
+    drawn,
+    launching,
+    operations,
+    report,
+    safety,
+    shipped,
+)
 from validate.emulator.__main__ import main
 from validate.emulator.cases import (
     Case,
@@ -35,7 +50,7 @@ from validate.emulator.counts import (
 from validate.emulator.machine import Machine
 from validate.emulator.memory import GlobalMemory, MachineError
 from validate.emulator.safety import Safety, check
-from validate.witnesses.compiled_code import Kernel, Launch, compiling, make_launches
+from validate.witnesses.compiled_code import Kernel, Launch, make_launches
 from validate.witnesses.processes import triton_processes
 
 # Heads read in place; grouped, turned, with the prefix apart; products without tensor cores. The
@@ -78,26 +93,6 @@ FAULTS = {
 }
 
 
-def edited(launch, pattern, replacement, which=0):
-    """A launch in which one instruction of those that match is changed, or (None) each of them."""
-    lines, matches, changes = [], 0, 0
-    for at in launch.code.instructions:
-        text = changed = at.text.removeprefix(f"@{at.guard} ")
-        if re.search(pattern, text):
-            if which in (None, matches):
-                changed = "NOP" if replacement == "NOP" else re.sub(pattern, replacement, text)
-                changes += changed != text
-            matches += 1
-        guard = f"@{at.guard} " if at.guard else ""
-        file, line = at.source.rsplit(":", 1)
-        lines.append(f'//## File "{file}", line {line}')
-        lines.append(f"/*{16 * at.index:04x}*/ {guard}{changed} ;")
-    assert changes, f"no instruction matches {pattern!r}"
-    instructions, _ = assembly.parsed("\n".join(lines))
-    code = dataclasses.replace(launch.code, instructions=instructions)
-    return dataclasses.replace(launch, code=code, operations=operations.decoded(code))
-
-
 def faulty(case, fault):
     """Errors where the forward kernel has a fault."""
 
@@ -112,6 +107,137 @@ def faulty(case, fault):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_the_code_is_seen(pool, fault):
     assert not pool.submit(faulty, CASES[0], fault).result() <= 1
+
+
+# Drawn calls.
+
+QUICK = (3, 20, 22, 25)
+"""Seeds of calls that take few seconds."""
+
+
+@pytest.fixture(scope="module")
+def drawn_calls(pool):
+    return {seed: pool.submit(drawn.tried, seed) for seed in QUICK}
+
+
+@pytest.mark.parametrize("seed", QUICK)
+def test_drawn_calls_are_right_counted_and_safe(drawn_calls, seed):
+    _, finding = drawn_calls[seed].result()
+    assert finding.case == drawn.draw(seed)
+    assert finding.holds, finding
+    # Three of each pass over keys, two of that over rows, and what each kernel declares.
+    assert len(finding.missed) >= 2 + 11 + 4
+
+
+def judged_with(pattern, replacement, which):
+    """What becomes of a call whose forward kernel has a fault."""
+
+    class Faulty(shipped.Watched):
+        def run(self, launch):
+            wrong = launch.name == "attention_forward"
+            super().run(edited(launch, pattern, replacement, which) if wrong else launch)
+
+    return shipped.judged(Case("bfloat16", 64, 20, 70), Faulty())
+
+
+def test_a_call_that_does_not_hold_is_told_by_what_it_lacks(pool):
+    wrong = pool.submit(judged_with, *FAULTS["a product too few"], 0).result()
+    assert not wrong.holds
+    assert not wrong.share <= 1
+    assert {name for name, number in wrong.missed.items() if number} == {"forward"}
+    assert wrong.cells()["missed"] == str(wrong.missed["forward"])
+    unsafe = pool.submit(judged_with, r"^BAR\.SYNC", "NOP", None).result()
+    assert not unsafe.holds
+    assert any(safety.RACE in text for text in unsafe.unsafe)
+    assert unsafe.cells()["unsafe"] == str(len(unsafe.unsafe)) != "0"
+    refused = pool.submit(judged_with, *REFUSED["outside of every tensor"], 0).result()
+    assert not refused.holds
+    assert any("outside of every tensor" in text for text in refused.unsafe)
+
+
+def test_draws_are_of_every_kind():
+    calls = [drawn.draw(seed) for seed in range(300)]
+    assert len(set(calls)) == 300
+    assert {case.dtype for case in calls} == {"bfloat16", "float16", "float32"}
+    assert (min(x.head_dim for x in calls), max(x.head_dim for x in calls)) == (1, 256)
+    assert set(drawn.IN_PLACE) <= {case.head_dim for case in calls}
+    assert max(case.queries for case in calls) == drawn.LONGEST["bfloat16"]
+    for kind in (
+        lambda case: case.apart and case.prefix,
+        lambda case: not case.prefix,
+        lambda case: case.heads > case.key_heads > 1,
+        lambda case: case.pairs,
+        lambda case: case.batch > 1,
+        lambda case: case.queries % 16 == 1,
+    ):
+        assert 0 < sum(map(bool, map(kind, calls))) < 300
+
+
+def test_the_only_query_shows_what_a_chain_rounds():
+    case = drawn.draw(6)
+    assert (case.queries, case.heads, case.batch) == (1, 1, 1)
+    tensors, angles, grad = case.operands()
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    truths = cases.results(cases.plain_attention, exact, angles.double(), grad)
+    usuals = cases.results(cases.plain_attention, tensors, angles, grad)
+    q, k, _ = (x.detach() for x in tensors)
+    q, k = (reference_preparation(x, angles[:, -x.shape[1] :], 96)[0, :, 0] for x in (q, k))
+    products = (q.double() * k.double()).T
+    result, shares = truths[3].clone(), []
+    for scores in (products.sum(0), chained(products).double()):
+        weights = (scores / 96**0.5).softmax(0)
+        result[0, :, 0] = weights[:, None] * grad[0, 0, 0].double()
+        shares.append(cases.error_share(result, usuals[3], truths[3], 3))
+    off = (chained(products) - products.sum(0)).abs().max()
+    assert told(f"are off by up to {off:.1e}, alone {shares[1]:.2f} of the bound")
+    assert shares[0] < 0.2
+
+
+def missed_by(calls):
+    return [{k: n for k, n in difference(case, seen(case)).items() if n} for case in calls]
+
+
+def test_a_length_of_one_is_compiled_in(pool):
+    calls = [
+        Case("bfloat16", 16, 1, 19),
+        Case("float32", 96, 1),
+        Case("bfloat16", 16, 40, 1),
+    ]
+    assert [set(missed) for missed in pool.submit(missed_by, calls).result()] == [
+        {"exponentials of key_value", "requested bytes of key_value"},
+        {"forward", "backward", "requested bytes of key_value"},
+        {"exponentials of forward", "exponentials of query"},
+    ]
+
+
+@pytest.mark.record("python -m validate.emulator.drawn")
+def test_the_record_of_drawn_calls_is_of_the_code_at_hand(pool, drawn_calls):
+    rows = drawn.read(drawn.RECORD, drawn.COLUMNS)
+    seeds = [int(row["seed"]) for row in rows]
+    assert seeds == list(range(len(rows)))
+    assert len(rows) >= 24
+    assert says(drawn.MARK, drawn.verdict(rows))
+    for row in rows:
+        assert row["unsafe"] == "0"
+        assert row["missed"] == "0" or "1" in (row["queries"], row["prefix"]), row
+    readme = (shipped.DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert f"{len(rows)} drawn calls" in readme
+    over = {row["seed"]: row["share"] for row in rows if float(row["share"]) > 1}
+    assert over == {"6": "1.016"}
+    for row, identity in zip(rows, pool.map(drawn.identified, seeds), strict=True):
+        assert row.items() >= identity.items()
+    for seed, call in drawn_calls.items():
+        again, _ = call.result()
+        assert again == rows[seed] | {"seconds": again["seconds"]}
+
+
+def test_an_earlier_row_of_a_drawn_call_stays_where_it_is_of_the_same_kernels(pool):
+    identity = pool.submit(drawn.identified, 22).result()
+    row = identity | {"share": "0.5", "missed": "0", "unsafe": "0", "seconds": "1"}
+    assert pool.submit(drawn.tried, 22, row).result() == (row, None)
+    again, finding = pool.submit(drawn.tried, 22, row | {"digest": "0" * 12}).result()
+    assert finding is not None
+    assert again["digest"] == row["digest"]
 
 
 # What the text says, in a kernel of a few lines.
@@ -129,11 +255,12 @@ def kernel(text):
     return assembly.Code("kernel", instructions, labels, ())
 
 
-def run(text, warps=1, shared=256, memory=None, observers=(), constants=64):
+def run(text, warps=1, shared=256, memory=None, observers=(), constants=64, programs=1):
     code = kernel(text)
     machine = Machine(
-        code, operations.decoded(code), np.zeros(constants, np.uint32), np.zeros((1, 3), int),
-        warps, shared, memory or GlobalMemory(), observers=observers,
+        code, operations.decoded(code), np.zeros(constants, np.uint32),
+        np.arange(programs)[:, None] * [1, 0, 0], warps, shared, memory or GlobalMemory(),
+        observers=observers,
     )  # fmt: skip
     for observer in observers:
         observer.begin(machine)
@@ -295,6 +422,11 @@ def test_a_barrier_that_a_warp_never_reaches():
         ("IDP.4A.S8.S8 R0, R1, R2, R3", "opcode 'IDP'"),
         ("IMAD.LO R0, R1, R2, R3", "modifier 'LO'"),
         ("FADD.SAT R0, R1, R2", "modifier 'SAT'"),
+        ("HSETP2.BF16_V2.FOO.AND P0, PT, R0, R1, PT", "form of a comparison"),
+        ("HSETP2 P0, PT, R0, R1, PT", "form of a comparison"),
+        ("MEMBAR", "fence"),
+        ("MEMBAR.SC.GPU.FOO", "modifier 'FOO'"),
+        ("HGMMA R24, gdesc[UR4], RZ, !UPT", "this form (IndexError"),
         ("LDC R0, c[0x3][0x10]", "constant bank 0x3"),
         ("LDC R0, c[0x0][0x30]", "constant 0x30"),
         ("ATOMG.E.ADD.S8 PT, RZ, desc[UR4][R2.64], R4", "modifier 'S8'"),
@@ -312,6 +444,33 @@ def test_what_is_not_known_is_named_with_its_line(line, what):
     code = assembly.Code("kernel", instructions, labels, ())
     with pytest.raises(assembly.UnknownCodeError, match=f"{re.escape(what)}.*some/where.py:7"):
         operations.decoded(code)
+
+
+OPERANDS = (
+    "", "B0", "`(.L_x_0)", "R4", "R4, R8", "R4, R8, R12", "R4, R8, R12, R16", "R4, R8, R12, PT",
+    "P0, PT, R4, R8, PT", "R4, [R8]", "[R8], R4", "R4, desc[UR4][R2.64]", "desc[UR4][R2.64], R4",
+    "PT, RZ, desc[UR4][R2.64], R4", "R4, P0, R8, R12, RZ", "PT, R4, R8, 0x1f, 0x1f",
+    "UR4, UR8", "UR4, UR8, UR12",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("opcode", sorted({*decoding.DECODERS, *decoding.UNIFORM}))
+def test_an_instruction_is_known_or_named_with_its_line(opcode):
+    def decode(line):
+        text = f'.L_x_0:\n//## File "/some/where.py", line 7\n/*0000*/ {line} ;'
+        instructions, labels = assembly.parsed(text)
+        operations.decoded(assembly.Code("kernel", instructions, labels, ()))
+
+    for operands in OPERANDS:
+        with contextlib.suppress(assembly.UnknownCodeError):
+            decode(f"{opcode} {operands}".strip())
+        with pytest.raises(assembly.UnknownCodeError, match=rf"{opcode}\.FOO.*some/where\.py:7"):
+            decode(f"{opcode}.FOO {operands}".strip())
+
+
+def test_what_is_not_there_at_run_time_is_named_with_its_line():
+    with pytest.raises(assembly.UnknownCodeError, match=r"'B0'.*BSYNC B0.* at 0x0"):
+        run("BSYNC B0\nEXIT")
 
 
 def test_lines_that_are_none():
@@ -397,6 +556,22 @@ def test_declared_work_is_of_the_sizes_at_hand(pool):
         }
 
 
+def opposite_declarations(case):
+    """How far declarations are off where two launches of a kernel declare a byte more, and less."""
+    launches, wrong = counted(case), iter((1, -1))
+    for x in launches:
+        if x.code.name == "attention_key_value_gradient":
+            x.declared = x.declared | {"bytes": x.declared["bytes"] + next(wrong)}
+    return cases.seen_in(case, launches)["declared"]
+
+
+def test_opposite_errors_of_declarations_do_not_cancel(pool):
+    declared = pool.submit(opposite_declarations, CASES[0]).result()
+    assert {name: off for name, off in declared.items() if off} == {
+        "attention_key_value_gradient": 2
+    }
+
+
 def test_a_product_too_few_is_counted(pool):
     missed = pool.submit(_missed_product, CASES[0]).result()
     # One m64n64k16 in each of 16 warpgroups that have a tile there.
@@ -414,6 +589,28 @@ def _missed_product(case):
 
     launched(case, run)
     return found[0] - found[1]
+
+
+def test_products_of_single_warps_are_counted():
+    # 2 · 16 · 8 · k FLOPs by each of 2 warps; 3 products of k = 16 and one of 8.
+    machine, _ = run("HMMA.16816.F32.BF16 R0, R4, R8, RZ\n" * 3
+                     + "HMMA.1688.F32.TF32 R0, R4, R8, RZ\nEXIT", warps=2)  # fmt: skip
+    found = counts.Counts(machine.code, machine.executed, Traffic(5), {})
+    assert found.tensor_flops() == {
+        "m16n8k16 bf16": 2 * 3 * 2 * 16 * 8 * 16,
+        "m16n8k8 tf32": 2 * 2 * 16 * 8 * 8,
+    }
+    with pytest.raises(ValueError, match="none of METRICS counts products m16n8k16 bf16"):
+        found.metrics()
+
+
+@pytest.mark.parametrize("warps", [1, 2, 3])
+def test_one_matrix_is_loaded_by_each_warp_for_itself(warps):
+    # 8 rows of 16 bytes, all of them in the first 128 bytes: a wavefront of each warp.
+    text = "MOV R1, 0x400\nMOV R2, 0x7\nSTS.128 [R1], RZ\nLDSM.16.M88 R4, [R1]\nEXIT"
+    traffic = Traffic(5)
+    run(text, warps=warps, observers=(traffic,))
+    assert traffic.wavefronts[3] == traffic.ideal[3] == warps
 
 
 def named(case):
@@ -532,6 +729,11 @@ def told(figures):
     return figures in " ".join(shipped.PAGE.read_text(encoding="utf-8").split())
 
 
+def says(mark, verdict):
+    page = shipped.PAGE.read_text(encoding="utf-8")
+    return between_marks(page, mark, f"{verdict}\n") == page
+
+
 def weights_of(scores, prefix):
     queries, keys = scores.shape[-2:]
     later = torch.arange(keys) > torch.arange(queries)[:, None] + prefix
@@ -596,8 +798,7 @@ def test_the_record_of_shipped_launches_is_of_the_code_at_hand():
     for row in rows:
         assert (row["missed"], row["unsafe"]) == ("0", "0"), row
     assert len(shipped.current(rows)) == len(rows)
-    page = shipped.PAGE.read_text(encoding="utf-8")
-    assert f"{shipped.BEGIN}{shipped.verdict(rows)}{shipped.END}" in page
+    assert says("executed", shipped.verdict(rows))
     readme = (shipped.DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert f"all {len(rows)} shipped launches" in readme
     most = max(float(row["share"]) for row in rows)
@@ -612,7 +813,7 @@ def test_the_page_names_what_does_not_hold():
     assert "Errors of 1 are" in fine
     bad = {"dtype": "float32", "head dim": "9", "group": "4", "share": "1.148", "unsafe": "2"}
     loud = shipped.verdict([row, row | bad])
-    assert "**float32, head dim 9, group 4: 1.148 of the bound.**" in loud
+    assert "**float32, head dim 9, group 4: 1.148 of the bound, 2 unsafe.**" in loud
     assert "1 had unsafe accesses" in loud
     assert "Errors of 1 are" in loud
 
@@ -629,19 +830,10 @@ def test_rows_of_other_code_do_not_count(tmp_path):
 
 def kernels_of_calls(launches, **changes):
     """The kernels of calls that make launches, by name, without those of lengths: none compiled."""
-    from kernels.attention import attention, prefix_attention
-
     found = []
     for launch in launches:
-        kernels = []
-        case = dataclasses.replace(shipped.case_of(launch), **changes)
-        with (
-            compiling([], wanted=(), launched=kernels),
-            pytest.MonkeyPatch.context() as patch,
-            shipped.shipping(launch),
-        ):
-            patch.setattr(attention, "unsupported", lambda *_: None)
-            cases.results(prefix_attention, *case.operands(values=False))
+        with shipped.shipping(launch):
+            kernels = cases.kernels_of(dataclasses.replace(shipped.case_of(launch), **changes))
         found.append({kernel for kernel in kernels if kernel.name != shipped.PREPARATION})
     return found
 
@@ -703,6 +895,26 @@ def test_the_command_shows_counts(pool, capsys):
     assert "attention_query_gradient" in shown
     assert "smsp__inst_executed.sum" in shown
     assert "loop 1" in shown
+
+
+def kernels_checked(function, arguments):
+    """What a command prints that finds each kernel, once, in a process that compiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "checked", lambda launch: launch.run() is not None and [""])
+        return function(*arguments)
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_the_command_checks_no_more_than_it_is_asked(pool, monkeypatch, capsys, backward):
+    class Pool:
+        def submit(self, function, *arguments):
+            return pool.submit(kernels_checked, function, arguments)
+
+    monkeypatch.setattr(report, "triton_processes", lambda **_: contextlib.nullcontext(Pool()))
+    report.show(Case("bfloat16", 16, 5), check=True, backward=backward)
+    shown = capsys.readouterr().out.split()
+    assert "attention_forward" in shown
+    assert ("attention_query_gradient" in shown) is backward
 
 
 def test_a_count_that_depends_on_data():
@@ -924,6 +1136,92 @@ def test_what_orders_two_warps(text, what):
     start = "S2R R0, SR_TID.X\nISETP.GE.AND P0, PT, R0, 0x20, PT\nMOV R1, 0x400"
     run(f"{start}\n{text}\nEXIT", warps=2, observers=(watch,))
     assert {finding.split(":")[0] for finding in watch.findings} == ({what} if what else set())
+
+
+STORE, LOAD = "STG.E desc[UR4][R2.64], R0", "LDG.E R6, desc[UR4][R2.64]"
+
+
+@pytest.mark.parametrize("several", ["warps", "programs"])
+@pytest.mark.parametrize(
+    ("text", "races"),
+    [
+        (STORE, ("warps", "programs")),
+        (LOAD, ()),
+        (f"@P0 {STORE}\n@!P0 {LOAD}", ("warps", "programs")),
+        (f"@!P0 {LOAD}\n@P0 {STORE}", ("warps", "programs")),
+        # Warps that load copies, of which one is stored, are right; programs are not.
+        (f"{LOAD}\n@P0 {STORE}", ("programs",)),
+        (f"@P0 {STORE}\n{LOAD}", ("warps", "programs")),
+        (f"@P0 {STORE}\n@P0 {LOAD}", ()),
+        # Bytes side by side, and one that lies in what another stores.
+        ("@P0 STG.E.U8 desc[UR4][R2.64+0x1], R0\n@!P0 LDG.E.U8 R6, desc[UR4][R2.64]", ()),
+        (
+            "@P0 STG.E.U8 desc[UR4][R2.64+0x1], R0\n@!P0 LDG.E R6, desc[UR4][R2.64]",
+            ("warps", "programs"),
+        ),
+        (
+            "@P0 STG.E desc[UR4][R2.64], R0\n@!P0 LDG.E.U8 R6, desc[UR4][R2.64+0x3]",
+            ("warps", "programs"),
+        ),
+        ("RED.E.ADD.STRONG.GPU desc[UR4][R2.64], R0", ()),
+        # Who comes first may be told by what an atomic returns, to programs.
+        (
+            f"ATOMG.E.ADD.STRONG.GPU PT, R8, desc[UR4][R2.64], R0\n@P0 {STORE}\n@!P0 {LOAD}",
+            ("warps",),
+        ),
+    ],
+)
+def test_what_orders_two_accesses_to_global_memory(several, text, races):
+    watch, memory, held = Safety(), GlobalMemory(), torch.zeros(64, dtype=torch.int32)
+    address = memory.address(held)
+    start = f"""
+        S2R R0, SR_TID.X
+        S2R R1, SR_CTAID.X
+        LOP3.LUT R2, R0, 0x1f, RZ, 0xc0, !PT
+        SHF.L.U32 R2, R2, 0x2, RZ
+        VIADD R2, R2, {address & 0xFFFFFFFF:#x}
+        MOV R3, {address >> 32:#x}
+        LEA R4, R1, R0, 0x5
+        ISETP.GE.AND P0, PT, R4, 0x20, PT
+    """
+    run(f"{start}\n{text}\nEXIT", memory=memory, observers=(watch,), **{several: 2})
+    found = {finding.split(":")[0] for finding in watch.findings}
+    assert found == ({safety.GLOBAL_RACE} if several in races else set())
+
+
+def test_a_barrier_orders_accesses_to_global_memory():
+    memory, held = GlobalMemory(), torch.zeros(64, dtype=torch.int32)
+    address = memory.address(held)
+    start = f"""
+        S2R R0, SR_TID.X
+        ISETP.GE.AND P0, PT, R0, 0x20, PT
+        MOV R2, {address & 0xFFFFFFFF:#x}
+        MOV R3, {address >> 32:#x}
+        @P0 {STORE}
+        BAR.SYNC.DEFER_BLOCKING 0x0
+        @!P0 {LOAD}
+    """
+    for further, races in (("", []), (f"@P0 {STORE}", [safety.GLOBAL_RACE])):
+        watch = Safety()
+        run(f"{start}\n{further}\nEXIT", warps=2, memory=memory, observers=(watch,))
+        assert [x.split(":")[0] for x in watch.findings] == races
+
+
+def one_after_the_other(case, *change):
+    """What is found where programs are executed one after the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching, "SIDE_BY_SIDE", 1)
+        return unsafe_findings(case, *change)
+
+
+@pytest.mark.parametrize("findings_of", [unsafe_findings, one_after_the_other])
+def test_programs_that_store_to_the_same_place_are_found_with_the_line(pool, findings_of):
+    # Every program does the work of the first.
+    change = ("attention_forward", r"^S2R (R\d+), SR_CTAID\.X", r"MOV \1, RZ", None)
+    found = pool.submit(findings_of, CASES[0], *change).result()
+    assert any(
+        re.match(rf"{safety.GLOBAL_RACE}: '.*STG.*' at 0x\w+, \w+/\w+\.py:", x) for x in found
+    )
 
 
 def test_an_empty_view_has_the_address_of_an_empty_tensor():

@@ -4,6 +4,7 @@ From the outside in:
 
 - ``report``: what a call executes, as tables: ``python -m validate.emulator``;
 - ``shipped``: launches that are shipped, right, counted and safe: ``docs/emulator.csv``;
+- ``drawn``: calls of any lengths, head dims and dtypes, judged alike: ``docs/emulator-drawn.csv``;
 - ``cases``: attention as its users call it, forward and backward;
 - ``launching``: Triton launches that compile and then run here, on the tensors they were given;
 - ``counts``: what a run executed, named as the hardware's counters name it;

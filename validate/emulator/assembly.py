@@ -51,6 +51,10 @@ class Instruction:
         """The error to raise where a part of it is not known."""
         return UnknownCodeError(f"{what} is not known to the emulator: {self}")
 
+    def lacks(self, error: Exception) -> UnknownCodeError:
+        """The error to raise where something was looked up or read that is not there."""
+        return self.unknown(f"this form ({type(error).__name__}: {error})")
+
 
 @dataclasses.dataclass(frozen=True)
 class Code:

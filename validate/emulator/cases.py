@@ -12,7 +12,7 @@ from kernels.attention.tilings import KERNELS, WIDEST_CUT, padded_head_dim
 from models.training.throughput import tiling_of
 from validate.emulator.counts import Counts, count
 from validate.emulator.launching import EmulatedLaunch, emulating
-from validate.witnesses.compiled_code import product_lines
+from validate.witnesses.compiled_code import Kernel, compiling, product_lines
 from validate.witnesses.processes import triton_processes
 
 PASS_OF = {kernel: name for name, kernel in KERNELS.items()} | {"row_products": "rows"}
@@ -138,6 +138,25 @@ def called(
         return [prefix_attention(*tensors, angles=angles)]
 
 
+def kernels_of(case: Case) -> list[Kernel]:
+    """The kernels that a call launches, forward and backward; none is compiled."""
+    from unittest import mock
+
+    import triton
+
+    from kernels.attention import attention, prefix_attention
+
+    kernels: list[Kernel] = []
+    with (
+        triton.knobs.nvidia.scope(),
+        triton.knobs.compilation.scope(),
+        compiling([], wanted=(), launched=kernels),
+        mock.patch.object(attention, "unsupported", return_value=None),
+    ):
+        results(prefix_attention, *case.operands(values=False))
+    return kernels
+
+
 def errors(case: Case, run: Callable[[EmulatedLaunch], Any] = EmulatedLaunch.run) -> list[float]:
     """Largest errors of output and gradients, as shares of what they may be.
 
@@ -199,13 +218,13 @@ def counted(
 
 
 def seen(case: Case) -> dict[str, dict[str, int]]:
-    """What is executed, and how much less the kernels' own declarations say.
+    """What is executed, and how far the kernels' own declarations are from it.
 
     Returns:
         ``executed``: FLOPs of tile products by pass, on tensor cores, or of fused multiply-adds in
-        fp32. ``declared``: of each kernel, the bytes that it declares minus the distinct ones that
-        its launches touch. ``work``: exponentials, distinct bytes and requested ones by the
-        counter's name of the kernel.
+        fp32. ``declared``: of each kernel, the bytes that a launch declares more or less than the
+        distinct ones that it touches, summed over launches. ``work``: exponentials, distinct bytes
+        and requested ones by the counter's name of the kernel.
     """
     return seen_in(case, counted(case))
 
@@ -223,7 +242,7 @@ def seen_in(case: Case, launches: Iterable[Counts]) -> dict[str, dict[str, int]]
         if case.dtype == "float32":
             executed[phase] += counts.lane_flops(lines)
         distinct, requested = counts.global_bytes("distinct bytes"), counts.global_bytes("bytes")
-        declared[name] += counts.declared["bytes"] - distinct
+        declared[name] += abs(counts.declared["bytes"] - distinct)
         if name in PASS_OF:
             work[f"exponentials of {PASS_OF[name]}"] += counts.special().get("EX2", 0)
             work[f"distinct bytes of {PASS_OF[name]}"] += distinct
@@ -248,7 +267,8 @@ def difference(case: Case, counts: dict[str, dict[str, int]]) -> dict[str, int]:
     }
     for name in LEFT_OUT:
         work[f"exponentials of {name}"] -= left_out(case, name)
-    missed |= {name: number - counts["work"][name] for name, number in work.items()}
+    # A kernel that was refused before its end executed nothing that counts.
+    missed |= {name: number - counts["work"].get(name, 0) for name, number in work.items()}
     return missed | {f"declared by {name}": n for name, n in counts["declared"].items()}
 
 

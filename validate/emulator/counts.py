@@ -80,6 +80,23 @@ def pipe_of(at: Instruction) -> str:
     return _PIPE_OF[at.opcode]
 
 
+def product_of(at: Instruction) -> tuple[tuple[int, int, int], str] | None:
+    """M, N, K and operands' type of a tensor core's product; None of another instruction.
+
+    >>> from validate.emulator.assembly import parsed
+    >>> [product_of(parsed(f"/*0000*/ {text} ;")[0][0]) for text in (
+    ...     "HMMA.1688.F32.TF32 R0, R4, R6, R8", "HGMMA.64x16x16.F32 R24, gdesc[UR4], RZ, !UPT")]
+    [((16, 8, 8), 'tf32'), ((64, 16, 16), 'fp16')]
+    """
+    if at.opcode not in PIPES["tensor"]:
+        return None
+    kind = next((name for name in ("bf16", "tf32") if name.upper() in at.modifiers), "fp16")
+    if at.opcode == "HMMA":
+        return (16, 8, int(at.modifiers[0].removeprefix("168"))), kind
+    m, n, k = map(int, at.modifiers[0].split("x"))
+    return (m, n, k), kind
+
+
 METRICS_OF_FLOPS = {
     "bf16": "sm__ops_path_tensor_op_hgmma_src_bf16_dst_fp32_sparsity_off.sum",
     "fp16": "sm__ops_path_tensor_op_hgmma_src_fp16_sparsity_off.sum",
@@ -410,7 +427,7 @@ def wavefronts(
     address of its neighbour, or each that of its neighbour but one.
 
     Args:
-        addresses: Of each lane, (warps, lanes).
+        addresses: Of each lane, (warps, lanes); of the first 8 or 16 lanes for matrices (LDSM).
         mask: Which lanes take part.
         size: Bytes of a lane.
         stores: Whether they store.
@@ -424,10 +441,15 @@ def wavefronts(
     (4, 4)
     >>> [wavefronts(16 * (line // 16), None, 16, stores) for stores in (False, True)]
     [(2, 2), (4, 4)]
+
+    Of one matrix, each warp's 8 rows are a wavefront of their own.
+
+    >>> [wavefronts(np.zeros((warps, 8), np.uint32), None, 16, False) for warps in (1, 2)]
+    [(1, 1), (2, 2)]
     """
     together = LANES * BANK_BYTES // max(size, BANK_BYTES)
     taking = np.ones(addresses.shape, bool) if mask is None else mask
-    if stores or together == LANES:
+    if stores or together == LANES or addresses.shape[1] == together:
         return _passes(addresses, taking, size, together)
     groups, takes = (x.reshape(-1, 2 * together) for x in (addresses, taking))
     packed = np.zeros(len(groups), bool)
@@ -475,13 +497,13 @@ class Counts:
     declared: dict[str, Any]
 
     def tensor_flops(self) -> dict[str, int]:
-        """FLOPs of tensor cores by shape and type: 2·M·N·K for each warpgroup."""
+        """FLOPs of tensor cores by shape and type: 2·M·N·K for each warpgroup, or warp (HMMA)."""
         flops: collections.Counter[str] = collections.Counter()
         for at, times in zip(self.code.instructions, self.executed.tolist(), strict=True):
-            if at.opcode == "HGMMA" and times:
-                m, n, k = (int(size) for size in at.modifiers[0].split("x"))
-                kind = "bf16" if "BF16" in at.modifiers else "fp16"
-                flops[f"m{m}n{n}k{k} {kind}"] += 2 * m * n * k * times // WARPGROUP
+            if times and (product := product_of(at)):
+                (m, n, k), kind = product
+                warps = WARPGROUP if at.opcode == "HGMMA" else 1
+                flops[f"m{m}n{n}k{k} {kind}"] += 2 * m * n * k * times // warps
         return dict(flops)
 
     def lane_flops(self, lines: Iterable[str]) -> int:
@@ -534,13 +556,20 @@ class Counts:
         return "outside of loops"
 
     def metrics(self) -> dict[str, int]:
-        """What the launch executes, by Nsight Compute's name of it."""
+        """What the launch executes, by Nsight Compute's name of it.
+
+        Raises:
+            ValueError: If products of single warps, which none of :data:`METRICS` counts, are
+                executed.
+        """
         values = dict.fromkeys(METRICS, 0)
         values["smsp__inst_executed.sum"] = int(self.executed.sum())
         for pipe, times in self.pipes().items():
             if pipe in METRICS_OF_PIPES:
                 values[METRICS_OF_PIPES[pipe]] = times
         for shape, flops in self.tensor_flops().items():
+            if not shape.startswith("m64"):
+                raise ValueError(f"{self.code.name}: none of METRICS counts products {shape}")
             values[METRICS_OF_FLOPS[shape.split()[1]]] += flops
         traffic = self.traffic
         for at in self.code.instructions:

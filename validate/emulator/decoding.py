@@ -479,7 +479,4 @@ def as_fp16(x: Any) -> Any:
 
 
 HALVES = {"BF16": as_bf16, "F16": as_fp16}
-
-
-HALVES = {"BF16": as_bf16, "F16": as_fp16}
 """What makes fp32 16-bit numbers, by the type's modifier."""

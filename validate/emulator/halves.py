@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from validate.emulator.comparisons import JOINTS, compared
+from validate.emulator.comparisons import JOINTS, REALS, compared
 from validate.emulator.decoding import (
     U32,
     Decoder,
@@ -150,12 +150,12 @@ def _minimum(d: Decoder) -> Run:
 def _compare(d: Decoder) -> Run:
     """Each half of a compared with b's, and (or, exclusive or) a predicate; the low one first."""
     bf16 = bool(d.take("BF16_V2"))
-    name, joint = (d.modifiers.pop(0) for _ in range(2))
+    name, joint = d.take(*REALS), d.take(*JOINTS)
     texts = list(d.at.operands)
     puts = [d.write_predicate(texts.pop(0)) for _ in range(2)]
     other = d.predicate(texts.pop())
     given = operands(d, texts, bf16)
-    if joint not in JOINTS or len(given) != 2:
+    if not (name and joint) or len(given) != 2:
         raise d.at.unknown("this form of a comparison")
 
     def run(g: Group, m: Array | None) -> None:

@@ -248,7 +248,11 @@ class Machine:
             # The group that is furthest behind goes on, so that loops end together.
             pc = min(group.pc for group in ready)
             here, ready = self._first_at(pc, ready)
-            stopped = self._advance(joined(here), {group.pc for group in ready})
+            group = joined(here)
+            try:
+                stopped = self._advance(group, {other.pc for other in ready})
+            except LookupError as error:
+                raise self.code.instructions[group.pc].lacks(error) from error
             for group, reason in stopped:
                 if reason:
                     waiting.append((group, reason))

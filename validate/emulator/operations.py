@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 
 from validate.emulator import atomics, doubles, halves, products
-from validate.emulator.assembly import ACCESSES, INSTRUCTION_BYTES, Code, Instruction, access_bytes
+from validate.emulator.assembly import (
+    ACCESSES,
+    INSTRUCTION_BYTES,
+    Code,
+    Instruction,
+    UnknownCodeError,
+    access_bytes,
+)
 from validate.emulator.comparisons import COMPARISONS, JOINTS, REALS, compared
 from validate.emulator.decoding import (
     BYTES_OF_WORD,
@@ -46,7 +53,7 @@ from validate.emulator.decoding import (
     signed,
     words_of,
 )
-from validate.emulator.machine import LANES, LOCAL_BYTES, Group, Operation
+from validate.emulator.machine import LANES, LOCAL_BYTES, NEVER_WRITTEN, Group, Operation
 from validate.emulator.memory import Array, MachineError
 
 FAMILIES = (atomics, doubles, halves)
@@ -61,29 +68,36 @@ def decoded(code: Code) -> list[Operation]:
     """
     operations = []
     for at in code.instructions:
-        decoder = Decoder(at, code)
-        decoder.uniform = at.opcode in UNIFORM
-        name = at.opcode.removeprefix("U") if decoder.uniform else at.opcode
-        if name not in DECODERS:
-            raise at.unknown(f"opcode {at.opcode!r}")
-        guard = None
-        if at.guard and at.guard not in ("PT", "UPT"):
-            guard = decoder.predicate(at.guard)
-        run = DECODERS[name](decoder)
-        if decoder.modifiers:
-            raise at.unknown(f"modifier {decoder.modifiers[0]!r}")
-        if at.guard in ("!PT", "!UPT"):  # never executed: what ptxas puts before some copies
-            guard = _never
-        if decoder.condition is not None:
-            guard = decoder.condition if guard is None else _both(guard, decoder.condition)
-        operations.append(
-            Operation(
-                at, run, guard, decoder.uniform, decoder.uses, decoder.defines, decoder.wait,
-                decoder.observe, decoder.observed, decoder.from_memory, tuple(decoder.bitwise),
-                decoder.target,
-            )
-        )  # fmt: skip
+        try:
+            operations.append(_decoded(at, code))
+        except UnknownCodeError:
+            raise
+        except (LookupError, ValueError) as error:
+            raise at.lacks(error) from error
     return operations
+
+
+def _decoded(at: Instruction, code: Code) -> Operation:
+    decoder = Decoder(at, code)
+    decoder.uniform = at.opcode in UNIFORM
+    name = at.opcode.removeprefix("U") if decoder.uniform else at.opcode
+    if name not in DECODERS:
+        raise at.unknown(f"opcode {at.opcode!r}")
+    guard = None
+    if at.guard and at.guard not in ("PT", "UPT"):
+        guard = decoder.predicate(at.guard)
+    run = DECODERS[name](decoder)
+    if decoder.modifiers:
+        raise at.unknown(f"modifier {decoder.modifiers[0]!r}")
+    if at.guard in ("!PT", "!UPT"):  # never executed: what ptxas puts before some copies
+        guard = _never
+    if decoder.condition is not None:
+        guard = decoder.condition if guard is None else _both(guard, decoder.condition)
+    return Operation(
+        at, run, guard, decoder.uniform, decoder.uses, decoder.defines, decoder.wait,
+        decoder.observe, decoder.observed, decoder.from_memory, tuple(decoder.bitwise),
+        decoder.target,
+    )  # fmt: skip
 
 
 def _never(g: Group) -> Array:
@@ -1045,7 +1059,7 @@ def _local(
     machine = g.machine
     if machine.local is None:
         shape = (LOCAL_BYTES // BYTES_OF_WORD, len(machine.exited), LANES)
-        machine.local = np.full(shape, 0x7FDEADBE, U32)
+        machine.local = np.full(shape, NEVER_WRITTEN)
     if lanes is not None:
         addresses = np.where(lanes, addresses, U32(0))
     return machine.local, addresses // U32(BYTES_OF_WORD)
@@ -1336,16 +1350,10 @@ def _around_fences(d: Decoder) -> Run:
 def _fence(d: Decoder) -> Run:
     """Memory in order: everything is, here. Observers ask whether descriptors may read."""
     d.number_of_operands(0)
-    if (
-        d.at.opcode == "MEMBAR"
-        and d.at.modifiers[0] in ("ALL", "SC")
-        and d.at.modifiers[1] in SCOPES
-    ):
-        d.modifiers.clear()
+    if d.at.opcode == "MEMBAR" and d.take("ALL", "SC") and d.take(*SCOPES):
         return no_effect
-    if (d.at.opcode, *d.at.modifiers) != ("FENCE", "VIEW", "ASYNC", "S"):
+    if d.at.opcode == "MEMBAR" or not (d.take("VIEW") and d.take("ASYNC") and d.take("S")):
         raise d.at.unknown("this fence")
-    d.modifiers.clear()
 
     def run(g: Group, m: Array | None) -> None:
         for observer in g.machine.observers:

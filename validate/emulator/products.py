@@ -99,7 +99,6 @@ def decode(d: Decoder) -> Run:
         d.uses |= ((1 << columns // 2) - 1) << first
     else:
         raise d.at.unknown(f"accumulators {texts[2:]}")
-    d.commits = commits
 
     def operand(
         g: Group, at: int, outer: int, transposed: bool

@@ -50,13 +50,13 @@ def _loops(counts: Counts) -> list[list[object]]:
     return [[*key, times] for key, times in sorted(tally.items()) if times]
 
 
-def _findings(case: Case) -> list[str]:
+def _findings(case: Case, backward: bool) -> list[str]:
     findings: list[str] = []
 
     def run(launch: EmulatedLaunch) -> None:
         findings.extend(f"{launch.name} {finding}" for finding in checked(launch))
 
-    launched(case, run)
+    launched(case, run, backward)
     return findings
 
 
@@ -70,7 +70,7 @@ def show(case: Case, check: bool = False, backward: bool = True) -> int:
     """
     with triton_processes(interpret=False) as pool:
         if check:
-            findings = pool.submit(_findings, case).result()
+            findings = pool.submit(_findings, case, backward).result()
             print("\n".join(findings) or "nothing is touched that must not be")
             return 1 if findings else 0
         print("\n\n".join(pool.submit(_tables, case, backward).result()))

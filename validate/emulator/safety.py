@@ -4,7 +4,10 @@ Each finding names the instruction. What would be found by chance on a GPU is fo
 order in which warps run, since it is asked what orders two accesses, not which came first here:
 
 - between two warps of a program, a barrier that both pass; or nothing, where both store the same
-  and nobody reads it before the next barrier;
+  to shared memory and nobody reads it before the next barrier;
+- between two programs of a launch, nothing, unless the kernel has atomics whose results can order
+  them: what one of them stores to global memory, no other stores or loads. Atomics may meet
+  anything there;
 - a copy to shared memory (``LDGSTS``) is done when its warp has waited for its group;
 - a product (``HGMMA``) reads its operands and writes its accumulators until its warpgroup has
   waited for its group; registers that it uses are ready at the ``WARPGROUP.ARRIVE`` before it;
@@ -22,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from validate.emulator.assembly import Code, Instruction, access_bytes
+from validate.emulator.counts import GLOBAL
 from validate.emulator.launching import EmulatedLaunch
-from validate.emulator.machine import NOTHING_IN_FLIGHT, WARPGROUP, Group, Machine, Operation
+from validate.emulator.machine import LANES, NOTHING_IN_FLIGHT, WARPGROUP, Group, Machine, Operation
 from validate.emulator.memory import Array, GlobalMemory, MachineError
 from validate.emulator.products import UNIT, units_of
 
@@ -33,6 +37,7 @@ NEVER = np.iinfo(np.int32).max
 UNWRITTEN = "reads shared memory that nothing wrote"
 IN_FLIGHT = "touches a copy before its wait"
 RACE = "races with another warp since the last barrier"
+GLOBAL_RACE = "races in global memory with another program, or warp since the last barrier"
 UNFENCED = "reads by a descriptor without fence.proxy.async after the store"
 STILL_READ = "overwrites what a product still reads"
 ACCUMULATOR = "touches an accumulator before its product's wait"
@@ -49,10 +54,16 @@ class Safety:
 
     def __init__(self) -> None:
         self.findings: dict[str, None] = {}
+        self.programs = 0
+        # By storage, bytes of an access, and whether it stores: who accessed each place, as
+        # program, warp, and the program's epoch.
+        self.users: dict[tuple[int, int, bool], Array] = {}
 
     def begin(self, machine: Machine) -> None:
         """Programs are about to run."""
         programs, warps = len(machine.programs), len(machine.exited)
+        self.earlier, self.programs = self.programs, self.programs + programs
+        self.ordered = any(at.opcode == "ATOMG" for at in machine.code.instructions)
         self.granule = granule(machine.code)
         self.row = machine.shared.row // self.granule
         shape = programs * self.row
@@ -313,8 +324,52 @@ class Safety:
                 self._find(OPERAND, operation.at, operands & operation.defines)
             g.changed |= operation.defines
 
-    def global_access(self, *_: Any) -> None:
-        """Global memory refuses what lies outside of every tensor, and what is misaligned."""
+    def global_access(
+        self,
+        g: Group,
+        at: Instruction,
+        addresses: Array,
+        mask: Array | None,
+        size: int,
+        stores: bool,
+    ) -> None:
+        """Lanes load from global memory, copy from it, or store to it; atomics may meet anything.
+
+        A copy loads when it is issued. One warp may store to what several loaded: of a tile with
+        fewer elements than threads, Triton loads copies and stores one.
+        """
+        if GLOBAL[at.opcode] == "atomic" or (mask is not None and not mask.any()):
+            return
+        addresses = np.broadcast_to(addresses, (len(g.warps), LANES))
+        memory = g.machine.memory
+        for i, lanes in memory.places(at, addresses, mask, size):
+            places = memory.indices(i, addresses, lanes, size).ravel()
+            rows = np.broadcast_to(np.arange(len(g.warps))[:, None], addresses.shape)
+            rows = (rows if lanes is None else rows[lanes]).ravel()
+            programs = (self.earlier + g.programs)[rows]
+            warps, epochs = g.warps[rows], self.epoch[g.programs][rows]
+            for (storage, width, stored), users in self.users.items():
+                if storage != i or not (stores or stored):
+                    continue
+                for part in range(max(1, size // width)):
+                    user = users[:, (places * size + part * width) // width]
+                    other = (user[0] != NOBODY) & (user[0] != programs) & (not self.ordered)
+                    beside = (user[0] == programs) & (user[1] != warps) & (user[2] == epochs)
+                    other |= beside & (stored | (user[1] != SEVERAL))
+                    self._find(GLOBAL_RACE, at, other)
+            if (i, size, stores) not in self.users:
+                units = -(-memory.bytes[i].size // size)
+                self.users[i, size, stores] = np.full((3, units), NOBODY, np.int32)
+            users = self.users[i, size, stores]
+            before = users[:, places]
+            several = (before[0] != NOBODY) & (before[0] != programs)
+            shared = (before[0] == programs) & (before[1] != warps) & (before[2] == epochs)
+            users[0, places], users[1, places], users[2, places] = programs, warps, epochs
+            apart, beside = users[0, places] != programs, users[1, places] != warps
+            if stores:
+                self._find(GLOBAL_RACE, at, apart & (not self.ordered) | beside & ~apart)
+            users[0, places[several | apart]] = SEVERAL
+            users[1, places[shared | beside]] = SEVERAL
 
 
 def granule(code: Code) -> int:

@@ -20,7 +20,7 @@ import hashlib
 import os
 import statistics
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -49,7 +49,8 @@ KEY_HEADS = {1: 2, 4: 4}
 """Key-value heads, by how many query heads each of them has: as many as keep kernels what they are
 with more, only strides and numbers of heads differ, and by which multiples these are."""
 PREPARATION = "prepare_rows"
-BEGIN, END = "<!-- begin executed -->\n\n", "\n\n<!-- end executed -->"
+MARK = "executed"
+"""Of the verdict on the page."""
 
 Row = dict[str, str]
 
@@ -88,10 +89,11 @@ def executed_kernels(launch: Launch) -> list[Kernel]:
 @functools.cache
 def digests() -> dict[Launch, str]:
     """Of the kernels that each launch is executed for."""
-    return {launch: _digest(executed_kernels(launch)) for launch in shipped_launches()}
+    return {launch: digest_of(executed_kernels(launch)) for launch in shipped_launches()}
 
 
-def _digest(kernels: Iterable[Kernel]) -> str:
+def digest_of(kernels: Iterable[Kernel]) -> str:
+    """What tells kernels from others."""
     names = sorted(kernel.digest for kernel in kernels)
     return hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
 
@@ -116,6 +118,15 @@ class Finding:
     def holds(self) -> bool:
         """Whether it is right, counted, and safe."""
         return self.share <= 1 and not any(self.missed.values()) and not self.unsafe
+
+    def cells(self) -> Row:
+        """What a record says of it: errors' share, sum of what was missed, how many unsafe."""
+        missed = sum(map(abs, self.missed.values()))
+        return {
+            "share": f"{self.share:.3f}",
+            "missed": str(missed),
+            "unsafe": str(len(self.unsafe)),
+        }
 
 
 class Watched:
@@ -142,6 +153,13 @@ class Watched:
         except MachineError as error:
             self.unsafe.append(f"{launch.name} {error}")
         self.unsafe.extend(f"{launch.name} {finding}" for finding in safety.findings)
+
+
+def judged(case: Case, seen: Watched) -> Finding:
+    """What becomes of a call, whose launches ``seen`` runs: each of them once."""
+    share = max(errors(case, seen.run))
+    missed = difference(case, seen_in(case, seen.counts))
+    return Finding(case, share, missed, tuple(seen.unsafe))
 
 
 def prepared(launch: EmulatedLaunch, run: Callable[[EmulatedLaunch], Any]) -> float:
@@ -190,41 +208,51 @@ def tried(launch: Launch, kernels: Collection[Kernel]) -> Finding:
             shares.append(prepared(emulated, rows.run))
 
     with shipping(launch):
-        shares += errors(case, seen.run)
-        missed = difference(case, seen_in(case, seen.counts))
+        finding = judged(case, seen)
     if any(kernel.name == PREPARATION for kernel in kernels):
         with emulating(prepare):
             make_launches(launch)
-    missed["declared by preparations of the record's lengths"] = sum(
+    declared = sum(
         abs(counts.declared["bytes"] - counts.global_bytes("distinct bytes"))
         for counts in rows.counts
     )
     executed = seen.digests | rows.digests
     if lacking := [kernel for digest, kernel in wanted.items() if digest not in executed]:
         raise ValueError(f"{case} must launch the kernels of {launch}, lacks {lacking}")
-    return Finding(case, max(shares), missed, (*seen.unsafe, *rows.unsafe))
+    return dataclasses.replace(
+        finding,
+        share=max([finding.share, *shares]),
+        missed=finding.missed | {"declared by preparations of the record's lengths": declared},
+        unsafe=(*finding.unsafe, *rows.unsafe),
+    )
 
 
 def tried_launch(launch: Launch, kernels: Collection[Kernel]) -> tuple[Row, Finding]:
     """A launch's row, with CPU seconds, and what became of it."""
-    start = sum(os.times()[:4])  # of this process, and of the assemblers that it starts
+    start = cpu_seconds()
     finding = tried(launch, kernels)
-    cells = (
-        launch.dtype, launch.head_dim, launch.prefix, launch.group, launch.turned or "",
-        launch.keys or "", finding.case.key_heads, len(kernels), f"{finding.share:.3f}",
-        sum(map(abs, finding.missed.values())), len(finding.unsafe),
-        f"{sum(os.times()[:4]) - start:.0f}", _digest(kernels),
-    )  # fmt: skip
-    return dict(zip(COLUMNS, map(str, cells), strict=True)), finding
+    return {
+        **dict(zip(COLUMNS, key(launch), strict=False)),
+        "key heads": str(finding.case.key_heads),
+        "kernels": str(len(kernels)),
+        **finding.cells(),
+        "seconds": f"{cpu_seconds() - start:.0f}",
+        "digest": digest_of(kernels),
+    }, finding
 
 
-def read(path: Path = RECORD) -> list[Row]:
-    """The record's rows; none where there is none, or one with other columns."""
+def cpu_seconds() -> float:
+    """Of this process, and of the assemblers that it started."""
+    return sum(os.times()[:4])
+
+
+def read(path: Path = RECORD, columns: Sequence[str] = COLUMNS) -> list[Row]:
+    """A record's rows; none where there is none, or one with other columns."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        return list(reader) if tuple(reader.fieldnames or ()) == COLUMNS else []
+        return list(reader) if tuple(reader.fieldnames or ()) == columns else []
 
 
 def key(launch: Launch) -> tuple[str, ...]:
@@ -240,43 +268,59 @@ def current(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
     return {at: row for at, row in rows_of.items() if expected.get(at) == row["digest"]}
 
 
-def write(rows: Iterable[Row], path: Path = RECORD) -> None:
-    """The record, in the order of the launches."""
-    order = [key(launch) for launch in shipped_launches()]
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """Rows in the order of the launches."""
     by_key = {tuple(row[name] for name in COLUMNS[:6]): row for row in rows}
+    return [by_key[at] for at in map(key, shipped_launches()) if at in by_key]
+
+
+def write(rows: Iterable[Row], path: Path = RECORD, columns: Sequence[str] = COLUMNS) -> None:
+    """A record."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(by_key[at] for at in order if at in by_key)
+        writer.writerows(rows)
 
 
-def verdict(rows: Iterable[Row]) -> str:
+def verdict(rows: Collection[Row]) -> str:
     """How many launches have been executed, how large errors are, and which do not hold."""
-    rows = list(rows)
-    sentences = [f"{len(rows)} of {len(shipped_launches())} shipped launches have been run."]
+    run = f"{len(rows)} of {len(shipped_launches())} shipped launches have been run."
+    return "\n".join((run, *judgements(rows, COLUMNS[1:6])))
+
+
+def judgements(rows: Collection[Row], described: Iterable[str]) -> Iterator[str]:
+    """How large errors are, and what does not hold, with the columns that describe it."""
     for name, what in (("missed", "other counts than expected"), ("unsafe", "unsafe accesses")):
         bad = [row for row in rows if row[name] != "0"]
-        sentences.append(f"{len(bad) or 'None'} had {what}.")
+        yield f"{len(bad) or 'None'} had {what}."
     for dtype in DTYPES:
         shares = [float(row["share"]) for row in rows if row["dtype"] == dtype]
         if shares:
             range_ = f"{min(shares):.2f} to {max(shares):.2f}"
             median = f"median {statistics.median(shares):.2f}"
-            sentences.append(f"Largest errors in {dtype} are {range_} of the bound, {median}.")
+            yield f"Largest errors in {dtype} are {range_} of the bound, {median}."
     over = [row for row in rows if float(row["share"]) > 1]
-    sentences.append(f"Errors of {len(rows) - len(over)} are within the bound.")
-    for row in over:
-        where = ", ".join(f"{name} {row[name]}" for name in COLUMNS[1:6] if row[name])
-        sentences.append(f"**{row['dtype']}, {where}: {row['share']} of the bound.**")
-    return "\n".join(sentences)
+    yield f"Errors of {len(rows) - len(over)} are within the bound."
+    for row in rows:
+        if row in over or row["missed"] != "0" or row["unsafe"] != "0":
+            where = ", ".join(f"{name} {row[name]}" for name in described if row[name])
+            named = (f", {row[name]} {name}" for name in ("missed", "unsafe") if row[name] != "0")
+            yield f"**{row['dtype']}, {where}: {row['share']} of the bound{''.join(named)}.**"
+
+
+def publish(mark: str, text: str) -> None:
+    """Write a verdict between its marks in ``docs/emulator.md``."""
+    from models.results import between_marks
+
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(between_marks(page, mark, f"{text}\n"), encoding="utf-8")
 
 
 def save(rows: Iterable[Row]) -> None:
     """The record, and the verdict of it as written in ``docs/emulator.md``."""
+    rows = in_order(rows)
     write(rows)
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}{verdict(read())}{END}{after}", encoding="utf-8")
+    publish(MARK, verdict(rows))
 
 
 def in_turn(launches: Iterable[Launch]) -> Iterator[Launch]:

@@ -20,7 +20,6 @@ from validate.emulator.counts import Counts, Traffic
 from validate.emulator.launching import EmulatedLaunch, emulating
 from validate.emulator.memory import GlobalMemory, MachineError
 from validate.emulator.safety import Safety
-from validate.profile.scheduling import warp_product
 from validate.profile.timing import Modelled, held_at_once, modelled
 from validate.profile.traces import Program, Traces, TracingMachine
 
@@ -224,10 +223,6 @@ def products(counts: Counts) -> dict[str, int]:
     by_type: collections.Counter[str] = collections.Counter()
     for shape, flops in counts.tensor_flops().items():
         by_type[shape.split()[1]] += flops
-    for at, times in zip(counts.code.instructions, counts.executed.tolist(), strict=True):
-        flops, kind = warp_product(at)
-        if flops and times:
-            by_type[kind] += flops * times
     return dict(by_type)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
 from typing import NamedTuple
 
 import numpy as np
 
-from validate.emulator.assembly import INSTRUCTION_BYTES, Instruction
-from validate.emulator.counts import SECTOR, Counts, pipe_of
+from validate.emulator.assembly import INSTRUCTION_BYTES
+from validate.emulator.counts import SECTOR, Counts, pipe_of, product_of
 
 SCHEDULERS, BARRIERS = 4, 6
 NO_BARRIER = 7
@@ -164,20 +165,6 @@ class Code:
         return frozenset(step.unit for step in self.steps if step.unit)
 
 
-def warp_product(at: Instruction) -> tuple[int, str]:
-    """FLOPs of a warp's own product (HMMA), 2·M·N·K, and the type of its operands; none of others.
-
-    >>> from validate.emulator.assembly import parsed
-    >>> warp_product(parsed("/*0000*/ HMMA.1688.F32.TF32 R0, R4, R6, R8 ;")[0][0])
-    (2048, 'tf32')
-    """
-    if at.opcode != "HMMA":
-        return 0, ""
-    shape = at.modifiers[0]
-    kind = next((name for name in ("bf16", "tf32") if name.upper() in at.modifiers), "fp16")
-    return 2 * 16 * 8 * int(shape.removeprefix("168")), kind
-
-
 def scheduled(counts: Counts, setting: str = MIDDLE, **given: float) -> Code:
     """A kernel's instructions, with accesses as large as they were on average.
 
@@ -212,9 +199,10 @@ def scheduled(counts: Counts, setting: str = MIDDLE, **given: float) -> Code:
             latency, reason, size = value["product latency"], PRODUCTS, "gsb0" in at.operands
         elif at.opcode == "HMMA":
             # A tensor core does 1,024 FLOPs a clock of 16-bit numbers, half as many of TF32.
-            flops, product_kind = warp_product(at)
-            unit = "tensor"
-            busy = flops / (512 if product_kind == "tf32" else 1024) * value["warp products"]
+            product = product_of(at)
+            assert product is not None
+            unit, flops = "tensor", 2 * math.prod(product[0])
+            busy = flops / (512 if product[1] == "tf32" else 1024) * value["warp products"]
         elif at.opcode == "WARPGROUP" and "DEPBAR" in at.modifiers:
             kind, reason, size = PRODUCTS_DONE, PRODUCTS, int(at.operands[-1], 16)
         elif kind == COPIES_DONE:

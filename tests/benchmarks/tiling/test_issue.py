@@ -175,7 +175,6 @@ COUNTED = rows(_BEFORE)
 SHIPPED, MASKED = map(rows, _AFTER.split("Instructions that a masked loop"))
 
 
-@pytest.mark.record("copying what python -m benchmarks issue --prefix 768 prints")
 def test_the_notes_have_the_tiles_that_ship_and_shares_of_what_was_before():
     assert {row.split(",")[0] for row in SHIPPED} >= {str(c) for c in issue.HEAD_DIMS}
     for case, cells in list(SHIPPED.items())[2:]:
@@ -216,7 +215,6 @@ def compiled():
     }
 
 
-@pytest.mark.record("copying what python -m benchmarks issue --prefix 768 prints")
 def test_the_notes_have_what_the_kernels_compile_to(compiled):
     for variant, cells in (("shipped", SHIPPED["73, 1,280"]), ("counted", COUNTED["73"])):
         for pass_name, cell in zip(PASSES, cells, strict=True):
@@ -234,7 +232,6 @@ def test_the_notes_have_what_the_kernels_compile_to(compiled):
         assert not plain.kernel.faults()
 
 
-@pytest.mark.record("copying what python -m benchmarks issue --head-dims 64 73 prints")
 def test_the_readme_has_clocks_of_the_tilings_that_ship(compiled):
     kernels = {name: x.kernel for (of, name, _), x in compiled.items() if of == "no prefix"}
     _, (_, *launches) = issue.report(kernels.values(), 512, 80 * 8)

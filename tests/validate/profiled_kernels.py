@@ -117,3 +117,17 @@ def raises():
 
 def launches_nothing():
     print("only this")
+
+
+@triton.jit
+def exponentials_kernel(x, out, size, BLOCK: tl.constexpr):
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, size, BLOCK):
+        total += tl.exp(tl.load(x + start + tl.arange(0, BLOCK)))
+    tl.store(out + tl.arange(0, BLOCK), total)
+
+
+def exponentials():
+    out = torch.empty(BLOCK // 4)
+    exponentials_kernel[(1,)](torch.zeros(SIZE), out, SIZE, BLOCK=BLOCK // 4)
+    return out

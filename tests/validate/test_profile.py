@@ -1,9 +1,11 @@
 """Anyone's kernels, profiled without a GPU: counts by hand, findings, and each change seen."""
 
+import collections
 import contextlib
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +74,13 @@ def test_an_addition_by_hand(profiled):
     assert counts["global load sectors"] == counts["global load distinct bytes"] / 32 == 512 + 512
     assert counts["global store requests"] == 4 * 4 * 2
     assert counts["global store sectors"] == 512
-    assert sum(line.instructions for line in kernel.lines) == counts["instructions of warps"]
-    assert sum(line.sectors for line in kernel.lines) == 512 + 512 + 512
+    of_lines = collections.Counter()
+    for line in kernel.lines:
+        of_lines.update(line.counts)
+    assert of_lines["instructions"] == counts["instructions of warps"]
+    assert of_lines["global requests"] == 4 * 4 * (2 + 2 + 2)
+    assert of_lines["global bytes"] == 3 * 16_384
+    assert of_lines["global sectors"] == 512 + 512 + 512
     # 4 programs have 4 multiprocessors, each of which issues 4 a clock; 3 tensors of 16 KiB at
     # 3.35 TB/s and 1.83 GHz.
     clocks = kernel.clocks
@@ -167,10 +174,23 @@ def test_the_device_answers_as_an_h100(profiled):
     assert profiled("asks").results[0].total == 2 * 1024
 
 
+def test_what_a_loop_executes_by_hand(called):
+    status, out, _ = called("exponentials")
+    assert status == 0
+    told = out.split("exponentials_kernel, by loop")[1].split("exponentials_kernel")[0]
+    rows = dict(re.findall(r"^ (\D+?) {2,}(\S+ +\S+)$", told, re.MULTILINE))
+    # Outside and inside: 4,096 exponentials; 16 passes of 4 warps load 2 numbers a lane, 8 bytes.
+    assert rows["special functions"].split() == ["0", "4,096"]
+    assert rows["global requests"].split() == ["4", "64"]
+    assert rows["global bytes"].split() == ["1,024", "16,384"]
+    assert rows["global sectors"].split() == ["32", "512"]
+
+
 def test_a_product_of_warps_is_counted(profiled):
     (kernel,) = profiled("product").kernels
     # 2·32³ FLOPs, at the peak of fp16 on one multiprocessor of 4,096 FLOPs a clock.
     assert kernel.counts["tensor-core FLOPs"] == 2 * 32**3
+    assert sum(line.counts["tensor-core FLOPs"] for line in kernel.lines) == 2 * 32**3
     assert kernel.clocks["tensor cores"] == pytest.approx(2 * 32**3 / 4096)
 
 

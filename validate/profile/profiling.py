@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flopcount.devices import Device
-from validate.emulator.assembly import UnknownCodeError
-from validate.emulator.counts import Counts, Traffic
+from validate.emulator.assembly import UnknownCodeError, access_bytes
+from validate.emulator.counts import Counts, Traffic, product_of
 from validate.emulator.launching import EmulatedLaunch, emulating
-from validate.emulator.memory import GlobalMemory, MachineError
+from validate.emulator.machine import LANES, WARPGROUP
+from validate.emulator.memory import Array, GlobalMemory, MachineError
 from validate.emulator.safety import Safety
 from validate.profile.timing import Modelled, held_at_once, modelled
 from validate.profile.traces import Program, Traces, TracingMachine
@@ -59,16 +62,12 @@ class Line:
     Attributes:
         where: The innermost loop.
         source: File and line.
-        instructions: Executed by warps.
-        sectors: Of global memory, 32 bytes each.
-        wavefronts: Of shared memory.
+        counts: What it executed, by quantity, as of :func:`by_instruction`.
     """
 
     where: str
     source: str
-    instructions: int
-    sectors: int
-    wavefronts: int
+    counts: dict[str, int]
 
 
 @dataclasses.dataclass
@@ -236,6 +235,34 @@ def quantities(counts: Counts) -> dict[str, int]:
     }
 
 
+def by_instruction(counts: Counts) -> dict[str, Array]:
+    """What each instruction executed, by quantity.
+
+    Bytes of loads and stores are those that lanes ask for; copies to shared memory are loads.
+    """
+    code, executed, traffic = counts.code.instructions, counts.executed, counts.traffic
+    flops, special, size = np.zeros((3, len(code)), np.int64)
+    for at in code:
+        if product := product_of(at):
+            (m, n, k), _ = product
+            warps = WARPGROUP if at.opcode == "HGMMA" else 1
+            flops[at.index] = 2 * m * n * k * int(executed[at.index]) // warps
+        if at.opcode == "MUFU":
+            special[at.index] = LANES * int(executed[at.index])
+        if traffic.requests[at.index]:
+            size[at.index] = access_bytes(at)
+    return {
+        "instructions": executed,
+        "tensor-core FLOPs": flops,
+        "special functions": special,
+        "global requests": traffic.requests,
+        "global bytes": traffic.lanes * size,
+        "global sectors": traffic.sectors,
+        "shared wavefronts": traffic.wavefronts,
+        "shared conflicts": traffic.wavefronts - traffic.ideal,
+    }
+
+
 class Profiler:
     """Takes launches.
 
@@ -246,7 +273,7 @@ class Profiler:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.kernels: dict[str, KernelProfile] = {}
-        self._lines: dict[str, dict[tuple[str, str], list[int]]] = {}
+        self._lines: dict[str, dict[tuple[str, str], collections.Counter[str]]] = {}
 
     def take(self, launch: EmulatedLaunch) -> None:
         """Execute a launch, and add it to its kernel's.
@@ -283,19 +310,18 @@ class Profiler:
         assert self.device.multiprocessors is not None
         count = self.device.multiprocessors.count
         kernel.modelled.add(modelled(counts, programs, at_once, count, clocks["bytes"]))
-        lines = self._lines.setdefault(launch.name, collections.defaultdict(lambda: [0, 0, 0]))
-        loops = counts.loops()
+        lines = self._lines.setdefault(launch.name, collections.defaultdict(collections.Counter))
+        loops, quantity_of = counts.loops(), by_instruction(counts)
         for at in launch.code.instructions:
             if counts.executed[at.index]:
                 i = next((i for i, (a, b) in enumerate(loops, 1) if a <= at.index <= b), 0)
-                line = lines[f"loop {i}" if i else "no loop", at.source]
-                for j, by_index in enumerate(
-                    (counts.executed, counts.traffic.sectors, counts.traffic.wavefronts)
-                ):
-                    line[j] += int(by_index[at.index])
-        kernel.lines = [
-            Line(*key, *values) for key, values in sorted(lines.items(), key=lambda x: -x[1][0])
-        ]
+                lines[f"loop {i}" if i else "no loop", at.source].update(
+                    {name: int(numbers[at.index]) for name, numbers in quantity_of.items()}
+                )
+        kernel.lines = sorted(
+            (Line(*key, dict(numbers)) for key, numbers in lines.items()),
+            key=lambda line: -line.counts["instructions"],
+        )
 
 
 def profile(

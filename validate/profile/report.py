@@ -174,6 +174,18 @@ def _modelled(device: str, kernels: list[KernelProfile]) -> str:
     )
 
 
+def _loops(name: str, lines: list[Line]) -> list[str]:
+    """What each loop executes, where there is one."""
+    places = sorted({line.where for line in lines}, key=lambda where: (where != "no loop", where))
+    if len(places) < 2:
+        return []
+    rows = [
+        [quantity, *(sum(x.counts[quantity] for x in lines if x.where == at) for at in places)]
+        for quantity in lines[0].counts
+    ]
+    return [table(["executed", *places], rows, title=f"{name}, by loop")]
+
+
 def as_text(profile: Profile, lines: int) -> str:
     """A profile as tables.
 
@@ -211,11 +223,13 @@ def as_text(profile: Profile, lines: int) -> str:
         )
         parts.append(_modelled(profile.device, counted))
     for kernel in counted:
+        named = kernel.name + (f", {kernel.configuration}" * bool(kernel.configuration))
+        parts += _loops(named, kernel.lines)
         shown = kernel.lines[:lines]
         total = kernel.counts["instructions of warps"]
         rows = [
-            [x.where, x.source, x.instructions, f"{x.instructions / total:.1%}",
-             x.sectors, x.wavefronts]
+            [x.where, x.source, x.counts["instructions"], f"{x.counts['instructions'] / total:.1%}",
+             x.counts["global sectors"], x.counts["shared wavefronts"]]
             for x in shown
         ]  # fmt: skip
         left = len(kernel.lines) - len(shown)
@@ -223,7 +237,7 @@ def as_text(profile: Profile, lines: int) -> str:
             table(
                 ["where", "line", "instructions", "share", "sectors", "wavefronts"],
                 rows,
-                title=kernel.name + (f", {kernel.configuration}" * bool(kernel.configuration)),
+                title=named,
                 note=f"and {left} lines with fewer instructions" if left else "",
                 keys=2,
             )

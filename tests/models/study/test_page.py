@@ -544,20 +544,21 @@ def test_the_readme_has_the_differences_of_the_committed_page():
         )
     ]
     told = [dict(zip(header, row, strict=True)) for row in rows]
-    budgets, costs, worse, networks = [], [], 0, 0
-    for row in told:
-        assert row["verdict"].startswith("none is better")
-        cost, half = row["nats per byte"].split(" ± ")
-        assert float(half) == pytest.approx(0.045, abs=0.001)
-        budgets.append(row["budget"])
-        costs.append(cost.lstrip("+"))
-        k, n = row["second is better"].split(" of ")
-        worse, networks = worse + int(k), networks + int(n)
+    minima, halves = zip(*(row["nats per byte"].split(" ± ") for row in told), strict=True)
+    means = [row["mean over the same networks"].split(" ± ")[0] for row in told]
+    worse, networks = (
+        sum(int(row["second is better"].split(" of ")[i]) for row in told) for i in (0, 1)
+    )
     readme = " ".join((ROOT / "README.md").read_text().split())
-    listed = " and ".join([", ".join(costs[:-1]), costs[-1]])
-    at = " and ".join([", ".join(budgets[:-1]), budgets[-1]])
-    assert f"in {worse} of {networks} cases" in readme
-    assert f"it costs {listed} nats per byte at {at} FLOPs, each ± 0.045" in readme
+    budgets, by_network, by_minimum = (
+        f"{', '.join(each[:-1])} and {each[-1]}".replace("+", "")
+        for each in ([row["budget"] for row in told], means, minima)
+    )
+    assert worse == networks
+    assert f"in {worse} of {networks} cases, by {by_network} nats per byte on average at" in readme
+    assert f"at {budgets} FLOPs" in readme
+    ends = f"± {min(map(float, halves)):.3f} to {max(map(float, halves)):.3f}"
+    assert f"it is {by_minimum}, {ends}" in readme
     with (ROOT / "models/study/results/cpu/runs.csv").open(encoding="utf-8", newline="") as file:
         assert f"{len(list(csv.DictReader(file)))} runs so far" in readme
 

@@ -29,7 +29,7 @@ RUN_COLUMNS = (
 PREDICTION = "prediction"
 """The stage of the runs that test a prediction."""
 BOOTSTRAP = 1000
-"""Fits to runs drawn with replacement, for the intervals of approach 2."""
+"""Fits to sizes drawn with replacement, for the intervals of each approach."""
 TRIALS = "trials"
 """The stage whose runs the rule of learning rates is fitted to."""
 

@@ -7,6 +7,7 @@ sizes about its parabolas. Losses are nats per byte.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -506,12 +507,11 @@ def find(results: Results, num_bootstrap: int = BOOTSTRAP) -> Findings:
         if isinstance(surface := by_name.get(SURFACE), SurfaceFit) and best.get(arm)
     }
     widths = {arm: Widths(study, arm) for arm in surfaces}
-    optima = {
-        (arm, budget): widths[arm].optimum(surface, budget)
-        for arm, surface in surfaces.items()
-        for budget in best[arm]
-        if math.isfinite(widths[arm].places(surface, "causal", budget)[0])
-    }
+    optima: dict[tuple[str, float], Optimum] = {}
+    for arm, surface in surfaces.items():
+        for budget in best[arm]:
+            with contextlib.suppress(ValueError):  # no minimum between the widths
+                optima[arm, budget] = widths[arm].optimum(surface, budget)
     losses = {
         (arm, float(row["budget"]), row["num_channels"], row["num_layers"]): nats_per_byte(row)
         for arm, each in rows.items()

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flopcount.isoflop.results import Interval, interval_text
@@ -26,6 +26,7 @@ from models.sweeps.plots import plot_arms, plot_profiles, plot_times, short
 
 NONE_YET = "*No results yet.*\n"
 LOSS = "validation loss, nats per byte"
+STAGE_COLUMNS = ("stage", "runs ended", "causal FLOPs", "hours, as elapsed")
 TABLES: dict[str, Callable[[Findings], str]] = {}
 """What stands between a page's marks, by their name."""
 
@@ -99,23 +100,22 @@ def stages(findings: Findings) -> Iterable[list[Row]]:
     planned: dict[str, set[str]] = {}
     for each in findings.results.planned:
         planned.setdefault(each.stage, set()).add(each.name)
+
+    def row(stage: str, ended: Sequence[Row], number: str) -> Row:
+        hours = sum(float(run["seconds"]) for run in _timed(ended)) / 3600
+        flops = short(sum(float(run["flops"]) for run in ended))
+        cells = stage, number, flops, f"{hours:.1f}"
+        return dict(zip(STAGE_COLUMNS, cells, strict=True))
+
+    runs = findings.results.runs
     rows = []
     for stage in planned | dict(findings.results.study.stages):
-        known = planned.get(stage)
-        ended = [row for row in findings.results.runs if row["run"] in (known or ())]
-        hours = sum(float(row["seconds"]) for row in _timed(ended)) / 3600
-        rows.append(
-            {
-                "stage": stage,
-                "runs ended": f"{len(ended)} of {len(known)}" if known else "not known yet",
-                "causal FLOPs": short(sum(float(row["flops"]) for row in ended)) if known else "",
-                "hours, as elapsed": f"{hours:.1f}" if known else "",
-            }
-        )
-    ended = findings.results.runs
-    hours = sum(float(row["seconds"]) for row in _timed(ended)) / 3600
-    total = short(sum(float(row["flops"]) for row in ended))
-    yield [*rows, dict(zip(rows[0], ("all", str(len(ended)), total, f"{hours:.1f}"), strict=True))]
+        known = planned.get(stage, ())
+        ended = [run for run in runs if run["run"] in known]
+        told = row(stage, ended, f"{len(ended)} of {len(known)}")
+        unknown = {"stage": stage, "runs ended": "not known yet"}
+        rows.append(told if known else dict.fromkeys(told, "") | unknown)
+    yield [*rows, row("all", runs, str(len(runs)))]
 
 
 @_tables
@@ -231,7 +231,7 @@ def optima(findings: Findings) -> Iterable[list[Row]]:
                 each.n_opt and math.exp(each.at(WITHOUT_POSITIONS, each.n_opt))
             ),
             "D_opt": _cell(each.profile.d_opt, ".4g"),
-            "cross part": _cell(each.n_opt and each.at(CROSS, each.n_opt), ".1%"),
+            CROSS: _cell(each.n_opt and each.at(CROSS, each.n_opt), ".1%"),
             LOSS: _with_width(f"{each.loss:.4f}", each.half_width),
             "best size": f"{_size(each.run)}, {nats_per_byte(each.run):.4f}",
             "minimum": each.profile.verdict,

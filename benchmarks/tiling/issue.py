@@ -144,9 +144,7 @@ def clocks(segment: Segment, num_warps: int) -> tuple[float, float, float]:
     )
 
 
-def trips(
-    pass_name: str, owned: int, visited: int, queries: int, prefix: int = 0
-) -> dict[str, int]:
+def trips(pass_name: str, owned: int, visited: int, queries: int, prefix: int) -> dict[str, int]:
     """Tiles of one head that a causal launch visits, by loop.
 
     A gradient of keys and values has no loop of its own for the end of a range.
@@ -247,7 +245,7 @@ def flash_attention_triton() -> Compiling | None:
     return launch
 
 
-def lines(kernel: CompiledKernel, queries: int, prefix: int = 0) -> list[Line]:
+def lines(kernel: CompiledKernel, queries: int, prefix: int) -> list[Line]:
     """A line for each loop that visits whole tiles, or a range's last.
 
     Raises:
@@ -268,7 +266,7 @@ def lines(kernel: CompiledKernel, queries: int, prefix: int = 0) -> list[Line]:
 
 
 def report(
-    kernels: Iterable[CompiledKernel], queries: int, sequences_and_heads: int, prefix: int = 0
+    kernels: Iterable[CompiledKernel], queries: int, sequences_and_heads: int, prefix: int
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Cells of all loops, by head dim, pass and loop, ours first, and of whole launches."""
     sorted_lines = sorted(

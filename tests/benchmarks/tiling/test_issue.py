@@ -61,7 +61,7 @@ def test_clocks_of_a_tile_and_of_a_launch():
     # 128 · 64 scores are 32 for each of 256 threads: 488 / 32 = 15.25, 328 / 32 = 10.25.
     segments = (Segment(True, 2621440, 488, 34), Segment(True, 2621440, 328, 34))
     constants = {"BLOCK_QUERIES": 128, "BLOCK_KEYS": 64, "HAS_PREFIX": False}
-    diagonal, beside = issue.lines(kernel("attention_forward", constants, segments), 512)
+    diagonal, beside = issue.lines(kernel("attention_forward", constants, segments), 512, 0)
     assert diagonal.clocks == (640, 976, 544)
     assert beside.clocks == (640, 656, 544)
     assert (diagonal.per_score, beside.per_score) == (15.25, 10.25)
@@ -92,7 +92,7 @@ def test_the_peers_loops_are_told_apart_and_launches_added_up():
     together = kernel(
         "_create_backward_kernel", {"BLOCK_Q_ROWS_SIZE": 64, "BLOCK_KV_COLS_SIZE": 64}, (plain,)
     )
-    found, (headings, *launches) = issue.report([together, keys, forward], 512, 132)
+    found, (headings, *launches) = issue.report([together, keys, forward], 512, 132, 0)
     of = [issue.HEADINGS.index(x) for x in ("pass", "whose", "loop", "instructions", "spilled")]
     assert [tuple(line[x] for x in of) for line in found] == [
         ("forward", "fla-core", "beside", "562", "0"),
@@ -234,7 +234,7 @@ def test_the_notes_have_what_the_kernels_compile_to(compiled):
 
 def test_the_readme_has_clocks_of_the_tilings_that_ship(compiled):
     kernels = {name: x.kernel for (of, name, _), x in compiled.items() if of == "no prefix"}
-    _, (_, *launches) = issue.report(kernels.values(), 512, 80 * 8)
+    _, (_, *launches) = issue.report(kernels.values(), 512, 80 * 8, 0)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     names = ("forward", "key and value gradients", "query gradient", "both gradients")
     for name, (_, _, ours) in zip(names, launches, strict=True):

@@ -563,6 +563,22 @@ def test_the_readme_has_the_differences_of_the_committed_page():
         assert f"{len(list(csv.DictReader(file)))} runs so far" in readme
 
 
+def test_the_readme_has_what_came_of_the_committed_predictions():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    with (ROOT / "models/study/results/cpu/runs.csv").open(encoding="utf-8", newline="") as file:
+        runs = list(csv.DictReader(file))
+    for arm, told in {
+        "none": "without a prefix the loss, {}, lies inside its interval, {:.3f} to {:.3f}",
+        "3n": "with one the prediction failed, at {}, below {:.3f} to {:.3f}",
+    }.items():
+        made = ROOT / f"models/study/results/cpu/prediction-{arm}.json"
+        came = outcome(made, runs)
+        judged = came.made["approaches"][came.made["approach"]]["loss_interval"]
+        loss, low, high = f"{came.best.loss:.3f}", judged["low"], judged["high"]
+        assert (low <= came.best.loss <= high) == (arm == "none")
+        assert told.format(loss, low, high) in readme
+
+
 def test_shares_of_the_cross_part_are_the_counter_s(tmp_path):
     told = page.sizes(found_in(tmp_path, trials_of(CPU)[:1]))
     # m = 384, k = 192: 5.9e7 FLOPs a step are none's 8.9e7 less than 3n's 1.31e8: 32 %.

@@ -559,6 +559,11 @@ def test_the_readme_has_the_differences_of_the_committed_page():
     assert f"at {budgets} FLOPs" in readme
     ends = f"± {min(map(float, halves)):.3f} to {max(map(float, halves)):.3f}"
     assert f"it is {by_minimum}, {ends}" in readme
+    for other in ("none", "3n"):
+        shares = re.findall(rf"^\| 7n − {other} \| .* \| (\d+) of (\d+) \|", text, re.M)
+        better, tried = (sum(map(int, each)) for each in zip(*shares, strict=True))
+        assert better == tried
+        assert f"7n is worse than either with all {tried} networks" in readme
     with (ROOT / "models/study/results/cpu/runs.csv").open(encoding="utf-8", newline="") as file:
         assert f"{len(list(csv.DictReader(file)))} runs so far" in readme
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.attention.accuracy import shares_of_allowed
 from kernels.attention import causal_attention, prefix_attention
 from kernels.attention.launches import unsupported
 from kernels.attention.reference import reference_attention, reference_preparation
@@ -49,8 +50,10 @@ def plain(q, k, v, angles):
 
 def with_gradients(function, q, k, v, angles):
     out = function(q, k, v, angles)
-    grad = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device="cuda").reshape(out.shape)
-    return (out.detach(), *torch.autograd.grad(out, (q, k, v), grad))
+    # Made in fp32: CUDA counts the steps in the dtype, and fp16 ends at 65,504. Of eight bits, so
+    # that it is the same in each dtype.
+    grad = torch.linspace(-1, 1, out.numel(), device="cuda").bfloat16().reshape(out.shape)
+    return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad.to(out.dtype))]
 
 
 def fused(q, k, v, angles):
@@ -66,10 +69,7 @@ def test_error_is_that_of_plain_pytorch(shape, dtype):
     usual = with_gradients(plain, q, k, v, angles)
     ours = with_gradients(fused, q, k, v, angles)
     again = with_gradients(fused, q, k, v, angles)
-    floor = torch.finfo(dtype).eps
-    for factor, truth, other, found in zip((2, 3, 3, 3), exact, usual, ours, strict=True):
-        bound = factor * (other - truth).abs().max() + floor * truth.abs().max()
-        assert (found - truth).abs().max() <= bound
+    assert max(shares_of_allowed(ours, usual, exact, dtype).values()) <= 1
     assert all(map(torch.equal, ours, again))
 
 

@@ -82,6 +82,19 @@ PARTS = (
         "--variants eager fused perceiver-ar-pytorch",
     ),
     Part(
+        "replayed",
+        "benchmarks attention --out {out} --shapes article --implementations fused sdpa-flash"
+        " cudnn flex --jobs 12 --replayed",
+        4,
+        "benchmarks attention --out {out} --shapes tiny --implementations fused --replayed",
+    ),
+    Part(
+        "kernels",
+        "benchmarks training kernels --out {out}",
+        2,
+        "benchmarks training kernels --out {out} --tiny --batch-size 2",
+    ),
+    Part(
         "block",
         "benchmarks block --out {out}",
         4,

@@ -8,6 +8,7 @@ and not timed. ``attention.csv`` grows row by row, and a later run adds what is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from benchmarks.measurement import (
     Ceilings,
     device,
     measure_ceilings,
+    replayed_ms,
     require_gpu,
     rounds_ms,
     working_dtype,
@@ -107,17 +109,26 @@ def _results(operands: list[Tensor], backward: bool) -> list[Tensor]:
     return [out.detach(), *(torch.autograd.grad(out, inputs, operands[3]) if backward else ())]
 
 
-def timed(attend: Attend, shape: Shape, pass_name: str, rounds: int = ROUNDS) -> list[float]:
+def timed(
+    attend: Attend, shape: Shape, pass_name: str, rounds: int = ROUNDS, replayed: bool = False
+) -> list[float]:
     """Milliseconds of one pass, a median for each round; the backward pass without a forward."""
+    clock = replayed_ms if replayed else rounds_ms
     q, k, v, grad = draw(shape)
-    if pass_name == "forward":
-        return rounds_ms(lambda: attend(q, k, v), rounds)
-    out = attend(q, k, v)
-    return rounds_ms(lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True), rounds)
+    capturing = replayed and torch.cuda.is_available()
+    with torch.cuda.stream(torch.cuda.Stream()) if capturing else contextlib.nullcontext():
+        if pass_name == "forward":
+            return clock(lambda: attend(q, k, v), rounds)
+        out = attend(q, k, v)
+        return clock(lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True), rounds)
 
 
 def measure(
-    shape: Shape, name: str, pass_names: Iterable[str], ceilings: Ceilings
+    shape: Shape,
+    name: str,
+    pass_names: Iterable[str],
+    ceilings: Ceilings,
+    replayed: bool = False,
 ) -> Iterable[dict[str, object]]:
     """The rows of one implementation on one shape, one for each pass."""
     pass_names = tuple(pass_names)
@@ -137,7 +148,7 @@ def measure(
             yield {**row, "status": "wrong", "message": "error above what is allowed"}
             continue
         try:
-            rounds = timed(attend, shape, pass_name)
+            rounds = timed(attend, shape, pass_name, replayed=replayed)
         except Exception as error:
             yield {**row, "status": "failed", "message": one_line(error)}
             require_working_device()
@@ -209,12 +220,15 @@ def _run_once(shape: Shape, name: str, backward: bool) -> None:
         torch.autograd.grad(out, (q, k, v), grad)
 
 
+@commands.defaults_of(measure)
 def run(
     out: Path,
     shapes: tuple[Literal[*SETS], ...] = ("article",),
     implementations: tuple[Literal[*IMPLEMENTATIONS], ...] = tuple(IMPLEMENTATIONS),
     passes: tuple[Literal[*PASSES], ...] = PASSES,
     jobs: int = 0,
+    *,
+    replayed: bool,
 ) -> Path:
     """Measure all that ``attention.csv`` under ``out`` does not have yet; returns its path.
 
@@ -224,10 +238,12 @@ def run(
         implementations: Ours and the peers.
         passes: Forward and backward.
         jobs: Processes that compile ahead.
+        replayed: Time replays of a CUDA graph, without the host, into ``replayed.csv``.
     """
     if tuple(shapes) != ("tiny",):
         require_gpu("--shapes tiny")
-    table = Table(out / "attention.csv", COLUMNS, KEY)
+    results = "replayed" if replayed else "attention"
+    table = Table(out / f"{results}.csv", COLUMNS, KEY)
     wanted = []
     for set_name in shapes:
         allowed = ("forward",) if set_name in FORWARD_ONLY else passes
@@ -240,7 +256,7 @@ def run(
     if not wanted:
         return table.path
     ceilings = measure_ceilings()
-    write_environment(out, "attention", ceilings=dataclasses.asdict(ceilings))
+    write_environment(out, results, ceilings=dataclasses.asdict(ceilings))
     for chunk in in_chunks(wanted):
         if jobs:
             compile_ahead(
@@ -252,7 +268,7 @@ def run(
                 jobs,
             )
         for shape, name, missing in chunk:
-            for row in measure(shape, name, missing, ceilings):
+            for row in measure(shape, name, missing, ceilings, replayed):
                 table.add(**row)
                 print(_shown(row))
             torch.compiler.reset()  # one shape's graphs are of no use to the next

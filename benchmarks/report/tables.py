@@ -196,7 +196,7 @@ OTHER_TABLES = {
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write what the folder's CSVs give: ``attention.md``, ``attention.png``, further tables.
+    """Write what the folder's CSVs give: a table each, and plots of the attention's times.
 
     ``aims.md`` says which aims of :mod:`benchmarks.report.aims` are reached.
 
@@ -204,14 +204,15 @@ def write_report(folder: Path) -> list[Path]:
         ValueError: If the folder holds no results.
     """
     written = []
-    if rows := read_table(folder / "attention.csv"):
-        page = folder / "attention.md"
-        page.write_text(
-            "\n".join((origin(rows), attention_markdown(rows), failures_markdown(rows))),
-            encoding="utf-8",
-        )
-        attention_plot(rows, folder / "attention.png")
-        written += [page, folder / "attention.png"]
+    for name in ("attention", "replayed"):
+        if rows := read_table(folder / f"{name}.csv"):
+            page, plot = (folder / f"{name}.{suffix}" for suffix in ("md", "png"))
+            page.write_text(
+                "\n".join((origin(rows), attention_markdown(rows), failures_markdown(rows))),
+                encoding="utf-8",
+            )
+            attention_plot(rows, plot)
+            written += [page, plot]
     for name, columns in OTHER_TABLES.items():
         if rows := read_table(folder / f"{name}.csv"):
             page = folder / f"{name}.md"

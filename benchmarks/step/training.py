@@ -1,11 +1,12 @@
-"""Training steps of the article's models: ``python -m benchmarks training throughput | curves``.
+"""Training steps of the article's models: ``python -m benchmarks training PART``.
 
 ``throughput`` times whole steps (forward, backward, clipping, optimiser) of
 ``models.training.step.TrainStep`` with each attention, compiled and not, and of a public Perceiver
 AR where it is installed. MFU is causal FLOPs over the rate of a large bf16 product, measured in the
-same run. ``curves`` trains the same model with the reference attention and with the fused one from
-the same seed, and with the reference once more in two micro-batches: the same mathematics rounded
-otherwise, which says how much of a difference is noise.
+same run. ``kernels`` says where the GPU's time of a step goes. ``curves`` trains the same model
+with the reference attention and with the fused one from the same seed, and with the reference once
+more in two micro-batches: the same mathematics rounded otherwise, which says how much of a
+difference is noise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, profiler
+from torch.autograd import DeviceType
 
 import flopcount as fc
 from benchmarks.attention.peers import shapes_of_model, with_attention
@@ -61,6 +63,8 @@ THROUGHPUT_COLUMNS = (
     "peak_memory_bytes",
     "message",
 )
+KERNEL_COLUMNS = ("device", "model", "implementation", "kernel", "launches", "ms")
+"""Launches and milliseconds of one step."""
 CURVE_PATHS = {
     "reference": ("reference", 1),
     "fused": ("fused", 1),
@@ -206,6 +210,60 @@ def measure(model: fc.PerceiverAR, variant: str, batch_size: int, rate: float) -
     }
 
 
+@commands.defaults_of(throughput)
+def kernels(
+    out: Path,
+    *,
+    models: tuple[Model, ...],
+    variant: Literal[*VARIANTS] = next(iter(VARIANTS)),
+    batch_size: int,
+    steps: int = 3,
+    tiny: bool,
+) -> Path:
+    """Write a step's GPU time by kernel, by PyTorch's profiler, to ``step-kernels.csv``.
+
+    Models that are there already are left out.
+
+    Args:
+        out: Folder of the results.
+        models: The article's.
+        variant: Implementation of the attention, compiled or not.
+        batch_size: Sequences of a step.
+        steps: That are profiled, after three that are not.
+        tiny: A tiny model, to try the path; without a GPU, the time of PyTorch's operators.
+    """
+    table = Table(out / "step-kernels.csv", KERNEL_COLUMNS, KERNEL_COLUMNS[:4])
+    done = {(row["model"], row["implementation"]) for row in read_table(table.path)}
+    write_environment(out, "step-kernels")
+    attention, compile_mode = VARIANTS[variant]
+    for name, model in _chosen(models, tiny).items():
+        if (name, variant) in done:
+            continue
+        step = our_step(model, batch_size, attention, compile_mode)
+        for _ in range(3):
+            step()
+        with profiler.profile() as profiled:  # ends when the device has
+            for _ in range(steps):
+                step()
+        for event in profiled.key_averages():
+            microseconds = event.self_device_time_total
+            if not torch.cuda.is_available():
+                microseconds = event.self_cpu_time_total
+            elif event.device_type != DeviceType.CUDA:
+                continue
+            table.add(
+                device=environment()["device"],
+                model=name,
+                implementation=variant,
+                kernel=event.key,
+                launches=event.count / steps,
+                ms=f"{microseconds / steps / 1e3:.6g}",
+            )
+        torch.compiler.reset()
+        require_working_device()
+    return table.path
+
+
 @commands.defaults_of(throughput, CorpusConfig)
 def curves(
     out: Path,
@@ -291,7 +349,7 @@ def curves_plot(rows: list[dict[str, str]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parts = {"throughput": throughput, "curves": curves}
+    parts = {"throughput": throughput, "kernels": kernels, "curves": curves}
     print(commands.run(parts, "python -m benchmarks training", arguments, __doc__))
 
 

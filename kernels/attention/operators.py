@@ -126,8 +126,8 @@ class _Differentiated(torch.autograd.Function):
     """What ``torch.library.register_autograd`` would make, in three quarters of the host's time."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _without_autograd(*inputs)
+    def forward(ctx: Any, keys: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _without_autograd(keys, *inputs)
         _keep(ctx, inputs, output)
         return output
 
@@ -135,20 +135,20 @@ class _Differentiated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grads = attention_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.channels)
-        return (*grads, *(None,) * (7 - len(grads)))
+        return (None, *grads, *(None,) * (7 - len(grads)))
 
 
-def _without_autograd(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _without_autograd(keys: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     with torch._C._AutoDispatchBelowAutograd():
-        return attention(*inputs)
+        return attention.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
 
 
-def _with_autograd(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _with_autograd(keys: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs[:5] if x is not None)
-    return _Differentiated.apply(*inputs) if wanted else _without_autograd(*inputs)
+    return (_Differentiated.apply if wanted else _without_autograd)(keys, *inputs)
 
 
-_LIBRARY.impl("attention", _with_autograd, "Autograd")
+_LIBRARY.impl("attention", _with_autograd, "Autograd", with_keyset=True)
 
 
 def _keep_table(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

@@ -216,7 +216,6 @@ def _tuned() -> dict[tuple[str, int, int], dict[int, Tiling]]:
     return tuned_tilings()
 
 
-@functools.cache
 def shipped_tiling(pass_name: str, head_dim: int, element_size: int, num_keys: int) -> Tiling:
     """The tiling that the public functions use.
 

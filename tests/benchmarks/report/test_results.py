@@ -1,12 +1,15 @@
 """What a GPU has measured, as committed: counts by today's formula, and the pages' figures."""
 
+import json
 import re
 import statistics
 
 import pytest
 
 from benchmarks.attention.shapes import Shape
+from benchmarks.attention.timing import SIZES
 from benchmarks.counters.executed import executed_ops
+from benchmarks.counters.steps import seed_model
 from benchmarks.report import aims, tables
 from benchmarks.tiling.tune import written
 from kernels.attention import tilings
@@ -53,28 +56,123 @@ def test_other_tilings_would_not_explain_the_counts():
     assert len(wrong) > 30
 
 
-def test_each_product_of_a_step():
-    rows = read_table(RESULTS / "tuned" / "step.csv")
-    differing = [row for row in rows if row["verdict"] != "confirmed"]
-    assert {row["term"] for row in differing} == {"logits"}
-    assert f"{len(rows)} products | 0 in {len(rows) - len(differing)}; the library pads" in README
-    for row in differing:
-        assert f"{int(row['counted']):,}" in NOTES
-        assert f"{int(row['executed']):,}" in NOTES
+def test_each_product_of_two_steps():
+    steps = {name: read_table(RESULTS / name / "step.csv") for name in ("tuned", "shipped")}
+    padded, ours, exact, others = {}, 0, 0, 0
+    for name, rows in steps.items():
+        for row in rows:
+            counted, confirmed = int(row["counted"]), row["verdict"] == "confirmed"
+            assert (counted == int(row["executed"])) == confirmed
+            if row["term"] == "scores + values":
+                assert confirmed
+                ours += 1
+                continue
+            others += 1
+            exact += confirmed
+            if not confirmed:
+                padded.setdefault(name, []).append(counted / int(row["executed"]) - 1)
+    assert f"{len(steps['tuned'])} and {len(steps['shipped'])} products, {ours} of our" in README
+    assert f"0 in these {ours} and in the library's" in README
+    assert f"divide the sizes, {exact} of {others}; it pads three of 262 logits by" in README
+    assert len(padded["tuned"]) == 3
+    assert f"all {len(padded['shipped'])} at 728 columns by" in README
+    for shares in padded.values():
+        assert any(
+            f"{100 * min(shares):.{digits}f} to {100 * max(shares):.{digits}f} %" in README
+            for digits in (0, 1)
+        )
+    for row in steps["tuned"]:
+        if row["verdict"] != "confirmed":
+            assert f"{int(row['counted']):,}" in NOTES
+            assert f"{int(row['executed']):,}" in NOTES
+    counted, executed = (
+        sum(int(row[name]) for row in steps["shipped"]) for name in ("counted", "executed")
+    )
+    assert f"{100 * (counted / executed - 1):.1f} % of the whole step" in NOTES
 
 
 def test_the_readme_has_the_measured_table():
-    rows = read_table(RESULTS / "tuned" / "attention.csv")
+    rows = [
+        row
+        for row in read_table(RESULTS / "shipped" / "attention.csv")
+        if Shape(*(int(row[name]) for name in SIZES)) in tables.HEADLINE
+    ]
     assert tables.with_headline(README, rows) == README
+
+
+def test_what_is_said_of_whole_steps():
+    by_model = {}
+    for row in read_table(RESULTS / "shipped" / "throughput.csv"):
+        by_model.setdefault(row["model"], {})[row["implementation"]] = row
+    for rows in by_model.values():
+        speed = {name: float(row["tokens_per_second"]) for name, row in rows.items()}
+        ours = speed["fused, compiled"]
+        peers = max(speed["sdpa-flash, compiled"], speed["flex, compiled"])
+        mfu = f"{100 * float(rows['fused, compiled']['mfu']):.1f} %"
+        assert f"{mfu}" in README
+        assert f"{mfu}" in NOTES.replace("% MFU", "%")
+        assert f"{ours / peers:.2f} times" in README
+        assert f"{ours / peers:.2f} times" in NOTES
+        assert f"{ours / speed['eager']:.2f} times" in " ".join(NOTES.split())
+
+
+def test_where_the_time_of_a_step_goes():
+    text = (RESULTS / "shipped" / "step-kernels.txt").read_text(encoding="utf-8")
+    lines = [line.split(maxsplit=2) for line in text.split("512x9")[0].splitlines()[1:]]
+    ms = {name: float(time) for time, _, name in lines}
+    (row,) = [
+        row
+        for row in read_table(RESULTS / "shipped" / "throughput.csv")
+        if (row["model"], row["implementation"]) == ("728x13-V32000-m1536", "fused, compiled")
+    ]
+    step = float(row["ms"])
+    products = ms["aten::mm"] + ms["aten::addmm"]
+    attention = sum(time for name, time in ms.items() if name.startswith("flopcount::"))
+    model = seed_model("728x13-V32000-m1536")
+    rows = model.flops(level="causal", batch_size=80).rows
+    dense = sum(row.flops for row in rows if row.term not in ("scores", "values"))
+    rate, matmul = dense / products * 1e3, float(row["matmul_flops_per_second"])
+    rest = step - products - attention
+    wanted = step * float(row["mfu"]) / 0.55
+    assert f"728×13's {step:.1f} ms go: {products:.1f} in the library's" in NOTES
+    assert f"({rate / 1e12:.0f} TFLOP/s of their `causal` FLOPs, {rate / matmul:.0%}" in (
+        NOTES.replace(" %", "%")
+    )
+    assert f"{attention:.1f} in our attention, of which {ms['prepare_rows']:.1f}" in NOTES
+    assert f"{rest:.1f} in element-wise" in NOTES
+    assert f"is a step of {wanted:.1f} ms" in NOTES
+    assert f"it would take {products + rest:.1f}." in NOTES
+
+
+def test_what_is_said_of_the_host():
+    rows = [
+        json.loads(line)
+        for line in (RESULTS / "shipped" / "host.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert {row["dim"] for row in rows} == {64}
+    ours = rows[0]
+    assert [row["name"] for row in rows] == ["fused", "sdpa-flash", "cudnn", "flex"]
+    text = " ".join(NOTES.split())
+    host = [f"{1e3 * ours[f'host_{name}']:.0f}" for name in tables.PASSES]
+    launches = [f"{1e3 * ours[f'launch_{name}'][0]:.0f}" for name in tables.PASSES]
+    assert f"{host[0]} µs forward and {host[1]} backward at 64, {' and '.join(launches)}" in text
+    of = {name: [f"{row[f'graph_{name}']:.3f}" for row in rows] for name in tables.PASSES}
+    assert (
+        "{} ms forward at 64, SDPA-flash {}, cuDNN {}, FlexAttention {};".format(*of["forward"])
+        in text
+    )
+    assert "backward {}, and these {}, {} and {}.".format(*of["backward"]) in text
 
 
 def test_the_notes_have_the_measured_ratios():
     found = dict(
-        re.findall(r"^\| (\d+) \| ([\d.]+ / [\d.]+ \| [\d.]+ / [\d.]+) \|", NOTES, re.MULTILINE)
+        re.findall(
+            r"^\| (\d+) \| ([\d.]+ / [\d.]+(?: \| [\d.]+ / [\d.]+){2}) \|", NOTES, re.MULTILINE
+        )
     )
     of_folder = {
         name: tables.by_case(read_table(RESULTS / name / "attention.csv"))
-        for name in ("first", "tuned")
+        for name in ("first", "tuned", "shipped")
     }
     for shape in tables.HEADLINE:
         cells = [
@@ -105,8 +203,10 @@ def test_the_notes_say_what_the_shipped_tilings_cost():
 
 
 def test_the_readme_says_how_far_the_host_lags_behind():
-    cases = tables.by_case(read_table(RESULTS / "tuned" / "attention.csv"))
+    cases = tables.by_case(read_table(RESULTS / "shipped" / "attention.csv"))
     ratios = [
-        tables.over(case, ["cuDNN"]) for (shape, _), case in cases.items() if shape.prefix == 0
+        tables.over(case, ["cuDNN"])
+        for (shape, _), case in cases.items()
+        if shape.prefix == 0 and shape.queries == 512
     ]
     assert f"up to {max(ratios):.1f} times slower than cuDNN" in README

@@ -132,6 +132,17 @@ def test_every_peer_of_a_step_computes_the_same_loss():
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
+def test_where_the_time_of_a_step_goes(tmp_path):
+    path = training.kernels(tmp_path, batch_size=2, models=(), tiny=True)
+    rows = read_table(path)
+    assert all(float(row["ms"]) >= 0 for row in rows)
+    assert sum(float(row["ms"]) for row in rows) > 0
+    launches = {row["kernel"]: float(row["launches"]) for row in rows}
+    assert launches["flopcount::attention"] == launches["flopcount::attention_backward"] == 2
+    assert training.kernels(tmp_path, batch_size=2, models=(), tiny=True) == path
+    assert read_table(path) == rows
+
+
 def test_loss_curves_of_all_paths(tmp_path, monkeypatch):
     text = tmp_path / "text"
     text.mkdir()

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from models.data.tokenizers import BYTE_VOCAB_SIZE, TokenizerName
-from models.sweeps.plan import SweepConfig, SweepRun, plan_runs
+from models.sweeps.plan import SweepConfig, SweepRun, plan_runs, run_name
 from models.training.run import ModelConfig, Recipe, TrainConfig
 from models.training.step import Execution
+from models.training.throughput import measure
 
 Row = dict[str, str]
 """Of ``runs.csv``."""
@@ -64,8 +65,9 @@ class Stage:
         seeds: Of the runs.
         rates: Learning rates in place of the rule's.
         factors: Of the learning rate.
-        convention: A published count that the budget is held by, its self part. The budget is what
-            the middle size costs by it, so that both families share that run.
+        convention: A published count that the budget is held by, its self part, or ``executed``, by
+            the kernels' fp32 tilings. The budget is what the middle size costs by it, so that both
+            families share that run.
     """
 
     arms: tuple[str, ...]
@@ -223,17 +225,35 @@ def _run(
         validation_context=max(each.num_prefix for each in study.arms.values()),
         model=sized(study, arm, shape),
     )
-    if stage.convention is not None:
-        shapes = side.shapes[budget]
-        middle = dataclasses.replace(config, shapes=(shapes[len(shapes) // 2],))
-        [pivot] = plan_runs(middle)
-        counted = pivot.config.model.counted().flops(
-            convention=stage.convention, batch_size=base.recipe.batch_size
-        )
-        spent = float(pivot.config.steps * counted.self_part.total)
-        config = dataclasses.replace(config, budgets=(spent,), convention=stage.convention)
+    if stage.convention is None:
+        [run] = plan_runs(config)
+        return run
+    shapes = side.shapes[budget]
+    middle = sized(study, arm, shapes[len(shapes) // 2])
+    [pivot] = plan_runs(dataclasses.replace(config, shapes=(shapes[len(shapes) // 2],)))
+    spent = pivot.config.steps * _step_flops(middle, stage.convention, base.recipe.batch_size)
+    step = _step_flops(config.model, stage.convention, base.recipe.batch_size)
+    steps = -(-spent // step)
     [run] = plan_runs(config)
-    return run
+    return dataclasses.replace(
+        run,
+        name=run_name(spent, *shape, seed),
+        budget=float(spent),
+        flops=steps * step,
+        config=dataclasses.replace(run.config, steps=steps),
+    )
+
+
+def _step_flops(model: ModelConfig, count: str, batch_size: int) -> int:
+    """FLOPs of a training step by level ``executed``, or of a convention's self part."""
+    if count == "executed":
+        return executed_flops(model, batch_size)
+    return int(model.counted().flops(convention=count, batch_size=batch_size).self_part.total)
+
+
+def executed_flops(model: ModelConfig, batch_size: int) -> int:
+    """FLOPs that a training step on the fused kernels executes, by their tilings in fp32."""
+    return int(measure(model.counted(), batch_size, "fused", None, None, "fp32", 1).executed.total)
 
 
 def every_size(study: Study) -> list[SweepRun]:
@@ -402,6 +422,7 @@ CPU = Study(
         "seeds-7n": Stage(("7n",), (1e12, 1e13), around=3, seeds=(1, 2)),
         "pieces": Stage(("3n_pieces",), _SMALL),
         "seeds-pieces": Stage(("3n_pieces",), (1e12, 1e13), around=3, seeds=(1, 2)),
+        "recounted": Stage(("7n",), (1e13,), convention="executed"),
     },
     candidates=(*_wide(range(16, 129, 8)), *_wide(range(128, 161, 8), 3), (176, 4), (192, 4)),
 )

@@ -33,6 +33,7 @@ from models.study.design import (
     Row,
     Study,
     at_rule,
+    executed_flops,
     nats_per_byte,
     plan,
     sized,
@@ -52,7 +53,6 @@ from models.study.minima import (
     seeds,
 )
 from models.training.run import ModelConfig
-from models.training.throughput import measure
 
 SURFACE = "3, variable-projection"
 """The fit whose optimum is recounted."""
@@ -210,12 +210,11 @@ def step_flops(model: ModelConfig, batch_size: int) -> dict[str, int]:
     """FLOPs of a training step under every level and convention that covers the model."""
     sizes = model.counted()
     causal = sizes.flops(batch_size=batch_size)
-    speed = measure(sizes, batch_size, "fused", None, None, "fp32", 1)
     counts = {name: sizes.flops(convention=name, batch_size=batch_size) for name in CONVENTIONS}
     return {
         "causal": causal.total,
         "dense": sizes.flops(level="dense", batch_size=batch_size).total,
-        "executed": speed.executed.total,
+        "executed": executed_flops(model, batch_size),
         "causal, no output layer": causal.total - output_flops(causal),
     } | {name: count.total for name, count in counts.items() if not count.not_covered}
 

@@ -113,7 +113,7 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
     shared = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(RunConfig)}
     return [
         SweepRun(
-            name=_name(run.budget, run.model.num_channels, run.model.num_layers, seed),
+            name=run_name(run.budget, run.model.num_channels, run.model.num_layers, seed),
             budget=run.budget,
             flops=run.flops,
             parameters=run.num_params,
@@ -146,5 +146,10 @@ def _heads(config: SweepConfig, width: int) -> int:
     return width // config.head_dim
 
 
-def _name(budget: float, num_channels: int, num_layers: int, seed: int) -> str:
+def run_name(budget: float, num_channels: int, num_layers: int, seed: int) -> str:
+    """Name a run.
+
+    >>> run_name(1e12, 48, 2, 0)
+    '1e12-48x2-seed0'
+    """
     return f"{budget:.4g}-{num_channels}x{num_layers}-seed{seed}".replace("+", "")

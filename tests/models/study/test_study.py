@@ -26,6 +26,7 @@ from models.study.design import (
     sized,
     trained_tokens,
 )
+from models.training.throughput import tiling_of
 
 CHECKED = {"cpu": CPU, "gpu": GPU}
 
@@ -164,6 +165,27 @@ def test_recounting_shares_the_middle_model_and_moves_others():
     other = steps(plan(GPU, stages=["recounted"]))
     same = [model for model in causal if causal[model] == other[model]]
     assert [(model.num_channels, model.num_layers) for model in same] == [(256, 4)]
+
+
+def test_a_budget_by_what_the_kernels_execute():
+    causal = {each.run.config.model: each.run.config for each in plan(CPU, trials_of(CPU), ["7n"])}
+    planned = plan(CPU, trials_of(CPU), ["recounted"])
+    (spent,) = {each.run.budget for each in planned}
+    share = {}
+    for each in planned:
+        run, model = each.run, each.run.config.model
+        assert (each.convention, each.name.startswith("7n-executed-")) == ("executed", True)
+        head_dim = model.num_channels // 4
+        tiling = tiling_of(head_dim, 4, 128)
+        hybrid = tiling_of(head_dim, 4, 128 + model.counted().kept())
+        step = model.counted().executed(tiling, tilings={"hybrid": hybrid}, batch_size=8).total
+        assert run.flops == run.config.steps * step
+        assert run.flops - step < spent <= run.flops
+        share[head_dim] = step / model.counted().flops(batch_size=8).total
+        assert model in causal
+    # Heads are stored with a multiple of 16 channels.
+    assert share[8] > share[12] > share[24] > share[32]
+    assert share[12] > share[16] < share[24]
 
 
 def test_unknown_names_are_refused(tmp_path, capsys):

@@ -8,12 +8,11 @@ meta device; their FLOP formulas (level ``dense``) serve torch's FlopCounterMode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels.attention.flops import backward_flops, forward_flops
@@ -127,28 +126,56 @@ class _Differentiated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keys: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _without_autograd(keys, *inputs)
+        output = _below_autograd(attention, keys, *inputs)
         _keep(ctx, inputs, output)
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grads = attention_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.channels)
         return (None, *grads, *(None,) * (7 - len(grads)))
 
 
-def _without_autograd(keys: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+class _Refused(torch.autograd.Function):
+    """Gradients that have none."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        return tuple(_below_autograd(attention_backward, keys, *inputs))
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "attention_backward has no derivative: second derivatives of the kernels are not "
+            "computed; use kernels.attention.reference for them"
+        )
+
+
+def _below_autograd(operator: Any, keys: Any, *inputs: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
-        return attention.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+        return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
 
 
-def _with_autograd(keys: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs[:5] if x is not None)
-    return (_Differentiated.apply if wanted else _without_autograd)(keys, *inputs)
+def _wanted(inputs: Iterable[Any]) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in inputs
+    )
 
 
-_LIBRARY.impl("attention", _with_autograd, "Autograd", with_keyset=True)
+def _attention_with_autograd(keys: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if _wanted(inputs):
+        return _Differentiated.apply(keys, *inputs)
+    return _below_autograd(attention, keys, *inputs)
+
+
+def _backward_with_autograd(keys: Any, *inputs: Any) -> list[Tensor]:
+    if _wanted(inputs):
+        return list(_Refused.apply(keys, *inputs))
+    return _below_autograd(attention_backward, keys, *inputs)
+
+
+_LIBRARY.impl("attention", _attention_with_autograd, "Autograd", with_keyset=True)
+_LIBRARY.impl("attention_backward", _backward_with_autograd, "Autograd", with_keyset=True)
 
 
 def _keep_table(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

@@ -206,5 +206,9 @@ def test_a_device_without_kernels_is_named(monkeypatch):
 def test_second_derivatives_are_refused():
     q, k, v = drawn((1, 3, 0, 1, 1, 16))
     (gradient,) = torch.autograd.grad(causal_attention(q, k, v).sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="attention_backward"):
+    with pytest.raises(RuntimeError, match="attention_backward has no derivative"):
         gradient.sum().backward()
+    # Nor is a term left out where there are others.
+    (gradient,) = torch.autograd.grad(causal_attention(q, k, v).sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="attention_backward has no derivative"):
+        (gradient.square().sum() + q.sum()).backward()

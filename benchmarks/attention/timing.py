@@ -115,8 +115,11 @@ def timed(
     """Milliseconds of one pass, a median for each round; the backward pass without a forward."""
     clock = replayed_ms if replayed else rounds_ms
     q, k, v, grad = draw(shape)
-    capturing = replayed and torch.cuda.is_available()
-    with torch.cuda.stream(torch.cuda.Stream()) if capturing else contextlib.nullcontext():
+    capturing = contextlib.nullcontext()
+    if replayed and torch.cuda.is_available():
+        capturing = torch.cuda.stream(torch.cuda.Stream())
+        torch.cuda.synchronize()
+    with capturing:
         if pass_name == "forward":
             return clock(lambda: attend(q, k, v), rounds)
         out = attend(q, k, v)

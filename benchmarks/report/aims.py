@@ -158,9 +158,15 @@ def aims_markdown(folder: Path) -> str | None:
 
 
 def _matmul_rate(folder: Path) -> float | None:
-    """Of the run that measured last."""
+    """Of the last run that measured the article's shapes, which are the default."""
     path = folder / "attention.jsonl"
     if not path.exists():
         return None
-    last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-    return float(last["ceilings"]["matmul_flops_per_second"])
+    runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    asked = [run.get("command", "").partition("--shapes")[2].partition("--")[0] for run in runs]
+    rates = [
+        float(run["ceilings"]["matmul_flops_per_second"])
+        for run, shapes in zip(runs, asked, strict=True)
+        if not shapes or "article" in shapes
+    ]
+    return rates[-1] if rates else None

@@ -204,11 +204,11 @@ def write_report(folder: Path) -> list[Path]:
         ValueError: If the folder holds no results.
     """
     written = []
-    for name in ("attention", "replayed"):
+    for name, what in {"attention": "", "replayed": "Replays of CUDA graphs.\n"}.items():
         if rows := read_table(folder / f"{name}.csv"):
             page, plot = (folder / f"{name}.{suffix}" for suffix in ("md", "png"))
             page.write_text(
-                "\n".join((origin(rows), attention_markdown(rows), failures_markdown(rows))),
+                "\n".join((origin(rows) + what, attention_markdown(rows), failures_markdown(rows))),
                 encoding="utf-8",
             )
             attention_plot(rows, plot)

@@ -245,20 +245,25 @@ def kernels(
         with profiler.profile() as profiled:  # ends when the device has
             for _ in range(steps):
                 step()
+        rows: list[dict[str, Any]] = []
         for event in profiled.key_averages():
             microseconds = event.self_device_time_total
             if not torch.cuda.is_available():
                 microseconds = event.self_cpu_time_total
-            elif event.device_type != DeviceType.CUDA:
+            elif event.device_type != DeviceType.CUDA or event.is_user_annotation:
                 continue
-            table.add(
-                device=environment()["device"],
-                model=name,
-                implementation=variant,
-                kernel=event.key,
-                launches=event.count / steps,
-                ms=f"{microseconds / steps / 1e3:.6g}",
+            rows.append(
+                {
+                    "device": environment()["device"],
+                    "model": name,
+                    "implementation": variant,
+                    "kernel": event.key,
+                    "launches": event.count / steps,
+                    "ms": f"{microseconds / steps / 1e3:.6g}",
+                }
             )
+        for row in rows:
+            table.add(**row)
         torch.compiler.reset()
         require_working_device()
     return table.path

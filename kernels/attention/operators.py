@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels.attention.flops import backward_flops, forward_flops
@@ -40,11 +41,58 @@ def attend(
 _LIBRARY = torch.library.Library("flopcount", "FRAGMENT")
 
 
-def _operator(name: str, schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Register an operator; at each call the host has less to do than for ``custom_op``."""
+def _operator(name: str, schema: str, function: Callable[..., Any]) -> Any:
+    """Register an operator, opaque to torch.compile.
+
+    At each call the host has less to do than for ``torch.library.custom_op``, which also checks
+    that no result is an operand: ``opcheck`` does so in a test.
+    """
     _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, torch.compiler.disable(function), "CompositeExplicitAutograd")
     return getattr(torch.ops.flopcount, name).default
+
+
+def _differentiate(
+    operator: Any,
+    gradients: Callable[..., tuple[Any, ...]],
+    keep: Callable[..., None] = lambda ctx, inputs, output: None,
+) -> None:
+    """Register an operator's derivative: ``register_autograd`` in half of the host's time.
+
+    Args:
+        operator: Whose results are tensors or one list of tensors.
+        gradients: Of its operands, from the context and the gradients of its results.
+        keep: What they need, from the context, operands and results.
+    """
+    name = operator._schema.name.split("::")[1]
+    listed = len(operator._schema.returns) == 1
+
+    def below(keys: Any, *inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+
+    def forward(ctx: Any, keys: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = below(keys, *inputs)
+        keep(ctx, inputs, output)
+        return tuple(output)
+
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return (None, *gradients(ctx, *grads))
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function = type(f"flopcount_{name}", (torch.autograd.Function,), methods)
+
+    def with_autograd(keys: Any, *inputs: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(
+            forward_ad.unpack_dual(x).tangent is not None for x in inputs if isinstance(x, Tensor)
+        ):
+            raise NotImplementedError(f"flopcount::{name} has no forward-mode derivative")
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)):
+            return below(keys, *inputs)
+        output = function.apply(keys, *inputs)
+        return list(output) if listed else output
+
+    _LIBRARY.impl(name, torch.compiler.disable(with_autograd), "Autograd", with_keyset=True)
 
 
 attention = _operator(
@@ -121,61 +169,22 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.set_materialize_grads(False)
 
 
-class _Differentiated(torch.autograd.Function):
-    """What ``torch.library.register_autograd`` would make, in three quarters of the host's time."""
-
-    @staticmethod
-    def forward(ctx: Any, keys: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _below_autograd(attention, keys, *inputs)
-        _keep(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        grads = attention_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.channels)
-        return (None, *grads, *(None,) * (7 - len(grads)))
+def _gradients(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 7
+    grads = attention_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.channels)
+    return (*grads, *(None,) * (7 - len(grads)))
 
 
-class _Refused(torch.autograd.Function):
-    """Gradients that have none."""
-
-    @staticmethod
-    def forward(ctx: Any, keys: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        return tuple(_below_autograd(attention_backward, keys, *inputs))
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "attention_backward has no derivative: second derivatives of the kernels are not "
-            "computed; use kernels.attention.reference for them"
-        )
-
-
-def _below_autograd(operator: Any, keys: Any, *inputs: Any) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
-
-
-def _wanted(inputs: Iterable[Any]) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for x in inputs
+def _refuse(ctx: Any, *_: Any) -> tuple[Any, ...]:
+    raise RuntimeError(
+        "attention_backward has no derivative: take kernels.attention.reference, whose second "
+        "derivatives PyTorch knows"
     )
 
 
-def _attention_with_autograd(keys: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if _wanted(inputs):
-        return _Differentiated.apply(keys, *inputs)
-    return _below_autograd(attention, keys, *inputs)
-
-
-def _backward_with_autograd(keys: Any, *inputs: Any) -> list[Tensor]:
-    if _wanted(inputs):
-        return list(_Refused.apply(keys, *inputs))
-    return _below_autograd(attention_backward, keys, *inputs)
-
-
-_LIBRARY.impl("attention", _attention_with_autograd, "Autograd", with_keyset=True)
-_LIBRARY.impl("attention_backward", _backward_with_autograd, "Autograd", with_keyset=True)
+_differentiate(attention, _gradients, _keep)
+_differentiate(attention_backward, _refuse)
 
 
 def _keep_table(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -185,8 +194,8 @@ def _keep_table(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None
     ctx.save_for_backward(table)
 
 
-def _turn_back(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
-    def placed(tensors: list[Tensor]) -> list[Tensor | None]:
+def _turn_back(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def placed(tensors: Iterable[Tensor]) -> list[Tensor | None]:
         rest = iter(tensors)
         return [next(rest) if given else None for given in ctx.given]
 
@@ -195,9 +204,7 @@ def _turn_back(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
     return (*placed(back), None, None, None)
 
 
-torch.library.register_autograd(
-    "flopcount::prepare_attention", _turn_back, setup_context=_keep_table
-)
+_differentiate(prepare, _turn_back, _keep_table)
 
 
 @register_flop_formula(torch.ops.flopcount.attention)

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from models.data.tokenizers import BYTE_VOCAB_SIZE, TokenizerName
-from models.sweeps.plan import SweepConfig, SweepRun, plan_runs, run_name
+from models.sweeps.plan import FEWEST_STEPS, SweepConfig, SweepRun, plan_runs, run_name
 from models.training.run import ModelConfig, Recipe, TrainConfig
 from models.training.step import Execution
 from models.training.throughput import measure
@@ -66,8 +67,8 @@ class Stage:
         rates: Learning rates in place of the rule's.
         factors: Of the learning rate.
         convention: A published count that the budget is held by, its self part, or ``executed``, by
-            the kernels' fp32 tilings. The budget is what the middle size costs by it, so that both
-            families share that run.
+            the kernels' tilings in the study's dtype. The budget is what the middle size costs by
+            it, so that both families share that run.
     """
 
     arms: tuple[str, ...]
@@ -231,9 +232,11 @@ def _run(
     shapes = side.shapes[budget]
     middle = sized(study, arm, shapes[len(shapes) // 2])
     [pivot] = plan_runs(dataclasses.replace(config, shapes=(shapes[len(shapes) // 2],)))
-    spent = pivot.config.steps * _step_flops(middle, stage.convention, base.recipe.batch_size)
-    step = _step_flops(config.model, stage.convention, base.recipe.batch_size)
+    spent = pivot.config.steps * _step_flops(middle, stage.convention, base)
+    step = _step_flops(config.model, stage.convention, base)
     steps = -(-spent // step)
+    if steps < FEWEST_STEPS:
+        raise ValueError(f"budgets must afford {FEWEST_STEPS} steps, got {steps} of {shape}")
     [run] = plan_runs(config)
     return dataclasses.replace(
         run,
@@ -244,16 +247,19 @@ def _run(
     )
 
 
-def _step_flops(model: ModelConfig, count: str, batch_size: int) -> int:
+def _step_flops(model: ModelConfig, count: str, base: SweepConfig) -> int:
     """FLOPs of a training step by level ``executed``, or of a convention's self part."""
     if count == "executed":
-        return executed_flops(model, batch_size)
-    return int(model.counted().flops(convention=count, batch_size=batch_size).self_part.total)
+        return executed_flops(model, base)
+    counted = model.counted().flops(convention=count, batch_size=base.recipe.batch_size)
+    return int(counted.self_part.total)
 
 
-def executed_flops(model: ModelConfig, batch_size: int) -> int:
-    """FLOPs that a training step on the fused kernels executes, by their tilings in fp32."""
-    return int(measure(model.counted(), batch_size, "fused", None, None, "fp32", 1).executed.total)
+def executed_flops(model: ModelConfig, base: SweepConfig) -> int:
+    """FLOPs that a training step on the fused kernels executes, by their tilings in its dtype."""
+    dtype = base.execution.resolve_dtype(torch.device(base.device))
+    batch_size = base.recipe.batch_size
+    return int(measure(model.counted(), batch_size, "fused", None, None, dtype, 1).executed.total)
 
 
 def every_size(study: Study) -> list[SweepRun]:

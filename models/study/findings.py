@@ -52,6 +52,7 @@ from models.study.minima import (
     scatter_of_seeds,
     seeds,
 )
+from models.sweeps.plan import SweepConfig
 from models.training.run import ModelConfig
 
 SURFACE = "3, variable-projection"
@@ -206,15 +207,15 @@ def output_flops(count: Count) -> int:
     return sum(term.forward + term.backward for term in count.terms if term.layer == "output")
 
 
-def step_flops(model: ModelConfig, batch_size: int) -> dict[str, int]:
+def step_flops(model: ModelConfig, base: SweepConfig) -> dict[str, int]:
     """FLOPs of a training step under every level and convention that covers the model."""
-    sizes = model.counted()
+    sizes, batch_size = model.counted(), base.recipe.batch_size
     causal = sizes.flops(batch_size=batch_size)
     counts = {name: sizes.flops(convention=name, batch_size=batch_size) for name in CONVENTIONS}
     return {
         "causal": causal.total,
         "dense": sizes.flops(level="dense", batch_size=batch_size).total,
-        "executed": executed_flops(model, batch_size),
+        "executed": executed_flops(model, base),
         "causal, no output layer": causal.total - output_flops(causal),
     } | {name: count.total for name, count in counts.items() if not count.not_covered}
 
@@ -232,7 +233,7 @@ class Widths:
         widths = (*range(8, 64, 4), *range(64, 513, 8))
         models = [sized(study, arm, (width, 2)) for width in widths]
         batch = study.base.recipe.batch_size
-        counts = [step_flops(model, batch) for model in models]
+        counts = [step_flops(model, study.base) for model in models]
         tokens = batch * study.base.model.num_latents
         self.log_n, _, self.log_inner = np.log([_params(model) for model in models]).T
         self.per_token = {

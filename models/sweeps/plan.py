@@ -12,7 +12,7 @@ from flopcount.isoflop.plan import isoflop_runs
 from models.limits import AboveZero, AtLeastOne, NotNegative, Seed, check_fields
 from models.training.run import RunConfig, TrainConfig
 
-_FEWEST_STEPS = 10
+FEWEST_STEPS = 10
 """Of a run: with fewer, a budget that is met to within a step is missed by more than a tenth."""
 
 
@@ -96,10 +96,10 @@ def plan_runs(config: SweepConfig) -> list[SweepRun]:
     for model, budget in itertools.product(models, config.budgets):
         step = model.flops(convention=config.convention, batch_size=config.recipe.batch_size)
         flops = (step if config.convention is None else step.self_part).total
-        if math.ceil(budget / flops) < _FEWEST_STEPS:
+        if math.ceil(budget / flops) < FEWEST_STEPS:
             shape = f"{model.num_channels}x{model.num_layers}"
             raise ValueError(
-                f"budgets must afford {_FEWEST_STEPS} steps of every shape, got {budget:g} "
+                f"budgets must afford {FEWEST_STEPS} steps of every shape, got {budget:g} "
                 f"FLOPs, and a step of {shape} takes {flops:.4g}: give larger budgets, smaller "
                 f"shapes or a smaller batch_size"
             )

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from benchmarks.attention.shapes import Shape
+from benchmarks.attention.shapes import SETS, Shape
 from benchmarks.attention.timing import SIZES
 from benchmarks.counters.executed import executed_ops
 from benchmarks.counters.steps import seed_model
@@ -18,6 +18,8 @@ from models.results import read_table
 RESULTS = tables.ROOT / "benchmarks" / "results" / "nvidia-h200"
 README = tables.README.read_text(encoding="utf-8")
 NOTES = (RESULTS / "NOTES.md").read_text(encoding="utf-8")
+NOTES_IN_A_LINE = " ".join(NOTES.split())
+LONG_PEERS = ("FlexAttention", "cuDNN")
 
 
 def attention_rows(folder):
@@ -112,8 +114,8 @@ def test_what_is_said_of_whole_steps():
         assert f"{mfu}" in README
         assert f"{mfu}" in NOTES.replace("% MFU", "%")
         assert f"{ours / peers:.2f} times" in README
-        assert f"{ours / peers:.2f} times" in NOTES
-        assert f"{ours / speed['eager']:.2f} times" in " ".join(NOTES.split())
+        assert f"{ours / peers:.2f} times" in NOTES_IN_A_LINE
+        assert f"{ours / speed['eager']:.2f} times" in NOTES_IN_A_LINE
 
 
 def test_where_the_time_of_a_step_goes():
@@ -133,15 +135,92 @@ def test_where_the_time_of_a_step_goes():
     dense = sum(row.flops for row in rows if row.term not in ("scores", "values"))
     rate, matmul = dense / products * 1e3, float(row["matmul_flops_per_second"])
     rest = step - products - attention
-    wanted = step * float(row["mfu"]) / 0.55
-    assert f"728×13's {step:.1f} ms go: {products:.1f} in the library's" in NOTES
-    assert f"({rate / 1e12:.0f} TFLOP/s of their `causal` FLOPs, {rate / matmul:.0%}" in (
-        NOTES.replace(" %", "%")
+    elements = sum(
+        time
+        for name, time in ms.items()
+        if name.startswith(("triton_", "Memset", "aten::sum", "aten::_f"))
     )
-    assert f"{attention:.1f} in our attention, of which {ms['prepare_rows']:.1f}" in NOTES
-    assert f"{rest:.1f} in element-wise" in NOTES
-    assert f"is a step of {wanted:.1f} ms" in NOTES
-    assert f"it would take {products + rest:.1f}." in NOTES
+    wanted = step * float(row["mfu"]) / 0.55
+    told = NOTES_IN_A_LINE
+    assert f"728×13's {step:.1f} ms go: {products:.1f} in the library's" in told
+    assert (
+        f"({rate / 1e12:.0f} TFLOP/s of their `causal` FLOPs, {100 * rate / matmul:.0f} %" in told
+    )
+    assert f"{attention:.1f} in our attention, of which {ms['prepare_rows']:.1f}" in told
+    assert f"{elements:.1f} in the element-wise kernels" in told
+    assert f"and {rest - elements:.1f} in smaller ones" in told
+    assert f"is a step of {wanted:.1f} ms; less all of attention it would be" in told
+    assert f"it would be {products + rest:.1f}." in told
+    of = {
+        word: sum(t for name, t in ms.items() if name.startswith("triton_") and word in name)
+        for word in ("gelu", "layer_norm_backward", "log_softmax")
+    }
+    assert f"GELU in the product before it ({of['gelu']:.1f} ms)" in told
+    assert f"layer norm's backward pass ({of['layer_norm_backward']:.1f})" in told
+    assert f"without fp32 logits ({of['log_softmax']:.1f})" in told
+
+
+def test_what_is_said_of_blocks():
+    times = {}
+    for row in read_table(RESULTS / "shipped" / "block.csv"):
+        times.setdefault(int(row["channels"]) // 8, {})[row["implementation"]] = float(row["ms"])
+    shares = {
+        head_dim: of["fused, compiled"] / min(of["sdpa-flash, compiled"], of["flex, compiled"])
+        for head_dim, of in times.items()
+    }
+    assert f"{shares[73]:.2f} of the time at 73, {shares[91]:.2f} at 91, {shares[64]:.2f} at" in (
+        NOTES_IN_A_LINE
+    )
+    less = 1 - times[73]["cudnn, compiled"] / times[73]["sdpa-flash, compiled"]
+    assert f"cuDNN takes {less:.0%} less than SDPA-flash".replace("%", " %") in NOTES_IN_A_LINE
+
+
+def test_what_is_said_of_other_shapes_and_of_what_is_missed():
+    cases = tables.by_case(read_table(RESULTS / "shipped" / "attention.csv"))
+
+    def ends(shapes, name, peers):
+        over = [tables.over(cases[shape, name], peers) for shape in shapes]
+        return f"{min(over):.2f} to {max(over):.2f}"
+
+    long = [shape for shape in SETS["long"] if shape.head_dim == 64]
+    flex, cudnn = ([ends(long, name, [peer]) for name in tables.PASSES] for peer in LONG_PEERS)
+    assert f"{flex[0]} of FlexAttention's time forward, {flex[1]} backward;" in NOTES_IN_A_LINE
+    assert f"{cudnn[0]} and {cudnn[1]} of cuDNN's." in NOTES_IN_A_LINE
+    evaluation = [shape for shape in SETS["evaluation"] if shape.prefix == 3584]
+    told = ends(evaluation, "forward", aims.ANY_PEER)
+    assert f"k = 3584, forward: {told} of the best that was measured" in NOTES_IN_A_LINE
+    missed = {"prefix": [], "73, 78, 91": [], "54, 64": []}
+    for shape in SETS["article"]:
+        unaligned = shape.head_dim in aims.UNALIGNED
+        peers = [aims.ANY_PEER] if unaligned else [["SDPA-flash"], ["FlexAttention"]]
+        for name in tables.PASSES:
+            over = max(tables.over(cases[shape, name], each) for each in peers)
+            if over > (aims.OF_UNALIGNED if unaligned else 1):
+                if shape.prefix:
+                    missed["prefix"].append((shape.head_dim, shape.prefix, name, f"{over:.2f}"))
+                else:
+                    missed["73, 78, 91" if unaligned else "54, 64"].append(
+                        (shape.head_dim, name, over)
+                    )
+    assert missed["prefix"] == [(128, 1792, "forward", "1.01")]
+    assert sorted(each[:2] for each in missed["73, 78, 91"]) == [
+        (73, "backward"), (73, "forward"), (78, "backward"), (78, "forward"), (91, "backward"),
+    ]  # fmt: skip
+    assert f"(up to {max(each[2] for each in missed['73, 78, 91']):.2f})" in NOTES_IN_A_LINE
+    assert {each[0] for each in missed["54, 64"]} == {54, 64}
+    assert f"(up to {max(each[2] for each in missed['54, 64']):.2f})" in NOTES_IN_A_LINE
+    page = (RESULTS / "shipped" / "aims.md").read_text(encoding="utf-8")
+    shares = [
+        float(share) for share in re.findall(r"share of matmul rate .*? \| ([\d.]+) \|", page)
+    ]
+    assert f"forward, {100 * min(shares):.0f} to {100 * max(shares):.0f} %." in NOTES_IN_A_LINE
+
+
+def test_what_is_said_of_tests_on_a_gpu():
+    rows = read_table(RESULTS / "shipped" / "tests.csv")
+    (failed,) = [row["test"] for row in rows if row["outcome"] != "passed"]
+    assert "(2, 1, 300, 2, 1, 96)-torch.float32" in failed
+    assert f"Of the {len(rows)} tests that need a GPU {len(rows) - 1} passed" in NOTES_IN_A_LINE
 
 
 def test_what_is_said_of_the_host():
@@ -152,7 +231,7 @@ def test_what_is_said_of_the_host():
     assert {row["dim"] for row in rows} == {64}
     ours = rows[0]
     assert [row["name"] for row in rows] == ["fused", "sdpa-flash", "cudnn", "flex"]
-    text = " ".join(NOTES.split())
+    text = NOTES_IN_A_LINE
     host = [f"{1e3 * ours[f'host_{name}']:.0f}" for name in tables.PASSES]
     launches = [f"{1e3 * ours[f'launch_{name}'][0]:.0f}" for name in tables.PASSES]
     assert f"{host[0]} µs forward and {host[1]} backward at 64, {' and '.join(launches)}" in text

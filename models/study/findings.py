@@ -104,6 +104,7 @@ class Results:
         runs: A row per run that has ended, in the plan's order.
         calls: Of every call, device, versions, commit, date and command, in the order of dates.
         predictions: The files.
+        corpora: Rows of ``corpora.csv``: the texts, and what each is validated on.
     """
 
     study: Study
@@ -111,6 +112,7 @@ class Results:
     runs: tuple[Row, ...]
     calls: tuple[dict[str, Any], ...]
     predictions: tuple[Path, ...]
+    corpora: tuple[Row, ...]
 
     def of(self, arm: str, convention: str = "causal") -> list[Row]:
         """An arm's runs by one count at the rule's rate, without those that test a prediction."""
@@ -161,11 +163,18 @@ def read_results(study: Study, folders: Sequence[Path]) -> Results:
         now = by_name[name].steps, by_name[name].recipe.learning_rate
         if was != now:
             raise ValueError(f"{name} must have the study's steps and rate {now}, got {was}")
+    corpora = {
+        row["corpus"]: row for folder in folders for row in read_table(folder / "corpora.csv")
+    }
+    validated = {corpus: row["validation_sha256"] for corpus, row in corpora.items()}
     for tokenizer in {arm.tokenizer for arm in study.arms.values()}:
         arms = [name for name, arm in study.arms.items() if arm.tokenizer == tokenizer]
         texts = sorted({row["corpus"] for row in rows.values() if row["arm"] in arms})
-        if len(texts) > 1:
-            raise ValueError(f"results must be of one corpus for {tokenizer}, got {texts}")
+        if len({validated.get(text, text) for text in texts}) > 1:
+            raise ValueError(
+                f"results must be validated on the same {tokenizer}, as corpora.csv tells, "
+                f"got runs of {texts}"
+            )
     calls = [
         json.loads(line)
         for folder in folders
@@ -178,6 +187,7 @@ def read_results(study: Study, folders: Sequence[Path]) -> Results:
         tuple(rows[each.name] for each in planned if each.name in rows),
         tuple(sorted(calls, key=lambda call: call["date"])),
         predictions,
+        tuple(corpora.values()),
     )
 
 

@@ -410,7 +410,7 @@ def seconds(findings: Findings) -> Iterable[list[Row]]:
 
 
 @_tables
-def conditions(findings: Findings) -> Iterable[str]:
+def conditions(findings: Findings) -> Iterable[str | list[Row]]:
     """What the results ran on."""
     runs, calls = findings.results.runs, findings.results.calls
     values = {
@@ -419,6 +419,17 @@ def conditions(findings: Findings) -> Iterable[str]:
         "commits": dict.fromkeys(row["commit"] for row in runs),
         "digests of the tokenised text": dict.fromkeys(row["corpus"] for row in runs),
     }
+    yield [
+        {
+            "text": row["corpus"],
+            "tokenizer": row["tokenizer"],
+            "runs": str(sum(run["corpus"] == row["corpus"] for run in runs)),
+            "training tokens": f"{int(row['train_tokens']):,}",
+            "validation tokens": f"{int(row['validation_tokens']):,}",
+            "their SHA-256": row["validation_sha256"][:16],
+        }
+        for row in findings.results.corpora
+    ]
     yield "".join(f"- {name}: {', '.join(each) or '?'}\n" for name, each in values.items())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import os
 import time
@@ -29,6 +30,9 @@ CURVE_COLUMNS = (
     "run", "step", "tokens", "flops", "learning_rate", "train_loss", "validation_loss", "seconds",
 )  # fmt: skip
 CALIBRATION_COLUMNS = ("model", "seconds_per_step", "flops_per_second", "load", "device", "date")
+CORPUS_COLUMNS = (
+    "corpus", "tokenizer", "train_tokens", "validation_tokens", "validation_sha256",
+)  # fmt: skip
 MARGIN_SECONDS = 10.0
 """Kept at the end, in which runs are stopped and rows written."""
 START_SECONDS = 6.0
@@ -189,6 +193,7 @@ def run(schedule: Schedule, now: Callable[[], float] = time.monotonic) -> list[s
 
     rows = Table(schedule.out / "runs.csv", RUN_COLUMNS, ("run",))
     curves = Table(schedule.out / "curves.csv", CURVE_COLUMNS, ("run", "step"))
+    corpora_used = Table(schedule.out / "corpora.csv", CORPUS_COLUMNS, ("corpus",))
     known = _known((schedule.out / "runs.csv", *schedule.done), runs, corpus_of)
     write_environment(schedule.out, "study", workers=schedule.workers, minutes=schedule.minutes)
     open_runs = [index for index, each in enumerate(runs) if each.name not in known]
@@ -205,6 +210,8 @@ def run(schedule: Schedule, now: Callable[[], float] = time.monotonic) -> list[s
         losses = ("train_loss", "validation_loss", "seconds")
         last = dict.fromkeys(losses, "inf") if diverged else metrics[-1]
         corpus = corpus_of(ended.config)
+        if not corpora_used.has(corpus=corpus.digest[:16]):
+            corpora_used.add(**corpus_row(corpus, ended.config.corpus.tokenizer))
         rows.add(**_run_row(planned[index], last, predicted, schedule.workers, corpus))
         print(
             f"{ended.name}: validation loss {float(last['validation_loss']):.4f}, "
@@ -300,6 +307,17 @@ def _run_row(
         "device": said["device"],
         "commit": said["commit"],
         "date": timestamp(),
+    }
+
+
+def corpus_row(corpus: Corpus, tokenizer: str) -> dict[str, Any]:
+    """What tells a text apart, and whether it is validated on the same tokens as another."""
+    return {
+        "corpus": corpus.digest[:16],
+        "tokenizer": tokenizer,
+        "train_tokens": len(corpus.train),
+        "validation_tokens": len(corpus.validation),
+        "validation_sha256": hashlib.sha256(corpus.validation.tobytes()).hexdigest(),
     }
 
 

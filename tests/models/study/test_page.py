@@ -448,7 +448,7 @@ def made_at(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"corpus": "another"}, "results must be of one corpus for bytes"),
+        ({"corpus": "another"}, "results must be validated on the same bytes"),
         ({"learning_rate": "0.002"}, "must have the study's steps and rate"),
         ({"steps": "7"}, "must have the study's steps and rate"),
         ({"run": "lunch"}, "results must be of the study, got lunch"),
@@ -535,6 +535,111 @@ def test_the_committed_page_has_every_mark(tmp_path):
     page.fill(copy, found_in(tmp_path, trials_of(CPU)[:1]))
 
 
+STUDY = ROOT / "models/study/results/cpu"
+
+
+def read_page(path=ROOT / "docs/isoflop-study.md"):
+    """The page's prose in one line, and the rows of each of its marked blocks."""
+    text = path.read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"<!-- begin (\S+) -->\n(.*?)<!-- end", text, re.DOTALL))
+    prose = re.sub(r"<!-- begin .*?<!-- end [^>]*>", "", text, flags=re.DOTALL)
+    rows = {name: re.findall(r"^\| (.*) \|$", block, re.M) for name, block in blocks.items()}
+    return " ".join(prose.split()), {
+        name: [re.split(r" \| ", line) for line in lines] for name, lines in rows.items()
+    }
+
+
+def listed(numbers):
+    return f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+
+
+def test_what_the_page_says_of_vocabularies():
+    prose, rows = read_page()
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    by_surface = [row for row in rows["vocabularies"] if row[0] == "3n_pieces / 3n"]
+    for row in by_surface:
+        low, high = (f"{float(end):.2f}" for end in row[6].split(" … "))
+        assert f"{row[5]} ({low} to {high})" in prose
+        assert f"({low} to {high}" in readme
+    by_parabola = [row for row in rows["places"] if row[0] == "3n_pieces / 3n"]
+    for counted in dict.fromkeys(row[2] for row in by_parabola):
+        assert listed([row[3] for row in by_parabola if row[2] == counted]) in prose
+    gains = [row for row in rows["differences"] if row[0] == "3n_pieces − 3n" and "±" in row[2]]
+    told = listed([row[2].split(" ± ")[0].strip("-") for row in gains[:3]])
+    assert f"better by {told} nats per byte" in prose
+    with (STUDY / "runs.csv").open(encoding="utf-8", newline="") as file:
+        (size,) = {
+            float(row["bytes_per_token"])
+            for row in csv.DictReader(file)
+            if row["arm"] == "3n_pieces"
+        }
+    assert f"stands for {size:.2f} bytes" in prose
+    assert f"some {384 * size:.0f} bytes" in prose
+    shares = [float(row[5].strip("%")) for row in rows["sizes"] if row[0] == "3n_pieces"]
+    assert f"{min(shares):.0f} to {max(shares):.0f} % of the FLOPs" in prose
+
+
+def test_what_is_said_of_a_budget_by_executed():
+    prose, rows = read_page()
+    (trained,) = [row for row in rows["counts"] if row[2] == "executed"]
+    low, high = (f"{float(end):.2f}" for end in trained[5].split(" … "))
+    assert f"says, by {float(trained[4]):.2f} times" in prose
+    assert f"beyond the noise: {low} to {high}" in prose
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"moved it by {float(trained[4]):.2f} ({low} to {high})" in readme
+    with (STUDY / "runs.csv").open(encoding="utf-8", newline="") as file:
+        runs = {row["run"]: row for row in csv.DictReader(file)}
+    (name,) = {name for name, row in runs.items() if row["convention"] == "executed"} & {
+        f"7n-executed-{float(row['budget']):.4g}-96x2-seed0".replace("+", "")
+        for row in runs.values()
+    }
+    same = runs["7n-1e13-96x2-seed0"]
+    kept = ("steps", "learning_rate", "seed", "flops")
+    assert [runs[name][of] for of in kept] == [same[of] for of in kept]
+    lower = float(same["validation_loss"]) - float(runs[name]["validation_loss"])
+    assert f"its loss is {lower:.3f} lower" in prose
+    hours = sum(float(row["seconds"]) for row in runs.values()) / 3600
+    assert f"{hours:.1f} hours of two cores" in prose
+
+
+def test_what_is_said_of_the_texts():
+    prose, _ = read_page()
+    with (STUDY / "corpora.csv").open(encoding="utf-8", newline="") as file:
+        texts = list(csv.DictReader(file))
+    one, other = (row for row in texts if row["tokenizer"] == "bytes")
+    assert one["validation_sha256"] == other["validation_sha256"]
+    assert int(one["train_tokens"]) - int(other["train_tokens"]) == 4
+    assert "trains on four bytes less" in prose
+    with (STUDY / "runs.csv").open(encoding="utf-8", newline="") as file:
+        later = {row["stage"] for row in csv.DictReader(file) if row["corpus"] == other["corpus"]}
+    assert later == {"seeds-7n", "recounted"}
+
+
+def test_what_the_page_says_of_its_predictions():
+    prose, _ = read_page()
+    with (STUDY / "runs.csv").open(encoding="utf-8", newline="") as file:
+        runs = list(csv.DictReader(file))
+    came = {arm: outcome(STUDY / f"prediction-{arm}.json", runs) for arm in ("none", "3n")}
+    for name, verb in (("3, variable-projection", "by"), ("2", "nearer, by")):
+        above = [each.made["approaches"][name]["loss"] - each.best.loss for each in came.values()]
+        assert min(above) > 0
+        assert f"{verb} {above[0]:.3f} and {above[1]:.3f}" in prose
+    assert f"is {came['3n'].best.loss - came['none'].best.loss:.3f} worse than" in prose
+    losses = {
+        arm: [
+            float(row["validation_loss"])
+            for row in sorted(runs, key=lambda row: int(row["parameters"]))
+            if row["stage"] == f"prediction-{arm}"
+        ]
+        for arm in came
+    }
+    apart = [
+        f"{one - other:+.3f}".replace("-", "−")
+        for one, other in zip(losses["3n"], losses["none"], strict=True)
+    ]
+    assert f"differ by {listed(apart)}" in prose
+
+
 def test_the_readme_has_the_differences_of_the_committed_page():
     text = (ROOT / "docs/isoflop-study.md").read_text()
     (header, *rows) = [
@@ -565,7 +670,10 @@ def test_the_readme_has_the_differences_of_the_committed_page():
         assert better == tried
         assert f"7n is worse than either with all {tried} networks" in readme
     with (ROOT / "models/study/results/cpu/runs.csv").open(encoding="utf-8", newline="") as file:
-        assert f"{len(list(csv.DictReader(file)))} runs so far" in readme
+        runs = list(csv.DictReader(file))
+    spent = f"{len(runs)} runs, {sum(int(row['flops']) for row in runs):.3g} FLOPs".replace("+", "")
+    assert spent in readme
+    assert spent in text
 
 
 def test_the_readme_has_what_came_of_the_committed_predictions():

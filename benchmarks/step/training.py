@@ -277,6 +277,7 @@ def curves(
     steps: int = 500,
     batch_size: int,
     files: tuple[str, ...],
+    blank_lines: int | None,
     tiny: bool,
 ) -> Path:
     """Train along each path, and write ``curves.csv``, ``curves.jsonl`` and ``curves.png``.
@@ -287,6 +288,7 @@ def curves(
         steps: Of each path.
         batch_size: Sequences of a step.
         files: The corpus; without any, the standard library's sources.
+        blank_lines: That part the documents of a file.
         tiny: A tiny model, to try the path.
     """
     model = next(iter(_chosen(models, tiny).values()))
@@ -299,7 +301,9 @@ def curves(
     for path, (attention, micro_batches) in CURVE_PATHS.items():
         config = TrainConfig(
             model=ModelConfig(**sizes),
-            corpus=CorpusConfig(files=files, cache=out / "runs" / "corpus"),
+            corpus=CorpusConfig(
+                files=files, blank_lines=blank_lines, cache=out / "runs" / "corpus"
+            ),
             recipe=Recipe(batch_size=batch_size),
             steps=steps,
             validations=min(POINTS, steps),

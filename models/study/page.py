@@ -26,7 +26,7 @@ from models.sweeps.plots import plot_arms, plot_profiles, plot_times, short
 
 NONE_YET = "*No results yet.*\n"
 LOSS = "validation loss, nats per byte"
-STAGE_COLUMNS = ("stage", "runs ended", "causal FLOPs", "hours, as elapsed")
+STAGE_COLUMNS = ("stage", "runs ended", "causal FLOPs", "hours, summed over runs")
 TABLES: dict[str, Callable[[Findings], str]] = {}
 """What stands between a page's marks, by their name."""
 

@@ -583,10 +583,14 @@ def test_what_is_said_of_a_budget_by_executed():
     prose, rows = read_page()
     (trained,) = [row for row in rows["counts"] if row[2] == "executed"]
     low, high = (f"{float(end):.2f}" for end in trained[5].split(" … "))
-    assert f"says, by {float(trained[4]):.2f} times" in prose
-    assert f"beyond the noise: {low} to {high}" in prose
+    assert (
+        f"trained lies at {float(trained[4]):.2f} times, with an interval of {low} to {high}"
+        in prose
+    )
+    (said,) = [row for row in rows["counts"] if row[:2] == ["7n", "executed"]]
+    assert f"The surface says {said[3]} times" in prose
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"moved it by {float(trained[4]):.2f} ({low} to {high})" in readme
+    assert f"N_opt was {float(trained[4]):.2f} times as large ({low} to {high}): not" in readme
     with (STUDY / "runs.csv").open(encoding="utf-8", newline="") as file:
         runs = {row["run"]: row for row in csv.DictReader(file)}
     (name,) = {name for name, row in runs.items() if row["convention"] == "executed"} & {
@@ -599,7 +603,9 @@ def test_what_is_said_of_a_budget_by_executed():
     lower = float(same["validation_loss"]) - float(runs[name]["validation_loss"])
     assert f"its loss is {lower:.3f} lower" in prose
     hours = sum(float(row["seconds"]) for row in runs.values()) / 3600
-    assert f"{hours:.1f} hours of two cores" in prose
+    assert f"{hours:.1f} hours of training summed over the runs" in prose
+    longest = max(float(row["epochs"]) for row in runs.values())
+    assert f"the longest takes {longest:.2f} of an epoch" in prose
 
 
 def test_what_is_said_of_the_texts():
@@ -612,7 +618,56 @@ def test_what_is_said_of_the_texts():
     assert "trains on four bytes less" in prose
     with (STUDY / "runs.csv").open(encoding="utf-8", newline="") as file:
         later = {row["stage"] for row in csv.DictReader(file) if row["corpus"] == other["corpus"]}
-    assert later == {"seeds-7n", "recounted"}
+    assert later == {"seeds-7n", "recounted"}  # and the pieces, which have no earlier runs
+
+
+def test_the_findings_are_those_of_the_tables():
+    prose, rows = read_page()
+    differences = {(row[0], row[1]): row for row in rows["differences"] if len(row) > 6}
+
+    def of(pair):
+        return {budget: row for (name, budget), row in differences.items() if name == pair}
+
+    counts = [row[6].split(" of ") for row in of("3n − none").values()]
+    assert f"with all {sum(int(of) for _, of in counts)} networks" in prose
+    assert all(better == tried for better, tried in counts)
+    verdicts = {budget: row[4] for budget, row in of("3n − none").items()}
+    alone = "none is better, taken alone"
+    assert verdicts == {
+        "1e12": "none is better", "3e12": alone, "1e13": alone, "3e13": "within noise",
+    }  # fmt: skip
+    verdicts = {budget: row[4] for budget, row in of("7n − none").items()}
+    assert verdicts == {"1e12": "none is better", "3e12": alone, "1e13": "none is better"}
+    verdicts = {budget: row[4] for budget, row in of("7n − 3n").items()}
+    assert verdicts == {
+        "1e12": "3n is better, taken alone", "3e12": "within noise", "1e13": "within noise",
+    }  # fmt: skip
+    added = [
+        float(row[5].split(" ± ")[0]) / float(of("3n − none")[budget][5].split(" ± ")[0])
+        for budget, row in of("7n − 3n").items()
+    ]
+    assert f"{min(added):.2f} to {max(added):.2f} of what 3n adds" in prose
+    (change,) = [row[3] for row in rows["differences"] if row[:3] == ["3n − none", "1e12", "3e13"]]
+    assert f"changes by {change.replace('-', '−')}" in prose
+    parts = {
+        arm: [float(row[6].strip("%")) for row in rows["optima"] if row[0] == arm and "%" in row[6]]
+        for arm in ("3n", "7n")
+    }
+    ends = {arm: f"{min(of):.0f} to {max(of):.0f} %" for arm, of in parts.items()}
+    assert f"takes {ends['3n']} of the FLOPs at the optimum of 3n and {ends['7n']} at" in prose
+    ratios = {
+        what: [
+            float(row[3])
+            for row in rows["places"]
+            if row[0].endswith("/ none") and row[2] == what and row[3] != "–"
+        ]
+        for what in ("all", "N without positions")
+    }
+    with_, without = (f"{min(of):.2f} to {max(of):.2f}" for of in ratios.values())
+    assert f"N_opt with positions is {with_} times" in prose
+    assert f"without them {without} times; every interval holds 1" in prose
+    verdicts = {row[5] for row in rows["places"] if row[0].endswith("/ none")}
+    assert verdicts == {"not seen", "not known"}
 
 
 def test_what_the_page_says_of_its_predictions():
@@ -620,7 +675,7 @@ def test_what_the_page_says_of_its_predictions():
     with (STUDY / "runs.csv").open(encoding="utf-8", newline="") as file:
         runs = list(csv.DictReader(file))
     came = {arm: outcome(STUDY / f"prediction-{arm}.json", runs) for arm in ("none", "3n")}
-    for name, verb in (("3, variable-projection", "by"), ("2", "nearer, by")):
+    for name, verb in (("3, variable-projection", "said by"), ("2", "miss by")):
         above = [each.made["approaches"][name]["loss"] - each.best.loss for each in came.values()]
         assert min(above) > 0
         assert f"{verb} {above[0]:.3f} and {above[1]:.3f}" in prose

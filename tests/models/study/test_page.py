@@ -560,7 +560,7 @@ def test_what_the_page_says_of_vocabularies():
     for row in by_surface:
         low, high = (f"{float(end):.2f}" for end in row[6].split(" … "))
         assert f"{row[5]} ({low} to {high})" in prose
-        assert f"({low} to {high}" in readme
+        assert (f"{row[5]} times as large ({low} to {high})" in readme) == (row[1] == "all")
     by_parabola = [row for row in rows["places"] if row[0] == "3n_pieces / 3n"]
     for counted in dict.fromkeys(row[2] for row in by_parabola):
         assert listed([row[3] for row in by_parabola if row[2] == counted]) in prose
@@ -589,8 +589,6 @@ def test_what_is_said_of_a_budget_by_executed():
     )
     (said,) = [row for row in rows["counts"] if row[:2] == ["7n", "executed"]]
     assert f"The surface says {said[3]} times" in prose
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"N_opt was {float(trained[4]):.2f} times as large ({low} to {high}): not" in readme
     with (STUDY / "runs.csv").open(encoding="utf-8", newline="") as file:
         runs = {row["run"]: row for row in csv.DictReader(file)}
     (name,) = {name for name, row in runs.items() if row["convention"] == "executed"} & {
@@ -696,55 +694,39 @@ def test_what_the_page_says_of_its_predictions():
 
 
 def test_the_readme_has_the_differences_of_the_committed_page():
-    text = (ROOT / "docs/isoflop-study.md").read_text()
-    (header, *rows) = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in re.findall(
-            r"^\| (?:first − second \| budget|3n − none \| \S+ \| \+).*$", text, re.M
-        )
-    ]
-    told = [dict(zip(header, row, strict=True)) for row in rows]
-    minima, halves = zip(*(row["nats per byte"].split(" ± ") for row in told), strict=True)
-    means = [row["mean over the same networks"].split(" ± ")[0] for row in told]
-    worse, networks = (
-        sum(int(row["second is better"].split(" of ")[i]) for row in told) for i in (0, 1)
-    )
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    budgets, by_network, by_minimum = (
-        f"{', '.join(each[:-1])} and {each[-1]}".replace("+", "")
-        for each in ([row["budget"] for row in told], means, minima)
-    )
+    prose, tables = read_page()
+    rows = [row for row in tables["differences"] if row[0] == "3n − none" and len(row) > 6]
+    means = listed([row[5].split(" ± ")[0] for row in rows]).replace("+", "")
+    worse, networks = (sum(int(row[6].split(" of ")[i]) for row in rows) for i in (0, 1))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert worse == networks
-    assert f"in {worse} of {networks} cases, by {by_network} nats per byte on average at" in readme
-    assert f"at {budgets} FLOPs" in readme
-    ends = f"± {min(map(float, halves)):.3f} to {max(map(float, halves)):.3f}"
-    assert f"it is {by_minimum}, {ends}" in readme
+    assert f"equal verified FLOPs, {rows[0][1]} to {rows[-1][1]}, a prefix of 3n" in readme
+    assert f"in {worse} of {networks} cases, by {means} nats per byte on average" in readme
     for other in ("none", "3n"):
-        shares = re.findall(rf"^\| 7n − {other} \| .* \| (\d+) of (\d+) \|", text, re.M)
+        shares = [row[6].split(" of ") for row in tables["differences"] if len(row) > 6
+                  and row[0] == f"7n − {other}"]  # fmt: skip
         better, tried = (sum(map(int, each)) for each in zip(*shares, strict=True))
         assert better == tried
-        assert f"7n is worse than either with all {tried} networks" in readme
-    with (ROOT / "models/study/results/cpu/runs.csv").open(encoding="utf-8", newline="") as file:
+        assert f"7n worse than either in {better} of {tried}" in readme
+    with (STUDY / "runs.csv").open(encoding="utf-8", newline="") as file:
         runs = list(csv.DictReader(file))
     spent = f"{len(runs)} runs, {sum(int(row['flops']) for row in runs):.3g} FLOPs".replace("+", "")
     assert spent in readme
-    assert spent in text
+    assert spent in prose
 
 
 def test_the_readme_has_what_came_of_the_committed_predictions():
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    with (ROOT / "models/study/results/cpu/runs.csv").open(encoding="utf-8", newline="") as file:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    with (STUDY / "runs.csv").open(encoding="utf-8", newline="") as file:
         runs = list(csv.DictReader(file))
-    for arm, told in {
-        "none": "without a prefix the loss, {}, lies inside its interval, {:.3f} to {:.3f}",
-        "3n": "with one the prediction failed, at {}, below {:.3f} to {:.3f}",
-    }.items():
-        made = ROOT / f"models/study/results/cpu/prediction-{arm}.json"
-        came = outcome(made, runs)
+    where = {}
+    for arm in ("none", "3n"):
+        came = outcome(STUDY / f"prediction-{arm}.json", runs)
         judged = came.made["approaches"][came.made["approach"]]["loss_interval"]
-        loss, low, high = f"{came.best.loss:.3f}", judged["low"], judged["high"]
-        assert (low <= came.best.loss <= high) == (arm == "none")
-        assert told.format(loss, low, high) in readme
+        where[arm] = (came.best.loss >= judged["low"]) + (came.best.loss > judged["high"])
+    assert where == {"none": 1, "3n": 0}  # inside, below
+    assert "Of two losses predicted at 1e14 before any run there, one came out inside" in readme
+    assert "its interval, one below it." in readme
 
 
 def test_shares_of_the_cross_part_are_the_counter_s(tmp_path):

@@ -769,8 +769,9 @@ def test_the_only_key_of_the_first_query_shows_what_a_chain_rounds():
     rounded = chained(products) - products.sum(0)
     result = truths[1].clone()
     result[:, 0] = rounded[..., None] * k[:, 0] / 201**0.5
-    share = cases.error_share(result, usuals[1], truths[1], 3)
-    assert told(f"up to {rounded.abs().max():.1e}, alone {share:.2f} of the bound")
+    # How far plain PyTorch is off, and with it the share of the bound, differs by processor.
+    assert cases.error_share(result, usuals[1], truths[1], 3) > 0.3
+    assert told(f"up to {rounded.abs().max():.1e}, alone")
 
 
 def test_a_large_score_shows_what_a_chain_rounds():
@@ -782,9 +783,9 @@ def test_a_large_score_shows_what_a_chain_rounds():
     result = truths[0].clone()
     assert (weights_of(exact / 249**0.5, 80) @ v - result[1, :, 2]).abs().max() < 1e-13
     result[1, :, 2] = weights_of(scores / 249**0.5, 80) @ v
-    share = cases.error_share(result, usuals[0], truths[0], 2)
+    assert cases.error_share(result, usuals[0], truths[0], 2) > 0.3
     off = (scores - exact)[at].abs()
-    assert told(f"{exact[at]:.1f}, is off by {off:.1e}, alone {share:.2f} of the bound")
+    assert told(f"{exact[at]:.1f}, is off by {off:.1e}, alone")
 
 
 @pytest.mark.record("python -m validate.emulator.shipped")

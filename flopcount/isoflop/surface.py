@@ -56,6 +56,8 @@ _NUMBERS_AT_ONCE = 6_000
 """Searches times runs in one array operation: more leave the cache."""
 _SAMPLES_AT_ONCE = 256
 _CONVERGED = 1e-11
+_NOTHING = 1e-20
+"""A sum of residuals below this is what rounding leaves of none."""
 _SAME = 1e-9
 """A value at a bound that is no higher by more than this share is as good, and is taken."""
 
@@ -327,7 +329,8 @@ def _descend_together(
             array[live[better]] = arrived[better]
         gain = np.where(better, value - new[1], 0)
         ended = better & (gain <= _CONVERGED * value) & (lam <= 1)
-        ended |= (lam > 1e8) | ~uphill & (expected <= 1e-2 * _CONVERGED * value) | (value < 1e-20)
+        ended |= (lam > 1e8) | ~uphill & (expected <= 1e-2 * _CONVERGED * value)
+        ended |= value < _NOTHING
         lam = np.where(better, np.where(gain > 0.2 * expected, 0.2, 1.0), 6.0) * lam
         damping[live] = np.maximum(lam, 1e-9)
         live = live[~ended]
@@ -363,12 +366,15 @@ def _settle(problem: _Problem, theta: FloatArray, sample: IntArray) -> FloatArra
 
     A term that is nothing becomes 0, and an exponent that only ever grew is at its highest.
     """
+    import numpy as np
+
     theta = theta.copy()
     value, *_ = problem.values(theta, sample)
+    good = np.maximum(value * (1 + _SAME), _NOTHING)
     for index, bound in ((0, 0.0), (1, 0.0), (2, 0.0), (3, EXPONENTS[1]), (4, EXPONENTS[1])):
         moved = theta.copy()
         moved[:, index] = bound
-        as_good = problem.values(moved, sample)[0] <= value * (1 + _SAME)
+        as_good = problem.values(moved, sample)[0] <= good
         if index > 2:
             as_good &= theta[:, index - 2] > 0
         theta[as_good] = moved[as_good]

@@ -230,9 +230,8 @@ def _run(
         [run] = plan_runs(config)
         return run
     shapes = side.shapes[budget]
-    middle = sized(study, arm, shapes[len(shapes) // 2])
     [pivot] = plan_runs(dataclasses.replace(config, shapes=(shapes[len(shapes) // 2],)))
-    spent = pivot.config.steps * _step_flops(middle, stage.convention, base)
+    spent = pivot.config.steps * _step_flops(pivot.config.model, stage.convention, base)
     step = _step_flops(config.model, stage.convention, base)
     steps = -(-spent // step)
     if steps < FEWEST_STEPS:

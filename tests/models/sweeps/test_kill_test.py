@@ -92,6 +92,23 @@ def test_a_journal_of_lost_or_repeated_work_is_found(copied, steps, problem):
     assert f"{run.name}: {problem}" in problems()
 
 
+def test_a_kill_between_the_last_checkpoint_and_its_record_loses_nothing(copied):
+    folder, run, problems = copied
+    path = folder / "journal" / run.name
+    records = Journal(folder / "journal").read(run.name)
+    end = np.flatnonzero(records["step"] == run.config.steps)[0]
+    records[:end].tofile(path)
+    assert problems() == []
+    missing = f"{run.name}: was not trained from its first step to its last"
+    records[: end - 1].tofile(path)
+    assert problems() == [missing]
+    records.tofile(path)
+    place = folder / "killed" / "runs" / run.name
+    _, tensors, state = load_checkpoint(place)
+    save_checkpoint(place, run.config.steps - 1, tensors, state)
+    assert problems() == [missing]
+
+
 def test_a_kill_during_a_write_is_told_from_others(killed, tmp_path):
     run = next((killed[0] / "killed" / "runs").iterdir())
     run = shutil.copytree(run, tmp_path / "run")

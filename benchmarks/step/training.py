@@ -236,6 +236,7 @@ def kernels(
     done = {(row["model"], row["implementation"]) for row in read_table(table.path)}
     write_environment(out, "step-kernels")
     attention, compile_mode = VARIANTS[variant]
+    device = environment()["device"]
     for name, model in _chosen(models, tiny).items():
         if (name, variant) in done:
             continue
@@ -254,7 +255,7 @@ def kernels(
                 continue
             rows.append(
                 {
-                    "device": environment()["device"],
+                    "device": device,
                     "model": name,
                     "implementation": variant,
                     "kernel": event.key,

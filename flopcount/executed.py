@@ -4,9 +4,6 @@ Letters: n latents (queries), k prefix positions, c channels of a head; a tile i
 of one head's scores. A kernel issues each product of a tile in whole, masked or not, and over the
 head dim rounded up: 2·M·J·c̄ FLOPs. The prefix and the latents are two ranges of keys, each cut
 into tiles from its own beginning.
-
-A range of one position is no such case: Triton compiles the length in, and the compiler drops what
-it then knows, exponentials and requests, and in fp32 products, too (docs/emulator.md).
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def declare_key_value_gradient(grid, metadata, args):
     Of the four products, the scores count for the values where these have a launch of their own;
     that launch reads neither v nor delta. Of the statistics, whole blocks are read.
     """
-    n, keys, heads = args["num_latents"], args["keys"][4], args["num_heads"]
+    n, keys, heads = args["num_latents"], args["num_keys"], args["num_heads"]
     batch, size = args["batch"], args["q"].element_size()
     pairs = n * (n + 1) // 2 if args["CAUSAL"] else n * keys
     gradients, block = len(args["GRADIENT"]), args["BLOCK_QUERIES"]
@@ -65,7 +65,7 @@ def declare_key_value_gradient(grid, metadata, args):
 def declare_query_gradient(grid, metadata, args):
     """What a profile shows: three products over the admitted pairs; each operand's bytes once."""
     batch, pairs, elements, size = declared_sizes(args)
-    heads, n, block = args["num_heads"], args["latents"][4], args["BLOCK_QUERIES"]
+    heads, n, block = args["num_heads"], args["num_latents"], args["BLOCK_QUERIES"]
     elements += batch * n * heads * (args["grad_out"].shape[-1] + args["STORED"])
     return {
         "name": metadata.name,
@@ -83,7 +83,7 @@ def row_products(
     out_strides,
     grad_out_strides,
     batch,
-    num_latents,
+    num_latents: tl.int32,
     num_rows,
     num_heads,
     BLOCK_QUERIES: tl.constexpr,
@@ -196,7 +196,9 @@ def attention_key_value_gradient(
     q_strides,
     grad_out_strides,
     batch,
-    num_latents,
+    num_keys: tl.int32,
+    num_gradients: tl.int32,
+    num_latents: tl.int32,
     num_rows,
     num_heads,
     group,
@@ -214,7 +216,9 @@ def attention_key_value_gradient(
     """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
 
     q and grad_out are (B, N, H, C̄), statistics (2, B, H, num_rows). ``keys`` is the range, as
-    in the forward kernel; ``gradients`` is alike, with K_STORED and V_STORED channels.
+    in the forward kernel; ``gradients`` is alike, with K_STORED and V_STORED channels, and so is
+    its length, which is given apart: else the loops would hold masks of loads for the stores, in
+    up to 38 registers more.
 
     One program owns BLOCK_KEYS = J keys of one key-value head and visits blocks of BLOCK_QUERIES
     = M queries (J is a multiple of M) of each of the H / G query heads:
@@ -231,14 +235,14 @@ def attention_key_value_gradient(
     keys', by all but the second; five products in both launches together. A launch has
     ⌈K or N / J⌉ programs for each of B·G heads.
     """
-    num_blocks = tl.cdiv(keys[4], BLOCK_KEYS)
+    num_blocks = tl.cdiv(num_keys, BLOCK_KEYS)
     first_key = tl.program_id(0) % num_blocks * BLOCK_KEYS
     head = tl.program_id(0) // num_blocks
     num_key_heads = num_heads // group
     b = (head // num_key_heads).to(tl.int64)
     g = (head % num_key_heads).to(tl.int64)
 
-    k_rows, v_rows = keys_of(keys, b, g)
+    k_rows, v_rows = keys_of(keys, num_keys, b, g)
     k_tile = load_rows(rows_from(k_rows, first_key), BLOCK_KEYS, PARTS)  # (J, C̄)
     v_tile = load_rows(rows_from(v_rows, first_key), BLOCK_KEYS, PARTS)  # (J, C̄)
     scale_log2 = scale * LOG2_E
@@ -279,7 +283,7 @@ def attention_key_value_gradient(
         state, k_tile, v_tile, visited, whole, num_latents, first_key, group, scale_log2,
         BLOCK_QUERIES, PARTS, "end", GRADIENT,
     )  # fmt: skip
-    grad_k_rows, grad_v_rows = keys_of(gradients, b, g)
+    grad_k_rows, grad_v_rows = keys_of(gradients, num_gradients, b, g)
     if GRADIENT != "k":
         store_rows(rows_from(grad_v_rows, first_key), state[1], 1.0, BLOCK_KEYS, V_STORED, PARTS)
     if GRADIENT != "v":
@@ -343,6 +347,8 @@ def attention_query_gradient(
     grad_out_strides,
     grad_q_strides,
     batch,
+    num_prefix: tl.int32,
+    num_latents: tl.int32,
     num_rows,
     num_heads,
     group,
@@ -361,7 +367,6 @@ def attention_query_gradient(
     2·M·J·(sum of parts) FLOPs, whole tiles always; none outside of a loop. There are ⌈N / M⌉
     programs for each of B·H heads.
     """
-    num_latents = latents[4]
     num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
     first_query = (num_blocks - 1 - tl.program_id(0) % num_blocks) * BLOCK_QUERIES
     head = tl.program_id(0) // num_blocks
@@ -379,7 +384,7 @@ def attention_query_gradient(
         tl.load(statistics + rows),  # (M,)
         tl.load(statistics + tl.cast(batch * num_heads, tl.int64) * num_rows + rows),  # (M,)
     )
-    keys = keys_of(latents, b, g)
+    keys = keys_of(latents, num_latents, b, g)
     tile = zero_rows(BLOCK_QUERIES, PARTS)  # (M, C̄)
     scale_log2 = scale * LOG2_E
     end = tl.minimum(first_query + BLOCK_QUERIES, num_latents)
@@ -392,13 +397,13 @@ def attention_query_gradient(
         tile, owned, keys, 0, first_query, first_query, scale_log2, BLOCK_KEYS, PARTS, "none"
     )
     if HAS_PREFIX:
-        keys = keys_of(prefix, b, g)
-        whole = prefix[4] // BLOCK_KEYS * BLOCK_KEYS
+        keys = keys_of(prefix, num_prefix, b, g)
+        whole = num_prefix // BLOCK_KEYS * BLOCK_KEYS
         tile = add_query_tiles(
             tile, owned, keys, 0, whole, first_query, scale_log2, BLOCK_KEYS, PARTS, "none"
         )
         tile = add_query_tiles(
-            tile, owned, keys, whole, prefix[4], first_query, scale_log2, BLOCK_KEYS, PARTS, "end"
+            tile, owned, keys, whole, num_prefix, first_query, scale_log2, BLOCK_KEYS, PARTS, "end"
         )
     grad_q_rows = rows_from(rows_of(grad_q, grad_q_strides, num_latents, b, h), first_query)
     store_rows(grad_q_rows, tile, scale, BLOCK_QUERIES, STORED, PARTS)

@@ -30,7 +30,7 @@ from kernels.attention.tiles import (
 def declare_forward(grid, metadata, args):
     """What a profile shows for a launch: admitted pairs' FLOPs, and each operand's bytes once."""
     batch, pairs, elements, size = declared_sizes(args)
-    rows = batch * args["num_heads"] * args["latents"][4]
+    rows = batch * args["num_heads"] * args["num_latents"]
     return {
         "name": metadata.name,
         f"flops{8 * size}": 4 * batch * args["num_heads"] * pairs * args["HEAD_DIM"],
@@ -40,7 +40,7 @@ def declare_forward(grid, metadata, args):
 
 def declared_sizes(args):
     """Batch, admitted pairs of one head, stored elements of q, k and v, bytes of an element."""
-    n, k = args["latents"][4], args["prefix"][4]
+    n, k = args["num_latents"], args["num_prefix"]
     heads, group = args["num_heads"], args["group"]
     batch = args["batch"]
     elements = batch * args["q"].shape[-1] * (n * heads + 2 * (n + k) * (heads // group))
@@ -48,9 +48,9 @@ def declared_sizes(args):
 
 
 @triton.jit
-def keys_of(keys, b, head):
-    """The rows of a head's keys and of its values in a range."""
-    k, v, k_strides, v_strides, length = keys
+def keys_of(keys, length, b, head):
+    """The rows of a head's keys and of its values in a range of ``length`` positions."""
+    k, v, k_strides, v_strides = keys
     return rows_of(k, k_strides, length, b, head), rows_of(v, v_strides, length, b, head)
 
 
@@ -122,6 +122,8 @@ def attention_forward(
     q_strides,
     out_strides,
     batch,
+    num_prefix: tl.int32,
+    num_latents: tl.int32,
     num_heads,
     group,
     scale,
@@ -134,9 +136,10 @@ def attention_forward(
     """Out = softmax(scale · q [prefix's keys; latents']ᵀ) [prefix's values; latents'] and lse.
 
     q is (B, N, H, C̄), out (B, N, H, C), lse, the log-sum-exp, (B, H, N). A range, ``prefix`` or
-    ``latents``, is a tuple: keys and values, (B, K or N, G, C̄) each, their strides, and K or N.
+    ``latents``, is a tuple: keys and values, (B, K or N, G, C̄) each, and their strides.
     C̄, the sum of parts, is C rounded up to a multiple of 16, with zeros from C on. Strides are
-    (batch, length, heads, channels).
+    (batch, length, heads, channels). Lengths have a type, so that Triton does not compile one of 1
+    in: what a program does depends on a length by the formulas below alone.
 
     One program owns BLOCK_QUERIES = M queries of one head and visits, with J = BLOCK_KEYS:
 
@@ -148,7 +151,6 @@ def attention_forward(
     whole tiles always. None is issued outside of a loop. There are ⌈N / M⌉ programs for each of
     B·H heads.
     """
-    num_latents = latents[4]
     num_blocks = tl.cdiv(num_latents, BLOCK_QUERIES)
     # The last queries have the most keys: they start first.
     first_query = (num_blocks - 1 - tl.program_id(0) % num_blocks) * BLOCK_QUERIES
@@ -160,7 +162,7 @@ def attention_forward(
     queries = first_query + tl.arange(0, BLOCK_QUERIES)  # (M,)
     q_rows = rows_from(rows_of(q, q_strides, num_latents, b, h), first_query)
     q_tile = load_rows(q_rows, BLOCK_QUERIES, PARTS)  # (M, C̄)
-    keys = keys_of(latents, b, g)
+    keys = keys_of(latents, num_latents, b, g)
     # The largest scores are finite, so that a row which has met scores of −inf alone has weights of
     # 0 so far.
     row_max = tl.full((BLOCK_QUERIES,), LOWEST, tl.float32)  # (M,)
@@ -178,14 +180,15 @@ def attention_forward(
         state, q_tile, keys, 0, first_query, first_query, scale_log2, BLOCK_KEYS, PARTS, "none"
     )
     if HAS_PREFIX:
-        keys = keys_of(prefix, b, g)
-        whole = prefix[4] // BLOCK_KEYS * BLOCK_KEYS
+        keys = keys_of(prefix, num_prefix, b, g)
+        whole = num_prefix // BLOCK_KEYS * BLOCK_KEYS
         state = attend_tiles(
             state, q_tile, keys, 0, whole, first_query, scale_log2, BLOCK_KEYS, PARTS, "none"
         )
         state = attend_tiles(
-            state, q_tile, keys, whole, prefix[4], first_query, scale_log2, BLOCK_KEYS, PARTS, "end"
-        )
+            state, q_tile, keys, whole, num_prefix, first_query, scale_log2,
+            BLOCK_KEYS, PARTS, "end",
+        )  # fmt: skip
     accumulator, row_max, row_sum = state  # (M, C̄), (M,), (M,)
     out_rows = rows_from(rows_of(out, out_strides, num_latents, b, h), first_query)
     out_tile = scale_rows(accumulator, 1.0 / row_sum)  # (M, C̄)

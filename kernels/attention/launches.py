@@ -34,8 +34,8 @@ from kernels.attention.tilings import (
 )
 
 Strides = tuple[int, ...]
-Range = tuple[Tensor, Tensor, Strides, Strides, int]
-"""Keys and values of some positions, their strides, and how many positions these are."""
+Range = tuple[Tensor, Tensor, Strides, Strides]
+"""Keys and values of some positions, and their strides."""
 INTERPRETED = triton.knobs.runtime.interpret
 TILE_ROWS = 256  # of no kernel a tile has more rows, or more channels
 
@@ -106,8 +106,7 @@ def launch_forward(
     batch, num_latents, num_heads, _ = q.shape
     out = q.new_empty(batch, num_latents, num_heads, head_dim)
     lse = q.new_empty(batch, num_heads, num_latents, dtype=torch.float32)
-    prefix, latents = two_ranges(k, v, prefix_k, prefix_v, num_latents)
-    num_prefix = prefix[4]
+    num_prefix, prefix, latents = two_ranges(k, v, prefix_k, prefix_v, num_latents)
     tiling = chosen(tilings, "forward", head_dim, q.element_size(), num_prefix + num_latents)
     blocks = triton.cdiv(num_latents, tiling.block_queries)
     attention_forward[(blocks * batch * num_heads,)](
@@ -119,6 +118,8 @@ def launch_forward(
         q.stride(),
         out.stride(),
         batch,
+        num_prefix,
+        num_latents,
         num_heads,
         num_heads // k.shape[2],
         scale,
@@ -194,13 +195,13 @@ def launch_backward(
     grads = [x.new_empty(*x.shape[:-1], c) for x, c in zip(given, channels, strict=True)]
     grad_q, *grads_of_keys = grads
     (grad_out,) = padded(grad_out, head_dim=head_dim)
-    prefix, latents = two_ranges(k, v, prefix_k, prefix_v, num_latents)
-    grad_prefix, grad_latents = two_ranges(*(*grads_of_keys, None, None)[:4], num_latents)
-    num_prefix = prefix[4]
+    num_prefix, prefix, latents = two_ranges(k, v, prefix_k, prefix_v, num_latents)
+    _, grad_prefix, grad_latents = two_ranges(*(*grads_of_keys, None, None)[:4], num_latents)
     sizes = head_dim, q.element_size(), num_prefix + num_latents
     tiling = chosen(tilings, "key_value", *sizes)
-    for keys, gradients in ((latents, grad_latents), (prefix, grad_prefix)):
-        blocks = triton.cdiv(keys[4], tiling.block_keys)
+    ranges = (num_latents, latents, grad_latents), (num_prefix, prefix, grad_prefix)
+    for num_keys, keys, gradients in ranges:
+        blocks = triton.cdiv(num_keys, tiling.block_keys)
         for gradient in gradient_launches(head_dim) if blocks else ():
             attention_key_value_gradient[(blocks * batch * k.shape[2],)](
                 q,
@@ -211,6 +212,8 @@ def launch_backward(
                 q.stride(),
                 grad_out.stride(),
                 batch,
+                num_keys,
+                num_keys,
                 num_latents,
                 num_rows,
                 num_heads,
@@ -240,6 +243,8 @@ def launch_backward(
         grad_out.stride(),
         grad_q.stride(),
         batch,
+        num_prefix,
+        num_latents,
         num_rows,
         num_heads,
         group,
@@ -263,13 +268,13 @@ def chosen(tilings: Mapping[str, Tiling] | None, pass_name: str, *sizes: int) ->
 
 def two_ranges(
     k: Tensor, v: Tensor, prefix_k: Tensor | None, prefix_v: Tensor | None, num_latents: int
-) -> tuple[Range, Range]:
-    """The prefix's and the latents' keys and values, whether given as one or as two."""
+) -> tuple[int, Range, Range]:
+    """The prefix's length; its and the latents' keys and values, given as one or as two."""
     if prefix_k is not None and prefix_v is not None:
-        apart = prefix_k, prefix_v, prefix_k.stride(), prefix_v.stride(), prefix_k.shape[1]
-        return apart, (k, v, k.stride(), v.stride(), num_latents)
+        apart = prefix_k, prefix_v, prefix_k.stride(), prefix_v.stride()
+        return prefix_k.shape[1], apart, (k, v, k.stride(), v.stride())
     strides, num_prefix = (k.stride(), v.stride()), k.shape[1] - num_latents
-    prefix = (k, v, *strides, num_prefix)
+    prefix = (k, v, *strides)
     if num_prefix:
         k, v = k[:, num_prefix:], v[:, num_prefix:]
-    return prefix, (k, v, *strides, num_latents)
+    return num_prefix, prefix, (k, v, *strides)

@@ -8,11 +8,12 @@ meta device; their FLOP formulas (level ``dense``) serve torch's FlopCounterMode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels.attention.flops import backward_flops, forward_flops
@@ -37,30 +38,83 @@ def attend(
     return *launch_forward(*operands, scale, head_dim), space
 
 
-attention = torch.library.custom_op(
-    "flopcount::attention",
-    attend,
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? prefix_k, Tensor? prefix_v, float scale, "
+_LIBRARY = torch.library.Library("flopcount", "FRAGMENT")
+
+
+def _operator(name: str, schema: str, function: Callable[..., Any]) -> Any:
+    """Register an operator, opaque to torch.compile.
+
+    At each call the host has less to do than for ``torch.library.custom_op``, which also checks
+    that no result is an operand: ``opcheck`` does so in a test.
+    """
+    _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(name, torch.compiler.disable(function), "CompositeExplicitAutograd")
+    return getattr(torch.ops.flopcount, name).default
+
+
+def _differentiate(
+    operator: Any,
+    gradients: Callable[..., tuple[Any, ...]],
+    keep: Callable[..., None] = lambda ctx, inputs, output: None,
+) -> None:
+    """Register an operator's derivative: ``register_autograd`` in half of the host's time.
+
+    Args:
+        operator: Whose results are tensors or one list of tensors.
+        gradients: Of its operands, from the context and the gradients of its results.
+        keep: What they need, from the context, operands and results.
+    """
+    name = operator._schema.name.split("::")[1]
+    listed = len(operator._schema.returns) == 1
+
+    def below(keys: Any, *inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+
+    def forward(ctx: Any, keys: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = below(keys, *inputs)
+        keep(ctx, inputs, output)
+        return tuple(output)
+
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return (None, *gradients(ctx, *grads))
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function = type(f"flopcount_{name}", (torch.autograd.Function,), methods)
+
+    def with_autograd(keys: Any, *inputs: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(
+            forward_ad.unpack_dual(x).tangent is not None for x in inputs if isinstance(x, Tensor)
+        ):
+            raise NotImplementedError(f"flopcount::{name} has no forward-mode derivative")
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)):
+            return below(keys, *inputs)
+        output = function.apply(keys, *inputs)
+        return list(output) if listed else output
+
+    _LIBRARY.impl(name, torch.compiler.disable(with_autograd), "Autograd", with_keyset=True)
+
+
+attention = _operator(
+    "attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor? prefix_k, Tensor? prefix_v, float scale, "
     "int head_dim) -> (Tensor, Tensor, Tensor)",
+    attend,
 )
-attention_backward = torch.library.custom_op(
-    "flopcount::attention_backward",
-    launch_backward,
-    mutates_args=(),
-    schema="(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? prefix_k, Tensor? prefix_v, "
+attention_backward = _operator(
+    "attention_backward",
+    "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? prefix_k, Tensor? prefix_v, "
     "Tensor out, Tensor lse, float scale, SymInt[] channels) -> Tensor[]",
+    launch_backward,
 )
-prepare = torch.library.custom_op(
-    "flopcount::prepare_attention",
+prepare = _operator(
+    "prepare_attention",
+    "(Tensor q, Tensor k, Tensor? prefix_k, Tensor table, int channels, bool back) -> Tensor[]",
     launch_preparation,
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor? prefix_k, Tensor table, int channels, bool back) "
-    "-> Tensor[]",
 )
 
 
-@attention.register_fake
+@torch.library.register_fake("flopcount::attention")
 def _(
     q: Tensor,
     k: Tensor,
@@ -76,7 +130,7 @@ def _(
     return out, lse, padding(q, k, v, prefix_k, prefix_v, head_dim=head_dim)
 
 
-@attention_backward.register_fake
+@torch.library.register_fake("flopcount::attention_backward")
 def _(
     grad_out: Tensor,
     q: Tensor,
@@ -93,7 +147,7 @@ def _(
     return [x.new_empty(*x.shape[:-1], c) for x, c in zip(given, channels, strict=True)]
 
 
-@prepare.register_fake
+@torch.library.register_fake("flopcount::prepare_attention")
 def _(
     q: Tensor,
     k: Tensor,
@@ -115,12 +169,22 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 7
     grads = attention_backward(grad_out, *ctx.saved_tensors, ctx.scale, ctx.channels)
     return (*grads, *(None,) * (7 - len(grads)))
 
 
-attention.register_autograd(_differentiate, setup_context=_keep)
+def _refuse(ctx: Any, *_: Any) -> tuple[Any, ...]:
+    raise RuntimeError(
+        "attention_backward has no derivative: take kernels.attention.reference, whose second "
+        "derivatives PyTorch knows"
+    )
+
+
+_differentiate(attention, _gradients, _keep)
+_differentiate(attention_backward, _refuse)
 
 
 def _keep_table(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -130,8 +194,8 @@ def _keep_table(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None
     ctx.save_for_backward(table)
 
 
-def _turn_back(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
-    def placed(tensors: list[Tensor]) -> list[Tensor | None]:
+def _turn_back(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def placed(tensors: Iterable[Tensor]) -> list[Tensor | None]:
         rest = iter(tensors)
         return [next(rest) if given else None for given in ctx.given]
 
@@ -140,7 +204,7 @@ def _turn_back(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
     return (*placed(back), None, None, None)
 
 
-prepare.register_autograd(_turn_back, setup_context=_keep_table)
+_differentiate(prepare, _turn_back, _keep_table)
 
 
 @register_flop_formula(torch.ops.flopcount.attention)

@@ -164,6 +164,8 @@ def padding(*operands: Tensor | None, head_dim: int) -> Tensor:
 def within(space: Tensor, *operands: Tensor | None, head_dim: int) -> list[Tensor | None]:
     """The operands as :func:`padded` returns them, their copies as views of :func:`padding`."""
     channels, first = padded_head_dim(head_dim), 0
+    if channels == head_dim:
+        return list(operands)
     places: list[Tensor | None] = []
     for x in operands:
         if x is None or x.shape[-1] >= channels:

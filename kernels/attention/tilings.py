@@ -110,6 +110,7 @@ TILINGS: dict[tuple[str, int], dict[int, Tiling]] = {
 }
 
 
+@functools.cache
 def head_dim_parts(head_dim: int) -> tuple[int, ...]:
     """Powers of two that add up to the head dim rounded up to a multiple of 16, widest first.
 
@@ -129,6 +130,7 @@ def head_dim_parts(head_dim: int) -> tuple[int, ...]:
     return (WIDEST_PART,) * whole + tuple(1 << bit for bit in (6, 5, 4) if rest >> bit & 1)
 
 
+@functools.cache
 def part_ranges(head_dim: int) -> tuple[tuple[int, int], ...]:
     """First channel and width of each part of the head dim.
 

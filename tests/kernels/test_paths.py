@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from kernels.attention import backward, causal_attention, forward, prefix_attention
 from kernels.attention.reference import reference_attention
@@ -206,5 +207,53 @@ def test_a_device_without_kernels_is_named(monkeypatch):
 def test_second_derivatives_are_refused():
     q, k, v = drawn((1, 3, 0, 1, 1, 16))
     (gradient,) = torch.autograd.grad(causal_attention(q, k, v).sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="attention_backward"):
+    with pytest.raises(RuntimeError, match="attention_backward has no derivative"):
         gradient.sum().backward()
+    # Nor is a term left out where there are others.
+    (gradient,) = torch.autograd.grad(causal_attention(q, k, v).sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="attention_backward has no derivative"):
+        (gradient.square().sum() + q.sum()).backward()
+
+
+def test_forward_mode_is_refused():
+    q, k, v = (x.detach() for x in drawn((1, 3, 0, 1, 1, 16)))
+    with pytest.raises(NotImplementedError, match="attention has no forward-mode derivative"):
+        torch.func.jvp(lambda q: causal_attention(q, k, v), (q,), (torch.ones_like(q),))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(NotImplementedError, match="prepare_attention has no forward-mode"):
+            causal_attention(dual, k, v, angles=torch.ones(1, 3, 2))
+
+
+def test_a_gradient_that_is_not_there():
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.set_materialize_grads(False)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    q, k, v = drawn((1, 3, 0, 1, 1, 16))
+    out = Nothing.apply(causal_attention(q, k, v)).sum() + q.sum()
+    (gradient,) = torch.autograd.grad(out, q)
+    assert torch.equal(gradient, torch.ones_like(q))
+
+
+def test_the_operator_in_a_frame_that_is_not_compiled():
+    q, k, v = drawn((1, 3, 0, 1, 1, 16))
+
+    def attend(q, k, v):
+        try:
+            torch._dynamo.graph_break()
+            return torch.ops.flopcount.attention(q, k, v, None, None, 0.4, 16)[0]
+        finally:
+            pass
+
+    def gradients(function):
+        return torch.autograd.grad(function(q, k, v).sum(), (q, k, v))
+
+    compiled = torch.compile(lambda q, k, v: attend(q, k, v), backend="aot_eager")
+    assert all(map(torch.equal, gradients(compiled), gradients(attend)))

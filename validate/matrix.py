@@ -21,6 +21,8 @@ from flopcount.tables import shown, table
 from kernels.attention.flops import backward_flops, forward_flops
 from validate import proof
 from validate.emulator import cases as emulator_cases
+from validate.emulator import drawn as emulator_drawn
+from validate.emulator import shipped as emulator_shipped
 from validate.witnesses import (
     compiled_code,
     configurations,
@@ -320,6 +322,13 @@ def emulated_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
         yield str(case), missed
 
 
+def recorded_attention(quick: bool) -> Iterable[tuple[str, Differences]]:
+    """The same of every shipped launch and drawn call, as executed when they were recorded."""
+    yield from emulator_shipped.differences(emulator_shipped.read())
+    if not quick:
+        yield from emulator_drawn.differences(emulator_drawn.recorded())
+
+
 CHECKS = (
     Check("dense forward, by module and in total", "fvcore", fvcore_forward),
     Check("dense forward and backward, totals", "torch FlopCounterMode", torch_totals),
@@ -360,6 +369,11 @@ STANDALONE = (
         "executed FLOPs of attention; exponentials and bytes of its kernels",
         "execution of the code assembled for sm_90, without a GPU",
         emulated_attention,
+    ),
+    Standalone(
+        "executed FLOPs, exponentials and bytes of all shipped launches and of drawn calls",
+        "that execution, recorded with digests of the kernels, which are those at hand",
+        recorded_attention,
     ),
     *(
         Standalone(

@@ -332,10 +332,6 @@ def compare(
         for name, size in (("queries", queries), ("batch", batch), ("heads", heads)):
             require_int(name, size)
         require_int("prefix", prefix, minimum=0)
-        if prefix == 1:
-            raise ValueError(
-                "prefix = 1 compiles to code without its loops: expected 0, or 2 or more"
-            )
         if not head_dims or not all(1 <= c <= MAX_HEAD_DIM for c in head_dims):
             given = " ".join(map(str, head_dims)) or "none"
             raise ValueError(f"head-dims = {given}: expected one or more from 1 to {MAX_HEAD_DIM}")

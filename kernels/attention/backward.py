@@ -216,9 +216,9 @@ def attention_key_value_gradient(
     """Gradients of one range of keys and values: the latents' (CAUSAL) or the prefix's.
 
     q and grad_out are (B, N, H, C̄), statistics (2, B, H, num_rows). ``keys`` is the range, as
-    in the forward kernel; ``gradients`` is alike, with K_STORED and V_STORED channels, and so is
-    its length, which is given apart: else the loops would hold masks of loads for the stores, in
-    up to 38 registers more.
+    in the forward kernel; ``gradients`` is alike, with K_STORED and V_STORED channels. Its
+    length is num_keys, too, but given apart as num_gradients: else the loops would hold the masks
+    of loads for the stores, in up to 38 registers more.
 
     One program owns BLOCK_KEYS = J keys of one key-value head and visits blocks of BLOCK_QUERIES
     = M queries (J is a multiple of M) of each of the H / G query heads:

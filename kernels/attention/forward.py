@@ -138,8 +138,8 @@ def attention_forward(
     q is (B, N, H, C̄), out (B, N, H, C), lse, the log-sum-exp, (B, H, N). A range, ``prefix`` or
     ``latents``, is a tuple: keys and values, (B, K or N, G, C̄) each, and their strides.
     C̄, the sum of parts, is C rounded up to a multiple of 16, with zeros from C on. Strides are
-    (batch, length, heads, channels). Lengths have a type, so that Triton does not compile one of 1
-    in: what a program does depends on a length by the formulas below alone.
+    (batch, length, heads, channels). Lengths have a type, so that Triton does not compile a length
+    of 1 in, after which tiles would not be the whole ones stated below.
 
     One program owns BLOCK_QUERIES = M queries of one head and visits, with J = BLOCK_KEYS:
 

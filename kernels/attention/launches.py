@@ -213,7 +213,7 @@ def launch_backward(
                 grad_out.stride(),
                 batch,
                 num_keys,
-                num_keys,
+                num_keys,  # of the gradients
                 num_latents,
                 num_rows,
                 num_heads,

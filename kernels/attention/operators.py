@@ -48,6 +48,8 @@ def _operator(name: str, schema: str, function: Callable[..., Any]) -> Any:
     that no result is an operand: ``opcheck`` does so in a test.
     """
     _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+    # Disabled: where an operator is called from a frame that Dynamo leaves alone, it would go on to
+    # compile the function, and with it the launch.
     _LIBRARY.impl(name, torch.compiler.disable(function), "CompositeExplicitAutograd")
     return getattr(torch.ops.flopcount, name).default
 
@@ -57,14 +59,18 @@ def _differentiate(
     gradients: Callable[..., tuple[Any, ...]],
     keep: Callable[..., None] = lambda ctx, inputs, output: None,
 ) -> None:
-    """Register an operator's derivative: ``register_autograd`` in half of the host's time.
+    """Register an operator's derivative, as ``register_autograd`` does, in less time of the host.
+
+    So it is done in ``torch/_library/autograd.py`` of PyTorch 2.11 to 2.13, which also serves
+    keyword-only operands, defaults and lists of operands. Forward-mode derivatives, which
+    ``torch.autograd.Function`` takes for 0, are refused here.
 
     Args:
         operator: Whose results are tensors or one list of tensors.
         gradients: Of its operands, from the context and the gradients of its results.
         keep: What they need, from the context, operands and results.
     """
-    name = operator._schema.name.split("::")[1]
+    name = operator._opname
     listed = len(operator._schema.returns) == 1
 
     def below(keys: Any, *inputs: Any) -> Any:
@@ -114,7 +120,7 @@ prepare = _operator(
 )
 
 
-@torch.library.register_fake("flopcount::attention")
+@torch.library.register_fake(attention)
 def _(
     q: Tensor,
     k: Tensor,
@@ -130,7 +136,7 @@ def _(
     return out, lse, padding(q, k, v, prefix_k, prefix_v, head_dim=head_dim)
 
 
-@torch.library.register_fake("flopcount::attention_backward")
+@torch.library.register_fake(attention_backward)
 def _(
     grad_out: Tensor,
     q: Tensor,
@@ -147,7 +153,7 @@ def _(
     return [x.new_empty(*x.shape[:-1], c) for x, c in zip(given, channels, strict=True)]
 
 
-@torch.library.register_fake("flopcount::prepare_attention")
+@torch.library.register_fake(prepare)
 def _(
     q: Tensor,
     k: Tensor,

@@ -164,7 +164,7 @@ def padding(*operands: Tensor | None, head_dim: int) -> Tensor:
 def within(space: Tensor, *operands: Tensor | None, head_dim: int) -> list[Tensor | None]:
     """The operands as :func:`padded` returns them, their copies as views of :func:`padding`."""
     channels, first = padded_head_dim(head_dim), 0
-    if channels == head_dim:
+    if channels == head_dim:  # as below, at once: every call comes by here
         return list(operands)
     places: list[Tensor | None] = []
     for x in operands:

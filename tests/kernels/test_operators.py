@@ -28,10 +28,11 @@ def _seed():
     torch.manual_seed(0)
 
 
-def test_forward_passes_opcheck():
-    q, k, v = drawn(1, 3, 2, 5), drawn(1, 3, 1, 5), drawn(1, 3, 1, 5)
-    prefix_k, prefix_v = drawn(1, 2, 1, 5), drawn(1, 2, 1, 5)
-    torch.library.opcheck(attention, (q, k, v, prefix_k, prefix_v, 0.3, 5))
+@pytest.mark.parametrize("head_dim", [5, 16], ids=["padded", "in place"])
+def test_forward_passes_opcheck(head_dim):
+    q, k, v = (drawn(1, 3, heads, head_dim) for heads in (2, 1, 1))
+    prefix_k, prefix_v = (drawn(1, 2, 1, head_dim) for _ in range(2))
+    torch.library.opcheck(attention, (q, k, v, prefix_k, prefix_v, 0.3, head_dim))
 
 
 def test_backward_passes_opcheck():

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import dataclasses
 import re
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -203,13 +204,34 @@ def test_a_length_of_one_is_not_compiled_in(pool):
         Case("float32", 96, 1),
         Case("bfloat16", 16, 40, 1),
         Case("float16", 80, 1, 1),
+        Case("float32", 16, 5, 1),
     ]
-    assert pool.submit(missed_by, calls).result() == [{}, {}, {}, {}]
+    assert pool.submit(missed_by, calls).result() == [{}] * len(calls)
+
+
+def off(differences):
+    return {said: missed for said, missed in differences if any(missed.values())}
+
+
+def test_a_row_that_misses_or_is_of_other_kernels_is_off_in_the_matrix():
+    rows = shipped.read()
+    assert len(list(shipped.differences(rows))) == len(shipped.shipped_launches())
+    assert off(shipped.differences(rows)) == {}
+    rows[0] = rows[0] | {"missed": "2"}
+    rows[1] = rows[1] | {"digest": "0" * 12}
+    wrong = [{"missed": 2}, {"not executed with these kernels": 1}]
+    assert list(off(shipped.differences(rows)).values()) == wrong
+    assert len(off(shipped.differences(rows[2:]))) == 2
+    rows = drawn.recorded()[:3]
+    assert off(drawn.differences(rows)) == {}
+    rows[0] = rows[0] | {"missed": "2"}
+    rows[1] = rows[1] | {"digest": "0" * 12}
+    assert list(off(drawn.differences(rows)).values()) == wrong
 
 
 @pytest.mark.record("python -m validate.emulator.drawn")
 def test_the_record_of_drawn_calls_is_of_the_code_at_hand(pool, drawn_calls):
-    rows = drawn.read(drawn.RECORD, drawn.COLUMNS)
+    rows = drawn.recorded()
     seeds = [int(row["seed"]) for row in rows]
     assert seeds == list(range(len(rows)))
     assert len(rows) >= 24
@@ -225,7 +247,8 @@ def test_the_record_of_drawn_calls_is_of_the_code_at_hand(pool, drawn_calls):
         assert row.items() >= identity.items()
     for seed, call in drawn_calls.items():
         again, _ = call.result()
-        assert again == rows[seed] | {"seconds": again["seconds"]}
+        # Plain PyTorch's error, of which the share is, differs by processor.
+        assert again == rows[seed] | {name: again[name] for name in ("seconds", "share")}
 
 
 def test_an_earlier_row_of_a_drawn_call_stays_where_it_is_of_the_same_kernels(pool):
@@ -441,6 +464,21 @@ def test_what_is_not_known_is_named_with_its_line(line, what):
     code = assembly.Code("kernel", instructions, labels, ())
     with pytest.raises(assembly.UnknownCodeError, match=f"{re.escape(what)}.*some/where.py:7"):
         operations.decoded(code)
+
+
+@pytest.mark.parametrize("section", [".rel.text.kernel", ".rela.text.kernel"])
+def test_a_relocation_is_named_with_its_line(section):
+    text = '/*0000*/ EXIT ;\n//## File "/some/where.py", line 7\n/*0010*/ MOV R0, 0x0 ;'
+    instructions, _ = assembly.parsed(text)
+    assembly.refuse_relocations(instructions, {section: b"", ".text.kernel": bytes(16)})
+    named = rf"a relocation in {re.escape(section)} .*'MOV R0, 0x0' at 0x0010, some/where.py:7"
+    with pytest.raises(assembly.UnknownCodeError, match=named):
+        assembly.refuse_relocations(instructions, {section: (16).to_bytes(24, "little")})
+
+
+def test_opcodes_are_those_of_the_triton_that_is_pinned():
+    pinned = (shipped.DOCS.parent / "constraints.txt").read_text(encoding="utf-8").split()
+    assert f"triton=={metadata.version('triton')}" in pinned
 
 
 OPERANDS = (
@@ -699,7 +737,7 @@ BEYOND = {
     ("float32", "201", "0", "1", "", ""): "1.413",
     ("float32", "249", "768", "4", "", ""): "1.368",
 }
-"""Launches beyond the bound, and their errors' shares: docs/emulator.md says why."""
+"""Launches beyond the bound on one processor or another: docs/emulator.md says why."""
 
 
 def specified(case):
@@ -802,7 +840,8 @@ def test_the_record_of_shipped_launches_is_of_the_code_at_hand():
     readme = (shipped.DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert f"all {len(rows)} shipped launches" in readme
     most = max(float(row["share"]) for row in rows)
-    assert f"but for {len(over)} launches in fp32 at up to {most:.2f} of them" in readme
+    assert len(over) == 1
+    assert f"but for one launch in fp32 at {most:.2f} of them" in readme
 
 
 def test_the_page_names_what_does_not_hold():
@@ -1021,7 +1060,48 @@ def test_only_what_counts_need_is_executed():
     ]
 
 
-# Safety.
+LARGE = (
+    ("tensor-core FLOPs, m64n64k16", "flops", "m64n64k16 bf16"),
+    ("tensor-core FLOPs, m64n16k16", "flops", "m64n16k16 bf16"),
+    ("exponentials, lanes", "special", "EX2"),
+    ("instructions of warps: alu", "pipes", "alu"),
+    *((pipe, "pipes", pipe) for pipe in ("fma", "xu", "uniform", "lsu", "control", "tensor")),
+    ("of none of these pipes", "pipes", "other"),
+    ("global loads: requests", "memory", "global load requests"),
+    ("bytes", "memory", "global load bytes"),
+    ("sectors", "memory", "global load sectors"),
+    ("distinct bytes", "memory", "global load distinct bytes"),
+    ("global stores: requests", "memory", "global store requests"),
+    ("bytes, all of them distinct", "memory", "global store bytes"),
+    ("sectors", "memory", "global store sectors"),
+)
+
+
+def counts_of_a_large_launch():
+    launches = counted(Case("bfloat16", 73, 512, 1792, 8, 8, batch=80), backward=False)
+    return [
+        {
+            "flops": x.tensor_flops(),
+            "special": x.special(),
+            "pipes": x.pipes(),
+            "memory": x.memory(),
+        }
+        for x in launches
+    ]
+
+
+def test_the_page_has_the_counts_of_a_large_launch(pool):
+    launches = pool.submit(counts_of_a_large_launch).result()
+    rows = [
+        (name, *(f"{launch[of].get(what, 0):,}" for launch in launches)) for name, of, what in LARGE
+    ]
+    memory = [launch["memory"] for launch in launches]
+    assert all(x["global store bytes"] == x["global store distinct bytes"] for x in memory)
+    waves = (f"{x['shared wavefronts']:,}, {x['shared conflicts']:,}" for x in memory)
+    rows.append(("shared-memory wavefronts, of which conflicts", *waves))
+    page = shipped.PAGE.read_text(encoding="utf-8")
+    table = page.partition("| quantity | padding | forward |\n|---|---|---|\n")[2].split("\n\n")[0]
+    assert table.splitlines() == [f"| {' | '.join(row)} |" for row in rows]
 
 
 def findings(case):

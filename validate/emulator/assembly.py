@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from validate.witnesses.compiled_code import disassembled
 
@@ -90,6 +90,7 @@ def read_code(name: str, cubin: bytes) -> Code:
     """The kernel of a cubin."""
     instructions, labels = parsed(disassembled(cubin))
     tables = sections(cubin)
+    refuse_relocations(instructions, tables)
     words = tables[f".text.{name}"]
     registers = max(
         struct.unpack("<II", data)[1]
@@ -159,15 +160,24 @@ def attributes(section: str, tables: dict[str, bytes]) -> Iterator[tuple[int, by
             raise UnknownCodeError(f"attribute format {form} of {section}")
 
 
+def refuse_relocations(instructions: Sequence[Instruction], tables: dict[str, bytes]) -> None:
+    """Raise an error that names the first instruction that the loader would change.
+
+    Raises:
+        UnknownCodeError: If there is one.
+    """
+    for section, table in tables.items():
+        if section.startswith((".rel.text", ".rela.text")) and table:
+            (offset,) = struct.unpack_from("<Q", table)
+            raise instructions[offset // INSTRUCTION_BYTES].unknown(f"a relocation in {section}")
+
+
 def parameters(name: str, tables: dict[str, bytes]) -> tuple[tuple[int, int], ...]:
     """Offset in constant bank 0 and bytes of each parameter, as the cubin's own tables say.
 
     Raises:
-        UnknownCodeError: If the kernel has relocations, or its tables lack what is asked for.
+        UnknownCodeError: If its tables lack what is asked for.
     """
-    for section in tables:
-        if section.startswith((".rel.text", ".rela.text")) and tables[section]:
-            raise UnknownCodeError(f"relocations of code are not known to the emulator: {section}")
     base = None
     places = {}
     for attribute, data in attributes(f".nv.info.{name}", tables):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 
 from flopcount.commands import defaults_of
 from validate.compiled_record import DOCS
@@ -25,6 +25,7 @@ from validate.emulator.shipped import (
     digest_of,
     judged,
     judgements,
+    missed,
     publish,
     read,
     write,
@@ -89,6 +90,20 @@ def tried(seed: int, row: Row | None = None) -> tuple[Row, Finding | None]:
     return cells | finding.cells() | {"seconds": f"{cpu_seconds() - start:.0f}"}, finding
 
 
+def recorded() -> list[Row]:
+    """The record's rows."""
+    return read(RECORD, COLUMNS)
+
+
+def differences(rows: Iterable[Row]) -> Iterator[tuple[str, dict[str, int]]]:
+    """What was missed, by call, in rows of the record; a row of other kernels is off."""
+    by_seed = {int(row["seed"]): row for row in rows}
+    with triton_processes(interpret=False, jobs=1) as pool:
+        identities = pool.map(identified, by_seed)
+        for (seed, row), identity in zip(by_seed.items(), identities, strict=True):
+            yield str(draw(seed)), missed(row if row.items() >= identity.items() else None)
+
+
 def verdict(rows: Collection[Row]) -> str:
     """What has been drawn, how large errors are, and what does not hold."""
     dims = [int(row["head dim"]) for row in rows]
@@ -114,7 +129,7 @@ def main(draws: int = 24, *, jobs: int) -> int:
         draws: How many seeds, from 0 on.
         jobs: Processes.
     """
-    earlier = {int(row["seed"]): row for row in read(RECORD, COLUMNS)}
+    earlier = {int(row["seed"]): row for row in recorded()}
     rows, holds = dict(earlier), True
     with triton_processes(interpret=False, jobs=jobs) as pool:
         for row, finding in pool.map(tried, range(draws), map(earlier.get, range(draws))):

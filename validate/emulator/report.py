@@ -4,6 +4,7 @@
 the kernels for sm_90, executes control and addresses of all programs, forward and backward, and
 shows how much each kernel executes: by Nsight Compute's names, by loop and pipe, and by source
 line. ``--check`` executes the data, too, and shows what is touched that must not be.
+``python -m validate.profile`` has FLOPs, special functions and traffic by loop and line.
 """
 
 from __future__ import annotations

@@ -268,6 +268,19 @@ def current(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
     return {at: row for at, row in rows_of.items() if expected.get(at) == row["digest"]}
 
 
+def differences(rows: Iterable[Row]) -> Iterator[tuple[str, dict[str, int]]]:
+    """What was missed, by launch, in rows of the record; a launch without a current row is off."""
+    executed = current(rows)
+    for at in map(key, shipped_launches()):
+        row = executed.get(at)
+        yield " ".join(filter(None, at)), missed(row)
+
+
+def missed(row: Row | None) -> dict[str, int]:
+    """What a row says was missed, in sum; without one, that nothing was executed."""
+    return {"missed": int(row["missed"])} if row else {"not executed with these kernels": 1}
+
+
 def in_order(rows: Iterable[Row]) -> list[Row]:
     """Rows in the order of the launches."""
     by_key = {tuple(row[name] for name in COLUMNS[:6]): row for row in rows}

@@ -247,8 +247,7 @@ def test_the_record_of_drawn_calls_is_of_the_code_at_hand(pool, drawn_calls):
         assert row.items() >= identity.items()
     for seed, call in drawn_calls.items():
         again, _ = call.result()
-        # Plain PyTorch's error, of which the share is, differs by processor.
-        assert again == rows[seed] | {name: again[name] for name in ("seconds", "share")}
+        assert again == rows[seed] | {"seconds": again["seconds"]}
 
 
 def test_an_earlier_row_of_a_drawn_call_stays_where_it_is_of_the_same_kernels(pool):
@@ -764,6 +763,15 @@ def told(figures):
     return figures in " ".join(shipped.PAGE.read_text(encoding="utf-8").split())
 
 
+def assert_told_by_processor(figures, share):
+    """Plain PyTorch's error, of which a share is, has one value or another: the page has both."""
+    page = " ".join(shipped.PAGE.read_text(encoding="utf-8").split())
+    shares = (
+        rf"{re.escape(figures)}, alone (\S+) of the bound.{{0,30}} there, (\S+) of the bound here"
+    )
+    assert f"{share:.2f}" in re.search(shares, page).groups()
+
+
 def says(mark, verdict):
     page = shipped.PAGE.read_text(encoding="utf-8")
     return between_marks(page, mark, f"{verdict}\n") == page
@@ -804,10 +812,8 @@ def test_the_only_key_of_the_first_query_shows_what_a_chain_rounds():
     rounded = chained(products) - products.sum(0)
     result = truths[1].clone()
     result[:, 0] = rounded[..., None] * k[:, 0] / 201**0.5
-    # How far plain PyTorch is off, and with it the share of the bound, differs by processor.
     share = cases.error_share(result, usuals[1], truths[1], 3)
-    assert told(f"up to {rounded.abs().max():.1e}, alone")
-    assert told(f"{share:.2f} of the bound")
+    assert_told_by_processor(f"up to {rounded.abs().max():.1e}", share)
 
 
 def test_a_large_score_shows_what_a_chain_rounds():
@@ -821,8 +827,7 @@ def test_a_large_score_shows_what_a_chain_rounds():
     result[1, :, 2] = weights_of(scores / 249**0.5, 80) @ v
     share = cases.error_share(result, usuals[0], truths[0], 2)
     off = (scores - exact)[at].abs()
-    assert told(f"{exact[at]:.1f}, is off by {off:.1e}, alone")
-    assert told(f"{share:.2f} of the bound")
+    assert_told_by_processor(f"{exact[at]:.1f}, is off by {off:.1e}", share)
 
 
 @pytest.mark.record("python -m validate.emulator.shipped")
@@ -1102,6 +1107,9 @@ def test_the_page_has_the_counts_of_a_large_launch(pool):
     page = shipped.PAGE.read_text(encoding="utf-8")
     table = page.partition("| quantity | padding | forward |\n|---|---|---|\n")[2].split("\n\n")[0]
     assert table.splitlines() == [f"| {' | '.join(row)} |" for row in rows]
+
+
+# Safety.
 
 
 def findings(case):

@@ -1,15 +1,21 @@
 """Clocks of a tile and of a launch, by hand and against what the kernels' loops do."""
 
+import inspect
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import triton
 import triton.language as tl
 
-from benchmarks.tiling import issue
-from kernels.attention.tilings import PASSES, TILINGS, padded_head_dim, shipped_tiling
+from benchmarks.tiling import issue, tune
+from kernels.attention import backward, forward, tiles
+from kernels.attention.tilings import PASSES, TILINGS, Tiling, padded_head_dim, shipped_tiling
+from models.results import read_table
+from validate.compiled_record import MISSING
+from validate.witnesses import compiled_code
 from validate.witnesses.compiled_code import CompiledKernel, Launch, Segment, compile_all
 from validate.witnesses.kernel_tally import AttentionShape, tally
 from validate.witnesses.processes import triton_processes
@@ -171,7 +177,10 @@ def rows(text):
 
 _BEFORE, _AFTER = NOTES.split("## As shipped, after measuring")
 COUNTED = rows(_BEFORE)
-SHIPPED, MASKED = map(rows, _AFTER.split("Instructions that a masked loop"))
+_SHIPPED, _MASKED = _AFTER.split("Instructions that a masked loop")
+_MASKED, _LARGER, _PARTS = re.split("Registers bind|In masked loops", _MASKED)
+SHIPPED, MASKED, LARGER, PARTS = map(rows, (_SHIPPED, _MASKED, _LARGER, _PARTS))
+TUNING = ROOT / "benchmarks/results/nvidia-h200/tuning/tilings.csv"
 
 
 def test_the_notes_have_the_tiles_that_ship_and_shares_of_what_was_before():
@@ -190,6 +199,65 @@ def test_the_notes_have_the_tiles_that_ship_and_shares_of_what_was_before():
             for new, was, share in zip(counts.split(" / "), old.split(" / "), shares, strict=True):
                 assert share == pytest.approx(int(new) / int(was), abs=0.0075)
             assert bool(bold) == (max(shares) > aim)
+
+
+def larger_tiles():
+    """Of each tile that ships and misses its aim, what the notes have of larger ones."""
+    known = tune.facts()
+    times = {}
+    for row in read_table(TUNING):
+        width = padded_head_dim(int(row["head_dim"]))
+        if row["status"] == "ok" and row["batch"] == "80":
+            ms = f"{float(row['ms']):.3f} ms"
+            times[row["pass"], width, row["prefix"], row["tiling"]] = ms
+
+    def scores(tiling):  # of a thread
+        return tiling.block_queries * tiling.block_keys / (32 * tiling.num_warps)
+
+    def warps(case):  # of a multiprocessor
+        return known[case].programs_per_multiprocessor * case[2].num_warps
+
+    def cell(case, prefix):
+        fact, tiling = known[case], tune.written(case[2])
+        ms = times.get((*case[:2], prefix, tiling), "not timed")
+        return f"`{tiling}`: {fact.registers}, {fact.programs_per_multiprocessor}, {ms}"
+
+    found = {}
+    for at, cells in list(SHIPPED.items())[2:]:
+        head_dim, keys = (int(size.replace(",", "")) for size in at.split(", "))
+        for pass_name, said in zip(PASSES, cells, strict=True):
+            width = padded_head_dim(head_dim)
+            ships = pass_name, width, shipped_tiling(pass_name, head_dim, 2, keys)
+            heading = f"{pass_name}, {width}, `{tune.written(ships[2])}`"
+            if "**" not in said or heading in found:
+                continue
+            larger = [
+                case
+                for case, fact in known.items()
+                if case[:2] == ships[:2] and not fact.faulty and warps(case) >= warps(ships)
+                if scores(case[2]) > scores(ships[2])
+            ]
+            prefix = str(keys - 512)
+            _, ours = cell(ships, prefix).split(": ")
+            found[heading] = [ours, "; ".join(cell(case, prefix) for case in larger) or "none"]
+    return found
+
+
+def test_the_notes_have_the_larger_tiles_that_keep_as_many_warps():
+    assert dict(list(LARGER.items())[2:]) == larger_tiles()
+
+
+def test_the_notes_say_why_a_faster_tile_does_not_ship():
+    launches = []
+    for group, cap in ((4, 168), (1, None)):
+        tilings = (("forward", Tiling(64, 64, 4, 2, cap)),)
+        of = dict(group=group, tilings=tilings, passes=("forward",))
+        launches.append(Launch("bfloat16", 96 - MISSING, 768, **of))
+    grouped, padded = compile_all(launches, jobs=1)
+    notes = " ".join(NOTES.split())
+    assert f"padded by {MISSING} channels it spills {grouped.spill_stores} bytes." in notes
+    assert padded.programs_per_multiprocessor == 2
+    assert f"it takes {padded.registers} registers where heads are padded so" in notes
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +297,55 @@ def test_the_notes_have_what_the_kernels_compile_to(compiled):
         programs = plain.kernel.programs_per_multiprocessor
         assert re.fullmatch(rf"{re.escape(told)}, .*; {programs}, was 1", cell)
         assert not plain.kernel.faults()
+
+
+def masks():
+    """Lines that compare positions of scores, or select by it, by file."""
+    count, first = compiled_code.inspect_source(tiles.not_before)
+    lines = {"tiles.py": set(range(first, first + count))}
+    for module in (forward, backward):
+        text = inspect.getsource(module).splitlines()
+        lines[f"{module.__name__.rpartition('.')[2]}.py"] = {
+            number for number, line in enumerate(text, 1) if re.search("tl.where|inside =", line)
+        }
+    return lines
+
+
+def of_masks(launch):
+    """Instructions of each loop by pass, and those of them that come from :func:`masks`."""
+    codes, lines, segments = [], masks(), compiled_code.matrix_segments
+
+    def noted(code, num_warps):
+        codes.append((code, num_warps))
+        return segments(code, num_warps)
+
+    with mock.patch.object(compiled_code, "matrix_segments", noted):
+        kernels = compiled_code.compile_launch(launch)
+    counted = {}
+    for kernel, (code, num_warps) in zip(kernels, codes, strict=True):
+        masked, marked = False, []
+        for line in code.replace("MUFU", "").splitlines():
+            if source := re.search(r'//## File ".*/(.*)", line (\d+)', line):
+                masked = int(source[2]) in lines.get(source[1], ())
+            marked.append(line.replace(";", "MUFU ;") if masked else line)
+        special, _ = segments("\n".join(marked), num_warps)  # what is marked counts as special
+        for line, segment in zip(issue.lines(kernel, 512, launch.prefix), special, strict=False):
+            counted[line.layout.pass_name, line.loop] = segment.instructions, segment.special
+    return counted
+
+
+def test_the_notes_have_what_masked_loops_are_made_of():
+    names = dict(zip(("forward", "key and value gradients", "query gradient"), PASSES, strict=True))
+    launches = {c: Launch("bfloat16", c, 768, keys=1280, passes=PASSES) for c in (73, 96, 128)}
+    with triton_processes(interpret=False, jobs=1) as pool:
+        counted = dict(zip(launches, pool.map(of_masks, launches.values()), strict=True))
+    for said, cells in list(PARTS.items())[2:]:
+        name, head_dim = re.match(r"(.*) at (\d+),", said).groups()
+        of = counted[int(head_dim)]
+        loops = ("prefix", "prefix end") if "end of the prefix" in said else ("beside", "diagonal")
+        (plain, none), (masked, parts) = (of[names[name], loop] for loop in loops)
+        assert none == 0
+        assert cells == [str(masked - plain), str(parts), str(masked - plain - parts)], said
 
 
 def test_the_readme_has_clocks_of_the_tilings_that_ship(compiled):

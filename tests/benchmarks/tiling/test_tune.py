@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import itertools
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -12,13 +13,14 @@ import torch
 from benchmarks.attention.shapes import Shape
 from benchmarks.tiling import tune
 from kernels.attention import prefix_attention, tilings
-from kernels.attention.tilings import PASSES, Tiling, shipped_tiling
+from kernels.attention.tilings import PASSES, Tiling, padded_head_dim, shipped_tiling
 from models.results import read_table
 from validate.compiled_record import VARIANTS
-from validate.witnesses.compiled_code import CompiledKernel, Launch, Segment
+from validate.witnesses.compiled_code import QUERIES, CompiledKernel, Launch, Segment
 from validate.witnesses.kernel_tally import tallying
 
 pytestmark = pytest.mark.interpreter
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -326,6 +328,19 @@ def test_what_is_known_of_candidates_prunes_and_orders_them(tmp_path, monkeypatc
     assert set(plain) - set(found) == gone & set(plain)
     # Head dims padded otherwise, and other passes, are not concerned.
     assert set(tune.candidates("forward", 91, 512)) == set(tune.candidates("forward", 96, 512))
+
+
+@pytest.mark.record("python -m benchmarks tune --compile")
+def test_what_is_known_of_candidates_is_of_the_code_at_hand():
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    assert all(f"triton=={row['triton']}" in pinned for row in read_table(tune.FACTS))
+    assert len(read_table(tune.FACTS)) == len(tune.facts(tune.FACTS))
+    assert set(tune.facts(tune.FACTS)) == {
+        (name, padded_head_dim(head_dim), tiling)
+        for name in PASSES
+        for head_dim in tune.HEAD_DIMS
+        for tiling in tune.candidates(name, head_dim, 2 * QUERIES)
+    }
 
 
 def test_the_least_time_of_a_tile():
